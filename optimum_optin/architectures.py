@@ -1,0 +1,247 @@
+"""The table of architectures: where a model type keeps its heads and neurons.
+
+A new architecture is a row: one `register_architecture` call, here or in a user's own code. Paths are
+relative to the layer (sublayers) or to the base model (layers). See docs/architectures.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .groups import HEADS, NEURONS, Group, Producer
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One kind of group inside every layer of a stack; made by `heads` and `neurons`.
+
+    Args:
+        role: `"heads"` or `"neurons"`.
+        consumer: path of the linear that reads the units.
+        producers: the linears that write them.
+        width: consumer input columns per unit, or the path of the attribute that holds the number.
+        core: path of the attention module, replaced when all its heads go.
+        counters: attributes to keep true, path -> `"units"` or `"features"` (units * width).
+        shared_bias: see `Group`.
+    """
+
+    role: str
+    consumer: str
+    producers: tuple[Producer, ...]
+    width: int | str = 1
+    core: str | None = None
+    counters: Mapping[str, str] = field(default_factory=dict)
+    shared_bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of like layers.
+
+    Args:
+        layers: path of the list below the base model, e.g. `"encoder.layer"`.
+        sublayers: what each layer holds, in order of execution.
+        name: the stack's name in masks and on disk; distinct for each stack of an architecture.
+    """
+
+    layers: str
+    sublayers: tuple[Sublayer, ...]
+    name: str = "layers"
+
+
+_ARCHITECTURES: dict[str, tuple[Stack, ...]] = {}
+
+
+def register_architecture(model_type: str, *stacks: Stack) -> None:
+    """Make a model type prunable.
+
+    Args:
+        model_type: `config.model_type` of the model, e.g. `"bert"`.
+        stacks: its layer lists in order of execution.
+
+    Raises:
+        ValueError: no stack, or two stacks of one name.
+    """
+    names = [stack.name for stack in stacks]
+    if not stacks or len(set(names)) != len(names):
+        raise ValueError(f"architecture {model_type!r} needs one or more stacks of distinct names, got {names}.")
+    _ARCHITECTURES[model_type] = stacks
+
+
+def known_architectures() -> list[str]:
+    """The registered model types, sorted."""
+    return sorted(_ARCHITECTURES)
+
+
+def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
+    """Attention heads of the module at `core`; see `Sublayer`."""
+    return Sublayer(HEADS, consumer, _producers(producers), width, core, **options)
+
+
+def neurons(producers: Iterable[Producer | str], consumer: str) -> Sublayer:
+    """FFN neurons; for a gated MLP a neuron is the gate/up pair. See `Sublayer`."""
+    return Sublayer(NEURONS, consumer, _producers(producers))
+
+
+def find_layers(model: nn.Module) -> dict[str, str]:
+    """The model's layers in order of execution: name (`"layers.0"`) -> module path."""
+    layers = {}
+    for stack in _stacks_of(model):
+        path = _base_prefix(model) + stack.layers
+        for index in range(len(model.get_submodule(path))):
+            layers[f"{stack.name}.{index}"] = f"{path}.{index}"
+    return layers
+
+
+def find_groups(model: nn.Module) -> list[Group]:
+    """All groups of removable units, in order of execution.
+
+    A sublayer that was pruned away entirely has no units left and is not listed.
+
+    Raises:
+        ValueError: the model type is not registered, or the model does not look as its row says.
+    """
+    sublayers = {stack.name: stack.sublayers for stack in _stacks_of(model)}
+    groups = []
+    for layer, path in find_layers(model).items():
+        for sublayer in sublayers[layer.rpartition(".")[0]]:
+            group = _group(model, layer, path, sublayer)
+            if group is not None:
+                groups.append(group)
+    return groups
+
+
+def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group | None:
+    try:
+        consumer = model.get_submodule(f"{path}.{sublayer.consumer}")
+        if consumer.in_features == 0:
+            return None
+        width = sublayer.width if isinstance(sublayer.width, int) else _attribute(model, f"{path}.{sublayer.width}")
+        for producer in sublayer.producers:
+            _check_producer(model.get_submodule(f"{path}.{producer.path}"), producer, consumer)
+    except AttributeError as error:
+        raise ValueError(
+            f"{layer} of this {model.config.model_type!r} model is not built as its architecture row says: {error}."
+        ) from error
+    features = {"units": 1, "features": width}
+    return Group(
+        layer=layer,
+        role=sublayer.role,
+        units=consumer.in_features // width,
+        width=width,
+        consumer=f"{path}.{sublayer.consumer}",
+        producers=tuple(Producer(f"{path}.{producer.path}", producer.parts) for producer in sublayer.producers),
+        core=sublayer.core and f"{path}.{sublayer.core}",
+        counters={f"{path}.{name}": features[kind] for name, kind in sublayer.counters.items()},
+        shared_bias=sublayer.shared_bias,
+    )
+
+
+def _check_producer(module: nn.Module, producer: Producer, consumer: nn.Module) -> None:
+    if module.out_features != producer.parts * consumer.in_features:
+        raise AttributeError(
+            f"{producer.path} writes {module.out_features} features for a consumer of "
+            f"{producer.parts} x {consumer.in_features}"
+        )
+
+
+def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in _ARCHITECTURES:
+        raise ValueError(
+            f"unknown architecture {model_type!r}; known: {', '.join(known_architectures())}. "
+            "A few lines add one, here for a model built like BERT:\n"
+            "    from optimum_optin import Stack, heads, neurons, register_architecture\n"
+            f"    register_architecture({model_type!r}, Stack('encoder.layer', (\n"
+            "        heads('attention.self', 'attention.self.attention_head_size',\n"
+            "              ['attention.self.query', 'attention.self.key', 'attention.self.value'],\n"
+            "              'attention.output.dense'),\n"
+            "        neurons(['intermediate.dense'], 'output.dense'),\n"
+            "    )))\n"
+            "See docs/architectures.md."
+        )
+    return _ARCHITECTURES[model_type]
+
+
+def _base_prefix(model: nn.Module) -> str:
+    is_base = getattr(model, "base_model", model) is model
+    return "" if is_base else f"{model.base_model_prefix}."
+
+
+def _attribute(model: nn.Module, path: str):
+    module, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(module), name)
+
+
+def _producers(producers: Iterable[Producer | str]) -> tuple[Producer, ...]:
+    return tuple(Producer(producer) if isinstance(producer, str) else producer for producer in producers)
+
+
+_BERT_FFN = neurons(["intermediate.dense"], "output.dense")
+
+_BERT = Stack(
+    "encoder.layer",
+    (
+        heads(
+            "attention.self",
+            "attention.self.attention_head_size",
+            ["attention.self.query", "attention.self.key", "attention.self.value"],
+            "attention.output.dense",
+            counters={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
+        ),
+        _BERT_FFN,
+    ),
+)
+
+for _model_type in ("bert", "roberta", "electra", "camembert", "xlm-roberta"):
+    register_architecture(_model_type, _BERT)
+
+register_architecture(
+    "distilbert",
+    Stack(
+        "transformer.layer",
+        (
+            heads(
+                "attention",
+                "attention.attention_head_size",
+                ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
+                "attention.out_lin",
+                counters={"attention.n_heads": "units"},
+            ),
+            neurons(["ffn.lin1"], "ffn.lin2"),
+        ),
+    ),
+)
+
+register_architecture(
+    "mpnet",
+    Stack(
+        "encoder.layer",
+        (
+            heads(
+                "attention.attn",
+                "attention.attn.attention_head_size",
+                ["attention.attn.q", "attention.attn.k", "attention.attn.v"],
+                "attention.attn.o",
+                counters={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
+                # The encoder computes one position bias for all layers, so each layer picks its heads from it.
+                shared_bias="position_bias",
+            ),
+            _BERT_FFN,
+        ),
+    ),
+)
+
+register_architecture(
+    "modernbert",
+    Stack(
+        "layers",
+        (
+            heads("attn", "attn.head_dim", [Producer("attn.Wqkv", parts=3)], "attn.Wo"),
+            neurons([Producer("mlp.Wi", parts=2)], "mlp.Wo"),
+        ),
+    ),
+)

@@ -1,0 +1,114 @@
+"""What to prune and how: one flat, frozen, JSON-able configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class OptinConfig:
+    """Configuration of one-shot pruning.
+
+    The defaults are the outcome of experiments (docs/results.md).
+
+    Args:
+        flops: share of the transformer layers' linear and attention MACs to keep, in (0, 1].
+        scorer: a registered scorer, `"gauss_newton"` or `"exact"`.
+        num_samples: calibration samples to use at most, drawn with the seed.
+        batch_size: calibration samples per forward pass; each probe sees one such minibatch.
+        max_length: tokens per sample at most; `None` leaves it to the tokenizer.
+        probes: random probes of the Gauss-Newton scorer.
+        rows: tokens per minibatch whose pairwise similarities are the trajectory.
+        temperature: temperature of the output term.
+        output_weight: weight of the output term against the trajectory term, each normalised to sum
+            to one over all units.
+        min_heads: heads that every layer keeps at least.
+        min_neurons: neurons that every layer keeps at least.
+        seed: seed of every random draw; same seed, same result.
+
+    Raises:
+        ValueError: a value that does not fit.
+
+    Example:
+        >>> from optimum_optin import OptinConfig
+        >>> config = OptinConfig(flops=0.5)
+        >>> OptinConfig.from_dict(config.to_dict()) == config
+        True
+    """
+
+    flops: float = 0.6
+    scorer: str = "gauss_newton"
+    num_samples: int = 512
+    batch_size: int = 8
+    max_length: int | None = None
+    probes: int = 128
+    rows: int = 64
+    temperature: float = 1.0
+    output_weight: float = 1.0
+    min_heads: int = 0
+    min_neurons: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.flops) or not 0 < self.flops <= 1:
+            raise ValueError(f"flops={self.flops} must be in (0, 1]: the share of MACs to keep.")
+        for name in ("num_samples", "batch_size", "probes"):
+            _check_integer(name, getattr(self, name), 1)
+        for name in ("min_heads", "min_neurons", "seed"):
+            _check_integer(name, getattr(self, name), 0)
+        _check_integer("rows", self.rows, 2)
+        if self.max_length is not None:
+            _check_integer("max_length", self.max_length, 1)
+        if not _is_number(self.temperature) or self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be a positive number.")
+        if not _is_number(self.output_weight) or self.output_weight < 0:
+            raise ValueError(f"output_weight={self.output_weight} must be 0 or more.")
+        if not isinstance(self.scorer, str):
+            raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
+
+    def to_dict(self) -> dict:
+        """All fields, JSON-able."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> OptinConfig:
+        """The configuration with these fields; missing ones take their defaults.
+
+        Raises:
+            ValueError: a field that does not exist, or a value that does not fit.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - fields)
+        if unknown:
+            raise ValueError(f"unknown field {', '.join(unknown)}; OptinConfig has {', '.join(sorted(fields))}.")
+        return cls(**data)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `optin_config.json` into the folder, which is made if missing."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> OptinConfig:
+        """Read `optin_config.json` from a folder."""
+        return cls.from_dict(json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8")))
+
+
+CONFIG_FILE = "optin_config.json"
+
+SCORING_FIELDS = ("scorer", "num_samples", "batch_size", "max_length", "probes", "rows", "temperature", "seed")
+"""Fields that the scores depend on; the others may change between prunings from the same scores."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")

@@ -1,0 +1,77 @@
+"""What units cost: the budget's tables, and counts of whole models.
+
+The budget follows the paper and Kwon et al. 2022: multiply-accumulates (MACs) of the transformer
+layers' linears and attention for one sequence of the calibration set's mean length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from .groups import HEADS, Group, Masks
+from .masking import frozen
+
+
+def cost_tables(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[str, Tensor]:
+    """MACs of keeping n units of each group.
+
+    A unit costs tokens x (its producers' rows + its consumer's columns); a head adds the attention
+    itself, 2 x tokens^2 x width.
+
+    Args:
+        model: the model as it is now.
+        groups: its groups.
+        tokens: T, tokens of one sequence.
+
+    Returns:
+        Group key -> MACs of keeping n units, float64, shape (units + 1,).
+    """
+    return {group.key: torch.arange(group.units + 1).double() * _unit_macs(model, group, tokens) for group in groups}
+
+
+def kept_share(costs: Mapping[str, Tensor], masks: Masks) -> float:
+    """The share of the dense cost that `masks` keep, in [0, 1]."""
+    kept = sum(float(table[int(masks[key].sum())]) for key, table in costs.items())
+    return kept / dense_cost(costs)
+
+
+def dense_cost(costs: Mapping[str, Tensor]) -> float:
+    """What keeping every unit costs."""
+    return sum(float(table[-1]) for table in costs.values())
+
+
+def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """MACs of one forward pass as PyTorch's flop counter sees them (linears, convolutions, attention).
+
+    Args:
+        model: any model; the count is of what runs.
+        batch: its inputs.
+    """
+    with frozen(model), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        model(**batch)
+    return counter.get_total_flops() // 2
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of the model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _unit_macs(model: nn.Module, group: Group, tokens: int) -> int:
+    width = group.width
+    macs = tokens * width * model.get_submodule(group.consumer).out_features
+    for producer in group.producers:
+        macs += tokens * width * producer.parts * model.get_submodule(producer.path).in_features
+    return macs + (2 * tokens**2 * width if group.role == HEADS else 0)
+
+
+def _count_cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# PyTorch 2.13 counts every fused attention but the CPU's.
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention}

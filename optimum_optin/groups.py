@@ -1,0 +1,66 @@
+"""Groups of removable units: what can be cut, named by paths (pure data, no model inside).
+
+A unit is the smallest removable thing (an attention head, an FFN neuron). A group holds one
+sublayer's units; they share a consumer, the linear that reads them, and producers, the linears that
+write them. Multiplying the consumer's input by a mask equals slicing consumer and producers: scoring,
+evaluation and rewriting all rest on that one fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+HEADS = "heads"
+NEURONS = "neurons"
+
+Masks = Mapping[str, Tensor]
+"""Group key -> what is kept, shape (units,), 1 or True = keep."""
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A linear whose outputs are the units.
+
+    Args:
+        path: module path, e.g. `"attention.self.query"`.
+        parts: how many equal blocks of units the rows hold, e.g. 3 for a packed q/k/v projection.
+    """
+
+    path: str
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """One sublayer's units.
+
+    Args:
+        layer: the layer's name, e.g. `"layers.3"`: stack and index, independent of module names.
+        role: `"heads"` or `"neurons"`.
+        units: how many units there are now.
+        width: consumer input columns per unit (a head's dimension; 1 for a neuron).
+        consumer: path of the linear that reads the units.
+        producers: the linears that write them.
+        core: path of the module to replace when every unit goes, `None` where empty linears will do.
+        counters: attributes to update, path -> features per unit (1 counts units).
+        shared_bias: name of the `core` argument that carries one position bias per head for the
+            whole stack, to be sliced to the kept heads (MPNet).
+    """
+
+    layer: str
+    role: str
+    units: int
+    width: int
+    consumer: str
+    producers: tuple[Producer, ...]
+    core: str | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+    shared_bias: str | None = None
+
+    @property
+    def key(self) -> str:
+        """`"layers.3.heads"`: the group's name in masks, scores, costs and on disk."""
+        return f"{self.layer}.{self.role}"

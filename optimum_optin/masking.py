@@ -1,0 +1,57 @@
+"""Masks on a live model: multiply each consumer's input, leave the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from .groups import Group, Masks
+
+
+@contextmanager
+def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[None]:
+    """Run the model as if masked units were gone; undone on exit.
+
+    Args:
+        model: the model, not changed.
+        groups: its groups; those without a mask stay whole.
+        masks: group key -> mask of shape (units,), or (batch, units) for one mask per sample. A mask
+            may require gradients: its gradient is then the sensitivity of each unit.
+    """
+    with ExitStack() as stack:
+        for group in groups:
+            if group.key in masks:
+                consumer = model.get_submodule(group.consumer)
+                hook = consumer.register_forward_pre_hook(_masking_hook(masks[group.key], group.width))
+                stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter requires gradients; undone on exit."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+def _masking_hook(mask: Tensor, width: int):
+    def hook(module: nn.Module, args: tuple) -> tuple:
+        units = args[0]  # (batch, tokens, units * width)
+        columns = mask.to(units).repeat_interleave(width, dim=-1)
+        if columns.dim() == 2:
+            columns = columns.unsqueeze(1)  # (batch, 1, units * width)
+        return (units * columns, *args[1:])
+
+    return hook

@@ -1,0 +1,111 @@
+"""The `transformers` plug-in: `from_pretrained` rebuilds a pruned model and then steps aside.
+
+A saved model's `config.json` carries its structure under `quantization_config`, the one place where
+`transformers` lets a package act before weights are loaded. The skeleton, still on the meta device, is
+rewritten to the structure; after loading, every trace of quantization is cleared and what is left is
+an ordinary model. Importing `optimum_optin` registers the plug-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .architectures import find_groups
+from .structure import Structure, compose, masks_of, structure_from_json, structure_to_json
+from .surgery import rewrite
+
+METHOD = "optin"
+FORMAT_VERSION = 1
+
+
+@register_quantization_config(METHOD)
+class OptinStructureConfig(QuantizationConfigMixin):
+    """The `quantization_config` entry of a pruned model.
+
+    Args:
+        structure: JSON form of the structure, see `optimum_optin.structure`.
+        format_version: version of that form.
+
+    Raises:
+        ValueError: a newer format, or a damaged entry.
+    """
+
+    def __init__(self, structure: Mapping[str, Mapping], format_version: int = FORMAT_VERSION, **kwargs):
+        if format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"this model was saved in format {format_version} of optimum-optin, which knows format "
+                f"{FORMAT_VERSION}: upgrade with `pip install -U optimum-optin`."
+            )
+        structure_from_json(structure)
+        self.quant_method = METHOD
+        self.format_version = format_version
+        self.structure = structure
+
+
+@register_quantizer(METHOD)
+class OptinHfQuantizer(HfQuantizer):
+    """Rewrites the skeleton before the weights are loaded, then removes itself."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
+        convert_model(model, structure_from_json(self.quantization_config.structure))
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
+        for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model, "is_quantized")):
+            vars(owner).pop(name, None)
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                vars(module.config).pop("_is_quantized", None)
+
+    def is_serializable(self) -> bool:
+        """Always: a pruned model is made of ordinary weights."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Always: a pruned model is made of ordinary weights."""
+        return True
+
+
+def convert_model(model: PreTrainedModel, structure: Structure) -> None:
+    """Cut a dense model, or its skeleton on the meta device, to `structure`, in place.
+
+    Raises:
+        ValueError: the structure does not fit the model; the message names the entry.
+    """
+    groups = find_groups(model)
+    rewrite(model, groups, masks_of(structure, groups))
+    _store(model, structure)
+
+
+def structure_of_model(model: PreTrainedModel) -> Structure:
+    """The structure that earlier prunings left; empty for a dense model.
+
+    Raises:
+        ValueError: the model is quantized, so that its linears cannot be sliced.
+    """
+    entry: Any = getattr(model.config, "quantization_config", None)
+    if entry is None:
+        return {}
+    data = entry if isinstance(entry, Mapping) else entry.to_dict()
+    method = data.get("quant_method")
+    if method != METHOD:
+        raise ValueError(f"this model is quantized ({method}): prune the unquantized model, then quantize the result.")
+    return structure_from_json(data["structure"])
+
+
+def record_structure(model: PreTrainedModel, later: Structure) -> Structure:
+    """Note in the model's config what was just cut, on top of earlier prunings; returns the whole."""
+    structure = compose(structure_of_model(model), later)
+    _store(model, structure)
+    return structure
+
+
+def _store(model: PreTrainedModel, structure: Structure) -> None:
+    model.config.quantization_config = OptinStructureConfig(structure_to_json(structure))

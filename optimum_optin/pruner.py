@@ -1,0 +1,341 @@
+"""`OptinPruner`: one-shot structured pruning of a pre-trained transformer (OPTIN, Algorithm 1)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from accelerate import PartialState
+from accelerate.utils import send_to_device
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers.utils import logging
+
+from .architectures import find_groups
+from .config import OptinConfig
+from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
+from .data import calibration_batches, mean_tokens, probe_batch
+from .fingerprint import fingerprint
+from .folders import atomic_folder, check_folder
+from .groups import HEADS, NEURONS, Group, Masks
+from .plugin import convert_model, record_structure, structure_of_model
+from .report import PruningPlan, PruningReport, layers_of
+from .scoring import Scores, get_scorer, score
+from .search import check_budget, search
+from .structure import Structure, structure_of
+from .surgery import rewrite
+from .trajectory import Batch
+
+logger = logging.get_logger(__name__)
+
+_HUB_OPTIONS = (
+    "revision",
+    "token",
+    "cache_dir",
+    "subfolder",
+    "local_files_only",
+    "force_download",
+    "trust_remote_code",
+)
+
+
+class OptinPruner:
+    """Prunes attention heads and FFN neurons of a pre-trained transformer, without training.
+
+    Args:
+        model: the dense model; it is never changed.
+        processor: its tokenizer; may be `None` if calibration data come tokenised.
+        config: default configuration of `score`, `plan` and `prune`.
+
+    Attributes:
+        pruned_model: what the last `prune` returned, `None` before.
+        report: its `PruningReport`, `None` before.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from optimum_optin import OptinConfig, OptinPruner
+        >>> shape = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        ...                    intermediate_size=64)
+        >>> pruner = OptinPruner(BertModel(shape))
+        >>> calibration = [{"input_ids": list(range(5, 17))} for _ in range(16)]
+        >>> model = pruner.prune(calibration, OptinConfig(flops=0.5, probes=8))
+        >>> 0.4 < pruner.report.flops_achieved <= 0.5
+        True
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any = None, config: OptinConfig | None = None):
+        find_groups(model)  # an unknown architecture, or a quantized model, is refused right here
+        structure_of_model(model)
+        self.model = model
+        self.processor = processor
+        self.config = config or OptinConfig()
+        self.pruned_model: PreTrainedModel | None = None
+        self.report: PruningReport | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike | PreTrainedModel,
+        task: str | None = None,
+        *,
+        processor: Any = None,
+        config: OptinConfig | None = None,
+        **kwargs,
+    ) -> OptinPruner:
+        """Load a model and its processor onto the device that Accelerate chooses.
+
+        Args:
+            model: Hub id, local folder, or a model object, which stays where it is.
+            task: e.g. `"text-classification"` or `"feature-extraction"`; `None` takes the class that
+                the checkpoint names.
+            processor: instead of the model's own.
+            config: default configuration.
+            **kwargs: passed to `from_pretrained` of the model (`dtype`, `device_map`, `revision`,
+                `token`, `cache_dir`, `subfolder`, ...).
+
+        Raises:
+            ValueError: unknown task or architecture.
+        """
+        if isinstance(model, PreTrainedModel):
+            return cls(model, processor, config)
+        hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        loaded = _model_class(model, task, hub).from_pretrained(model, **kwargs)
+        if "device_map" not in kwargs:
+            loaded = loaded.to(PartialState().device)
+        return cls(loaded.eval(), processor or _load_processor(model, hub), config)
+
+    def get_calibration_dataset(
+        self,
+        dataset_name: str,
+        config_name: str | None = None,
+        *,
+        split: str = "train",
+        num_samples: int = 512,
+        seed: int = 0,
+        **kwargs,
+    ):
+        """A random sample of a data set for `score` and `prune`.
+
+        Args:
+            dataset_name: Hub id, local folder or loader name (`"csv"`, `"json"`, ...).
+            config_name: its configuration, e.g. `"sst2"` of `"glue"`.
+            split: take calibration data from train, never from what you evaluate on.
+            num_samples: samples to draw at most.
+            seed: seed of the draw.
+            **kwargs: passed to `datasets.load_dataset`.
+
+        Returns:
+            A `datasets.Dataset` of at most `num_samples` rows.
+        """
+        from datasets import load_dataset  # slow to import, and only needed here
+
+        dataset = load_dataset(dataset_name, config_name, split=split, **kwargs).shuffle(seed=seed)
+        return dataset.select(range(min(num_samples, len(dataset))))
+
+    def score(self, calibration: Any, config: OptinConfig | None = None) -> Scores:
+        """Score every unit; the scores serve any number of `prune` calls.
+
+        Args:
+            calibration: see `prune`.
+            config: instead of the pruner's own.
+
+        Raises:
+            ValueError: unusable data, weights or activations.
+        """
+        config = config or self.config
+        get_scorer(config.scorer)  # an unknown one is refused before the data are read
+        return self._score(self._batches(calibration, config), config)
+
+    def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
+        """What `prune` would keep: a dry run, in well under a second.
+
+        Args:
+            scores: from `score`.
+            flops: the budget; `None` takes the configuration's.
+            config: instead of the scores' own.
+        """
+        config = self._config(config, scores, flops)
+        scores.check(fingerprint(self.model), config)
+        groups = find_groups(self.model)
+        costs = cost_tables(self.model, groups, scores.tokens)
+        masks = _search(scores, groups, costs, config)
+        achieved = kept_share(costs, masks)
+        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure_of(groups, masks)))
+
+    def prune(
+        self,
+        calibration: Any = None,
+        config: OptinConfig | None = None,
+        *,
+        scores: Scores | None = None,
+        flops: float | None = None,
+        save_dir: str | os.PathLike | None = None,
+    ) -> PreTrainedModel:
+        """Prune the dense model and return the smaller one, an ordinary `transformers` model.
+
+        Args:
+            calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
+                dicts, or a `DataLoader`; labels are not used. Not needed with `scores`.
+            config: instead of the pruner's own.
+            scores: from an earlier `score` on this model; any budget takes seconds then.
+            flops: the budget; `None` takes the configuration's.
+            save_dir: folder to save model, processor and report to.
+
+        Raises:
+            ValueError: unusable data, scores or budget; raised before long work.
+            NotADirectoryError: `save_dir` is a file.
+        """
+        config = self._config(config, scores, flops)
+        folder = None if save_dir is None else check_folder(save_dir)
+        groups = find_groups(self.model)
+        if scores is None:
+            get_scorer(config.scorer)
+            batches = self._batches(calibration, config)
+            costs = cost_tables(self.model, groups, mean_tokens(batches))
+            check_budget(costs, config.flops * dense_cost(costs), _floors(config))
+            scores = self._score(batches, config)
+        else:
+            scores.check(fingerprint(self.model), config)
+            costs = cost_tables(self.model, groups, scores.tokens)
+
+        started = time.perf_counter()
+        masks = _search(scores, groups, costs, config)
+        searched = time.perf_counter()
+        pruned = copy.deepcopy(self.model)
+        rewrite(pruned, groups, masks)
+        structure = record_structure(pruned, structure_of(groups, masks))
+        seconds = {"score": scores.seconds, "search": searched - started, "rewrite": time.perf_counter() - searched}
+
+        self.report = self._report(pruned, structure, tokens=scores.tokens, config=config, seconds=seconds)
+        self.pruned_model = pruned
+        if folder is not None:
+            self.save_pretrained(folder)
+        return pruned
+
+    @staticmethod
+    def convert_model(model: PreTrainedModel, structure: Structure) -> None:
+        """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
+        convert_model(model, structure)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Save the pruned model, its processor and the report; complete or not at all.
+
+        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`.
+
+        Raises:
+            RuntimeError: nothing was pruned yet.
+            NotADirectoryError: the folder is a file.
+        """
+        model, report = self._pruned()
+        with atomic_folder(save_directory) as folder:
+            model.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
+            report.save(folder)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Upload the pruned model and its processor to the Hub.
+
+        Args:
+            repo_id: `"user/name"`.
+            **kwargs: passed to `push_to_hub` of the model (`private`, `token`, `commit_message`, ...).
+
+        Raises:
+            RuntimeError: nothing was pruned yet.
+        """
+        model, _ = self._pruned()
+        commit = model.push_to_hub(repo_id, **kwargs)
+        if self.processor is not None:
+            self.processor.push_to_hub(repo_id, **kwargs)
+        return commit
+
+    def to_dict(self) -> dict:
+        """The pruner's default configuration, JSON-able."""
+        return self.config.to_dict()
+
+    @classmethod
+    def from_dict(cls, data: dict, model: PreTrainedModel, processor: Any = None) -> OptinPruner:
+        """A pruner for `model` with the configuration that `to_dict` gave."""
+        return cls(model, processor, OptinConfig.from_dict(data))
+
+    def _config(self, config: OptinConfig | None, scores: Scores | None, flops: float | None) -> OptinConfig:
+        config = config or (scores.config if scores else self.config)
+        return config if flops is None else dataclasses.replace(config, flops=flops)
+
+    def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
+        return calibration_batches(
+            calibration,
+            self.model,
+            self.processor,
+            num_samples=config.num_samples,
+            batch_size=config.batch_size,
+            max_length=config.max_length,
+            seed=config.seed,
+        )
+
+    def _score(self, batches: list[Batch], config: OptinConfig) -> Scores:
+        batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
+        return score(self.model, find_groups(self.model), batches, config)
+
+    def _report(
+        self,
+        pruned: PreTrainedModel,
+        structure: Structure,
+        *,
+        tokens: int,
+        config: OptinConfig,
+        seconds: dict[str, float],
+    ) -> PruningReport:
+        batch = probe_batch(self.model, tokens)
+        dense, left = (dense_cost(cost_tables(model, find_groups(model), tokens)) for model in (self.model, pruned))
+        return PruningReport(
+            flops_requested=config.flops,
+            flops_achieved=left / dense,
+            tokens=tokens,
+            macs_dense=count_macs(self.model, batch),
+            macs_pruned=count_macs(pruned, batch),
+            params_dense=count_parameters(self.model),
+            params_pruned=count_parameters(pruned),
+            layers=layers_of(structure),
+            seconds=seconds,
+            config=config.to_dict(),
+        )
+
+    def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
+        if self.pruned_model is None or self.report is None:
+            raise RuntimeError("nothing was pruned yet: call prune() first.")
+        return self.pruned_model, self.report
+
+
+def _search(scores: Scores, groups: list[Group], costs: Mapping[str, Tensor], config: OptinConfig) -> Masks:
+    combined = scores.combine(config.output_weight)
+    ordered = {group.key: combined[group.key] for group in groups}
+    return search(ordered, costs, config.flops * dense_cost(costs), _floors(config))
+
+
+def _floors(config: OptinConfig) -> dict[str, int]:
+    return {HEADS: config.min_heads, NEURONS: config.min_neurons}
+
+
+def _model_class(model: str | os.PathLike, task: str | None, hub: dict[str, Any]) -> type:
+    if task is None:
+        architectures = AutoConfig.from_pretrained(model, **hub).architectures or []
+        return getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
+    from optimum.exporters.tasks import TasksManager  # slow to import
+
+    if task not in TasksManager.get_all_tasks():
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
+    return TasksManager.get_model_class_for_task(task)
+
+
+def _load_processor(model: str | os.PathLike, hub: dict[str, Any]) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(model, **hub)
+    except (OSError, ValueError):
+        logger.warning(f"{model} has no tokenizer: pass processor=, or calibration data that are tokenised.")
+        return None

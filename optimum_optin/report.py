@@ -1,0 +1,125 @@
+"""What was planned, and what was cut: requested, achieved, counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .groups import HEADS, NEURONS
+from .structure import Structure
+
+REPORT_FILE = "optin_report.json"
+
+Layers = dict[str, dict[str, dict[str, int]]]
+"""Layer -> role -> `{"kept": n, "units": of how many}`."""
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What a budget keeps, before anything is cut.
+
+    Args:
+        flops_requested: the budget, as a share of the dense layers' MACs.
+        flops_achieved: the share that the chosen masks keep.
+        tokens: sequence length that the MACs are counted at.
+        layers: what each layer keeps.
+    """
+
+    flops_requested: float
+    flops_achieved: float
+    tokens: int
+    layers: Layers
+
+    def to_dict(self) -> dict:
+        """All fields, JSON-able."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
+            f"achieved {self.flops_achieved:.1%}\n{_table(self.layers)}"
+        )
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What was cut, counted on the rewritten model.
+
+    Args:
+        flops_requested: the budget, as a share of the dense layers' MACs.
+        flops_achieved: the share left in the rewritten model.
+        tokens: sequence length that MACs are counted at: the calibration set's mean.
+        macs_dense: MACs of the whole dense model for one such sequence, by PyTorch's flop counter.
+        macs_pruned: the same of the rewritten model.
+        params_dense: parameters of the dense model.
+        params_pruned: parameters of the rewritten model.
+        layers: what each layer keeps.
+        seconds: wall-clock time by stage.
+        config: the `OptinConfig` as a dict.
+    """
+
+    flops_requested: float
+    flops_achieved: float
+    tokens: int
+    macs_dense: int
+    macs_pruned: int
+    params_dense: int
+    params_pruned: int
+    layers: Layers
+    seconds: dict[str, float] = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """All fields, JSON-able."""
+        return dataclasses.asdict(self)
+
+    def save(self, save_directory: str | os.PathLike) -> None:
+        """Write `optin_report.json` into an existing folder."""
+        path = Path(save_directory) / REPORT_FILE
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> PruningReport:
+        """Read `optin_report.json` from a folder."""
+        return cls(**json.loads((Path(folder) / REPORT_FILE).read_text(encoding="utf-8")))
+
+    def __str__(self) -> str:
+        seconds = ", ".join(f"{stage} {time:.1f} s" for stage, time in self.seconds.items())
+        return "\n".join(
+            [
+                f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
+                f"achieved {self.flops_achieved:.1%}",
+                f"MACs, whole model, counted: {_change(self.macs_dense, self.macs_pruned, 1e6, 'M')}",
+                f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
+                f"time: {seconds}",
+                _table(self.layers),
+            ]
+        )
+
+
+def layers_of(structure: Structure) -> Layers:
+    """The per-layer counts of a structure."""
+    layers: Layers = {}
+    for key, entry in structure.items():
+        layer, _, role = key.rpartition(".")
+        layers.setdefault(layer, {})[role] = {"kept": len(entry.kept), "units": entry.units}
+    return layers
+
+
+def _change(before: int, after: int, unit: float, suffix: str) -> str:
+    return f"{before / unit:,.2f}{suffix} -> {after / unit:,.2f}{suffix} ({after / before:.1%})"
+
+
+def _table(layers: Layers) -> str:
+    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}"]
+    for layer, roles in layers.items():
+        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}")
+    return "\n".join(rows)
+
+
+def _count(roles: Mapping[str, Mapping[str, int]], role: str) -> str:
+    return f"{roles[role]['kept']} / {roles[role]['units']}" if role in roles else "-"

@@ -1,0 +1,8 @@
+"""Scorers: how much the network's trajectory moves when a unit is masked."""
+
+from .exact import score_exact
+from .gauss_newton import score_gauss_newton
+from .registry import get_scorer, register_scorer
+from .scores import Scores, score
+
+__all__ = ["Scores", "get_scorer", "register_scorer", "score", "score_exact", "score_gauss_newton"]

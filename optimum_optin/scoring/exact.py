@@ -1,0 +1,70 @@
+"""Exhaustive scoring (OPTIN, Algorithm 1): one masked forward pass per unit.
+
+The oracle. Layers before the masked one return their recorded outputs, so a unit of layer i costs
+only the layers from i on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.logging import tqdm
+
+from ..architectures import find_layers
+from ..config import OptinConfig
+from ..groups import Group
+from ..losses import manifold_distance, output_distance
+from ..masking import masked
+from ..trajectory import Batch, compared_output, draw_rows, recorded, replayed, trajectory_features
+from .registry import Terms, register_scorer
+
+
+@register_scorer("exact")
+@torch.no_grad()
+def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Terms:
+    """I_ij of every unit, term by term, averaged over the batches; see `register_scorer`."""
+    layers = find_layers(model)
+    generator = torch.Generator().manual_seed(config.seed)
+    totals: Terms = {}
+    with tqdm(total=len(batches) * sum(group.units for group in groups), desc="exact scores", unit="unit") as progress:
+        for batch in batches:
+            rows = draw_rows(batch, config.rows, generator)
+            with recorded(model, layers) as dense_outputs:
+                dense_final = compared_output(model(**batch, use_cache=False), rows)
+            dense = trajectory_features(dense_outputs, rows)
+            for group in groups:
+                # A layer before the group's own is not touched by its masks.
+                later = list(layers)[list(layers).index(group.layer) :]
+                prefix = {name: output for name, output in dense_outputs.items() if name not in later}
+                with replayed(model, layers, prefix):
+                    for unit in range(group.units):
+                        with (
+                            masked(model, [group], {group.key: _without(group.units, unit, batch)}),
+                            recorded(model, {name: layers[name] for name in later}) as outputs,
+                        ):
+                            final = compared_output(model(**batch, use_cache=False), rows)
+                        features = trajectory_features(outputs, rows)
+                        moved = sum(manifold_distance(features[name], dense[name]) for name in later)
+                        _add(totals, "trajectory", group, unit, moved)
+                        if final is not None:
+                            diverged = output_distance(
+                                final.values, dense_final.values, config.temperature, final.categorical
+                            )
+                            _add(totals, "output", group, unit, diverged)
+                        progress.update()
+    return {term: {key: total / len(batches) for key, total in by_group.items()} for term, by_group in totals.items()}
+
+
+def _without(units: int, unit: int, batch: Batch) -> Tensor:
+    mask = torch.ones(units, device=next(iter(batch.values())).device)
+    mask[unit] = 0
+    return mask
+
+
+def _add(totals: Terms, term: str, group: Group, unit: int, value: Tensor) -> None:
+    by_group = totals.setdefault(term, {})
+    if group.key not in by_group:
+        by_group[group.key] = torch.zeros(group.units, dtype=torch.float64)
+    by_group[group.key][unit] += float(value)

@@ -1,0 +1,62 @@
+"""Sketched Gauss-Newton scoring: all units of all layers from a few backward passes.
+
+The trajectory's loss is zero and stationary at mask = 1, so to second order removing unit u costs
+||J_u||^2, J_u being the derivative of the stacked features by u's mask. For random probes r,
+E[(r . J_u)^2] = ||J_u||^2, and one backward pass gives r . J_u for every unit (docs/method.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.logging import tqdm
+
+from ..architectures import find_layers
+from ..config import OptinConfig
+from ..groups import Group
+from ..losses import probe_manifold, probe_output
+from ..masking import masked
+from ..trajectory import Batch, compared_output, draw_rows, recorded, trajectory_features
+from .registry import Terms, register_scorer
+
+
+@register_scorer("gauss_newton")
+def score_gauss_newton(
+    model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig
+) -> Terms:
+    """Estimates of `score_exact`'s terms; probe k sees batch k mod len(batches). See `register_scorer`."""
+    layers = find_layers(model)
+    generator = torch.Generator().manual_seed(config.seed)
+    # The same rows as the exact scorer draws: both estimate one quantity.
+    rows = [draw_rows(batch, config.rows, generator) for batch in batches]
+    totals: Terms = {}
+    for probe in tqdm(range(config.probes), desc="Gauss-Newton scores", unit="probe"):
+        batch, compared = batches[probe % len(batches)], rows[probe % len(batches)]
+        size, device = len(next(iter(batch.values()))), next(iter(batch.values())).device
+        masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
+        with masked(model, groups, masks), recorded(model, layers) as outputs:
+            final = compared_output(model(**batch, use_cache=False), compared)
+        features = trajectory_features(outputs, compared)
+        functional = sum(probe_manifold(feature, generator) for feature in features.values())
+        gradients = _gradients(functional, masks, keep_graph=final is not None)
+        # The Gram matrix couples the samples of a batch: a unit is one mask for all of them.
+        _add(totals, "trajectory", {key: gradient.sum(0).square() for key, gradient in gradients.items()})
+        if final is not None:
+            functional = probe_output(final.values, config.temperature, final.categorical, generator)
+            gradients = _gradients(functional, masks)
+            # Outputs of different samples are independent: each sample is a probe of its own.
+            _add(totals, "output", {key: gradient.square().sum(0) for key, gradient in gradients.items()})
+    return {term: {key: total / config.probes for key, total in by_group.items()} for term, by_group in totals.items()}
+
+
+def _gradients(functional: Tensor, masks: dict[str, Tensor], keep_graph: bool = False) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(functional, list(masks.values()), retain_graph=keep_graph)
+    return dict(zip(masks, gradients, strict=True))
+
+
+def _add(totals: Terms, term: str, squares: dict[str, Tensor]) -> None:
+    by_group = totals.setdefault(term, {})
+    for key, square in squares.items():
+        by_group[key] = by_group.get(key, 0) + square.double().cpu()

@@ -1,0 +1,47 @@
+"""The registry of scorers. A scorer is one function `(model, groups, batches, config) -> terms`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..config import OptinConfig
+from ..groups import Group
+from ..trajectory import Batch
+
+Terms = dict[str, dict[str, Tensor]]
+"""Term (`"trajectory"`, `"output"`) -> group key -> score per unit, shape (units,), 0 or more."""
+
+Scorer = Callable[[nn.Module, Sequence[Group], Sequence[Batch], OptinConfig], Terms]
+
+_SCORERS: dict[str, Scorer] = {}
+
+
+def register_scorer(name: str) -> Callable[[Scorer], Scorer]:
+    """Decorator that makes a function available as `OptinConfig(scorer=name)`.
+
+    The function gets the model in evaluation mode without parameter gradients, its groups in order of
+    execution, batches on the model's device and the configuration. It returns `Terms`: the larger a
+    score, the more the unit matters; a model without an output to compare has no `"output"` term.
+    """
+
+    def register(scorer: Scorer) -> Scorer:
+        _SCORERS[name] = scorer
+        return scorer
+
+    return register
+
+
+def get_scorer(name: str) -> Scorer:
+    """The scorer registered under `name`.
+
+    Raises:
+        ValueError: no such scorer; the message lists the known ones.
+    """
+    if name not in _SCORERS:
+        raise ValueError(
+            f"unknown scorer {name!r}; known: {', '.join(sorted(_SCORERS))}. "
+            "Add your own with optimum_optin.register_scorer."
+        )
+    return _SCORERS[name]

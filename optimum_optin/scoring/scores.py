@@ -1,0 +1,152 @@
+"""Scores: computed once per model and data, saved, re-used for any budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..config import SCORING_FIELDS, OptinConfig
+from ..data import mean_tokens
+from ..fingerprint import fingerprint
+from ..folders import atomic_folder
+from ..groups import Group
+from ..masking import frozen
+from ..trajectory import Batch
+from .registry import Terms, get_scorer
+
+TENSORS_FILE = "optin_scores.safetensors"
+METADATA_FILE = "optin_scores.json"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How much each unit matters.
+
+    Args:
+        terms: term -> group key -> score per unit, shape (units,), float64.
+        config: the configuration they were computed with.
+        fingerprint: of the model they belong to.
+        tokens: mean length of the calibration samples, in tokens, rounded.
+        seconds: wall-clock time the scoring took.
+    """
+
+    terms: Terms
+    config: OptinConfig
+    fingerprint: str
+    tokens: int
+    seconds: float
+
+    def combine(self, output_weight: float | None = None) -> dict[str, Tensor]:
+        """One score per unit: the trajectory term plus the weighted output term.
+
+        Each term is normalised to sum to one over all units, so the weight has no unit and means the
+        same for every model.
+
+        Args:
+            output_weight: weight of the output term; `None` takes the configuration's.
+
+        Returns:
+            Group key -> score, shape (units,).
+        """
+        weights = {"output": self.config.output_weight if output_weight is None else output_weight}
+        combined: dict[str, Tensor] = {}
+        for term, by_group in self.terms.items():
+            scale = weights.get(term, 1.0) / max(float(sum(score.sum() for score in by_group.values())), 1e-300)
+            for key, score in by_group.items():
+                combined[key] = combined.get(key, 0) + scale * score
+        return combined
+
+    def check(self, model_fingerprint: str, config: OptinConfig | None = None) -> None:
+        """Refuse scores of another model, or a configuration they were not computed with.
+
+        Raises:
+            ValueError: they do not fit; the message says what differs.
+        """
+        if model_fingerprint != self.fingerprint:
+            raise ValueError(
+                f"these scores belong to another model (fingerprint {self.fingerprint[:12]}, "
+                f"this model {model_fingerprint[:12]}): score this model."
+            )
+        for name in SCORING_FIELDS if config else ():
+            if getattr(config, name) != getattr(self.config, name):
+                raise ValueError(
+                    f"these scores were computed with {name}={getattr(self.config, name)!r}, the configuration "
+                    f"asks for {getattr(config, name)!r}: score again, or leave {name} as it was."
+                )
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write the scores as safetensors and JSON; complete or not at all."""
+        tensors = {
+            f"{term}/{key}": score.contiguous()
+            for term, by_group in self.terms.items()
+            for key, score in by_group.items()
+        }
+        metadata = {
+            "config": self.config.to_dict(),
+            "fingerprint": self.fingerprint,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+        with atomic_folder(save_directory) as folder:
+            save_file(tensors, folder / TENSORS_FILE)
+            (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> Scores:
+        """Read scores that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no scores.
+        """
+        folder = Path(folder)
+        for name in (TENSORS_FILE, METADATA_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.")
+        terms: Terms = {}
+        for name, score in load_file(folder / TENSORS_FILE).items():
+            term, key = name.split("/", 1)
+            terms.setdefault(term, {})[key] = score
+        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+        return cls(terms, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+
+
+def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scores:
+    """Score every unit with the configured scorer.
+
+    Args:
+        model: the dense model; unchanged.
+        groups: its groups.
+        batches: calibration batches on the model's device.
+        config: see `OptinConfig`.
+
+    Raises:
+        ValueError: unknown scorer; weights, activations or scores that are not finite.
+    """
+    scorer = get_scorer(config.scorer)
+    check_finite(model)
+    started = time.perf_counter()
+    with frozen(model):
+        terms = scorer(model, groups, batches, config)
+    for term, by_group in terms.items():
+        for key, value in by_group.items():
+            if not value.isfinite().all():
+                raise ValueError(f"the {term} score of {key} is not finite: check that layer's weights and the data.")
+    return Scores(terms, config, fingerprint(model), mean_tokens(batches), time.perf_counter() - started)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise if a weight is NaN or infinite.
+
+    Raises:
+        ValueError: names the first such parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"weight {name} holds NaN or infinite values: the checkpoint is damaged.")

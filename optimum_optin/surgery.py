@@ -1,0 +1,150 @@
+"""Rewriting: slice producers and consumers to the kept units, in place.
+
+What comes out is an ordinary model of smaller linears. Works on the meta device too, which is how a
+saved model is rebuilt before its weights are loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+
+from .groups import Group, Masks
+
+
+def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
+    """Remove the units that `masks` drop, in place; returns nothing.
+
+    Args:
+        model: the model to cut; its other weights stay the same tensors.
+        groups: groups of this model as it is now.
+        masks: group key -> mask, shape (units,); true or 1 = keep.
+    """
+    for group in groups:
+        kept = masks[group.key].cpu().nonzero().flatten()
+        if len(kept) < group.units:
+            _cut(model, group, kept)
+
+
+class RemovedAttention(nn.Module):
+    """What is left of an attention without heads: nothing, or its consumer's bias.
+
+    Reshaping zero heads is ambiguous, so the module that does it is replaced. A consumer that lives
+    inside keeps its name, and with it its bias in the state dict.
+
+    Args:
+        consumer: name and module of the consumer, if it lives inside the replaced module.
+    """
+
+    def __init__(self, consumer: tuple[str, nn.Module] | None = None):
+        super().__init__()
+        self.consumer_name = consumer and consumer[0]
+        if consumer:
+            self.add_module(*consumer)
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> tuple[Tensor, None]:
+        """Output for hidden states of shape (batch, tokens, channels), and no attention weights."""
+        empty = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
+        return (self.get_submodule(self.consumer_name)(empty) if self.consumer_name else empty), None
+
+
+class HeadSelector:
+    """Pre-forward hook that slices a position bias shared by a stack to the kept heads.
+
+    Args:
+        argument: the bias's name among the module's arguments; shape (batch, heads, queries, keys).
+        position: its index among the positional ones.
+        kept: the heads that stay.
+    """
+
+    def __init__(self, argument: str, position: int, kept: list[int]):
+        self.argument = argument
+        self.position = position
+        self.kept = kept
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if self.position < len(args):
+            bias = self._select(args[self.position])
+            return (*args[: self.position], bias, *args[self.position + 1 :]), kwargs
+        return args, {**kwargs, self.argument: self._select(kwargs.get(self.argument))}
+
+    def _select(self, bias: Tensor | None) -> Tensor | None:
+        return bias if bias is None else bias[:, self.kept]
+
+
+def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
+    size = group.units * group.width
+    columns = (kept[:, None] * group.width + torch.arange(group.width, device=kept.device)).flatten()
+    for producer in group.producers:
+        rows = torch.cat([columns + part * size for part in range(producer.parts)])
+        slice_outputs(model.get_submodule(producer.path), rows)
+    slice_inputs(model.get_submodule(group.consumer), columns)
+    for path, features in group.counters.items():
+        module, _, name = path.rpartition(".")
+        setattr(model.get_submodule(module), name, len(kept) * features)
+    if group.core and len(kept) == 0:
+        _remove_core(model, group)
+    elif group.shared_bias:
+        _select_heads(model.get_submodule(group.core), group.shared_bias, kept)
+
+
+def _remove_core(model: nn.Module, group: Group) -> None:
+    inside = group.consumer.startswith(f"{group.core}.")
+    name = group.consumer.removeprefix(f"{group.core}.")
+    core = model.get_submodule(group.core)
+    removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
+    model.set_submodule(group.core, removed.train(core.training))
+
+
+def _select_heads(core: nn.Module, argument: str, kept: Tensor) -> None:
+    for hook in core._forward_pre_hooks.values():
+        if isinstance(hook, HeadSelector):  # pruned before: `kept` picks among the heads it selects
+            hook.kept = [hook.kept[index] for index in kept]
+            return
+    position = list(inspect.signature(core.forward).parameters).index(argument)
+    core.register_forward_pre_hook(HeadSelector(argument, position, kept.tolist()), with_kwargs=True)
+
+
+@singledispatch
+def slice_outputs(module: nn.Module, rows: Tensor) -> None:
+    """Keep the output features `rows` of a producer, in place.
+
+    Raises:
+        TypeError: a kind of module that no one has taught us to slice.
+    """
+    raise TypeError(
+        f"cannot slice the outputs of {type(module).__name__}: register a case with slice_outputs.register."
+    )
+
+
+@singledispatch
+def slice_inputs(module: nn.Module, columns: Tensor) -> None:
+    """Keep the input features `columns` of a consumer, in place.
+
+    Raises:
+        TypeError: a kind of module that no one has taught us to slice.
+    """
+    raise TypeError(f"cannot slice the inputs of {type(module).__name__}: register a case with slice_inputs.register.")
+
+
+@slice_outputs.register
+def _(module: nn.Linear, rows: Tensor) -> None:
+    module.weight = _sliced(module.weight, 0, rows)
+    if module.bias is not None:
+        module.bias = _sliced(module.bias, 0, rows)
+    module.out_features = len(rows)
+
+
+@slice_inputs.register
+def _(module: nn.Linear, columns: Tensor) -> None:
+    module.weight = _sliced(module.weight, 1, columns)
+    module.in_features = len(columns)
+
+
+def _sliced(parameter: nn.Parameter, dim: int, index: Tensor) -> nn.Parameter:
+    kept = parameter.detach().index_select(dim, index.to(parameter.device))
+    return nn.Parameter(kept, requires_grad=parameter.requires_grad)

@@ -1,0 +1,140 @@
+"""The network's trajectory: record what layers return, and replay the prefix that a mask cannot change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .losses import token_features
+
+Batch = Mapping[str, Tensor]
+"""A model's inputs by name, each with the batch as first dimension."""
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Collect what each layer returns during the forward passes inside.
+
+    Args:
+        model: the model.
+        layers: name -> module path.
+
+    Yields:
+        name -> the layer's last output, as it returned it; filled as the model runs.
+    """
+    outputs: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for name, path in layers.items():
+            hook = model.get_submodule(path).register_forward_hook(_recording_hook(outputs, name))
+            stack.callback(hook.remove)
+        yield outputs
+
+
+@contextmanager
+def replayed(model: nn.Module, layers: Mapping[str, str], outputs: Mapping[str, Any]) -> Iterator[None]:
+    """Let layers return recorded outputs instead of running: exact, and needs no per-model code.
+
+    Args:
+        model: the model.
+        layers: name -> module path; of these, the ones named in `outputs` are replayed.
+        outputs: name -> what `recorded` collected on the same batch.
+    """
+    with ExitStack() as stack:
+        for name in outputs:
+            module = model.get_submodule(layers[name])
+            module.forward = _replaying_forward(outputs[name])
+            stack.callback(module.__dict__.pop, "forward")
+        yield
+
+
+def hidden_states(output: Any) -> Tensor:
+    """The hidden states, shape (batch, tokens, channels), in whatever a layer returns."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def draw_rows(batch: Batch, rows: int, generator: torch.Generator) -> Tensor:
+    """The token positions to compare: drawn once per batch, padding excluded.
+
+    Args:
+        batch: model inputs; without an attention mask every token counts.
+        rows: how many, at most; fewer where the batch has fewer tokens.
+        generator: source of the draw.
+
+    Returns:
+        Indices into batch * tokens, shape (K,).
+    """
+    attention_mask = batch.get("attention_mask")
+    inputs = attention_mask if attention_mask is not None else batch["input_ids"]
+    valid = inputs.flatten().nonzero().flatten() if attention_mask is not None else torch.arange(inputs.numel())
+    order = torch.randperm(len(valid), generator=generator)
+    return valid[order[:rows].to(valid.device)]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The part of a model's output that L_KD compares.
+
+    Args:
+        values: shape (rows, classes or channels).
+        categorical: whether rows are logits of a softmax.
+    """
+
+    values: Tensor
+    categorical: bool
+
+
+def compared_output(outputs: Any, rows: Tensor) -> Output | None:
+    """What L_KD compares for this model: logits, else the pooled output, else nothing.
+
+    Args:
+        outputs: the model's `ModelOutput`.
+        rows: token positions (`draw_rows`), used where there are logits for every token.
+    """
+    if outputs.get("start_logits") is not None:
+        return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), categorical=True)
+    logits = outputs.get("logits")
+    if logits is None:
+        pooled = outputs.get("pooler_output")
+        return None if pooled is None else Output(pooled, categorical=False)
+    if logits.dim() == 3:
+        logits = logits.flatten(0, 1)[rows.to(logits.device)]
+    elif logits.dim() == 1:
+        logits = logits[:, None]
+    return Output(logits, categorical=logits.shape[-1] > 1)
+
+
+def trajectory_features(outputs: Mapping[str, Any], rows: Tensor) -> dict[str, Tensor]:
+    """Normalised features of the compared tokens after each layer: name -> shape (K, channels).
+
+    Raises:
+        ValueError: a layer's output is not finite. The message names the first such layer.
+    """
+    features = {}
+    for name, output in outputs.items():
+        hidden = hidden_states(output)
+        features[name] = token_features(hidden, rows.to(hidden.device))
+        if not features[name].isfinite().all():
+            raise ValueError(
+                f"the output of {name} is not finite on the calibration data: "
+                "check the weights, and prefer float32 or bfloat16 to float16."
+            )
+    return features
+
+
+def _recording_hook(outputs: dict[str, Any], name: str):
+    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        outputs[name] = output
+
+    return hook
+
+
+def _replaying_forward(output: Any):
+    def forward(*args, **kwargs) -> Any:
+        return output
+
+    return forward
