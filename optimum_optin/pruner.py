@@ -335,7 +335,12 @@ def _model_class(model: str | os.PathLike, task: str | None, hub: dict[str, Any]
 
 def _load_processor(model: str | os.PathLike, hub: dict[str, Any]) -> Any:
     try:
-        return AutoProcessor.from_pretrained(model, **hub)
+        processor = AutoProcessor.from_pretrained(model, **hub)
     except (OSError, ValueError):
+        processor = None
+    # Without tokenizer files, transformers v5 makes a tokenizer that knows special tokens only.
+    specials = getattr(processor, "all_special_ids", None)
+    if processor is None or (specials is not None and len(processor) <= len(specials)):
         logger.warning(f"{model} has no tokenizer: pass processor=, or calibration data that are tokenised.")
         return None
+    return processor

@@ -37,10 +37,7 @@ Structure = dict[str, Kept]
 
 def structure_of(groups: Iterable[Group], masks: Masks) -> Structure:
     """The structure that `masks` leave of `groups`."""
-    return {
-        group.key: Kept(group.units, tuple(masks[group.key].nonzero().flatten().tolist()))
-        for group in groups
-    }
+    return {group.key: Kept(group.units, tuple(masks[group.key].nonzero().flatten().tolist())) for group in groups}
 
 
 def compose(earlier: Structure, later: Structure) -> Structure:

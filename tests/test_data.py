@@ -1,0 +1,145 @@
+"""Calibration data in all accepted forms, and what is refused."""
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from tiny import tiny_model, tiny_samples
+from torch.utils.data import DataLoader
+from words import TEXTS, word_tokenizer
+
+from optimum_optin.data import calibration_batches, mean_tokens, probe_batch, text_columns
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("bert")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+def _token_lists(batches):
+    rows = []
+    for batch in batches:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            rows.append(tuple(ids[mask.bool()].tolist()))
+    return sorted(rows)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tokenizer: TEXTS,
+        lambda tokenizer: Dataset.from_dict({"sentence": TEXTS, "label": [0] * len(TEXTS)}),
+        lambda tokenizer: Dataset.from_dict({"idx": list(range(len(TEXTS))), "comment": TEXTS}),
+        lambda tokenizer: Dataset.from_dict({**tokenizer(TEXTS), "label": [0] * len(TEXTS)}),
+        lambda tokenizer: [dict(tokenizer(text)) for text in TEXTS],
+        lambda tokenizer: (text for text in TEXTS),
+        lambda tokenizer: DataLoader([tokenizer(text) for text in TEXTS], 8, collate_fn=_collate(tokenizer)),
+    ],
+    ids=["strings", "dataset", "odd column", "tokenised dataset", "tokenised dicts", "generator", "loader"],
+)
+def test_every_form_gives_the_same_tokens(model, tokenizer, make):
+    batches = calibration_batches(make(tokenizer), model, tokenizer)
+    assert _token_lists(batches) == sorted(tuple(tokenizer(text)["input_ids"]) for text in TEXTS)
+    assert all("label" not in batch and "labels" not in batch for batch in batches)
+    assert all(len(batch["input_ids"]) <= 8 for batch in batches)
+
+
+def _collate(tokenizer):
+    return lambda samples: {**tokenizer.pad(samples, return_tensors="pt"), "labels": torch.zeros(len(samples))}
+
+
+def test_pairs_are_tokenised_together(model, tokenizer):
+    expected = sorted(tuple(tokenizer(one, other)["input_ids"]) for one, other in zip(TEXTS, TEXTS[1:], strict=False))
+    pairs = list(zip(TEXTS, TEXTS[1:], strict=False))
+    columns = Dataset.from_dict({"premise": TEXTS[:-1], "hypothesis": TEXTS[1:], "note": TEXTS[1:]})
+    for data in (pairs, columns):
+        assert _token_lists(calibration_batches(data, model, tokenizer)) == expected
+
+
+def test_the_draw_is_seeded_and_limited(model, tokenizer):
+    def draw(seed):
+        return _token_lists(calibration_batches(tiny_samples(50), model, tokenizer, num_samples=10, seed=seed))
+
+    assert len(draw(0)) == 10
+    assert draw(0) == draw(0) != draw(1)
+
+
+def test_padding_without_a_tokenizer(model, tokenizer):
+    samples = tiny_samples()
+    with_tokenizer = calibration_batches(samples, model, tokenizer)
+    without = calibration_batches(samples, model)
+    for one, other in zip(with_tokenizer, without, strict=True):
+        assert torch.equal(one["input_ids"], other["input_ids"])
+        assert torch.equal(one["attention_mask"], other["attention_mask"])
+
+
+def test_long_texts_are_cut_to_the_models_limit(tokenizer):
+    for model_type in ("bert", "roberta"):  # RoBERTa's positions start after the padding index
+        model = tiny_model(model_type)
+        (batch,) = calibration_batches([" ".join(TEXTS)], model, tokenizer)
+        assert model(**batch).logits.isfinite().all()
+    (batch,) = calibration_batches([" ".join(TEXTS)], tiny_model(), tokenizer, max_length=7)
+    assert batch["input_ids"].shape == (1, 7)
+
+
+def test_mean_tokens_leaves_padding_out():
+    batch = {"input_ids": torch.ones(2, 6), "attention_mask": torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])}
+    assert mean_tokens([batch]) == 4
+    assert mean_tokens([{"input_ids": torch.ones(2, 6)}]) == 6
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_probe_batch_is_one_whole_sample(model_type):
+    model = tiny_model(model_type)
+    batch = probe_batch(model, 9)
+    assert batch["input_ids"].shape == (1, 9)
+    assert model(**batch).logits.isfinite().all()
+
+
+def test_text_columns_prefers_known_names():
+    assert text_columns(["idx", "sentence2", "sentence1"], ["sentence2", "sentence1"]) == ("sentence1", "sentence2")
+    with pytest.raises(ValueError, match="among a, b, c: rename"):
+        text_columns(["a", "b", "c"], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "calibration data is empty"),
+        (Dataset.from_dict({"text": []}), "calibration data is empty"),
+        (None, "got NoneType: pass calibration data, or scores="),
+        ("the cat", "got a single string"),
+        (DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}), "a dict of splits: pass one split"),
+        ([{"label": 1}], "among label: rename"),
+        (Dataset.from_dict({"a": TEXTS, "b": TEXTS, "c": TEXTS}), "among a, b, c: rename"),
+        ([3.5], "must be a string, a pair of strings or a dict, got 3.5"),
+        ([{"input_ids": [5, 6], "attention_mask": [0, 0]}], "all padding"),
+        ([{"input_ids": []}], "all padding"),
+        (DataLoader([{"pixels": torch.ones(3)}]), "lacks the model's inputs: it has pixels"),
+    ],
+    ids=[
+        "empty list",
+        "empty dataset",
+        "nothing",
+        "one string",
+        "splits",
+        "no text",
+        "ambiguous",
+        "a number",
+        "all padding",
+        "no tokens",
+        "other inputs",
+    ],
+)
+def test_unusable_data_is_refused(model, tokenizer, data, message):
+    with pytest.raises(ValueError, match=message):
+        calibration_batches(data, model, tokenizer)
+
+
+def test_text_without_a_tokenizer_is_refused(model):
+    with pytest.raises(ValueError, match="raw text needs a tokenizer"):
+        calibration_batches(TEXTS, model)

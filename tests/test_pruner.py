@@ -1,0 +1,284 @@
+"""`OptinPruner`: the whole road, its errors, and what it leaves behind when it fails."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from tiny import TINY, tiny_batch, tiny_model, tiny_samples
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
+from words import TEXTS, word_tokenizer
+
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
+from optimum_optin.scoring import registry
+
+FAST = OptinConfig(flops=0.5, probes=8)
+
+
+@pytest.fixture
+def pruner():
+    return OptinPruner(tiny_model(), word_tokenizer(), FAST)
+
+
+def _same_weights(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_from_pretrained_takes_a_folder_a_task_or_a_model(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert type(OptinPruner.from_pretrained(tmp_path).model).__name__ == "BertForSequenceClassification"
+    pruner = OptinPruner.from_pretrained(tmp_path, task="feature-extraction", dtype=torch.bfloat16)
+    assert type(pruner.model).__name__ == "BertModel"
+    assert pruner.model.dtype == torch.bfloat16
+    assert pruner.processor("the cat")["input_ids"] == word_tokenizer()("the cat")["input_ids"]
+    model = tiny_model()
+    tokenizer = word_tokenizer()
+    pruner = OptinPruner.from_pretrained(model, processor=tokenizer)
+    assert pruner.model is model
+    assert pruner.processor is tokenizer
+    with pytest.raises(ValueError, match="unknown task 'text-clasification'; known: .*text-classification"):
+        OptinPruner.from_pretrained(tmp_path, task="text-clasification")
+
+
+def test_a_folder_without_tokenizer_still_prunes_tokenised_data(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    pruner = OptinPruner.from_pretrained(tmp_path)
+    assert pruner.processor is None
+    pruner.prune(tiny_samples(), FAST)
+
+
+def test_get_calibration_dataset_reads_local_files(pruner, tmp_path):
+    file = tmp_path / "train.csv"
+    Dataset.from_dict({"text": TEXTS, "label": [0] * len(TEXTS)}).to_csv(file)
+    drawn = pruner.get_calibration_dataset(
+        "csv", data_files=str(file), num_samples=10, seed=3, cache_dir=str(tmp_path / "cache")
+    )
+    assert len(drawn) == 10
+    assert set(drawn["text"]) <= set(TEXTS)
+    pruner.prune(drawn)
+
+
+def test_report_is_counted_and_saved(pruner, tmp_path):
+    pruned = pruner.prune(TEXTS, save_dir=tmp_path / "out")
+    data = pruner.report.to_dict()
+    assert data["flops_requested"] == 0.5
+    assert 0.4 < data["flops_achieved"] <= 0.5
+    assert data["params_dense"] == sum(p.numel() for p in pruner.model.parameters())
+    assert data["params_pruned"] == sum(p.numel() for p in pruned.parameters())
+    assert data["macs_pruned"] < data["macs_dense"]
+    for group in find_groups(pruned):
+        assert data["layers"][group.layer][group.role]["kept"] == group.units
+    assert PruningReport.load(tmp_path / "out") == pruner.report
+    assert "requested 50.0%" in str(pruner.report)
+
+
+def test_any_budget_from_the_same_scores(pruner, tmp_path):
+    scores = pruner.score(TEXTS)
+    dense = {name: value.clone() for name, value in pruner.model.state_dict().items()}
+    small = pruner.prune(scores=scores, flops=0.3)
+    large = pruner.prune(scores=scores, flops=0.8)
+    assert small.num_parameters() < large.num_parameters() < pruner.model.num_parameters()
+    assert all(torch.equal(value, dense[name]) for name, value in pruner.model.state_dict().items())
+    scores.save_pretrained(tmp_path)
+    again = pruner.prune(scores=Scores.from_pretrained(tmp_path), flops=0.3)
+    assert _same_weights(again, small)
+
+
+def test_same_seed_same_result(pruner):
+    one = pruner.prune(TEXTS)
+    assert _same_weights(one, pruner.prune(TEXTS))
+    scores, other = pruner.score(TEXTS), pruner.score(TEXTS, OptinConfig(probes=8, seed=1))
+    assert not torch.equal(scores.terms["output"]["layers.0.heads"], other.terms["output"]["layers.0.heads"])
+
+
+def test_plan_says_what_prune_does(pruner):
+    scores = pruner.score(TEXTS)
+    plan = pruner.plan(scores, flops=0.4)
+    pruner.prune(scores=scores, flops=0.4)
+    assert plan.layers == pruner.report.layers
+    assert plan.flops_achieved == pytest.approx(pruner.report.flops_achieved)
+    assert "layers.2" in str(plan)
+
+
+def test_the_full_budget_changes_nothing(pruner):
+    pruned = pruner.prune(TEXTS, flops=1.0)
+    assert _same_weights(pruned, pruner.model)
+    assert pruner.report.flops_achieved == 1.0
+
+
+def test_floors_are_kept(pruner):
+    pruner.prune(TEXTS, OptinConfig(flops=0.2, probes=8, min_heads=1, min_neurons=3))
+    for roles in pruner.report.layers.values():
+        assert roles["heads"]["kept"] >= 1
+        assert roles["neurons"]["kept"] >= 3
+
+
+def test_scoring_leaves_the_model_as_it_was(pruner):
+    pruner.model.train()
+    pruner.score(TEXTS)
+    assert pruner.model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in pruner.model.parameters())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in pruner.model.modules())
+
+
+@pytest.mark.parametrize("changes", [{"num_labels": 1}, {}], ids=["regression", "no head"])
+@pytest.mark.parametrize("scorer", ["gauss_newton", "exact"])
+def test_models_without_classes_have_an_output_term_that_is_not_zero(changes, scorer):
+    pruner = OptinPruner(tiny_model(base=not changes, **changes))
+    scores = pruner.score(tiny_samples(8), OptinConfig(scorer=scorer, probes=8))
+    assert all(float(score.sum()) > 0 for by_group in scores.terms.values() for score in by_group.values())
+    assert set(scores.terms) == {"trajectory", "output"}
+
+
+def test_a_model_without_head_or_pooler_is_scored_by_its_trajectory():
+    pruner = OptinPruner(TINY["modernbert"][1](TINY["modernbert"][2]))
+    assert set(pruner.score(tiny_samples(8), OptinConfig(probes=4)).terms) == {"trajectory"}
+    pruner.prune(tiny_samples(8), OptinConfig(probes=4))
+
+
+@pytest.mark.parametrize("model_class", [BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification])
+def test_the_output_term_of_other_tasks_agrees_with_exact(model_class):
+    pruner = OptinPruner(tiny_model(model_class=model_class, num_labels=2))
+    exact, sketched = (
+        pruner.score(tiny_samples(8), OptinConfig(scorer=scorer, probes=200)) for scorer in ("exact", "gauss_newton")
+    )
+    total = [sum(float(score.sum()) for score in scores.terms["output"].values()) for scores in (exact, sketched)]
+    assert total[1] == pytest.approx(total[0], rel=0.2)
+
+
+def test_half_precision_models_stay_half(tmp_path):
+    pruner = OptinPruner(tiny_model().to(torch.bfloat16), word_tokenizer())
+    pruned = pruner.prune(TEXTS, FAST, save_dir=tmp_path / "out")
+    assert pruned.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_registered_scorer_is_used():
+    @register_scorer("by index")
+    def by_index(model, groups, batches, config):
+        return {"trajectory": {group.key: torch.arange(group.units).double() for group in groups}}
+
+    try:
+        pruner = OptinPruner(tiny_model())
+        pruned = pruner.prune(tiny_samples(), OptinConfig(flops=0.5, scorer="by index"))
+        kept = {key: entry["kept"] for key, entry in pruned.config.quantization_config.structure.items()}
+        assert kept["layers.0.neurons"].endswith("47")
+    finally:
+        registry._SCORERS.pop("by index")
+
+
+# Bad input
+
+
+@pytest.fixture
+def no_scoring(monkeypatch):
+    """Fail the test if anything gets as far as scoring."""
+
+    def refuse(*arguments):
+        raise AssertionError("scoring began before the input was refused")
+
+    monkeypatch.setitem(registry._SCORERS, "gauss_newton", refuse)
+
+
+@pytest.mark.usefixtures("no_scoring")
+def test_bad_input_is_refused_before_scoring(pruner, tmp_path):
+    with pytest.raises(ValueError, match="below the minimum structure, which costs"):
+        pruner.prune(TEXTS, flops=1e-6)
+    with pytest.raises(ValueError, match="below the minimum structure.*min_heads"):
+        pruner.prune(TEXTS, OptinConfig(flops=0.1, min_heads=3, min_neurons=40))
+    with pytest.raises(ValueError, match="unknown scorer 'magic'; known: exact, gauss_newton"):
+        pruner.prune(TEXTS, OptinConfig(scorer="magic"))
+    with pytest.raises(ValueError, match="pass calibration data, or scores="):
+        pruner.prune()
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "below"):
+        with pytest.raises(NotADirectoryError, match="file is a file; give a folder"):
+            pruner.prune(TEXTS, save_dir=folder)
+    with torch.no_grad():
+        pruner.model.bert.encoder.layer[1].output.dense.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"encoder\.layer\.1\.output\.dense\.weight holds NaN"):
+        pruner.prune(TEXTS)
+
+
+@pytest.mark.parametrize("scorer", ["gauss_newton", "exact"])
+def test_activations_that_overflow_name_the_layer(scorer):
+    model = tiny_model("modernbert")
+    with torch.no_grad():
+        model.model.layers[1].mlp.Wo.weight.fill_(3e38)
+    with pytest.raises(ValueError, match=r"output of layers\.1 is not finite"):
+        OptinPruner(model).score(tiny_samples(8), OptinConfig(scorer=scorer, probes=2))
+
+
+def test_scores_of_another_model_or_configuration_are_refused(pruner):
+    scores = pruner.score(TEXTS)
+    other = OptinPruner(tiny_model(seed=1), word_tokenizer())
+    for call in (other.prune, lambda scores: other.plan(scores)):
+        with pytest.raises(ValueError, match="belong to another model"):
+            call(scores=scores)
+    with pytest.raises(ValueError, match="computed with probes=8, the configuration asks for 9"):
+        pruner.prune(scores=scores, config=OptinConfig(probes=9))
+
+
+def test_damaged_or_missing_scores(pruner, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no scores"):
+        Scores.from_pretrained(tmp_path)
+
+
+def test_quantized_models_are_refused():
+    model = tiny_model()
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(ValueError, match=r"quantized \(bitsandbytes\): prune the unquantized model"):
+        OptinPruner(model)
+
+
+def test_nothing_to_save_before_pruning(pruner, tmp_path):
+    for call in (pruner.save_pretrained, pruner.push_to_hub):
+        with pytest.raises(RuntimeError, match=r"call prune\(\) first"):
+            call(str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", [False, True], ids=["new folder", "existing folder"])
+def test_a_failed_save_leaves_nothing(pruner, tmp_path, monkeypatch, error, before):
+    folder = tmp_path / "out"
+    if before:
+        folder.mkdir()
+        (folder / "config.json").write_text("mine")
+
+    def fail(*arguments, **options):
+        raise error("disk full")
+
+    pruner.prune(TEXTS)
+    monkeypatch.setattr(pruner.processor, "save_pretrained", fail)  # after the model's own files
+    with pytest.raises(error, match="disk full"):
+        pruner.save_pretrained(folder)
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if before else [])
+    assert not before or (folder / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("module", ["optimum_optin.pruner", "optimum_optin.config"])
+def test_docstring_examples_run(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_config_travels_with_the_pruner(pruner):
+    again = OptinPruner.from_dict(pruner.to_dict(), pruner.model, pruner.processor)
+    assert again.config == FAST
+
+
+def test_saving_into_an_existing_folder_keeps_other_files(pruner, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    pruner.prune(TEXTS, save_dir=tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "model.safetensors").is_file()
+    batch = tiny_batch(pruner.model)
+    reloaded = OptinPruner.from_pretrained(tmp_path).model
+    torch.testing.assert_close(reloaded(**batch).logits, pruner.pruned_model(**batch).logits, atol=0, rtol=0)

@@ -1,0 +1,137 @@
+"""A pruned folder with everything users do to a model next: an ordinary model has no surprises."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import tiny_batch, tiny_model
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+from words import TEXTS, word_tokenizer
+
+from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.costs import count_parameters
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """(folder, the model that was saved there); its second layer has no heads left."""
+    folder = tmp_path_factory.mktemp("pruned")
+    model = tiny_model()
+    with torch.no_grad():  # heads that do nothing are pruned first
+        model.bert.encoder.layer[1].attention.output.dense.weight.mul_(1e-6)
+    pruner = OptinPruner(model, word_tokenizer())
+    pruner.prune(TEXTS, OptinConfig(flops=0.5, probes=32), save_dir=folder)
+    assert pruner.report.layers["layers.1"]["heads"]["kept"] == 0
+    return folder, pruner.pruned_model
+
+
+def test_a_fresh_process_loads_it_with_plain_transformers(pruned, tmp_path):
+    folder, model = pruned
+    batch = tiny_batch(model)
+    torch.save({**batch}, tmp_path / "batch.pt")
+    program = (
+        "import sys, torch, optimum_optin\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])\n"
+        "with torch.no_grad(): logits = model(**torch.load(sys.argv[2])).logits\n"
+        "print(logits.flatten().double().tolist())\n"
+    )
+    arguments = [sys.executable, "-c", program, str(folder), str(tmp_path / "batch.pt")]
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    with torch.no_grad():
+        expected = model(**batch).logits.flatten().double().tolist()
+    assert eval(printed) == pytest.approx(expected, abs=1e-6)
+
+
+def test_nothing_of_the_loading_stays_behind(pruned):
+    model = AutoModelForSequenceClassification.from_pretrained(pruned[0])
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        assert not getattr(model, name, None), name
+    assert not hasattr(model.config, "_is_quantized")
+    model.half().float()
+    assert type(model) is type(pruned[1])
+
+
+def test_bfloat16_and_device_map(pruned):
+    folder, model = pruned
+    batch = tiny_batch(model)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        placed = AutoModelForSequenceClassification.from_pretrained(folder, device_map="cpu")
+        torch.testing.assert_close(placed(**batch).logits, expected, atol=0, rtol=0)
+        low = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+        assert {parameter.dtype for parameter in low.parameters()} == {torch.bfloat16}
+        torch.testing.assert_close(low(**batch).logits.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_pipeline(pruned):
+    folder, model = pruned
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        expected = model(**tokenizer(TEXTS[0], return_tensors="pt")).logits.softmax(-1)[0]
+    (answer,) = pipeline("text-classification", model=str(folder), device="cpu")(TEXTS[0])
+    assert answer["score"] == pytest.approx(float(expected.max()), abs=1e-6)
+    assert answer["label"] == model.config.id2label[int(expected.argmax())]
+
+
+def test_a_short_training_run_and_its_checkpoint(pruned, tmp_path):
+    folder, _ = pruned
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = model.bert.encoder.layer[0].output.dense.weight.detach().clone()
+    data = Dataset.from_dict({**tokenizer(TEXTS), "label": [index % 3 for index in range(len(TEXTS))]})
+    arguments = TrainingArguments(
+        tmp_path / "run", max_steps=3, save_steps=3, report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=1e-3
+    )
+    Trainer(model, arguments, train_dataset=data, processing_class=tokenizer).train()
+    assert not torch.equal(model.bert.encoder.layer[0].output.dense.weight, before)
+    batch = tiny_batch(model)
+    checkpoint = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "checkpoint-3")
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint(**batch).logits, model.eval()(**batch).logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "mpnet", "distilbert", "modernbert"])
+def test_torch_export(model_type, tmp_path):
+    model = tiny_model(model_type)
+    pruner = OptinPruner(model)
+    pruner.prune([{"input_ids": list(range(5, 15))}] * 8, OptinConfig(flops=0.4, probes=4), save_dir=tmp_path / "out")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    batch = tiny_batch(model)
+    exported = torch.export.export(loaded, (), kwargs=batch)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            exported.module()(**batch).logits, pruner.pruned_model(**batch).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_a_pruned_folder_can_be_pruned_again(pruned, tmp_path):
+    folder, once = pruned
+    pruner = OptinPruner.from_pretrained(folder)
+    pruner.prune(TEXTS, OptinConfig(flops=0.6, probes=8), save_dir=tmp_path / "twice")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "twice")
+    assert count_parameters(loaded) < count_parameters(once)
+    batch = tiny_batch(once)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, pruner.pruned_model(**batch).logits, atol=0, rtol=0)
+    structure = loaded.config.quantization_config.structure
+    assert structure["layers.1.heads"] == {"units": 4, "kept": ""}
+    assert structure["layers.0.neurons"]["units"] == 48
+
+
+def test_hidden_states_and_other_labels(pruned):
+    folder, model = pruned
+    base = AutoModel.from_pretrained(folder)
+    hidden = base(**tiny_batch(model), output_hidden_states=True).hidden_states
+    assert len(hidden) == 4
+    other = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True)
+    assert other(**tiny_batch(model)).logits.shape == (3, 5)

@@ -1,0 +1,85 @@
+"""Mask search against brute force over all masks of small problems."""
+
+import itertools
+
+import pytest
+import torch
+
+from optimum_optin.search import check_budget, search
+
+
+def _problem(seed, heads=(3, 2), neurons=(5, 4), head_cost=7.0, neuron_cost=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    scores, costs = {}, {}
+    for layer, (head_count, neuron_count) in enumerate(zip(heads, neurons, strict=True)):
+        for role, units, cost in (("heads", head_count, head_cost), ("neurons", neuron_count, neuron_cost)):
+            scores[f"layers.{layer}.{role}"] = torch.rand(units, generator=generator)
+            costs[f"layers.{layer}.{role}"] = torch.arange(units + 1) * cost
+    return scores, costs
+
+
+def _spent(masks, costs):
+    return sum(float(costs[key][int(mask.sum())]) for key, mask in masks.items())
+
+
+def _gained(masks, scores):
+    return sum(float(scores[key][mask].double().sum()) for key, mask in masks.items())
+
+
+def _best_by_brute_force(scores, costs, budget, floors=None):
+    best = -1.0
+    choices = [list(itertools.product([False, True], repeat=len(score))) for score in scores.values()]
+    for choice in itertools.product(*choices):
+        masks = {key: torch.tensor(mask) for key, mask in zip(scores, choice, strict=True)}
+        floored = all(int(mask.sum()) >= (floors or {}).get(key.split(".")[-1], 0) for key, mask in masks.items())
+        if floored and _spent(masks, costs) <= budget:
+            best = max(best, _gained(masks, scores))
+    return best
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.6, 0.85, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_search_is_optimal(seed, share):
+    scores, costs = _problem(seed)
+    budget = share * sum(float(table[-1]) for table in costs.values())
+    masks = search(scores, costs, budget)
+    assert _spent(masks, costs) <= budget * (1 + 1e-9)
+    assert _gained(masks, scores) == pytest.approx(_best_by_brute_force(scores, costs, budget))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_search_with_floors_is_optimal(share):
+    scores, costs = _problem(5)
+    scores["layers.0.neurons"] *= 1e-3  # without a floor this group would lose everything
+    floors = {"heads": 1, "neurons": 2}
+    budget = share * sum(float(table[-1]) for table in costs.values())
+    masks = search(scores, costs, budget, floors)
+    assert int(masks["layers.0.neurons"].sum()) >= 2
+    assert _gained(masks, scores) == pytest.approx(_best_by_brute_force(scores, costs, budget, floors))
+
+
+def test_the_whole_budget_keeps_everything():
+    scores, costs = _problem(0)
+    masks = search(scores, costs, sum(float(table[-1]) for table in costs.values()))
+    assert all(mask.all() for mask in masks.values())
+
+
+def test_ties_go_to_the_earlier_unit():
+    scores = {"layers.0.neurons": torch.ones(4)}
+    masks = search(scores, {"layers.0.neurons": torch.arange(5.0)}, 2.0)
+    assert masks["layers.0.neurons"].tolist() == [True, True, False, False]
+
+
+def test_models_of_one_kind_of_unit():
+    scores = {"layers.0.heads": torch.tensor([1.0, 3.0, 2.0])}
+    masks = search(scores, {"layers.0.heads": torch.arange(4.0)}, 2.0)
+    assert masks["layers.0.heads"].tolist() == [False, True, True]
+
+
+def test_budget_below_the_minimum_is_refused_with_the_minimum():
+    _, costs = _problem(0)  # dense 2 * (7 * 2.5 + 2 * 4.5) = 53
+    with pytest.raises(ValueError, match=r"0\.01 of the dense cost.*costs 0\.03774"):
+        check_budget(costs, 0.01 * 53)
+    with pytest.raises(ValueError, match=r"costs 0\.3396.*min_heads"):
+        check_budget(costs, 0.3 * 53, {"heads": 1, "neurons": 1})
+    check_budget(costs, 0.35 * 53, {"heads": 1, "neurons": 1})
