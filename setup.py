@@ -11,13 +11,13 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "optimum_optin/version.py")
 # Lower bounds are versions the tests were run with (CONTRIBUTING.md says how).
 REQUIREMENTS = [
     "torch>=2.13",
-    "transformers>=5.0",
+    "transformers>=5.1",
     "optimum>=2.1",
     "accelerate>=1.10",
     "datasets>=4.0",
     "evaluate>=0.4.5",
-    "huggingface-hub>=1.0",
-    "safetensors>=0.6",
+    "huggingface-hub>=1.3",
+    "safetensors>=0.6.1",
 ]
 EXTRAS = {
     "tests": ["pytest>=8", "scipy>=1.11"],

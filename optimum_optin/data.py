@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .trajectory import Batch
+from .groups import Batch
 
 # Text columns of GLUE and the like, in the order in which a tokenizer wants them.
 _TEXT_COLUMNS = (

@@ -1,4 +1,4 @@
-"""Groups of removable units: what can be cut, named by paths (pure data, no model inside).
+"""Groups of removable units, and the words for data that every other file uses (no model inside).
 
 A unit is the smallest removable thing (an attention head, an FFN neuron). A group holds one
 sublayer's units; they share a consumer, the linear that reads them, and producers, the linears that
@@ -18,6 +18,9 @@ NEURONS = "neurons"
 
 Masks = Mapping[str, Tensor]
 """Group key -> what is kept, shape (units,), 1 or True = keep."""
+
+Batch = Mapping[str, Tensor]
+"""A model's inputs by name, each with the batch as first dimension."""
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_s
 from .data import calibration_batches, mean_tokens, probe_batch
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
-from .groups import HEADS, NEURONS, Group, Masks
+from .groups import HEADS, NEURONS, Batch, Group, Masks
 from .plugin import convert_model, record_structure, structure_of_model
 from .report import PruningPlan, PruningReport, layers_of
 from .scoring import Scores, get_scorer, score
 from .search import check_budget, search
 from .structure import Structure, structure_of
 from .surgery import rewrite
-from .trajectory import Batch
 
 logger = logging.get_logger(__name__)
 

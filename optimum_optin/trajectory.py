@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .groups import Batch
 from .losses import token_features
-
-Batch = Mapping[str, Tensor]
-"""A model's inputs by name, each with the batch as first dimension."""
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Calibration data in all accepted forms, and what is refused."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -53,8 +55,8 @@ def _collate(tokenizer):
 
 
 def test_pairs_are_tokenised_together(model, tokenizer):
-    expected = sorted(tuple(tokenizer(one, other)["input_ids"]) for one, other in zip(TEXTS, TEXTS[1:], strict=False))
-    pairs = list(zip(TEXTS, TEXTS[1:], strict=False))
+    expected = sorted(tuple(tokenizer(one, other)["input_ids"]) for one, other in pairwise(TEXTS))
+    pairs = list(pairwise(TEXTS))
     columns = Dataset.from_dict({"premise": TEXTS[:-1], "hypothesis": TEXTS[1:], "note": TEXTS[1:]})
     for data in (pairs, columns):
         assert _token_lists(calibration_batches(data, model, tokenizer)) == expected

@@ -217,7 +217,7 @@ def test_activations_that_overflow_name_the_layer(scorer):
 def test_scores_of_another_model_or_configuration_are_refused(pruner):
     scores = pruner.score(TEXTS)
     other = OptinPruner(tiny_model(seed=1), word_tokenizer())
-    for call in (other.prune, lambda scores: other.plan(scores)):
+    for call in (other.prune, other.plan):
         with pytest.raises(ValueError, match="belong to another model"):
             call(scores=scores)
     with pytest.raises(ValueError, match="computed with probes=8, the configuration asks for 9"):

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from tiny import tiny_batch, tiny_model
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -133,5 +134,7 @@ def test_hidden_states_and_other_labels(pruned):
     base = AutoModel.from_pretrained(folder)
     hidden = base(**tiny_batch(model), output_hidden_states=True).hidden_states
     assert len(hidden) == 4
-    other = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True)
+    config = AutoConfig.from_pretrained(folder)
+    config.num_labels = 5
+    other = AutoModelForSequenceClassification.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
     assert other(**tiny_batch(model)).logits.shape == (3, 5)

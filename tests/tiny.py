@@ -48,12 +48,15 @@ TINY = {
 def tiny_model(model_type="bert", base=False, model_class=None, seed=0, **changes):
     """A tiny model in evaluation mode; weights are perturbed, since at initialisation wrong code can look right."""
     classifier, base_class, config = TINY[model_type]
-    config = type(config).from_dict({**config.to_dict(), **changes})
+    settings = config.to_dict()
+    if "num_labels" in changes:  # the names would win
+        settings = {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
+    config = type(config).from_dict({**settings, **changes})
     torch.manual_seed(seed)
     model = (model_class or (base_class if base else classifier))(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 

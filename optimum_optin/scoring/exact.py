@@ -14,10 +14,10 @@ from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Group
+from ..groups import Batch, Group
 from ..losses import manifold_distance, output_distance
 from ..masking import masked
-from ..trajectory import Batch, compared_output, draw_rows, recorded, replayed, trajectory_features
+from ..trajectory import compared_output, draw_rows, recorded, replayed, trajectory_features
 from .registry import Terms, register_scorer
 
 

@@ -15,10 +15,10 @@ from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Group
+from ..groups import Batch, Group
 from ..losses import probe_manifold, probe_output
 from ..masking import masked
-from ..trajectory import Batch, compared_output, draw_rows, recorded, trajectory_features
+from ..trajectory import compared_output, draw_rows, recorded, trajectory_features
 from .registry import Terms, register_scorer
 
 

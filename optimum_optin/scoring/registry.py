@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..config import OptinConfig
-from ..groups import Group
-from ..trajectory import Batch
+from ..groups import Batch, Group
 
 Terms = dict[str, dict[str, Tensor]]
 """Term (`"trajectory"`, `"output"`) -> group key -> score per unit, shape (units,), 0 or more."""

@@ -16,9 +16,8 @@ from ..config import SCORING_FIELDS, OptinConfig
 from ..data import mean_tokens
 from ..fingerprint import fingerprint
 from ..folders import atomic_folder
-from ..groups import Group
+from ..groups import Batch, Group
 from ..masking import frozen
-from ..trajectory import Batch
 from .registry import Terms, get_scorer
 
 TENSORS_FILE = "optin_scores.safetensors"
