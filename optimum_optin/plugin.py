@@ -55,10 +55,18 @@ class OptinHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
         convert_model(model, structure_from_json(self.quantization_config.structure))
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
-        for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model, "is_quantized")):
-            vars(owner).pop(name, None)
+        for name, parameter in model.named_parameters():
+            if parameter.shape != self._shapes[name]:
+                raise ValueError(
+                    f"{name} has shape {tuple(parameter.shape)} on disk, but {tuple(self._shapes[name])} here. If that "
+                    "is meant (ignore_mismatched_sizes=True for a new head), it needs transformers 5.23 or newer; if "
+                    "not, the folder is damaged."
+                )
+        for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+            vars(model).pop(name, None)
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 vars(module.config).pop("_is_quantized", None)

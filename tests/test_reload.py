@@ -1,11 +1,15 @@
 """A pruned folder with everything users do to a model next: an ordinary model has no surprises."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging import version
+from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_model
 from transformers import (
     AutoConfig,
@@ -129,12 +133,27 @@ def test_a_pruned_folder_can_be_pruned_again(pruned, tmp_path):
     assert structure["layers.0.neurons"]["units"] == 48
 
 
-def test_hidden_states_and_other_labels(pruned):
+def test_hidden_states(pruned):
     folder, model = pruned
     base = AutoModel.from_pretrained(folder)
-    hidden = base(**tiny_batch(model), output_hidden_states=True).hidden_states
-    assert len(hidden) == 4
+    assert len(base(**tiny_batch(model), output_hidden_states=True).hidden_states) == 4
+
+
+@pytest.mark.skipif(version.parse(transformers.__version__) < version.parse("5.23"), reason="older ones cannot")
+def test_a_new_head_on_load(pruned):
+    folder, model = pruned
     config = AutoConfig.from_pretrained(folder)
     config.num_labels = 5
     other = AutoModelForSequenceClassification.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
     assert other(**tiny_batch(model)).logits.shape == (3, 5)
+
+
+def test_weights_of_another_shape_are_refused(pruned, tmp_path):
+    folder = shutil.copytree(pruned[0], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    weights["bert.pooler.dense.weight"] = torch.zeros(7, 32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"bert\.pooler\.dense\.weight|size mismatch|ignore_mismatched"
+    ):
+        AutoModelForSequenceClassification.from_pretrained(folder)
