@@ -22,8 +22,9 @@ style: $(VENV)/installed
 
 # The figures in docs/results.md; about an hour on two CPU cores.
 benchmarks: $(VENV)/installed $(VENV)/demo-installed
-	$(BIN)/python examples/benchmarks/fidelity.py
-	$(BIN)/python examples/benchmarks/speed.py
+	$(BIN)/python examples/benchmarks/fidelity.py reactions
+	$(BIN)/python examples/benchmarks/speed.py reactions
+	$(BIN)/python examples/benchmarks/speed.py bert-base
 
 $(VENV)/installed: setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

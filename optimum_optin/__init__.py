@@ -11,7 +11,6 @@ from .plugin import convert_model
 from .pruner import OptinPruner
 from .report import PruningPlan, PruningReport
 from .scoring import Scores, register_scorer
-from .surgery import rewrite
 from .version import __version__
 
 __all__ = [
@@ -32,5 +31,4 @@ __all__ = [
     "neurons",
     "register_architecture",
     "register_scorer",
-    "rewrite",
 ]

@@ -7,7 +7,7 @@ relative to the layer (sublayers) or to the base model (layers). See docs/archit
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -45,11 +45,13 @@ class Stack:
         layers: path of the list below the base model, e.g. `"encoder.layer"`.
         sublayers: what each layer holds, in order of execution.
         name: the stack's name in masks and on disk; distinct for each stack of an architecture.
+        pre_norm: whether layers normalise the input of a sublayer, rather than its sum with the residual.
     """
 
     layers: str
     sublayers: tuple[Sublayer, ...]
     name: str = "layers"
+    pre_norm: bool = False
 
 
 _ARCHITECTURES: dict[str, tuple[Stack, ...]] = {}
@@ -65,9 +67,9 @@ def register_architecture(model_type: str, *stacks: Stack) -> None:
     Raises:
         ValueError: no stack, or two stacks of one name.
     """
-    names = [stack.name for stack in stacks]
-    if not stacks or len(set(names)) != len(names):
-        raise ValueError(f"architecture {model_type!r} needs one or more stacks of distinct names, got {names}.")
+    names = [getattr(stack, "name", stack) for stack in stacks]
+    if not stacks or len(set(names)) != len(names) or not all(isinstance(stack, Stack) for stack in stacks):
+        raise ValueError(f"architecture {model_type!r} needs one or more Stack objects of distinct names, got {names}.")
     _ARCHITECTURES[model_type] = stacks
 
 
@@ -91,8 +93,11 @@ def find_layers(model: nn.Module) -> dict[str, str]:
     layers = {}
     for stack in _stacks_of(model):
         path = _base_prefix(model) + stack.layers
-        for index in range(len(model.get_submodule(path))):
-            layers[f"{stack.name}.{index}"] = f"{path}.{index}"
+        try:
+            count = len(model.get_submodule(path))
+        except AttributeError as error:
+            raise ValueError(f"this {model.config.model_type!r} model has no layers at {path}: {error}.") from error
+        layers |= {f"{stack.name}.{index}": f"{path}.{index}" for index in range(count)}
     return layers
 
 
@@ -104,13 +109,14 @@ def find_groups(model: nn.Module) -> list[Group]:
     Raises:
         ValueError: the model type is not registered, or the model does not look as its row says.
     """
-    sublayers = {stack.name: stack.sublayers for stack in _stacks_of(model)}
+    stacks = {stack.name: stack for stack in _stacks_of(model)}
     groups = []
     for layer, path in find_layers(model).items():
-        for sublayer in sublayers[layer.rpartition(".")[0]]:
+        stack = stacks[layer.rpartition(".")[0]]
+        for sublayer in stack.sublayers:
             group = _group(model, layer, path, sublayer)
             if group is not None:
-                groups.append(group)
+                groups.append(replace(group, pre_norm=stack.pre_norm))
     return groups
 
 
@@ -122,6 +128,8 @@ def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group
         width = sublayer.width if isinstance(sublayer.width, int) else _attribute(model, f"{path}.{sublayer.width}")
         for producer in sublayer.producers:
             _check_producer(model.get_submodule(f"{path}.{producer.path}"), producer, consumer)
+        if not isinstance(width, int) or width < 1 or consumer.in_features % width:
+            raise AttributeError(f"{consumer.in_features} inputs of {sublayer.consumer} are no multiple of {width!r}")
     except AttributeError as error:
         raise ValueError(
             f"{layer} of this {model.config.model_type!r} model is not built as its architecture row says: {error}."
@@ -162,6 +170,10 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
             "        neurons(['intermediate.dense'], 'output.dense'),\n"
             "    )))\n"
             "See docs/architectures.md."
+        )
+    if getattr(model.config, "is_decoder", False):
+        raise ValueError(
+            f"this {model_type!r} model is set up as a decoder (is_decoder=True); its row is for encoders."
         )
     return _ARCHITECTURES[model_type]
 
@@ -243,5 +255,6 @@ register_architecture(
             heads("attn", "attn.head_dim", [Producer("attn.Wqkv", parts=3)], "attn.Wo"),
             neurons([Producer("mlp.Wi", parts=2)], "mlp.Wo"),
         ),
+        pre_norm=True,
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,14 @@ class OptinConfig:
     probes: int = 128
     rows: int = 64
     temperature: float = 1.0
-    output_weight: float = 1.0
+    output_weight: float = 0.1
     min_heads: int = 0
     min_neurons: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not _is_number(self.flops) or not 0 < self.flops <= 1:
-            raise ValueError(f"flops={self.flops} must be in (0, 1]: the share of MACs to keep.")
+            raise ValueError(f"flops={self.flops!r} must be in (0, 1]: the share of MACs to keep.")
         for name in ("num_samples", "batch_size", "probes"):
             _check_integer(name, getattr(self, name), 1)
         for name in ("min_heads", "min_neurons", "seed"):
@@ -64,9 +65,9 @@ class OptinConfig:
         if self.max_length is not None:
             _check_integer("max_length", self.max_length, 1)
         if not _is_number(self.temperature) or self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be a positive number.")
+            raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
         if not _is_number(self.output_weight) or self.output_weight < 0:
-            raise ValueError(f"output_weight={self.output_weight} must be 0 or more.")
+            raise ValueError(f"output_weight={self.output_weight!r} must be 0 or more.")
         if not isinstance(self.scorer, str):
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
 
@@ -106,9 +107,9 @@ SCORING_FIELDS = ("scorer", "num_samples", "batch_size", "max_length", "probes",
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")

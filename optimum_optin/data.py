@@ -24,7 +24,7 @@ _TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
-_LABELS = ("label", "labels", "label_ids", "start_positions", "end_positions")
+_TARGETS = ("label", "labels", "label_ids", "start_positions", "end_positions", "next_sentence_label")
 
 
 def calibration_batches(
@@ -42,24 +42,24 @@ def calibration_batches(
     Samples are drawn with the seed and sorted by length, so that a batch holds little padding.
 
     Args:
-        data: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised dicts, or a
-            `DataLoader` whose batches are used as they are.
+        data: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised dicts, the
+            output of a tokenizer, or a `DataLoader` whose batches are used as they come.
         model: the model the batches are for.
         processor: its tokenizer; not needed for tokenised data.
         num_samples: samples to use at most.
         batch_size: samples per batch.
         max_length: tokens per sample at most; `None` takes the tokenizer's and the model's limit.
-        seed: seed of the draw.
+        seed: seed of the draw. A `DataLoader` that shuffles draws by its own.
 
     Returns:
         Batches on the CPU; name -> tensor with the batch first.
 
     Raises:
-        ValueError: no data, no text or input columns, or samples that are all padding.
+        ValueError: no data, no text or input columns, samples that are all padding or too long, or
+            token ids outside the vocabulary.
     """
     if isinstance(data, DataLoader):
-        batches = list(islice(data, -(-num_samples // (data.batch_size or 1))))
-        batches = [_model_inputs(dict(batch), model) for batch in batches]
+        batches = [_loaded(batch, model) for batch in islice(data, -(-num_samples // (data.batch_size or 1)))]
     else:
         samples = _draw(data, num_samples, seed)
         encoded = _encode(samples, model, processor, max_length)
@@ -67,7 +67,7 @@ def calibration_batches(
         batches = [
             _pad(encoded[start : start + batch_size], model, processor) for start in range(0, len(encoded), batch_size)
         ]
-    _check_batches(batches)
+    _check_batches(batches, model)
     # Out of order of length, so that a progress bar's estimate is fair.
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
     return [batches[index] for index in order.tolist()]
@@ -76,14 +76,14 @@ def calibration_batches(
 def probe_batch(model: nn.Module, tokens: int) -> Batch:
     """One sample of `tokens` tokens on the model's device, for counting what a forward pass costs."""
     ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
-    if tokens and getattr(model.config, "pad_token_id", None) == 1:  # RoBERTa counts positions by padding
+    if getattr(model.config, "pad_token_id", None) == 1:  # RoBERTa counts positions by padding
         ids.zero_()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def mean_tokens(batches: Sequence[Batch]) -> int:
     """Mean length of the samples in tokens, padding excluded, rounded, at least 1."""
-    samples = sum(len(next(iter(batch.values()))) for batch in batches)
+    samples = sum(len(batch["input_ids"]) for batch in batches)
     tokens = sum(int(_token_mask(batch).sum()) for batch in batches)
     return max(1, round(tokens / samples))
 
@@ -110,46 +110,61 @@ def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, .
 
 
 def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
+    if isinstance(data, Mapping) and "input_ids" in data:  # what a tokenizer returns for a list of texts
+        data = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
     if isinstance(data, (str, Mapping)):
         kind = "a dict of splits" if isinstance(data, Mapping) else "a single string"
         raise ValueError(f"calibration data must be a sequence of samples, got {kind}: pass one split, or a list.")
-    if not isinstance(data, Iterable):
+    if not hasattr(data, "__getitem__") and not isinstance(data, Iterable):
         raise ValueError(
             f"calibration data must be a Dataset, a list or a DataLoader, got {type(data).__name__}: "
             "pass calibration data, or scores=."
         )
-    if not hasattr(data, "__len__"):
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         data = list(islice(data, num_samples))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:num_samples]
     if len(order) == 0:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
-    return [data[int(index)] for index in order]
+    return [data[index] for index in order.tolist()]
 
 
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
-    first = samples[0]
-    if isinstance(first, Mapping) and "input_ids" in first:
-        return [_listed(_model_inputs(sample, model)) for sample in samples]
-    if isinstance(first, Mapping):
-        strings = [name for name, value in first.items() if isinstance(value, str)]
-        names = text_columns(list(first), strings)
-        texts = [tuple(sample[name] for name in names) for sample in samples]
-    elif isinstance(first, str):
-        texts = [(sample,) for sample in samples]
-    elif isinstance(first, (tuple, list)) and first and all(isinstance(part, str) for part in first):
-        texts = [tuple(sample) for sample in samples]
-    else:
-        raise ValueError(f"a calibration sample must be a string, a pair of strings or a dict, got {first!r:.80}.")
+    if all(isinstance(sample, Mapping) and "input_ids" in sample for sample in samples):
+        limit = max_length or _longest(model)
+        return [_listed(_model_inputs(sample, model), limit) for sample in samples]
+    texts = _texts(samples)
     if processor is None:
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
-    limit = max_length or min(processor.model_max_length, _positions(model))
+    limit = max_length or min(processor.model_max_length, _longest(model))
     encoded = processor(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
     names = _accepted(model)
     return [{name: encoded[name][index] for name in encoded if name in names} for index in range(len(texts))]
 
 
+def _texts(samples: list[Any]) -> list[tuple[str, ...]]:
+    """One string, or a pair, per sample."""
+    if all(isinstance(sample, Mapping) for sample in samples):
+        columns = list(samples[0])
+        strings = [name for name in columns if any(isinstance(sample.get(name), str) for sample in samples)]
+        names = text_columns(columns, strings)
+        texts = [tuple(sample.get(name) for name in names) for sample in samples]
+    else:
+        texts = [(sample,) if isinstance(sample, str) else tuple(_sequence(sample)) for sample in samples]
+    for sample, text in zip(samples, texts, strict=True):
+        if not all(isinstance(part, str) for part in text) or not 1 <= len(text) <= 2 or len(text) != len(texts[0]):
+            raise ValueError(
+                f"a calibration sample must be a string, a pair of strings or a dict, all alike, got {sample!r:.120}: "
+                "drop or mend such samples."
+            )
+    return texts
+
+
+def _sequence(sample: Any) -> Sequence[Any]:
+    return sample if isinstance(sample, (tuple, list)) else (sample,)
+
+
 def _pad(samples: list[dict], model: nn.Module, processor: Any) -> Batch:
-    if processor is not None and hasattr(processor, "pad"):
+    if hasattr(processor, "pad"):
         return dict(processor.pad(samples, return_tensors="pt"))
     longest = max(len(sample["input_ids"]) for sample in samples)
     fill = {"input_ids": getattr(model.config, "pad_token_id", None) or 0}
@@ -161,9 +176,19 @@ def _pad(samples: list[dict], model: nn.Module, processor: Any) -> Batch:
     }
 
 
+def _loaded(batch: Any, model: nn.Module) -> Batch:
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"a DataLoader must give dicts of tensors, got {type(batch).__name__}: set its collate_fn.")
+    inputs = _model_inputs(batch, model)
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them.")
+    return inputs
+
+
 def _model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     names = _accepted(model)
-    inputs = {name: value for name, value in sample.items() if name in names and name not in _LABELS}
+    inputs = {name: value for name, value in sample.items() if name in names and name not in _TARGETS}
     if "input_ids" not in inputs:
         raise ValueError(
             f"calibration data lacks the model's inputs: it has {', '.join(map(str, sample)) or 'nothing'}, "
@@ -176,23 +201,41 @@ def _accepted(model: nn.Module) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def _listed(sample: dict[str, Any]) -> dict[str, list]:
-    return {name: value.tolist() if isinstance(value, Tensor) else list(value) for name, value in sample.items()}
+def _listed(sample: dict[str, Any], limit: int) -> dict[str, list]:
+    """Plain lists of one sample, cut to the limit, from lists, arrays or tensors with or without a batch of one."""
+    lists = {}
+    for name, value in sample.items():
+        values = torch.as_tensor(value)
+        lists[name] = (values[0] if values.dim() == 2 and len(values) == 1 else values)[:limit].tolist()
+    return lists
 
 
-def _positions(model: nn.Module) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None) or 512
-    # RoBERTa and its kin start counting after the padding index.
-    offset = getattr(model.config, "pad_token_id", 0) or 0
-    return positions - offset - 1 if offset else positions
+def _longest(model: nn.Module) -> int:
+    """How many tokens the model's position embeddings hold."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin start counting after the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", None) or 512
 
 
-def _check_batches(batches: list[Batch]) -> None:
+def _check_batches(batches: list[Batch], model: nn.Module) -> None:
     if not batches:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
+    vocabulary, longest = model.config.vocab_size, _longest(model)
     for number, batch in enumerate(batches):
-        if batch["input_ids"].numel() == 0 or bool((_token_mask(batch).sum(-1) == 0).any()):
+        ids = batch["input_ids"]
+        if ids.dim() != 2 or ids.is_floating_point():
+            raise ValueError(f"input_ids of a batch must be whole numbers of shape (batch, tokens), got {ids.shape}.")
+        if ids.numel() == 0 or bool((_token_mask(batch).sum(-1) == 0).any()):
             raise ValueError(f"calibration batch {number} holds a sample that is empty or all padding: drop it.")
+        if not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            raise ValueError(
+                f"token ids run from {int(ids.min())} to {int(ids.max())}, the model's vocabulary from 0 to "
+                f"{vocabulary - 1}: the tokenizer is not this model's."
+            )
+        if ids.shape[1] > longest:
+            raise ValueError(f"samples have {ids.shape[1]} tokens, the model takes {longest}: cut them first.")
 
 
 def _token_mask(batch: Batch) -> Tensor:

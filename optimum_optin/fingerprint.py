@@ -7,14 +7,16 @@ import hashlib
 import torch
 from torch import nn
 
+from .architectures import find_groups
+
 _SAMPLE = 256
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the model's type, its parameters' names and shapes, and samples of their values.
+    """SHA-256 over the model's type, its groups, its parameters' shapes, and samples of their values.
 
     Evenly spaced values of every parameter are enough to tell two trainings of one architecture
-    apart, and take no time on a large model. Device and dtype of float32-exact values do not matter.
+    apart, and take no time on a large model.
 
     Args:
         model: a `transformers` model.
@@ -22,10 +24,12 @@ def fingerprint(model: nn.Module) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256(str(getattr(model.config, "model_type", type(model).__name__)).encode())
+    groups = [(group.key, group.units, group.width) for group in find_groups(model)]
+    digest = hashlib.sha256(f"{model.config.model_type}{groups}".encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         flat = parameter.detach().flatten()
-        index = torch.linspace(0, max(len(flat) - 1, 0), min(_SAMPLE, len(flat)), device=flat.device).long()
+        count = min(_SAMPLE, len(flat))
+        index = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)
         digest.update(flat[index].float().cpu().numpy().tobytes())
     return digest.hexdigest()

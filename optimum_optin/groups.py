@@ -51,6 +51,8 @@ class Group:
         counters: attributes to update, path -> features per unit (1 counts units).
         shared_bias: name of the `core` argument that carries one position bias per head for the
             whole stack, to be sliced to the kept heads (MPNet).
+        pre_norm: whether the layer normalises a sublayer's input, so that consumers write to the
+            residual stream directly; otherwise it normalises their sum with the residual.
     """
 
     layer: str
@@ -62,6 +64,7 @@ class Group:
     core: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     shared_bias: str | None = None
+    pre_norm: bool = False
 
     @property
     def key(self) -> str:

@@ -43,45 +43,59 @@ def probe_manifold(features: Tensor, generator: torch.Generator) -> Tensor:
     return ((weights @ features) * features).sum()
 
 
-def output_distance(student: Tensor, teacher: Tensor, temperature: float, categorical: bool) -> Tensor:
+CATEGORICAL, BINARY, REAL = "categorical", "binary", "real"
+"""Kinds of output: logits of a softmax, logits of independent sigmoids, numbers."""
+
+
+def output_distance(student: Tensor, teacher: Tensor, temperature: float, kind: str) -> Tensor:
     """L_KD, distance of the outputs, averaged over rows.
 
     Args:
         student: outputs, shape (rows, classes).
         teacher: outputs of the dense model, same shape.
-        temperature: T; the divergence is taken at logits / T and multiplied by T^2.
-        categorical: KL divergence of the softmax if true; otherwise squared error, for regression
-            and pooled embeddings, where KL is zero or means nothing.
+        temperature: T; a divergence is taken at logits / T and multiplied by T^2.
+        kind: `CATEGORICAL` for the KL divergence of the softmax, `BINARY` for that of each class's
+            sigmoid, `REAL` for the squared error (regression and embeddings, where KL means nothing).
 
     Returns:
         A scalar.
     """
     student, teacher = student.float(), teacher.float()
-    if not categorical:
+    if kind == REAL:
         return (student - teacher).square().sum(-1).mean()
-    log_student = (student / temperature).log_softmax(-1)
-    log_teacher = (teacher / temperature).log_softmax(-1)
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean() * temperature**2
+    log_student, log_teacher = (_log_shares(logits / temperature, kind) for logits in (student, teacher))
+    return (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1).mean() * temperature**2
 
 
-def probe_output(output: Tensor, temperature: float, categorical: bool, generator: torch.Generator) -> Tensor:
+def probe_output(output: Tensor, temperature: float, kind: str, generator: torch.Generator) -> Tensor:
     """A random functional of the outputs whose squared gradient expects the curvature of L_KD.
 
-    KL's curvature at the teacher is (1/2) (diag(p) - p p^T), p at temperature T; the squared
-    error's is the identity. Rows are independent, so gradients split by row are independent probes.
+    The curvature at the teacher is (1/2) (diag(p) - p p^T) for a softmax, (1/2) p (1 - p) per class
+    for sigmoids, p at temperature T; the squared error's is the identity. Rows are independent, so
+    gradients split by row are independent probes.
 
     Args:
         output: shape (rows, classes), the dense model's outputs, with a graph.
         temperature: T of `output_distance`.
-        categorical: which of its two forms.
+        kind: its kind.
         generator: source of the probe.
 
     Returns:
         A scalar.
     """
     noise = torch.randn(output.shape, generator=generator).to(output.device)
-    if categorical:
-        share = (output.detach().float() / temperature).softmax(-1)
+    logits = output.detach().float() / temperature
+    if kind == CATEGORICAL:
+        share = logits.softmax(-1)
         noise = share.sqrt() * noise
         noise = (noise - share * noise.sum(-1, keepdim=True)) * 0.5**0.5
+    elif kind == BINARY:
+        share = logits.sigmoid()
+        noise = noise * (share * (1 - share) / 2).sqrt()
     return (noise * output.float()).sum() / len(output) ** 0.5
+
+
+def _log_shares(logits: Tensor, kind: str) -> Tensor:
+    if kind == CATEGORICAL:
+        return logits.log_softmax(-1)
+    return torch.nn.functional.logsigmoid(torch.stack([logits, -logits], dim=-1))

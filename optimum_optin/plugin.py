@@ -35,7 +35,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
         ValueError: a newer format, or a damaged entry.
     """
 
-    def __init__(self, structure: Mapping[str, Mapping], format_version: int = FORMAT_VERSION, **kwargs):
+    def __init__(self, structure: Mapping[str, Mapping] | None = None, format_version: int = FORMAT_VERSION, **kwargs):
         if format_version != FORMAT_VERSION:
             raise ValueError(
                 f"this model was saved in format {format_version} of optimum-optin, which knows format "
@@ -54,7 +54,9 @@ class OptinHfQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
-        convert_model(model, structure_from_json(self.quantization_config.structure))
+        structure = structure_from_json(self.quantization_config.structure)
+        del model.config.quantization_config  # convert_model notes it again, now that it is true
+        convert_model(model, structure)
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
@@ -82,14 +84,18 @@ class OptinHfQuantizer(HfQuantizer):
 
 
 def convert_model(model: PreTrainedModel, structure: Structure) -> None:
-    """Cut a dense model, or its skeleton on the meta device, to `structure`, in place.
+    """Cut a model, or its skeleton on the meta device, to `structure`, in place, and note it in its config.
+
+    Args:
+        model: a dense model, or one whose groups have the units that `structure` counts.
+        structure: what to keep; groups it does not name stay as they are.
 
     Raises:
         ValueError: the structure does not fit the model; the message names the entry.
     """
     groups = find_groups(model)
     rewrite(model, groups, masks_of(structure, groups))
-    _store(model, structure)
+    record_structure(model, structure)
 
 
 def structure_of_model(model: PreTrainedModel) -> Structure:
@@ -111,9 +117,21 @@ def structure_of_model(model: PreTrainedModel) -> Structure:
 def record_structure(model: PreTrainedModel, later: Structure) -> Structure:
     """Note in the model's config what was just cut, on top of earlier prunings; returns the whole."""
     structure = compose(structure_of_model(model), later)
-    _store(model, structure)
+    model.config.quantization_config = OptinStructureConfig(structure_to_json(structure))
     return structure
 
 
-def _store(model: PreTrainedModel, structure: Structure) -> None:
-    model.config.quantization_config = OptinStructureConfig(structure_to_json(structure))
+def check_structure(model: PreTrainedModel) -> None:
+    """Raise if the model's modules are not what its config says earlier prunings left.
+
+    Raises:
+        ValueError: names the first entry that does not fit.
+    """
+    units = {group.key: group.units for group in find_groups(model)}
+    for key, entry in structure_of_model(model).items():
+        if len(entry.kept) != units.get(key, 0):
+            raise ValueError(
+                f"the config says that {key} keeps {len(entry.kept)} units, but the model has {units.get(key, 0)}: a "
+                "model made from a pruned model's config is dense. Load it with from_pretrained, or delete "
+                "config.quantization_config."
+            )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import send_to_device
@@ -23,11 +24,11 @@ from .data import calibration_batches, mean_tokens, probe_batch
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .groups import HEADS, NEURONS, Batch, Group, Masks
-from .plugin import convert_model, record_structure, structure_of_model
+from .plugin import check_structure, convert_model, record_structure, structure_of_model
 from .report import PruningPlan, PruningReport, layers_of
 from .scoring import Scores, get_scorer, score
 from .search import check_budget, search
-from .structure import Structure, structure_of
+from .structure import Structure, compose, structure_of
 from .surgery import rewrite
 
 logger = logging.get_logger(__name__)
@@ -68,8 +69,13 @@ class OptinPruner:
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, config: OptinConfig | None = None):
-        find_groups(model)  # an unknown architecture, or a quantized model, is refused right here
-        structure_of_model(model)
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(
+                f"model must be a transformers model, got {type(model).__name__}: use from_pretrained for a Hub id "
+                "or a folder, and prune before torch.compile."
+            )
+        _check_type("config", config, OptinConfig)
+        check_structure(model)  # refuses an unknown architecture and a quantized model, too
         self.model = model
         self.processor = processor
         self.config = config or OptinConfig()
@@ -129,11 +135,13 @@ class OptinPruner:
             **kwargs: passed to `datasets.load_dataset`.
 
         Returns:
-            A `datasets.Dataset` of at most `num_samples` rows.
+            A `datasets.Dataset` of at most `num_samples` rows; a list of them with `streaming=True`.
         """
         from datasets import load_dataset  # slow to import, and only needed here
 
         dataset = load_dataset(dataset_name, config_name, split=split, **kwargs).shuffle(seed=seed)
+        if kwargs.get("streaming"):
+            return list(dataset.take(num_samples))
         return dataset.select(range(min(num_samples, len(dataset))))
 
     def score(self, calibration: Any, config: OptinConfig | None = None) -> Scores:
@@ -146,6 +154,7 @@ class OptinPruner:
         Raises:
             ValueError: unusable data, weights or activations.
         """
+        _check_type("config", config, OptinConfig)
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
         return self._score(self._batches(calibration, config), config)
@@ -164,8 +173,10 @@ class OptinPruner:
         costs = cost_tables(self.model, groups, scores.tokens)
         masks = _search(scores, groups, costs, config)
         achieved = kept_share(costs, masks)
-        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure_of(groups, masks)))
+        structure = compose(structure_of_model(self.model), structure_of(groups, masks))
+        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure))
 
+    @torch.inference_mode(False)
     def prune(
         self,
         calibration: Any = None,
@@ -180,7 +191,7 @@ class OptinPruner:
         Args:
             calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
                 dicts, or a `DataLoader`; labels are not used. Not needed with `scores`.
-            config: instead of the pruner's own.
+            config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model; any budget takes seconds then.
             flops: the budget; `None` takes the configuration's.
             save_dir: folder to save model, processor and report to.
@@ -263,6 +274,8 @@ class OptinPruner:
         return cls(model, processor, OptinConfig.from_dict(data))
 
     def _config(self, config: OptinConfig | None, scores: Scores | None, flops: float | None) -> OptinConfig:
+        _check_type("config", config, OptinConfig)
+        _check_type("scores", scores, Scores)
         config = config or (scores.config if scores else self.config)
         return config if flops is None else dataclasses.replace(config, flops=flops)
 
@@ -323,13 +336,20 @@ def _floors(config: OptinConfig) -> dict[str, int]:
 
 def _model_class(model: str | os.PathLike, task: str | None, hub: dict[str, Any]) -> type:
     if task is None:
-        architectures = AutoConfig.from_pretrained(model, **hub).architectures or []
-        return getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
+        architectures = AutoConfig.from_pretrained(model, **hub).architectures or [""]
+        if not hasattr(transformers, architectures[0]):
+            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
+        return getattr(transformers, architectures[0], AutoModel)
     from optimum.exporters.tasks import TasksManager  # slow to import
 
     if task not in TasksManager.get_all_tasks():
         raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
     return TasksManager.get_model_class_for_task(task)
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {value!r:.80}.")
 
 
 def _load_processor(model: str | os.PathLike, hub: dict[str, Any]) -> Any:

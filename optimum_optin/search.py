@@ -50,7 +50,7 @@ def search(
         if left < 0 or neuron_count < neurons.forced:
             break
         total = float(heads.gained[head_count] + neurons.gained[neuron_count])
-        if total > best_total:
+        if total >= best_total:  # of equal totals, the one with more heads
             best_total, best = total, (head_count, neuron_count)
 
     masks = {key: torch.zeros(len(scores[key]), dtype=torch.bool) for key in scores}

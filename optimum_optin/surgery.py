@@ -23,7 +23,15 @@ def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
         model: the model to cut; its other weights stay the same tensors.
         groups: groups of this model as it is now.
         masks: group key -> mask, shape (units,); true or 1 = keep.
+
+    Raises:
+        ValueError: a group without a mask, or with one of another length; nothing is cut then.
     """
+    groups = list(groups)
+    for group in groups:
+        given = len(masks[group.key]) if group.key in masks else "none"
+        if given != group.units:
+            raise ValueError(f"{group.key} needs a mask of {group.units} units, got {given}.")
     for group in groups:
         kept = masks[group.key].cpu().nonzero().flatten()
         if len(kept) < group.units:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import Batch
-from .losses import token_features
+from .losses import BINARY, CATEGORICAL, REAL, token_features
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def replayed(model: nn.Module, layers: Mapping[str, str], outputs: Mapping[str, 
     with ExitStack() as stack:
         for name in outputs:
             module = model.get_submodule(layers[name])
+            stack.callback(_restore_forward, module, vars(module).get("forward"))
             module.forward = _replaying_forward(outputs[name])
-            stack.callback(module.__dict__.pop, "forward")
         yield
 
 
@@ -79,31 +79,40 @@ class Output:
 
     Args:
         values: shape (rows, classes or channels).
-        categorical: whether rows are logits of a softmax.
+        kind: kind of the values, see `output_distance`.
     """
 
     values: Tensor
-    categorical: bool
+    kind: str
 
 
-def compared_output(outputs: Any, rows: Tensor) -> Output | None:
-    """What L_KD compares for this model: logits, else the pooled output, else nothing.
+def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Run the model; return what L_KD compares: logits, else the pooled output, else nothing.
 
     Args:
-        outputs: the model's `ModelOutput`.
+        model: the model.
+        batch: its inputs.
         rows: token positions (`draw_rows`), used where there are logits for every token.
     """
+    outputs = model(**batch, use_cache=False, return_dict=True)
     if outputs.get("start_logits") is not None:
-        return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), categorical=True)
+        return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), CATEGORICAL)
     logits = outputs.get("logits")
     if logits is None:
+        logits = outputs.get("prediction_logits")
+    if logits is None:
         pooled = outputs.get("pooler_output")
-        return None if pooled is None else Output(pooled, categorical=False)
+        return None if pooled is None else Output(pooled, REAL)
     if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[rows.to(logits.device)]
-    elif logits.dim() == 1:
-        logits = logits[:, None]
-    return Output(logits, categorical=logits.shape[-1] > 1)
+        logits = logits.flatten(0, 1)[rows]
+    elif logits.shape == batch["input_ids"].shape and logits.shape[1] != model.config.num_labels:
+        return Output(logits.flatten()[rows][:, None], BINARY)  # ELECTRA's discriminator: replaced or not
+    return Output(
+        logits, _OUTPUT_KINDS.get(model.config.problem_type) or (CATEGORICAL if logits.shape[1] > 1 else REAL)
+    )
+
+
+_OUTPUT_KINDS = {"multi_label_classification": BINARY, "regression": REAL}
 
 
 def trajectory_features(outputs: Mapping[str, Any], rows: Tensor) -> dict[str, Tensor]:
@@ -129,6 +138,12 @@ def _recording_hook(outputs: dict[str, Any], name: str):
         outputs[name] = output
 
     return hook
+
+
+def _restore_forward(module: nn.Module, forward: Any) -> None:
+    del module.forward
+    if forward is not None:  # Accelerate's hooks live there
+        module.forward = forward
 
 
 def _replaying_forward(output: Any):

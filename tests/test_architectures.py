@@ -9,12 +9,13 @@ from scipy.stats import spearmanr
 from tiny import TINY, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_architectures, masked, neurons, rewrite
+from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_architectures, masked, neurons
 from optimum_optin.architectures import find_layers, register_architecture
 from optimum_optin.costs import cost_tables, count_macs, count_parameters, dense_cost
 from optimum_optin.data import probe_batch
 from optimum_optin.plugin import record_structure
 from optimum_optin.structure import structure_of
+from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import recorded, replayed
 
 ARCHITECTURES = known_architectures()

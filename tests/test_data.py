@@ -37,17 +37,43 @@ def _token_lists(batches):
         lambda tokenizer: Dataset.from_dict({"sentence": TEXTS, "label": [0] * len(TEXTS)}),
         lambda tokenizer: Dataset.from_dict({"idx": list(range(len(TEXTS))), "comment": TEXTS}),
         lambda tokenizer: Dataset.from_dict({**tokenizer(TEXTS), "label": [0] * len(TEXTS)}),
+        lambda tokenizer: Dataset.from_dict(dict(tokenizer(TEXTS))).with_format("numpy"),
+        lambda tokenizer: Dataset.from_dict(dict(tokenizer(TEXTS))).with_format("torch"),
         lambda tokenizer: [dict(tokenizer(text)) for text in TEXTS],
+        lambda tokenizer: [tokenizer(text, return_tensors="pt") for text in TEXTS],
+        lambda tokenizer: tokenizer(TEXTS),
+        lambda tokenizer: _MapStyle(),
         lambda tokenizer: (text for text in TEXTS),
         lambda tokenizer: DataLoader([tokenizer(text) for text in TEXTS], 8, collate_fn=_collate(tokenizer)),
     ],
-    ids=["strings", "dataset", "odd column", "tokenised dataset", "tokenised dicts", "generator", "loader"],
+    ids=[
+        "strings",
+        "dataset",
+        "odd column",
+        "tokenised dataset",
+        "numpy",
+        "torch",
+        "tokenised dicts",
+        "batches of one",
+        "encoding",
+        "map style",
+        "generator",
+        "loader",
+    ],
 )
 def test_every_form_gives_the_same_tokens(model, tokenizer, make):
     batches = calibration_batches(make(tokenizer), model, tokenizer)
     assert _token_lists(batches) == sorted(tuple(tokenizer(text)["input_ids"]) for text in TEXTS)
     assert all("label" not in batch and "labels" not in batch for batch in batches)
     assert all(len(batch["input_ids"]) <= 8 for batch in batches)
+
+
+class _MapStyle:
+    def __len__(self):
+        return len(TEXTS)
+
+    def __getitem__(self, index):
+        return {"text": TEXTS[index], "label": 0}
 
 
 def _collate(tokenizer):
@@ -80,10 +106,14 @@ def test_padding_without_a_tokenizer(model, tokenizer):
 
 
 def test_long_texts_are_cut_to_the_models_limit(tokenizer):
-    for model_type in ("bert", "roberta"):  # RoBERTa's positions start after the padding index
+    lengths = {"bert": 64, "modernbert": 64, "roberta": 62, "mpnet": 62}  # the last two count after the padding index
+    for model_type, length in lengths.items():
         model = tiny_model(model_type)
         (batch,) = calibration_batches([" ".join(TEXTS)], model, tokenizer)
+        assert batch["input_ids"].shape == (1, length)
         assert model(**batch).logits.isfinite().all()
+        (batch,) = calibration_batches([{"input_ids": [5] * 90}], model)
+        assert batch["input_ids"].shape == (1, length)
     (batch,) = calibration_batches([" ".join(TEXTS)], tiny_model(), tokenizer, max_length=7)
     assert batch["input_ids"].shape == (1, 7)
 
@@ -118,10 +148,18 @@ def test_text_columns_prefers_known_names():
         (DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}), "a dict of splits: pass one split"),
         ([{"label": 1}], "among label: rename"),
         (Dataset.from_dict({"a": TEXTS, "b": TEXTS, "c": TEXTS}), "among a, b, c: rename"),
-        ([3.5], "must be a string, a pair of strings or a dict, got 3.5"),
+        ([3.5], "must be a string, a pair of strings or a dict, all alike, got 3.5"),
         ([{"input_ids": [5, 6], "attention_mask": [0, 0]}], "all padding"),
         ([{"input_ids": []}], "all padding"),
         (DataLoader([{"pixels": torch.ones(3)}]), "lacks the model's inputs: it has pixels"),
+        (DataLoader([{"input_ids": [5, 6]}]), "dicts of tensors, input_ids is list"),
+        (DataLoader(TEXTS), "dicts of tensors, got list"),
+        (DataLoader([{"input_ids": torch.full((90,), 5)}]), "samples have 90 tokens, the model takes 64"),
+        ([{"input_ids": [5, 99]}], "token ids run from 5 to 99, the model's vocabulary from 0 to 98"),
+        ([{"input_ids": [[5, 6], [7, 8]]}], "whole numbers of shape"),
+        ([{"sentence1": "a", "sentence2": "b"}] * 3 + [{"sentence1": "a", "sentence2": None}], "drop or mend"),
+        ([{"text": None}, {"text": "the cat"}], "all alike, got {'text': None}"),
+        (["the cat", ("a", "b")], "all alike"),
     ],
     ids=[
         "empty list",
@@ -135,6 +173,14 @@ def test_text_columns_prefers_known_names():
         "all padding",
         "no tokens",
         "other inputs",
+        "lists in a loader",
+        "strings in a loader",
+        "too long",
+        "other vocabulary",
+        "two rows in one",
+        "half a pair",
+        "no text in a row",
+        "mixed",
     ],
 )
 def test_unusable_data_is_refused(model, tokenizer, data, message):

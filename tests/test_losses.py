@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from optimum_optin.losses import manifold_distance, output_distance, probe_manifold, probe_output, token_features
+from optimum_optin.losses import (
+    BINARY,
+    CATEGORICAL,
+    REAL,
+    manifold_distance,
+    output_distance,
+    probe_manifold,
+    probe_output,
+    token_features,
+)
 
 
 def test_token_features_are_unit_rows_of_the_chosen_tokens():
@@ -24,47 +33,40 @@ def test_output_distance_is_kl_at_the_temperature():
     expected = torch.nn.functional.kl_div(
         (student / 2).log_softmax(-1), (teacher / 2).softmax(-1), reduction="batchmean"
     )
-    assert float(output_distance(student, teacher, 2.0, True)) == pytest.approx(4 * float(expected), rel=1e-4)
+    assert float(output_distance(student, teacher, 2.0, CATEGORICAL)) == pytest.approx(4 * float(expected), rel=1e-4)
 
 
 def test_output_distance_of_one_logit_is_squared_error():
     student, teacher = torch.randn(2, 5, 1)
     expected = float(((student - teacher) ** 2).mean())
-    assert float(output_distance(student, teacher, 1.0, False)) == pytest.approx(expected, rel=1e-5)
-    assert float(output_distance(student, teacher, 1.0, True)) == 0  # why the categorical form would not do
+    assert float(output_distance(student, teacher, 1.0, REAL)) == pytest.approx(expected, rel=1e-5)
+    assert float(output_distance(student, teacher, 1.0, CATEGORICAL)) == 0  # why the categorical form would not do
 
 
 @pytest.mark.parametrize(
-    ("name", "categorical", "temperature"),
-    [("manifold", None, None), ("kl", True, 1.0), ("kl hot", True, 3.0), ("squared", False, 1.0)],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("kind", "temperature"),
+    [(None, 1.0), (CATEGORICAL, 1.0), (CATEGORICAL, 3.0), (BINARY, 1.0), (BINARY, 2.0), (REAL, 1.0)],
+    ids=["manifold", "softmax", "softmax hot", "sigmoid", "sigmoid hot", "real"],
 )
-def test_probes_expect_the_loss_of_a_small_step(name, categorical, temperature):
+def test_probes_expect_the_loss_of_a_small_step(kind, temperature, monkeypatch):
     """E[(r . J step)^2] equals the loss of a step, for a step small enough."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the loss of so small a step needs the digits
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(6, 4, generator=generator, dtype=torch.float64)
     step = 1e-3 * torch.randn(6, 4, generator=generator, dtype=torch.float64)
-
-    def probe(values):
-        if name == "manifold":
-            return probe_manifold(values, generator)
-        return probe_output(values, temperature, categorical, generator)
-
     squares = []
     for _ in range(4000):
         values = teacher.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(probe(values), values)
+        probe = probe_output(values, temperature, kind, generator) if kind else probe_manifold(values, generator)
+        (gradient,) = torch.autograd.grad(probe, values)
         squares.append(float((gradient * step).sum() ** 2))
-    expected = (
-        manifold_distance(teacher + step, teacher)
-        if name == "manifold"
-        else output_distance((teacher + step).float(), teacher.float(), temperature, categorical)
-        if not categorical
-        else _kl(teacher + step, teacher, temperature)
-    )
+    moved = teacher + step
+    expected = output_distance(moved, teacher, temperature, kind) if kind else manifold_distance(moved, teacher)
     assert sum(squares) / len(squares) == pytest.approx(float(expected), rel=0.1)
 
 
-def _kl(student, teacher, temperature):
-    log_student, log_teacher = ((each / temperature).log_softmax(-1) for each in (student, teacher))
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean() * temperature**2
+def test_output_distance_of_sigmoids_is_the_sum_of_bernoulli_divergences():
+    student, teacher = torch.randn(2, 5, 3)
+    bernoulli = torch.distributions.Bernoulli
+    expected = torch.distributions.kl_divergence(bernoulli(logits=teacher), bernoulli(logits=student)).sum(-1).mean()
+    assert float(output_distance(student, teacher, 1.0, BINARY)) == pytest.approx(float(expected), rel=1e-4)

@@ -2,16 +2,19 @@
 
 import doctest
 import importlib
+import re
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny import TINY, tiny_batch, tiny_model, tiny_samples
-from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
+from tiny import SHAPE, TINY, tiny_batch, tiny_model, tiny_samples
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, ElectraForPreTraining
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
+from optimum_optin.fingerprint import fingerprint
 from optimum_optin.scoring import registry
 
 FAST = OptinConfig(flops=0.5, probes=8)
@@ -157,6 +160,126 @@ def test_half_precision_models_stay_half(tmp_path):
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
+def test_large_embeddings_have_a_fingerprint():
+    """Over 2^24 values, float32 indices round past the end."""
+    config = type(TINY["bert"][2])(vocab_size=2**19, hidden_size=34, num_hidden_layers=1, num_attention_heads=2)
+    model = TINY["bert"][1](config)
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[-1, -1] += 1
+    assert fingerprint(model) != before
+
+
+def test_a_fingerprint_knows_the_heads():
+    one, other = (TINY["bert"][1](type(TINY["bert"][2])(**{**SHAPE, "num_attention_heads": heads})) for heads in (4, 8))
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_multi_label_outputs_are_sigmoids():
+    model = tiny_model(problem_type="multi_label_classification")
+    with torch.no_grad():  # a softmax would see no difference between equal classes
+        model.classifier.weight[:] = model.classifier.weight[0].clone()
+    scores = OptinPruner(model).score(tiny_samples(8), OptinConfig(probes=8))
+    assert sum(float(score.sum()) for score in scores.terms["output"].values()) > 1e-4
+
+
+def test_electra_discriminator_outputs_are_tokens():
+    pruner = OptinPruner(tiny_model("electra", model_class=ElectraForPreTraining))
+    exact, sketched = (
+        pruner.score(tiny_samples(8), OptinConfig(scorer=scorer, probes=200)) for scorer in ("exact", "gauss_newton")
+    )
+    total = [sum(float(score.sum()) for score in scores.terms["output"].values()) for scores in (exact, sketched)]
+    assert total[1] == pytest.approx(total[0], rel=0.2)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scoring_works_where_gradients_are_off(pruner, mode):
+    expected = OptinPruner(tiny_model(), word_tokenizer(), FAST).prune(TEXTS)
+    with mode():
+        pruned = pruner.prune(TEXTS)
+    assert _same_weights(pruned, expected)
+    assert not any(parameter.is_inference() for parameter in pruned.parameters())
+
+
+def test_scoring_works_where_outputs_are_tuples(pruner):
+    pruner.model.config.return_dict = False
+    assert set(pruner.score(TEXTS).terms) == {"trajectory", "output"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda group: {}, "must return {term: {group key: scores}}"),
+        (lambda group: {"trajectory": torch.ones(3)}, "must return {term: {group key: scores}}"),
+        (lambda group: {"trajectory": {}}, "no scores for, or does not know, layers.0.heads"),
+        (lambda group: {"trajectory": {"x": torch.ones(3)}}, "no scores for, or does not know"),
+    ],
+    ids=["nothing", "no groups", "groups missing", "unknown group"],
+)
+def test_a_scorer_that_returns_nonsense_is_refused(make, message):
+    registry._SCORERS["nonsense"] = lambda model, groups, batches, config: make(groups)
+    try:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            OptinPruner(tiny_model()).prune(tiny_samples(), OptinConfig(scorer="nonsense"))
+    finally:
+        registry._SCORERS.pop("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda units: -torch.ones(units), "must be 4 finite numbers of at least 0.*smallest -1"),
+        (lambda units: torch.full((units,), torch.nan), "must be 4 finite numbers"),
+        (lambda units: torch.ones(units + 1), r"must be 4 finite numbers.*shape \(5,\)"),
+        (torch.zeros, "scores every unit 0"),
+    ],
+    ids=["negative", "nan", "length", "zero"],
+)
+def test_scores_that_do_not_fit_are_refused(score, message):
+    registry._SCORERS["odd"] = lambda model, groups, *_: {
+        "trajectory": {group.key: score(group.units) for group in groups}
+    }
+    try:
+        with pytest.raises(ValueError, match=message):
+            OptinPruner(tiny_model()).prune(tiny_samples(), OptinConfig(scorer="odd"))
+    finally:
+        registry._SCORERS.pop("odd")
+
+
+def test_arguments_of_a_wrong_type_say_so(pruner, tmp_path):
+    with pytest.raises(TypeError, match="model must be a transformers model, got str: use from_pretrained"):
+        OptinPruner("bert-base-uncased")
+    for call in (lambda: pruner.prune(TEXTS, 0.5), lambda: pruner.prune(TEXTS, {"flops": 0.5})):
+        with pytest.raises(TypeError, match="config must be OptinConfig, got"):
+            call()
+    with pytest.raises(TypeError, match="scores must be Scores, got 'folder'"):
+        pruner.prune(scores="folder")
+
+
+def test_decoders_are_refused():
+    with pytest.raises(ValueError, match="set up as a decoder"):
+        OptinPruner(tiny_model(is_decoder=True))
+
+
+def test_a_plan_for_a_pruned_model_counts_the_dense_units(pruner):
+    again = OptinPruner(pruner.prune(TEXTS), word_tokenizer(), FAST)
+    scores = again.score(TEXTS)
+    plan = again.plan(scores)
+    again.prune(scores=scores)
+    assert plan.layers == again.report.layers
+    assert plan.layers["layers.0"]["neurons"]["units"] == 48
+
+
+def test_an_accelerate_hook_survives_exact_scoring():
+    model = tiny_model()
+    layer = model.bert.encoder.layer[0]
+    add_hook_to_module(layer, ModelHook())
+    hooked = layer.forward
+    OptinPruner(model).score(tiny_samples(4), OptinConfig(scorer="exact"))
+    assert layer.forward is hooked
+
+
 def test_a_registered_scorer_is_used():
     @register_scorer("by index")
     def by_index(model, groups, batches, config):
@@ -250,6 +373,7 @@ def test_a_failed_save_leaves_nothing(pruner, tmp_path, monkeypatch, error, befo
     if before:
         folder.mkdir()
         (folder / "config.json").write_text("mine")
+    monkeypatch.chdir(folder if before and error is RuntimeError else tmp_path)  # in place, or swapped
 
     def fail(*arguments, **options):
         raise error("disk full")
@@ -258,7 +382,7 @@ def test_a_failed_save_leaves_nothing(pruner, tmp_path, monkeypatch, error, befo
     monkeypatch.setattr(pruner.processor, "save_pretrained", fail)  # after the model's own files
     with pytest.raises(error, match="disk full"):
         pruner.save_pretrained(folder)
-    assert [path.name for path in tmp_path.iterdir()] == (["out"] if before else [])
+    assert [path.name for path in tmp_path.rglob("*")] == (["out", "config.json"] if before else [])
     assert not before or (folder / "config.json").read_text() == "mine"
 
 
@@ -274,9 +398,17 @@ def test_config_travels_with_the_pruner(pruner):
     assert again.config == FAST
 
 
-def test_saving_into_an_existing_folder_keeps_other_files(pruner, tmp_path):
+@pytest.mark.parametrize("inside", [False, True], ids=["from outside", "from inside"])
+def test_saving_into_an_existing_folder_keeps_other_files(pruner, tmp_path, monkeypatch, inside):
+    tmp_path = tmp_path / "out"
+    tmp_path.mkdir()
+    monkeypatch.chdir(tmp_path if inside else tmp_path.parent)
     (tmp_path / "notes.txt").write_text("mine")
-    pruner.prune(TEXTS, save_dir=tmp_path)
+    for stale in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / stale).write_text("of an earlier save")
+    pruner.prune(TEXTS, save_dir="." if inside else tmp_path)
+    assert not list(tmp_path.glob("model*0*")) and not list(tmp_path.glob("*.index.json"))
+    assert len(list(tmp_path.parent.iterdir())) == 1, "nothing is left beside the folder"
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "model.safetensors").is_file()
     batch = tiny_batch(pruner.model)

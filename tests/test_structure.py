@@ -7,8 +7,9 @@ import torch
 from tiny import random_masks, tiny_model
 from transformers import AutoModelForSequenceClassification
 
-from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin import OptinConfig, OptinPruner, convert_model, find_groups
 from optimum_optin.structure import Kept, compose, masks_of, structure_from_json, structure_of, structure_to_json
+from optimum_optin.surgery import rewrite
 
 
 def test_json_round_trip():
@@ -41,10 +42,24 @@ def test_compose_indexes_the_dense_units():
         ({"units": "4", "kept": "0"}, r"'layers\.0\.heads' must look like"),
         ({"kept": "0"}, r"'layers\.0\.heads' must look like"),
         ([0, 1], r"'layers\.0\.heads' must look like"),
-        ({"units": 10**15, "kept": f"0-{10**14}"}, r"'layers\.0\.heads'.*spans more than"),
+        ({"units": 10**9, "kept": "0-9999998"}, r"'layers\.0\.heads' must look like.*at most 1000000 units"),
+        ({"units": 4, "kept": "9" * 5000}, r"'layers\.0\.heads' must look like"),
+        ({"units": True, "kept": "0"}, r"'layers\.0\.heads' must look like"),
         ({"units": 5, "kept": "0-3"}, r"'layers\.0\.heads' was cut from 5 units, but this model has 4"),
     ],
-    ids=["past the end", "unsorted", "twice", "syntax", "text units", "no units", "a list", "absurd", "other model"],
+    ids=[
+        "past the end",
+        "unsorted",
+        "twice",
+        "syntax",
+        "text units",
+        "no units",
+        "a list",
+        "absurd",
+        "absurd digits",
+        "true",
+        "other model",
+    ],
 )
 def test_a_damaged_folder_is_refused_by_name(tmp_path, entry, message):
     OptinPruner(tiny_model()).prune(
@@ -56,6 +71,33 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path, entry, message):
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "pruned")
+
+
+def test_an_entry_of_a_model_that_is_not_pruned_is_refused():
+    pruner = OptinPruner(tiny_model())
+    pruned = pruner.prune([{"input_ids": [5, 6, 7]}] * 8, OptinConfig(flops=0.5, probes=2))
+    with pytest.raises(ValueError, match=r"config says that layers\.\d\.\w+ keeps .* pruned model's config is dense"):
+        OptinPruner(type(pruned)(pruned.config))
+
+
+def test_converting_in_two_steps_notes_both(tmp_path):
+    model = tiny_model()
+    convert_model(model, {"layers.0.neurons": Kept(48, (1, 2, 3))})
+    convert_model(model, {"layers.1.heads": Kept(4, (0,))})
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert {group.key: group.units for group in find_groups(loaded) if group.units in (1, 3)} == {
+        "layers.0.neurons": 3,
+        "layers.1.heads": 1,
+    }
+
+
+@pytest.mark.parametrize("masks", [{}, {"layers.0.heads": torch.ones(2)}], ids=["none", "short"])
+def test_rewriting_with_masks_that_do_not_fit_cuts_nothing(masks):
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"layers\.0\.heads needs a mask of 4 units, got (none|2)"):
+        rewrite(model, find_groups(model), masks)
+    assert [group.units for group in find_groups(model)] == [4, 48] * 3
 
 
 def test_an_entry_without_a_group_is_refused():

@@ -23,7 +23,7 @@ DISTILBERT_SHAPE = {
 }
 MODERNBERT_SHAPE = {
     **SHAPE,
-    "pad_token_id": 0,
+    "pad_token_id": 98,  # at the end, as in the real ones: positions do not count from it
     "bos_token_id": 1,
     "eos_token_id": 2,
     "cls_token_id": 1,

@@ -32,7 +32,7 @@ def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Bat
         for batch in batches:
             rows = draw_rows(batch, config.rows, generator)
             with recorded(model, layers) as dense_outputs:
-                dense_final = compared_output(model(**batch, use_cache=False), rows)
+                dense_final = compared_output(model, batch, rows)
             dense = trajectory_features(dense_outputs, rows)
             for group in groups:
                 # A layer before the group's own is not touched by its masks.
@@ -44,14 +44,12 @@ def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Bat
                             masked(model, [group], {group.key: _without(group.units, unit, batch)}),
                             recorded(model, {name: layers[name] for name in later}) as outputs,
                         ):
-                            final = compared_output(model(**batch, use_cache=False), rows)
+                            final = compared_output(model, batch, rows)
                         features = trajectory_features(outputs, rows)
                         moved = sum(manifold_distance(features[name], dense[name]) for name in later)
                         _add(totals, "trajectory", group, unit, moved)
                         if final is not None:
-                            diverged = output_distance(
-                                final.values, dense_final.values, config.temperature, final.categorical
-                            )
+                            diverged = output_distance(final.values, dense_final.values, config.temperature, final.kind)
                             _add(totals, "output", group, unit, diverged)
                         progress.update()
     return {term: {key: total / len(batches) for key, total in by_group.items()} for term, by_group in totals.items()}

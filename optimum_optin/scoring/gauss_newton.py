@@ -23,6 +23,8 @@ from .registry import Terms, register_scorer
 
 
 @register_scorer("gauss_newton")
+@torch.inference_mode(False)
+@torch.enable_grad()
 def score_gauss_newton(
     model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig
 ) -> Terms:
@@ -37,14 +39,14 @@ def score_gauss_newton(
         size, device = len(next(iter(batch.values()))), next(iter(batch.values())).device
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
         with masked(model, groups, masks), recorded(model, layers) as outputs:
-            final = compared_output(model(**batch, use_cache=False), compared)
+            final = compared_output(model, batch, compared)
         features = trajectory_features(outputs, compared)
         functional = sum(probe_manifold(feature, generator) for feature in features.values())
         gradients = _gradients(functional, masks, keep_graph=final is not None)
         # The Gram matrix couples the samples of a batch: a unit is one mask for all of them.
         _add(totals, "trajectory", {key: gradient.sum(0).square() for key, gradient in gradients.items()})
         if final is not None:
-            functional = probe_output(final.values, config.temperature, final.categorical, generator)
+            functional = probe_output(final.values, config.temperature, final.kind, generator)
             gradients = _gradients(functional, masks)
             # Outputs of different samples are independent: each sample is a probe of its own.
             _add(totals, "output", {key: gradient.square().sum(0) for key, gradient in gradients.items()})

@@ -130,14 +130,12 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
     """
     scorer = get_scorer(config.scorer)
     check_finite(model)
+    identity = fingerprint(model)
     started = time.perf_counter()
     with frozen(model):
         terms = scorer(model, groups, batches, config)
-    for term, by_group in terms.items():
-        for key, value in by_group.items():
-            if not value.isfinite().all():
-                raise ValueError(f"the {term} score of {key} is not finite: check that layer's weights and the data.")
-    return Scores(terms, config, fingerprint(model), mean_tokens(batches), time.perf_counter() - started)
+    _check_terms(terms, groups, config.scorer)
+    return Scores(terms, config, identity, mean_tokens(batches), time.perf_counter() - started)
 
 
 def check_finite(model: nn.Module) -> None:
@@ -147,5 +145,27 @@ def check_finite(model: nn.Module) -> None:
         ValueError: names the first such parameter.
     """
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"weight {name} is offloaded: load the model into memory, e.g. device_map='auto' on a GPU."
+            )
         if not parameter.isfinite().all():
             raise ValueError(f"weight {name} holds NaN or infinite values: the checkpoint is damaged.")
+
+
+def _check_terms(terms: Terms, groups: Sequence[Group], scorer: str) -> None:
+    units = {group.key: group.units for group in groups}
+    if not isinstance(terms, dict) or not terms or not all(isinstance(by_group, dict) for by_group in terms.values()):
+        raise ValueError(f"scorer {scorer!r} must return {{term: {{group key: scores}}}}, got {type(terms).__name__}.")
+    for term, by_group in terms.items():
+        if set(by_group) != set(units):
+            odd = sorted(set(by_group) ^ set(units))
+            raise ValueError(f"scorer {scorer!r}: the {term} term has no scores for, or does not know, {odd[0]}.")
+        for key, value in by_group.items():
+            if value.shape != (units[key],) or not value.isfinite().all() or bool((value < 0).any()):
+                raise ValueError(
+                    f"the {term} score of {key} must be {units[key]} finite numbers of at least 0, got shape "
+                    f"{tuple(value.shape)}, smallest {float(value.min()):.3g}: check that layer's weights and the data."
+                )
+    if not any(float(value.sum()) > 0 for by_group in terms.values() for value in by_group.values()):
+        raise ValueError(f"scorer {scorer!r} scores every unit 0: masking them changes nothing that it compares.")

@@ -1,0 +1,189 @@
+"""Compensation: refit what is left to do the work of what was removed, in closed form and without labels.
+
+Layer by layer, on inputs that have already passed the pruned layers below, every consumer is refitted by ridge
+regression towards the dense model's output of its sublayer, the error that the residual stream carries included. The
+change is folded into the consumer's weight and bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+from transformers.utils.logging import tqdm
+
+from .architectures import find_groups, find_layers
+from .groups import Batch, Group
+from .masking import frozen
+from .ridge import Regression, solve_ridge
+from .trajectory import hidden_states
+
+logger = logging.get_logger(__name__)
+
+_HELD_OUT = 5  # every fifth batch chooses the regularisation, and whether to refit at all
+
+
+@torch.no_grad()
+def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch]) -> None:
+    """Refit the consumers of `pruned`, in place; returns nothing.
+
+    Besides the models, memory holds the calibration data's hidden states at one layer and one Gram
+    matrix per consumer at a time.
+
+    Args:
+        dense: the model before pruning; unchanged.
+        pruned: the rewritten model.
+        batches: calibration batches on the models' device.
+    """
+    groups = find_groups(dense)
+    with frozen(dense), frozen(pruned):
+        walks = [_Walk(batch, _layer_calls(dense, batch)) for batch in batches]
+        for name, path in tqdm(find_layers(dense).items(), desc="compensation", unit="layer"):
+            layer_groups = [group for group in groups if group.layer == name]
+            for walk in walks:
+                walk.enter(name, dense, path, layer_groups)
+            for index, group in enumerate(layer_groups):
+                _refit(pruned, path, group, layer_groups[:index], walks)
+            for walk in walks:
+                walk.leave(pruned.get_submodule(path))
+
+
+def _refit(pruned: nn.Module, path: str, group: Group, earlier: list[Group], walks: list[_Walk]) -> None:
+    consumer = pruned.get_submodule(group.consumer)
+    fit, held_out = (Regression(consumer.in_features, consumer.out_features, consumer.weight.device) for _ in range(2))
+    for index, walk in enumerate(walks):
+        is_held_out = len(walks) > 1 and index % _HELD_OUT == 0
+        (held_out if is_held_out else fit).add(*walk.errors(pruned, path, group, earlier))
+    tokens = fit.count + held_out.count
+    if tokens < consumer.in_features:
+        logger.warning_once(
+            f"calibration data have {tokens} tokens, fewer than the {consumer.in_features} inputs of a consumer: "
+            "the refit is held back; give more samples."
+        )
+    weight, bias = solve_ridge(fit, held_out, intercept=consumer.bias is not None)
+    consumer.weight += weight.to(consumer.weight)
+    if consumer.bias is not None:
+        consumer.bias += bias.to(consumer.bias)
+
+
+@dataclass
+class _Call:
+    """How a layer was called, less its hidden states."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden_states(layer(hidden, *self.args, **self.kwargs))
+
+
+class _Walk:
+    """One calibration batch on its way through both models, layer by layer.
+
+    Args:
+        batch: the batch.
+        calls: the first layer's input and every layer's call, from `_layer_calls`.
+    """
+
+    def __init__(self, batch: Batch, calls: tuple[Tensor, dict[str, _Call]]):
+        mask = batch.get("attention_mask")
+        hidden, self.calls = calls
+        self.dense = self.pruned = hidden  # (batch, tokens, channels)
+        self.valid = (
+            torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
+        )
+
+    def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
+        """Run the dense layer; keep what each sublayer adds to its residual stream."""
+        self.call = self.calls[name]
+        with _captured(dense, groups) as seen:
+            output = self.call.run(dense.get_submodule(path), self.dense)
+        self.targets = {
+            group.key: _residual(self.dense, groups[:index], group, seen) + seen[group.consumer].output
+            for index, group in enumerate(groups)
+        }
+        self.dense = output
+
+    def errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> tuple[Tensor, Tensor]:
+        """Inputs of the pruned consumer and what its output lacks, each of shape (valid tokens, features)."""
+        with _captured(pruned, [*earlier, group], stop_after=group) as seen:
+            self.call.run(pruned.get_submodule(path), self.pruned)
+        consumer = seen[group.consumer]
+        lacking = self.targets[group.key] - _residual(self.pruned, earlier, group, seen) - consumer.output
+        return consumer.input[self.valid], lacking[self.valid]
+
+    def leave(self, layer: nn.Module) -> None:
+        """Run the refitted pruned layer."""
+        self.pruned = self.call.run(layer, self.pruned)
+
+
+@dataclass
+class _Seen:
+    input: Tensor
+    output: Tensor
+
+
+def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, _Seen]) -> Tensor:
+    """The residual stream that a sublayer's output is added to."""
+    if not earlier:
+        return hidden
+    if group.pre_norm:
+        return hidden + sum(seen[before.consumer].output for before in earlier)
+    return seen[group.producers[0].path].input
+
+
+class _Stop(Exception):
+    """Ends a layer's forward pass early."""
+
+
+@contextmanager
+def _captured(model: nn.Module, groups: Sequence[Group], stop_after: Group | None = None) -> Iterator[dict[str, _Seen]]:
+    """Collect inputs and outputs of the groups' consumers and first producers, by path."""
+    seen: dict[str, _Seen] = {}
+
+    def hook(path: str):
+        def record(module: nn.Module, args: tuple, output: Tensor) -> None:
+            seen[path] = _Seen(args[0], output)
+            if stop_after is not None and path == stop_after.consumer:
+                raise _Stop
+
+        return record
+
+    with ExitStack() as stack:
+        for index, group in enumerate(groups):
+            # The first sublayer's residual is the layer's input; its producers may be gone with its heads.
+            for path in (group.consumer, *([group.producers[0].path] if index else [])):
+                stack.callback(model.get_submodule(path).register_forward_hook(hook(path)).remove)
+        with suppress(_Stop):
+            yield seen
+
+
+def _layer_calls(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, _Call]]:
+    """The first layer's input, and how every layer was called in one forward pass."""
+    calls: dict[str, _Call] = {}
+    first: list[Tensor] = []
+
+    def hook(name: str):
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            if args:
+                hidden, args = args[0], args[1:]
+            else:
+                kwargs = dict(kwargs)
+                hidden = kwargs.pop("hidden_states")
+            calls[name] = _Call(args, kwargs)
+            if not first:
+                first.append(hidden)
+
+        return record
+
+    with ExitStack() as stack:
+        for name, path in find_layers(model).items():
+            handle = model.get_submodule(path).register_forward_pre_hook(hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        model(**batch, use_cache=False)
+    return first[0], calls

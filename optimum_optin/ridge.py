@@ -1,0 +1,94 @@
+"""Ridge regression from streamed sums: memory does not grow with the number of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+class Regression:
+    """The sums that a linear regression of `errors` on `inputs` needs.
+
+    Args:
+        inputs: input features.
+        outputs: output features.
+        device: where to keep the sums.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
+        zeros = {"dtype": torch.float64, "device": device}
+        self.count = 0
+        self.gram = torch.zeros(inputs, inputs, **zeros)
+        self.cross = torch.zeros(inputs, outputs, **zeros)
+        self.input_sum = torch.zeros(inputs, **zeros)
+        self.error_sum = torch.zeros(outputs, **zeros)
+        self.error_squares = torch.zeros((), **zeros)
+
+    def add(self, inputs: Tensor, errors: Tensor) -> None:
+        """Add rows: inputs of shape (rows, inputs), errors of shape (rows, outputs)."""
+        inputs, errors = inputs.float(), errors.float()
+        self.count += len(inputs)
+        self.gram += inputs.T @ inputs
+        self.cross += inputs.T @ errors
+        self.input_sum += inputs.sum(0)
+        self.error_sum += errors.sum(0)
+        self.error_squares += errors.double().square().sum()
+
+    def merged(self, other: Regression) -> Regression:
+        """The sums over the rows of both."""
+        both = Regression(len(self.input_sum), len(self.error_sum), self.gram.device)
+        for name, value in vars(self).items():
+            setattr(both, name, value + getattr(other, name))
+        return both
+
+    def loss(self, weight: Tensor, bias: Tensor) -> float:
+        """Sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
+        loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
+        loss = loss + ((weight @ self.gram) * weight).sum() + 2 * bias @ (weight @ self.input_sum)
+        return float(loss + self.count * bias.square().sum())
+
+
+def solve_ridge(fit: Regression, held_out: Regression, intercept: bool) -> tuple[Tensor, Tensor]:
+    """The change of weight and bias that predicts the errors best, pulled towards no change.
+
+    The strength of the pull is chosen on held-out rows, and no change at all wins if nothing beats it
+    there; the chosen strength is then solved for on all rows.
+
+    Args:
+        fit: rows to fit.
+        held_out: rows to choose by; if empty, a middling strength is used.
+        intercept: whether a bias may change.
+
+    Returns:
+        Change of the weight, shape (outputs, inputs), and of the bias, shape (outputs,); float64.
+    """
+    strength = STRENGTHS[len(STRENGTHS) // 2]
+    nothing = torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
+    if held_out.count:
+        candidates = [(_solve(fit, each, intercept), each) for each in STRENGTHS]
+        losses = [held_out.loss(*change) for change, _ in candidates]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        if not losses[best] < held_out.loss(*nothing):
+            return nothing
+        strength = candidates[best][1]
+    return _solve(fit.merged(held_out), strength, intercept)
+
+
+def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
+    gram, cross = rows.gram, rows.cross
+    mean, error_mean = rows.input_sum / rows.count, rows.error_sum / rows.count
+    if intercept:
+        gram = gram - rows.count * mean.outer(mean)
+        cross = cross - rows.count * mean.outer(error_mean)
+    if len(gram) == 0:
+        weight = cross.T
+    else:
+        # Constant inputs leave zeros on the diagonal; the pull then needs a scale of its own.
+        pull = strength * gram.diagonal().mean().clamp_min(1e-12)
+        factor = torch.linalg.cholesky(gram + pull * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        weight = torch.cholesky_solve(cross, factor).T
+    bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)
+    return weight, bias
