@@ -27,6 +27,8 @@ class OptinConfig:
         temperature: temperature of the output term.
         output_weight: weight of the output term against the trajectory term, each normalised to sum
             to one over all units.
+        compensation: `"ridge"` refits what is left to do the work of what was removed, in closed form;
+            `"none"` only removes.
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
@@ -49,7 +51,8 @@ class OptinConfig:
     probes: int = 128
     rows: int = 64
     temperature: float = 1.0
-    output_weight: float = 0.1
+    output_weight: float = 0.03
+    compensation: str = "ridge"
     min_heads: int = 0
     min_neurons: int = 0
     seed: int = 0
@@ -68,6 +71,8 @@ class OptinConfig:
             raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
         if not _is_number(self.output_weight) or self.output_weight < 0:
             raise ValueError(f"output_weight={self.output_weight!r} must be 0 or more.")
+        if self.compensation not in ("ridge", "none"):
+            raise ValueError(f"compensation={self.compensation!r} must be 'ridge' or 'none'.")
         if not isinstance(self.scorer, str):
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import find_groups
+from .compensation import compensate
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
@@ -81,6 +82,7 @@ class OptinPruner:
         self.config = config or OptinConfig()
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
+        self._scored_on: list[Batch] | None = None  # serves compensation in later calls with scores=
 
     @classmethod
     def from_pretrained(
@@ -190,7 +192,8 @@ class OptinPruner:
 
         Args:
             calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
-                dicts, or a `DataLoader`; labels are not used. Not needed with `scores`.
+                dicts, or a `DataLoader`; labels are not used. Not needed with `scores` that this pruner
+                computed, nor without compensation.
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model; any budget takes seconds then.
             flops: the budget; `None` takes the configuration's.
@@ -203,15 +206,20 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         folder = None if save_dir is None else check_folder(save_dir)
         groups = find_groups(self.model)
-        if scores is None:
-            get_scorer(config.scorer)
-            batches = self._batches(calibration, config)
-            costs = cost_tables(self.model, groups, mean_tokens(batches))
-            check_budget(costs, config.flops * dense_cost(costs), _floors(config))
-            scores = self._score(batches, config)
-        else:
+        if scores is not None:
             scores.check(fingerprint(self.model), config)
-            costs = cost_tables(self.model, groups, scores.tokens)
+        else:
+            get_scorer(config.scorer)
+        batches = self._batches(calibration, config) if scores is None or calibration is not None else self._scored_on
+        if config.compensation != "none" and batches is None:
+            raise ValueError(
+                f"compensation={config.compensation!r} needs calibration data: pass calibration= along with scores= "
+                "that this pruner did not compute, or set compensation='none'."
+            )
+        tokens = scores.tokens if scores else mean_tokens(batches)
+        costs = cost_tables(self.model, groups, tokens)
+        check_budget(costs, config.flops * dense_cost(costs), _floors(config))
+        scores = scores or self._score(batches, config)
 
         started = time.perf_counter()
         masks = _search(scores, groups, costs, config)
@@ -219,9 +227,17 @@ class OptinPruner:
         pruned = copy.deepcopy(self.model)
         rewrite(pruned, groups, masks)
         structure = record_structure(pruned, structure_of(groups, masks))
-        seconds = {"score": scores.seconds, "search": searched - started, "rewrite": time.perf_counter() - searched}
+        rewritten = time.perf_counter()
+        if config.compensation == "ridge" and not all(mask.all() for mask in masks.values()):
+            compensate(self.model, pruned, batches)
+        seconds = {
+            "score": scores.seconds,
+            "search": searched - started,
+            "rewrite": rewritten - searched,
+            "compensation": time.perf_counter() - rewritten,
+        }
 
-        self.report = self._report(pruned, structure, tokens=scores.tokens, config=config, seconds=seconds)
+        self.report = self._report(pruned, structure, tokens=tokens, config=config, seconds=seconds)
         self.pruned_model = pruned
         if folder is not None:
             self.save_pretrained(folder)
@@ -280,7 +296,7 @@ class OptinPruner:
         return config if flops is None else dataclasses.replace(config, flops=flops)
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
-        return calibration_batches(
+        batches = calibration_batches(
             calibration,
             self.model,
             self.processor,
@@ -289,10 +305,12 @@ class OptinPruner:
             max_length=config.max_length,
             seed=config.seed,
         )
+        return [send_to_device(dict(batch), self.model.device) for batch in batches]
 
     def _score(self, batches: list[Batch], config: OptinConfig) -> Scores:
-        batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
-        return score(self.model, find_groups(self.model), batches, config)
+        scores = score(self.model, find_groups(self.model), batches, config)
+        self._scored_on = batches
+        return scores
 
     def _report(
         self,

@@ -86,8 +86,9 @@ def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, 
     if len(gram) == 0:
         weight = cross.T
     else:
-        # Constant inputs leave zeros on the diagonal; the pull then needs a scale of its own.
-        pull = strength * gram.diagonal().mean().clamp_min(1e-12)
+        # Constant or repeated inputs leave rounding noise on the diagonal; the floor keeps the solve well-posed.
+        floor = 1e-5 * rows.gram.diagonal().mean() + 1e-12
+        pull = strength * gram.diagonal().mean().clamp_min(0) + floor
         factor = torch.linalg.cholesky(gram + pull * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         weight = torch.cholesky_solve(cross, factor).T
     bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)

@@ -1,0 +1,119 @@
+"""Trajectory-weighted surgeon: what a unit costs after the kept ones have taken over what they can.
+
+After a refit of its consumer, removing a unit costs only what the kept units cannot express. With H the covariance of
+the consumer's inputs and Gamma = E[g g^T] the covariance of the probes' gradients at its output, removing column j of
+the weight W costs (w_j^T Gamma w_j) / [H^-1]_jj, the optimal brain surgeon's form (Hassibi & Stork 1993) in the metric
+of OPTIN's trajectory. Units are removed greedily, with updates of W and H^-1; each group yields a nested order and
+increments that never fall, which are per-unit scores again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.logging import tqdm
+
+from ..architectures import find_layers
+from ..config import OptinConfig
+from ..groups import Batch, Group
+from ..losses import probe_manifold, probe_output
+from ..surgeon import removal_scores
+from ..trajectory import compared_output, draw_rows, recorded, trajectory_features
+from .registry import Terms, register_scorer
+
+
+@register_scorer("surgeon")
+@torch.inference_mode(False)
+@torch.enable_grad()
+def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Terms:
+    """Costs of removal after a refit, one term for each metric; see `register_scorer`.
+
+    Every minibatch adds to H; probe k adds to Gamma on batch k mod len(batches).
+    """
+    layers = find_layers(model)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = [draw_rows(batch, config.rows, generator) for batch in batches]
+    sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
+    passes = max(config.probes, len(batches))
+    for probe in tqdm(range(passes), desc="surgeon scores", unit="probe"):
+        index = probe % len(batches)
+        batch, compared = batches[index], rows[index]
+        with _consumers(model, groups) as seen, recorded(model, layers) as outputs:
+            final = compared_output(model, batch, compared)
+        if probe < len(batches):
+            for group in groups:
+                sums[group.key].add_inputs(seen[group.key].input.detach(), batch.get("attention_mask"))
+        if probe < config.probes:
+            features = trajectory_features(outputs, compared)
+            functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
+            if final is not None:
+                functionals["output"] = probe_output(final.values, config.temperature, final.kind, generator)
+            leaves = [seen[group.key].output for group in groups]
+            for term, functional in functionals.items():
+                gradients = torch.autograd.grad(functional, leaves, retain_graph=term != list(functionals)[-1])
+                for group, gradient in zip(groups, gradients, strict=True):
+                    sums[group.key].add_gradients(term, gradient)
+    terms: Terms = {term: {} for term in functionals}
+    for group in tqdm(groups, desc="removal orders", unit="group"):
+        weight = model.get_submodule(group.consumer).weight.detach()
+        covariance = sums[group.key].covariance()
+        for term in terms:
+            metric = sums[group.key].metrics[term]
+            terms[term][group.key] = removal_scores(weight, covariance, metric, group.width).cpu()
+    return terms
+
+
+class _Sums:
+    """Running sums at one consumer: inputs for H, gradients at the output for Gamma."""
+
+    def __init__(self, consumer: nn.Linear):
+        self.centred = consumer.bias is not None  # a bias absorbs the mean of what is removed
+        zeros = {"dtype": torch.float64, "device": consumer.weight.device}
+        self.count = 0
+        self.total = torch.zeros(consumer.in_features, **zeros)
+        self.gram = torch.zeros(consumer.in_features, consumer.in_features, **zeros)
+        self.metrics: dict[str, Tensor] = {}
+
+    def add_inputs(self, inputs: Tensor, attention_mask: Tensor | None) -> None:
+        tokens = inputs.flatten(0, 1) if attention_mask is None else inputs[attention_mask.bool()]
+        tokens = tokens.float()
+        self.count += len(tokens)
+        self.total += tokens.sum(0)
+        self.gram += tokens.T @ tokens
+
+    def add_gradients(self, term: str, gradients: Tensor) -> None:
+        tokens = gradients.flatten(0, 1).float()
+        self.metrics[term] = self.metrics.get(term, 0) + (tokens.T @ tokens).double()
+
+    def covariance(self) -> Tensor:
+        mean = self.total / self.count
+        return self.gram / self.count - (mean.outer(mean) if self.centred else 0)
+
+
+@dataclass
+class _Seen:
+    input: Tensor
+    output: Tensor
+
+
+@contextmanager
+def _consumers(model: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, _Seen]]:
+    """Collect every consumer's input and output; outputs carry gradients though no weight does."""
+    seen: dict[str, _Seen] = {}
+
+    def hook(key: str):
+        def record(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if not output.requires_grad:
+                output.requires_grad_()
+            seen[key] = _Seen(args[0], output)
+
+        return record
+
+    with ExitStack() as stack:
+        for group in groups:
+            stack.callback(model.get_submodule(group.consumer).register_forward_hook(hook(group.key)).remove)
+        yield seen

@@ -1,0 +1,128 @@
+"""Compensation: what can be taken over exactly is, for every architecture; what cannot gets better, never worse."""
+
+import copy
+
+import pytest
+import torch
+from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
+from transformers import AutoModelForSequenceClassification
+
+from optimum_optin import OptinConfig, OptinPruner, find_groups, known_architectures
+from optimum_optin.compensation import compensate
+from optimum_optin.data import calibration_batches
+from optimum_optin.surgery import rewrite
+
+ARCHITECTURES = known_architectures()
+
+
+def _with_twins(model_type):
+    """A model whose second half of heads and neurons does the same as the first."""
+    model = tiny_model(model_type)
+    with torch.no_grad():
+        for group in find_groups(model):
+            half = group.units * group.width // 2
+            for producer in group.producers:
+                module = model.get_submodule(producer.path)
+                for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
+                    parts = parameter.view(producer.parts, 2, half, -1)
+                    parts[:, 1] = parts[:, 0]
+            if group.shared_bias:
+                table = model.get_submodule(f"{model.base_model_prefix}.encoder").relative_attention_bias.weight
+                table[:, table.shape[1] // 2 :] = table[:, : table.shape[1] // 2].clone()
+    return model
+
+
+def _pruned(model, masks):
+    pruned = copy.deepcopy(model)
+    rewrite(pruned, find_groups(pruned), masks)
+    return pruned
+
+
+@torch.no_grad()
+def _distance(one, other, batches):
+    return sum(float((one(**batch).logits - other(**batch).logits).square().sum()) for batch in batches)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES, ids=ARCHITECTURES)
+def test_twins_take_over(model_type):
+    model = _with_twins(model_type)
+    masks = {group.key: torch.arange(group.units) < group.units // 2 for group in find_groups(model)}
+    pruned = _pruned(model, masks)
+    batches = calibration_batches(tiny_samples(200), model)
+    before = _distance(pruned, model, batches)
+    compensate(model, pruned, batches)
+    assert _distance(pruned, model, batches) < 1e-3 * before
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES, ids=ARCHITECTURES)
+@pytest.mark.parametrize("empty", [False, True], ids=["some", "whole sublayers"])
+def test_fresh_data_come_closer_to_the_dense_outputs(model_type, empty):
+    model = tiny_model(model_type)
+    masks = random_masks(find_groups(model), share=0.6)
+    if empty:
+        masks["layers.1.heads"][:] = False
+        masks["layers.2.neurons"][:] = False
+    pruned = _pruned(model, masks)
+    fresh = calibration_batches(tiny_samples(64, seed=5), model)
+    before = _distance(pruned, model, fresh)
+    compensate(model, pruned, calibration_batches(tiny_samples(200), model))
+    assert _distance(pruned, model, fresh) < (0.9 if empty else 0.6) * before
+
+
+def test_the_dense_model_and_the_rest_of_the_pruned_one_are_untouched():
+    model = tiny_model()
+    dense = copy.deepcopy(model.state_dict())
+    pruned = _pruned(model, random_masks(find_groups(model)))
+    before = copy.deepcopy(pruned.state_dict())
+    compensate(model, pruned, calibration_batches(tiny_samples(), model))
+    assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
+    changed = {name for name, value in pruned.state_dict().items() if not torch.equal(value, before[name])}
+    consumers = {group.consumer for group in find_groups(model)}
+    assert changed
+    assert {name.rpartition(".")[0] for name in changed} <= consumers
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pruned.modules())
+
+
+def test_few_tokens_warn_and_stay_finite(caplog):
+    model = tiny_model()
+    pruned = _pruned(model, random_masks(find_groups(model), share=0.9))
+    compensate(model, pruned, calibration_batches([{"input_ids": [5, 6, 7]}], model))
+    assert "calibration data have 3 tokens" in caplog.text
+    assert all(parameter.isfinite().all() for parameter in pruned.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_keep_their_dtype(dtype):
+    pruner = OptinPruner(tiny_model().to(dtype))
+    pruned = pruner.prune(tiny_samples(), OptinConfig(flops=0.5, probes=8))
+    assert {parameter.dtype for parameter in pruned.parameters()} == {dtype}
+    assert all(parameter.isfinite().all() for parameter in pruned.parameters())
+
+
+def test_prune_compensates_by_default_and_saves_the_result(tmp_path):
+    model = tiny_model()
+    pruner = OptinPruner(model)
+    samples = tiny_samples(200)
+    scores = pruner.score(samples, OptinConfig(probes=16))
+    batches = calibration_batches(samples, model)
+    plain = pruner.prune(scores=scores, flops=0.5, config=OptinConfig(probes=16, compensation="none"))
+    refitted = pruner.prune(scores=scores, flops=0.5, save_dir=tmp_path)
+    assert _distance(refitted, model, batches) < 0.5 * _distance(plain, model, batches)
+    assert pruner.report.seconds["compensation"] > 0
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    batch = tiny_batch(model)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, refitted(**batch).logits, atol=0, rtol=0)
+
+
+def test_scores_from_disk_need_data_to_compensate_with(tmp_path):
+    model, samples = tiny_model(), tiny_samples(40)
+    one = OptinPruner(model)
+    scores = one.score(samples, OptinConfig(probes=4))
+    other = OptinPruner(model)
+    with pytest.raises(ValueError, match=r"needs calibration data: pass calibration= along with scores="):
+        other.prune(scores=scores)
+    expected = one.prune(scores=scores).state_dict()
+    got = other.prune(samples, scores=scores).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in got.items())
+    other.prune(scores=scores, config=OptinConfig(probes=4, compensation="none"))
