@@ -22,8 +22,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flops", type=float, default=0.6, help="share of MACs to keep (default: %(default)s)")
     parser.add_argument("--save-dir", type=Path, default=Path("outputs/quickstart"), help="(default: %(default)s)")
+    parser.add_argument("--compensation", choices=["ridge", "none"], default=OptinConfig.compensation)
     arguments = parser.parse_args()
-    config = OptinConfig(flops=arguments.flops)
+    config = OptinConfig(flops=arguments.flops, compensation=arguments.compensation)
     logging.set_verbosity_error()
 
     model, tokenizer = load_reaction_bert()

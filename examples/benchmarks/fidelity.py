@@ -9,30 +9,28 @@ and are kept in --output, so that other numbers of probes can be compared in sec
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from scipy.stats import spearmanr
+from tasks import add_task_arguments, load_task
 
-from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from demo_models import load_reaction_bert, load_reactions, load_sentence_minilm, load_stsb
+from optimum_optin import OptinConfig, Scores, find_groups
+from optimum_optin.fingerprint import fingerprint
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["reactions", "sentences"])
-    parser.add_argument("--glue-dir", help="folder of GLUE TSV files (default: the Hub)")
+    add_task_arguments(parser)
     parser.add_argument("--samples", type=int, default=32, help="calibration samples (default: %(default)s)")
     parser.add_argument("--probes", type=int, nargs="+", default=[OptinConfig().probes], help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/fidelity"))
     arguments = parser.parse_args()
 
-    pruner, data = load(arguments.model, arguments.glue_dir)
+    task = load_task(arguments.model, arguments.glue_dir)
+    pruner, data = task.pruner, task.calibration
     config = OptinConfig(num_samples=arguments.samples, seed=arguments.seed)
     exact = exact_scores(pruner, data, replace(config, scorer="exact"), arguments.output / arguments.model)
     groups = find_groups(pruner.model)
@@ -49,31 +47,22 @@ def main():
         row = {"probes": probes, "seconds": sketched.seconds}
         for term in exact.terms:
             row[term] = correlation(exact.terms[term], sketched.terms[term], groups)
-        row["combined"] = correlation(exact.combine(), sketched.combine(), groups)
+        both = exact.combine(config.output_weight), sketched.combine()
+        row["combined"] = correlation(*both, groups)
         for role in ("heads", "neurons"):
             part = [group for group in groups if group.role == role]
-            row[role] = correlation(exact.combine(), sketched.combine(), part)
+            row[role] = correlation(*both, part)
         result["rows"].append(row)
     print(json.dumps(result, indent=2))
     (arguments.output / f"{arguments.model}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def load(name, glue_dir):
-    """A pruner and its calibration texts."""
-    if name == "reactions":
-        model, tokenizer = load_reaction_bert()
-        return OptinPruner(model, tokenizer), [row["text"] for row in load_reactions()[1]]
-    model, tokenizer = load_sentence_minilm()
-    rows = load_stsb("train", glue_dir)
-    return OptinPruner(model, tokenizer), [row[name] for row in rows for name in ("sentence1", "sentence2")]
-
-
 def exact_scores(pruner, data, config, folder):
-    """The exhaustive scores: from the folder if they are there and fit, else computed and kept."""
+    """The exhaustive scores: from the folder if they are there (and fit), else computed and kept."""
     if (folder / "optin_scores.json").is_file():
         scores = Scores.from_pretrained(folder)
-        if scores.config.to_dict() == config.to_dict():
-            return scores
+        scores.check(fingerprint(pruner.model), config)
+        return scores
     scores = pruner.score(data, config)
     scores.save_pretrained(folder)
     return scores
