@@ -7,8 +7,8 @@ change is folded into the consumer's weight and bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from .architectures import find_groups, find_layers
 from .groups import Batch, Group
 from .masking import frozen
 from .ridge import Regression, solve_ridge
-from .trajectory import hidden_states
+from .trajectory import Passage, hidden_states, observed
 
 logger = logging.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class _Walk:
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
         """Run the dense layer; keep what each sublayer adds to its residual stream."""
         self.call = self.calls[name]
-        with _captured(dense, groups) as seen:
+        with observed(dense, _paths(groups)) as seen:
             output = self.call.run(dense.get_submodule(path), self.dense)
         self.targets = {
             group.key: _residual(self.dense, groups[:index], group, seen) + seen[group.consumer].output
@@ -111,7 +111,7 @@ class _Walk:
 
     def errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> tuple[Tensor, Tensor]:
         """Inputs of the pruned consumer and what its output lacks, each of shape (valid tokens, features)."""
-        with _captured(pruned, [*earlier, group], stop_after=group) as seen:
+        with observed(pruned, _paths([*earlier, group]), stop_after=group.consumer) as seen:
             self.call.run(pruned.get_submodule(path), self.pruned)
         consumer = seen[group.consumer]
         lacking = self.targets[group.key] - _residual(self.pruned, earlier, group, seen) - consumer.output
@@ -122,13 +122,7 @@ class _Walk:
         self.pruned = self.call.run(layer, self.pruned)
 
 
-@dataclass
-class _Seen:
-    input: Tensor
-    output: Tensor
-
-
-def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, _Seen]) -> Tensor:
+def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
     if not earlier:
         return hidden
@@ -137,30 +131,9 @@ def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[
     return seen[group.producers[0].path].input
 
 
-class _Stop(Exception):
-    """Ends a layer's forward pass early."""
-
-
-@contextmanager
-def _captured(model: nn.Module, groups: Sequence[Group], stop_after: Group | None = None) -> Iterator[dict[str, _Seen]]:
-    """Collect inputs and outputs of the groups' consumers and first producers, by path."""
-    seen: dict[str, _Seen] = {}
-
-    def hook(path: str):
-        def record(module: nn.Module, args: tuple, output: Tensor) -> None:
-            seen[path] = _Seen(args[0], output)
-            if stop_after is not None and path == stop_after.consumer:
-                raise _Stop
-
-        return record
-
-    with ExitStack() as stack:
-        for index, group in enumerate(groups):
-            # The first sublayer's residual is the layer's input; its producers may be gone with its heads.
-            for path in (group.consumer, *([group.producers[0].path] if index else [])):
-                stack.callback(model.get_submodule(path).register_forward_hook(hook(path)).remove)
-        with suppress(_Stop):
-            yield seen
+def _paths(groups: Sequence[Group]) -> list[str]:
+    """Consumers, and the producers whose input is a residual stream: not the first sublayer's, which may be gone."""
+    return [group.consumer for group in groups] + [group.producers[0].path for group in groups[1:]]
 
 
 def _layer_calls(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, _Call]]:

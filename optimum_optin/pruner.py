@@ -82,7 +82,6 @@ class OptinPruner:
         self.config = config or OptinConfig()
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
-        self._scored_on: list[Batch] | None = None  # serves compensation in later calls with scores=
 
     @classmethod
     def from_pretrained(
@@ -159,7 +158,7 @@ class OptinPruner:
         _check_type("config", config, OptinConfig)
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
-        return self._score(self._batches(calibration, config), config)
+        return score(self.model, find_groups(self.model), self._batches(calibration, config), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `prune` would keep: a dry run, in well under a second.
@@ -192,8 +191,8 @@ class OptinPruner:
 
         Args:
             calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
-                dicts, or a `DataLoader`; labels are not used. Not needed with `scores` that this pruner
-                computed, nor without compensation.
+                dicts, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
+                loaded from disk and compensation is wanted.
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model; any budget takes seconds then.
             flops: the budget; `None` takes the configuration's.
@@ -206,20 +205,20 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         folder = None if save_dir is None else check_folder(save_dir)
         groups = find_groups(self.model)
-        if scores is not None:
-            scores.check(fingerprint(self.model), config)
-        else:
+        if scores is None:
             get_scorer(config.scorer)
-        batches = self._batches(calibration, config) if scores is None or calibration is not None else self._scored_on
+        else:
+            scores.check(fingerprint(self.model), config)
+        batches = scores.batches if scores and calibration is None else self._batches(calibration, config)
         if config.compensation != "none" and batches is None:
             raise ValueError(
-                f"compensation={config.compensation!r} needs calibration data: pass calibration= along with scores= "
-                "that this pruner did not compute, or set compensation='none'."
+                f"compensation={config.compensation!r} needs calibration data, which saved scores do not hold: pass "
+                "calibration= as well, or set compensation='none'."
             )
         tokens = scores.tokens if scores else mean_tokens(batches)
         costs = cost_tables(self.model, groups, tokens)
         check_budget(costs, config.flops * dense_cost(costs), _floors(config))
-        scores = scores or self._score(batches, config)
+        scores = scores or score(self.model, groups, batches, config)
 
         started = time.perf_counter()
         masks = _search(scores, groups, costs, config)
@@ -306,11 +305,6 @@ class OptinPruner:
             seed=config.seed,
         )
         return [send_to_device(dict(batch), self.model.device) for batch in batches]
-
-    def _score(self, batches: list[Batch], config: OptinConfig) -> Scores:
-        scores = score(self.model, find_groups(self.model), batches, config)
-        self._scored_on = batches
-        return scores
 
     def _report(
         self,

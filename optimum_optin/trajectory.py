@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,35 @@ def recorded(model: nn.Module, layers: Mapping[str, str]) -> Iterator[dict[str, 
             hook = model.get_submodule(path).register_forward_hook(_recording_hook(outputs, name))
             stack.callback(hook.remove)
         yield outputs
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What went into a module and came out of it."""
+
+    input: Tensor
+    output: Tensor
+
+
+@contextmanager
+def observed(model: nn.Module, paths: Iterable[str], stop_after: str | None = None) -> Iterator[dict[str, Passage]]:
+    """Collect inputs and outputs of modules during the forward passes inside.
+
+    Args:
+        model: the model, or a part of it that holds the modules.
+        paths: module paths.
+        stop_after: one of them, after which the rest of the block is skipped.
+
+    Yields:
+        path -> its last passage; filled as the model runs.
+    """
+    seen: dict[str, Passage] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            hook = model.get_submodule(path).register_forward_hook(_observing_hook(seen, path, stop_after))
+            stack.callback(hook.remove)
+        with suppress(_Stop):
+            yield seen
 
 
 @contextmanager
@@ -136,6 +165,19 @@ def trajectory_features(outputs: Mapping[str, Any], rows: Tensor) -> dict[str, T
 def _recording_hook(outputs: dict[str, Any], name: str):
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
         outputs[name] = output
+
+    return hook
+
+
+class _Stop(Exception):
+    """Ends a forward pass early."""
+
+
+def _observing_hook(seen: dict[str, Passage], path: str, stop_after: str | None):
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        seen[path] = Passage(args[0], output)
+        if path == stop_after:
+            raise _Stop
 
     return hook
 

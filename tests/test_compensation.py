@@ -7,7 +7,7 @@ import torch
 from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 
-from optimum_optin import OptinConfig, OptinPruner, find_groups, known_architectures
+from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups, known_architectures
 from optimum_optin.compensation import compensate
 from optimum_optin.data import calibration_batches
 from optimum_optin.surgery import rewrite
@@ -119,10 +119,11 @@ def test_scores_from_disk_need_data_to_compensate_with(tmp_path):
     model, samples = tiny_model(), tiny_samples(40)
     one = OptinPruner(model)
     scores = one.score(samples, OptinConfig(probes=4))
-    other = OptinPruner(model)
-    with pytest.raises(ValueError, match=r"needs calibration data: pass calibration= along with scores="):
-        other.prune(scores=scores)
+    scores.save_pretrained(tmp_path)
+    other, loaded = OptinPruner(model), Scores.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"needs calibration data, which saved scores do not hold"):
+        other.prune(scores=loaded)
     expected = one.prune(scores=scores).state_dict()
-    got = other.prune(samples, scores=scores).state_dict()
+    got = other.prune(samples, scores=loaded).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in got.items())
-    other.prune(scores=scores, config=OptinConfig(probes=4, compensation="none"))
+    other.prune(scores=loaded, config=OptinConfig(probes=4, compensation="none"))

@@ -87,7 +87,7 @@ def test_any_budget_from_the_same_scores(pruner, tmp_path):
     assert small.num_parameters() < large.num_parameters() < pruner.model.num_parameters()
     assert all(torch.equal(value, dense[name]) for name, value in pruner.model.state_dict().items())
     scores.save_pretrained(tmp_path)
-    again = pruner.prune(scores=Scores.from_pretrained(tmp_path), flops=0.3)
+    again = pruner.prune(TEXTS, scores=Scores.from_pretrained(tmp_path), flops=0.3)
     assert _same_weights(again, small)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -34,6 +34,7 @@ class Scores:
         fingerprint: of the model they belong to.
         tokens: mean length of the calibration samples, in tokens, rounded.
         seconds: wall-clock time the scoring took.
+        batches: the calibration batches, for compensation; not saved.
     """
 
     terms: Terms
@@ -41,6 +42,7 @@ class Scores:
     fingerprint: str
     tokens: int
     seconds: float
+    batches: Sequence[Batch] | None = field(default=None, repr=False, compare=False)
 
     def combine(self, output_weight: float | None = None) -> dict[str, Tensor]:
         """One score per unit: the trajectory term plus the weighted output term.
@@ -81,7 +83,7 @@ class Scores:
                 )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the scores as safetensors and JSON; complete or not at all."""
+        """Write the scores as safetensors and JSON, without the data; complete or not at all."""
         tensors = {
             f"{term}/{key}": score.contiguous()
             for term, by_group in self.terms.items()
@@ -135,7 +137,7 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
     with frozen(model):
         terms = scorer(model, groups, batches, config)
     _check_terms(terms, groups, config.scorer)
-    return Scores(terms, config, identity, mean_tokens(batches), time.perf_counter() - started)
+    return Scores(terms, config, identity, mean_tokens(batches), time.perf_counter() - started, batches)
 
 
 def check_finite(model: nn.Module) -> None:

@@ -9,9 +9,7 @@ increments that never fall, which are per-unit scores again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +19,9 @@ from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group
 from ..losses import probe_manifold, probe_output
+from ..masking import masked
 from ..surgeon import removal_scores
-from ..trajectory import compared_output, draw_rows, recorded, trajectory_features
+from ..trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
 from .registry import Terms, register_scorer
 
 
@@ -42,17 +41,23 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
     for probe in tqdm(range(passes), desc="surgeon scores", unit="probe"):
         index = probe % len(batches)
         batch, compared = batches[index], rows[index]
-        with _consumers(model, groups) as seen, recorded(model, layers) as outputs:
+        # A mask of ones on the first group starts a graph, though no weight requires gradients.
+        ones = {groups[0].key: torch.ones(groups[0].units, device=model.device, requires_grad=True)}
+        with (
+            masked(model, groups[:1], ones),
+            observed(model, [group.consumer for group in groups]) as seen,
+            recorded(model, layers) as outputs,
+        ):
             final = compared_output(model, batch, compared)
         if probe < len(batches):
             for group in groups:
-                sums[group.key].add_inputs(seen[group.key].input.detach(), batch.get("attention_mask"))
+                sums[group.key].add_inputs(seen[group.consumer].input.detach(), batch.get("attention_mask"))
         if probe < config.probes:
             features = trajectory_features(outputs, compared)
             functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
             if final is not None:
                 functionals["output"] = probe_output(final.values, config.temperature, final.kind, generator)
-            leaves = [seen[group.key].output for group in groups]
+            leaves = [seen[group.consumer].output for group in groups]
             for term, functional in functionals.items():
                 gradients = torch.autograd.grad(functional, leaves, retain_graph=term != list(functionals)[-1])
                 for group, gradient in zip(groups, gradients, strict=True):
@@ -92,28 +97,3 @@ class _Sums:
     def covariance(self) -> Tensor:
         mean = self.total / self.count
         return self.gram / self.count - (mean.outer(mean) if self.centred else 0)
-
-
-@dataclass
-class _Seen:
-    input: Tensor
-    output: Tensor
-
-
-@contextmanager
-def _consumers(model: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, _Seen]]:
-    """Collect every consumer's input and output; outputs carry gradients though no weight does."""
-    seen: dict[str, _Seen] = {}
-
-    def hook(key: str):
-        def record(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if not output.requires_grad:
-                output.requires_grad_()
-            seen[key] = _Seen(args[0], output)
-
-        return record
-
-    with ExitStack() as stack:
-        for group in groups:
-            stack.callback(model.get_submodule(group.consumer).register_forward_hook(hook(group.key)).remove)
-        yield seen
