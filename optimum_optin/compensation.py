@@ -101,7 +101,7 @@ class _Walk:
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
         """Run the dense layer; keep what each sublayer adds to its residual stream."""
         self.call = self.calls[name]
-        with observed(dense, _paths(groups)) as seen:
+        with observed(dense, _paths(dense, groups)) as seen:
             output = self.call.run(dense.get_submodule(path), self.dense)
         self.targets = {
             group.key: _residual(self.dense, groups[:index], group, seen) + seen[group.consumer].output
@@ -111,7 +111,7 @@ class _Walk:
 
     def errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> tuple[Tensor, Tensor]:
         """Inputs of the pruned consumer and what its output lacks, each of shape (valid tokens, features)."""
-        with observed(pruned, _paths([*earlier, group]), stop_after=group.consumer) as seen:
+        with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
             self.call.run(pruned.get_submodule(path), self.pruned)
         consumer = seen[group.consumer]
         lacking = self.targets[group.key] - _residual(self.pruned, earlier, group, seen) - consumer.output
@@ -124,16 +124,18 @@ class _Walk:
 
 def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
-    if not earlier:
-        return hidden
     if group.pre_norm:
-        return hidden + sum(seen[before.consumer].output for before in earlier)
-    return seen[group.producers[0].path].input
+        return sum((seen[before.consumer].output for before in earlier), hidden)
+    producer = group.producers[0].path
+    # Producers go with the last head; attention comes first, where the stream is the layer's input.
+    return seen[producer].input if producer in seen else hidden
 
 
-def _paths(groups: Sequence[Group]) -> list[str]:
-    """Consumers, and the producers whose input is a residual stream: not the first sublayer's, which may be gone."""
-    return [group.consumer for group in groups] + [group.producers[0].path for group in groups[1:]]
+def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """The modules to observe: consumers, and the first producers as far as they are still there."""
+    modules = dict(model.named_modules())
+    wanted = [path for group in groups for path in (group.consumer, group.producers[0].path)]
+    return [path for path in wanted if path in modules]
 
 
 def _layer_calls(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, _Call]]:

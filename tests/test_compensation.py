@@ -8,9 +8,10 @@ from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups, known_architectures
-from optimum_optin.compensation import compensate
+from optimum_optin.compensation import _layer_calls, _Walk, compensate
 from optimum_optin.data import calibration_batches
 from optimum_optin.surgery import rewrite
+from optimum_optin.trajectory import observed
 
 ARCHITECTURES = known_architectures()
 
@@ -39,6 +40,11 @@ def _pruned(model, masks):
 
 
 @torch.no_grad()
+def _logits(model, batch):
+    return model(**batch).logits
+
+
+@torch.no_grad()
 def _distance(one, other, batches):
     return sum(float((one(**batch).logits - other(**batch).logits).square().sum()) for batch in batches)
 
@@ -52,6 +58,40 @@ def test_twins_take_over(model_type):
     before = _distance(pruned, model, batches)
     compensate(model, pruned, batches)
     assert _distance(pruned, model, batches) < 1e-3 * before
+
+
+@pytest.mark.parametrize(
+    ("role", "lost"),
+    [("heads", False), ("neurons", False), ("neurons", True)],
+    ids=["heads", "neurons", "neurons after a lost attention"],
+)
+def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
+    """Without a refit, what a sublayer lacks shows at the input of the LayerNorm behind it."""
+    model = tiny_model()
+    masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in find_groups(model)}
+    masks["layers.1.heads"][:] = not lost
+    dense = _pruned(model, masks)
+    masks = {group.key: torch.arange(group.units) < group.units // 2 for group in find_groups(dense)}
+    pruned = _pruned(dense, masks)
+    batch = tiny_batch(model)
+    groups = {group.key: group for group in find_groups(dense)}
+    group = groups[f"layers.1.{role}"]
+    norm = {"heads": "attention.output.LayerNorm", "neurons": "output.LayerNorm"}[role]
+    sums = []
+    for each in (dense, pruned):
+        with observed(each, [f"bert.encoder.layer.1.{norm}"]) as seen:
+            _logits(each, batch)
+        sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
+
+    walk = _Walk(batch, _layer_calls(dense, batch))
+    with torch.no_grad():
+        for layer in ("layers.0", "layers.1"):
+            inside = [each for each in groups.values() if each.layer == layer]
+            walk.enter(layer, dense, f"bert.encoder.layer.{layer[-1]}", inside)
+            if layer == "layers.0":
+                walk.leave(pruned.bert.encoder.layer[0])
+        _, errors = walk.errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
+    torch.testing.assert_close(errors, sums[0] - sums[1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES, ids=ARCHITECTURES)

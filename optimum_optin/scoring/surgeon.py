@@ -59,7 +59,7 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
                 functionals["output"] = probe_output(final.values, config.temperature, final.kind, generator)
             leaves = [seen[group.consumer].output for group in groups]
             for term, functional in functionals.items():
-                gradients = torch.autograd.grad(functional, leaves, retain_graph=term != list(functionals)[-1])
+                gradients = torch.autograd.grad(functional, leaves, retain_graph=term == "trajectory")
                 for group, gradient in zip(groups, gradients, strict=True):
                     sums[group.key].add_gradients(term, gradient)
     terms: Terms = {term: {} for term in functionals}
