@@ -25,15 +25,15 @@ from .trajectory import Passage, hidden_states, observed
 
 logger = logging.get_logger(__name__)
 
-_HELD_OUT = 5  # every fifth batch chooses the regularisation, and whether to refit at all
+_HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
 
 
 @torch.no_grad()
 def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch]) -> None:
     """Refit the consumers of `pruned`, in place; returns nothing.
 
-    Besides the models, memory holds the calibration data's hidden states at one layer and one Gram
-    matrix per consumer at a time.
+    Besides the models, memory holds the calibration data's hidden states at one layer of either model with the
+    targets of that layer's sublayers, and three Gram matrices of one consumer.
 
     Args:
         dense: the model before pruning; unchanged.
@@ -57,13 +57,18 @@ def _refit(pruned: nn.Module, path: str, group: Group, earlier: list[Group], wal
     consumer = pruned.get_submodule(group.consumer)
     fit, held_out = (Regression(consumer.in_features, consumer.out_features, consumer.weight.device) for _ in range(2))
     for index, walk in enumerate(walks):
-        is_held_out = len(walks) > 1 and index % _HELD_OUT == 0
-        (held_out if is_held_out else fit).add(*walk.errors(pruned, path, group, earlier))
+        inputs, errors = walk.errors(pruned, path, group, earlier)
+        if len(walks) == 1:
+            is_held_out = torch.arange(len(inputs)) % _HELD_OUT == 0
+            held_out.add(inputs[is_held_out], errors[is_held_out])
+            fit.add(inputs[~is_held_out], errors[~is_held_out])
+        else:
+            (held_out if index % _HELD_OUT == 0 else fit).add(inputs, errors)
     tokens = fit.count + held_out.count
     if tokens < consumer.in_features:
         logger.warning_once(
             f"calibration data have {tokens} tokens, fewer than the {consumer.in_features} inputs of a consumer: "
-            "the refit is held back; give more samples."
+            "the refit may do little; give more samples."
         )
     weight, bias = solve_ridge(fit, held_out, intercept=consumer.bias is not None)
     consumer.weight += weight.to(consumer.weight)

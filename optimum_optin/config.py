@@ -18,11 +18,11 @@ class OptinConfig:
 
     Args:
         flops: share of the transformer layers' linear and attention MACs to keep, in (0, 1].
-        scorer: a registered scorer, `"gauss_newton"` or `"exact"`.
+        scorer: a registered scorer, `"gauss_newton"`, `"surgeon"` or `"exact"`.
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
         max_length: tokens per sample at most; `None` leaves it to the tokenizer.
-        probes: random probes of the Gauss-Newton scorer.
+        probes: random probes of the Gauss-Newton and surgeon scorers.
         rows: tokens per minibatch whose pairwise similarities are the trajectory.
         temperature: temperature of the output term.
         output_weight: weight of the output term against the trajectory term, each normalised to sum

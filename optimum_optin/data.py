@@ -59,14 +59,13 @@ def calibration_batches(
             token ids outside the vocabulary.
     """
     if isinstance(data, DataLoader):
-        batches = [_loaded(batch, model) for batch in islice(data, -(-num_samples // (data.batch_size or 1)))]
+        batches = _loaded(data, model, num_samples)
     else:
         samples = _draw(data, num_samples, seed)
         encoded = _encode(samples, model, processor, max_length)
         encoded.sort(key=lambda sample: len(sample["input_ids"]))
-        batches = [
-            _pad(encoded[start : start + batch_size], model, processor) for start in range(0, len(encoded), batch_size)
-        ]
+        fill = getattr(processor, "pad_token_id", None) or getattr(model.config, "pad_token_id", None) or 0
+        batches = [_pad(encoded[start : start + batch_size], fill) for start in range(0, len(encoded), batch_size)]
     _check_batches(batches, model)
     # Out of order of length, so that a progress bar's estimate is fair.
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
@@ -110,8 +109,11 @@ def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, .
 
 
 def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
-    if isinstance(data, Mapping) and "input_ids" in data:  # what a tokenizer returns for a list of texts
-        data = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
+    if isinstance(data, Mapping) and "input_ids" in data:  # what a tokenizer returns
+        if isinstance(data["input_ids"][0], int):
+            data = [data]
+        else:
+            data = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
     if isinstance(data, (str, Mapping)):
         kind = "a dict of splits" if isinstance(data, Mapping) else "a single string"
         raise ValueError(f"calibration data must be a sequence of samples, got {kind}: pass one split, or a list.")
@@ -163,27 +165,35 @@ def _sequence(sample: Any) -> Sequence[Any]:
     return sample if isinstance(sample, (tuple, list)) else (sample,)
 
 
-def _pad(samples: list[dict], model: nn.Module, processor: Any) -> Batch:
-    if hasattr(processor, "pad"):
-        return dict(processor.pad(samples, return_tensors="pt"))
+def _pad(samples: list[dict], fill: int) -> Batch:
     longest = max(len(sample["input_ids"]) for sample in samples)
-    fill = {"input_ids": getattr(model.config, "pad_token_id", None) or 0}
     for sample in samples:
         sample.setdefault("attention_mask", [1] * len(sample["input_ids"]))
+    fills = {"input_ids": fill}
     return {
-        name: torch.tensor([sample[name] + [fill.get(name, 0)] * (longest - len(sample[name])) for sample in samples])
+        name: torch.tensor([sample[name] + [fills.get(name, 0)] * (longest - len(sample[name])) for sample in samples])
         for name in samples[0]
     }
 
 
-def _loaded(batch: Any, model: nn.Module) -> Batch:
-    if not isinstance(batch, Mapping):
-        raise ValueError(f"a DataLoader must give dicts of tensors, got {type(batch).__name__}: set its collate_fn.")
-    inputs = _model_inputs(batch, model)
-    for name, value in inputs.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them.")
-    return inputs
+def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batch]:
+    batches: list[Batch] = []
+    for batch in loader:
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                f"a DataLoader must give dicts of tensors, got {type(batch).__name__}: set its collate_fn."
+            )
+        inputs = _model_inputs(batch, model)
+        for name, value in inputs.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them."
+                )
+        batches.append({name: value[:num_samples] for name, value in inputs.items()})
+        num_samples -= len(inputs["input_ids"])
+        if num_samples <= 0:
+            break
+    return batches
 
 
 def _model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -202,12 +212,15 @@ def _accepted(model: nn.Module) -> set[str]:
 
 
 def _listed(sample: dict[str, Any], limit: int) -> dict[str, list]:
-    """Plain lists of one sample, cut to the limit, from lists, arrays or tensors with or without a batch of one."""
-    lists = {}
-    for name, value in sample.items():
-        values = torch.as_tensor(value)
-        lists[name] = (values[0] if values.dim() == 2 and len(values) == 1 else values)[:limit].tolist()
-    return lists
+    """Plain lists of one sample, without padding and cut to the limit, from lists, arrays or tensors."""
+    tensors = {name: torch.as_tensor(value) for name, value in sample.items()}
+    tensors = {name: value[0] if value.dim() == 2 and len(value) == 1 else value for name, value in tensors.items()}
+    if tensors["input_ids"].dim() != 1:
+        raise ValueError(f"input_ids of a sample must be whole numbers of shape (tokens,), got {sample!r:.80}.")
+    real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"])).bool()
+    if real.any() and all(value.shape == real.shape for value in tensors.values()):
+        tensors = {name: value[real] for name, value in tensors.items()}
+    return {name: value[:limit].tolist() for name, value in tensors.items()}
 
 
 def _longest(model: nn.Module) -> int:
@@ -225,9 +238,12 @@ def _check_batches(batches: list[Batch], model: nn.Module) -> None:
     vocabulary, longest = model.config.vocab_size, _longest(model)
     for number, batch in enumerate(batches):
         ids = batch["input_ids"]
-        if ids.dim() != 2 or ids.is_floating_point():
+        mask = _token_mask(batch)
+        if ids.dim() != 2 or (ids.numel() and ids.is_floating_point()):
             raise ValueError(f"input_ids of a batch must be whole numbers of shape (batch, tokens), got {ids.shape}.")
-        if ids.numel() == 0 or bool((_token_mask(batch).sum(-1) == 0).any()):
+        if mask.shape != ids.shape:
+            raise ValueError(f"attention_mask must have the shape of input_ids, {ids.shape}, got {mask.shape}.")
+        if ids.numel() == 0 or bool((mask.sum(-1) == 0).any()):
             raise ValueError(f"calibration batch {number} holds a sample that is empty or all padding: drop it.")
         if not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
             raise ValueError(

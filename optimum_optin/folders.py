@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,16 +31,20 @@ def check_folder(path: str | os.PathLike) -> Path:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder that becomes `path` if the block succeeds.
 
-    Files that an existing folder holds and the block did not write stay, but for weights of an
-    earlier save. On an error or an interruption nothing of `path` changes.
+    An error or an interruption inside the block changes nothing of `path`. Files that an existing
+    folder holds and the block did not write stay, but for weights of an earlier save. The change-over
+    itself is two renames; killed between them, the earlier folder is beside `path` as `.name-old-*`. Where
+    the folder must stay in place (a mount point, the working directory), files are moved one by one,
+    the configuration last.
 
     Raises:
         NotADirectoryError, PermissionError: see `check_folder`.
     """
     path = check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A mount point, or the folder we stand in, must stay where it is: its files are moved one by one.
-    in_place = path.is_dir() and (path.is_mount() or Path.cwd().is_relative_to(path))
+    in_place = path.is_dir() and (
+        path.is_mount() or Path.cwd().is_relative_to(path) or not os.access(path.parent, os.W_OK)
+    )
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path if in_place else path.parent))
     try:
         yield draft
@@ -55,12 +60,19 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _swap(draft: Path, path: Path) -> None:
-    for file in path.rglob("*"):
-        kept = draft / file.relative_to(path)
-        if file.is_dir():
-            kept.mkdir(exist_ok=True)
-        elif not kept.exists() and not _is_stale(file, draft):
-            shutil.copy2(file, kept)
+    stale = _stale_weights(draft, path)
+    shutil.copytree(
+        path,
+        draft,
+        symlinks=True,
+        dirs_exist_ok=True,
+        # copytree would write over what the block wrote, so that is left out with the stale weights.
+        ignore=lambda folder, names: [
+            name
+            for name in names
+            if Path(folder, name) in stale or _is_file(draft / Path(folder).relative_to(path) / name)
+        ],
+    )
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent)) / path.name
     path.rename(aside)
     try:
@@ -73,19 +85,29 @@ def _swap(draft: Path, path: Path) -> None:
 
 
 def _move_files(draft: Path, path: Path) -> None:
-    for file in [file for file in path.iterdir() if _is_stale(file, draft)]:
-        file.unlink()
-    for file in sorted(draft.rglob("*")):
+    stale = _stale_weights(draft, path)
+    for file in sorted(draft.rglob("*"), key=lambda file: (not file.is_dir(), file.name == "config.json", file)):
         target = path / file.relative_to(draft)
         if file.is_dir():
             target.mkdir(exist_ok=True)
         else:
             os.replace(file, target)
+    for file in stale:
+        file.unlink()
 
 
-def _is_stale(file: Path, draft: Path) -> bool:
-    """Whether these are weights of a model that the draft replaces."""
-    return file.name.startswith("model") and ".safetensors" in file.name and any(draft.glob("model*.safetensors"))
+def _stale_weights(draft: Path, path: Path) -> set[Path]:
+    """Weights in `path` of a model that the draft replaces, under names that the draft does not use."""
+    if not any(draft.glob("model*.safetensors")):
+        return set()
+    return {file for file in path.iterdir() if _WEIGHTS.fullmatch(file.name) and not _is_file(draft / file.name)}
+
+
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_symlink() or path.is_file()
 
 
 def _umask() -> int:

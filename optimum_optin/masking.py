@@ -31,11 +31,14 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter requires gradients; undone on exit."""
+    """Evaluation mode, no parameter requires gradients, every linear runs once; undone on exit."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
+    chunked = {module: module.chunk_size_feed_forward for module in model.modules() if _is_chunked(module)}
     try:
         model.eval()
+        for module in chunked:  # running tokens in chunks saves memory and changes nothing else
+            module.chunk_size_feed_forward = 0
         for parameter in parameters:
             parameter.requires_grad_(False)
         yield
@@ -44,6 +47,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+        for module, size in chunked.items():
+            module.chunk_size_feed_forward = size
+
+
+def _is_chunked(module: nn.Module) -> bool:
+    return bool(getattr(module, "chunk_size_feed_forward", 0))
 
 
 def _masking_hook(mask: Tensor, width: int):

@@ -67,7 +67,7 @@ def solve_ridge(fit: Regression, held_out: Regression, intercept: bool) -> tuple
     """
     strength = STRENGTHS[len(STRENGTHS) // 2]
     nothing = torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
-    if held_out.count:
+    if held_out.count and fit.count:
         candidates = [(_solve(fit, each, intercept), each) for each in STRENGTHS]
         losses = [held_out.loss(*change) for change, _ in candidates]
         best = min(range(len(losses)), key=losses.__getitem__)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 _DAMPING = 1e-2  # of the mean diagonal of H
-_STEPS = 128  # units are removed in at most about this many steps
+_PARTS = 128  # a step removes this part of the units that are left, or one
+_CANDIDATES = 4  # for one to remove; more changes nothing but time
 
 
 def removal_scores(weight: Tensor, covariance: Tensor, metric: Tensor, width: int) -> Tensor:
@@ -34,26 +35,48 @@ def removal_scores(weight: Tensor, covariance: Tensor, metric: Tensor, width: in
     alive = torch.arange(units, device=weight.device)
     order, increments = [], []
     while len(alive):
-        costs = _costs(left, inverse, width)
-        count = max(1, len(alive) // _STEPS)
-        chosen = costs.argsort(stable=True)[:count]
+        count = max(1, len(alive) // _PARTS) if width == 1 else 1
+        chosen, costs = _cheapest(left, inverse, width, count)
+        increments.append(costs)
+        order.append(alive[chosen])
         cut = columns[: len(alive)][chosen].flatten()
         kept = torch.ones(len(alive) * width, dtype=torch.bool, device=weight.device)
         kept[cut] = False
-        # Removing S jointly: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1.
-        solved = torch.linalg.solve(inverse[cut][:, cut], inverse[cut])  # (cut, all)
-        joint = (left[:, cut] * (left[:, cut] @ torch.linalg.inv(inverse[cut][:, cut]))).sum()
-        share = costs[chosen].clamp_min(0) + 1e-300
-        increments.append(joint.clamp_min(0) * share / share.sum())
-        order.append(alive[chosen])
-        left = left[:, kept] - left[:, cut] @ solved[:, kept]
-        inverse = inverse[kept][:, kept] - inverse[kept][:, cut] @ solved[:, kept]
+        # Removing S: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1.
+        solved = torch.linalg.solve(inverse[cut][:, cut], inverse[cut][:, kept])  # (cut, kept)
+        left = left[:, kept] - left[:, cut] @ solved
+        inverse = inverse[kept][:, kept] - inverse[kept][:, cut] @ solved
         alive = alive[kept.view(-1, width)[:, 0]]
     hair = torch.arange(1, units + 1, dtype=torch.float64, device=weight.device)
     pooled = _pool(torch.cat(increments)) * (1 + 1e-9 * hair) + 1e-300 * hair
     scores = torch.zeros(units, dtype=torch.float64, device=weight.device)
     scores[torch.cat(order)] = pooled
     return scores
+
+
+def _cheapest(left: Tensor, inverse: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
+    """The next `count` units to go, one after another, and what each costs then; both of shape (count,).
+
+    Among the few times `count` units that are cheapest now, each removal updates the others' costs, so that of
+    two units that can replace each other only one goes.
+    """
+    costs = _costs(left, inverse, width)
+    if count == 1:
+        chosen = costs.argmin()[None]
+        return chosen, costs[chosen].clamp_min(0)
+    candidates = costs.argsort(stable=True)[: _CANDIDATES * count]
+    left, inverse = left[:, candidates], inverse[candidates][:, candidates]
+    picked, paid = [], []
+    for _ in range(count):
+        costs = _costs(left, inverse, 1)
+        costs[picked] = torch.inf
+        unit = int(costs.argmin())
+        picked.append(unit)
+        paid.append(costs[unit].clamp_min(0))
+        row = inverse[unit] / inverse[unit, unit]
+        left = left - left[:, unit, None] * row
+        inverse = inverse - inverse[:, unit, None] * row
+    return candidates[picked], torch.stack(paid)
 
 
 def _costs(left: Tensor, inverse: Tensor, width: int) -> Tensor:

@@ -131,6 +131,31 @@ def test_few_tokens_warn_and_stay_finite(caplog):
     assert all(parameter.isfinite().all() for parameter in pruned.parameters())
 
 
+@pytest.mark.parametrize("scorer", ["gauss_newton", "surgeon"])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_a_chunked_feed_forward_changes_nothing(model_type, scorer):
+    pruned = []
+    for size in (0, 1):
+        pruner = OptinPruner(tiny_model(model_type, chunk_size_feed_forward=size))
+        pruned.append(pruner.prune(tiny_samples(), OptinConfig(flops=0.5, probes=8, scorer=scorer)))
+        sizes = {getattr(module, "chunk_size_feed_forward", size) for module in pruner.model.modules()}
+        assert sizes == {size}
+    batch = tiny_batch(pruned[0])
+    torch.testing.assert_close(_logits(pruned[0], batch), _logits(pruned[1], batch), atol=1e-4, rtol=1e-4)
+
+
+def test_a_single_batch_is_split_by_tokens_to_choose_by():
+    model = tiny_model()
+    worse = 0
+    for seed in range(4):
+        pruned = _pruned(model, random_masks(find_groups(model), seed=seed))
+        fresh = calibration_batches(tiny_samples(64, seed=5), model)
+        before = _distance(pruned, model, fresh)
+        compensate(model, pruned, calibration_batches(tiny_samples(8, seed=seed), model))
+        worse += _distance(pruned, model, fresh) > 1.1 * before
+    assert worse == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_their_dtype(dtype):
     pruner = OptinPruner(tiny_model().to(dtype))

@@ -118,6 +118,28 @@ def test_long_texts_are_cut_to_the_models_limit(tokenizer):
     assert batch["input_ids"].shape == (1, 7)
 
 
+def test_a_loader_is_read_up_to_the_number_of_samples(model):
+    samples = [{"input_ids": torch.tensor([5, 6, 7])} for _ in range(40)]
+    loaders = [
+        DataLoader(samples, 8),
+        DataLoader(samples, 40),
+        DataLoader(samples, batch_sampler=[list(range(start, start + 4)) for start in range(0, 40, 4)]),
+    ]
+    for loader in loaders:
+        assert sum(len(batch["input_ids"]) for batch in calibration_batches(loader, model, num_samples=10)) == 10
+
+
+def test_padding_of_tokenised_samples_is_taken_off_before_the_cut(model):
+    samples = [{"input_ids": [0] * 12 + [5, 6, 7, 8], "attention_mask": [0] * 12 + [1] * 4}]
+    (batch,) = calibration_batches(samples, model, max_length=8)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8]]
+
+
+def test_the_encoding_of_one_text_is_one_sample(model, tokenizer):
+    (batch,) = calibration_batches(tokenizer(TEXTS[0]), model, tokenizer)
+    assert batch["input_ids"].tolist() == [tokenizer(TEXTS[0])["input_ids"]]
+
+
 def test_mean_tokens_leaves_padding_out():
     batch = {"input_ids": torch.ones(2, 6), "attention_mask": torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])}
     assert mean_tokens([batch]) == 4

@@ -406,8 +406,16 @@ def test_saving_into_an_existing_folder_keeps_other_files(pruner, tmp_path, monk
     (tmp_path / "notes.txt").write_text("mine")
     for stale in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
         (tmp_path / stale).write_text("of an earlier save")
+    others = ("checkpoint-5/model.safetensors", "model_teacher.safetensors")
+    (tmp_path / "checkpoint-5").mkdir()
+    for other in others:
+        (tmp_path / other).write_text("of another model")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "checkpoint-5")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     pruner.prune(TEXTS, save_dir="." if inside else tmp_path)
     assert not list(tmp_path.glob("model*0*")) and not list(tmp_path.glob("*.index.json"))
+    assert all((tmp_path / other).read_text() == "of another model" for other in others)
+    assert (tmp_path / "elsewhere").is_symlink() and (tmp_path / "gone").is_symlink()
     assert len(list(tmp_path.parent.iterdir())) == 1, "nothing is left beside the folder"
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "model.safetensors").is_file()

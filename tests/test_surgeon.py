@@ -53,6 +53,18 @@ def test_greedy_order_and_costs_equal_brute_force(units, width, seed):
     torch.testing.assert_close(scores[order], expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("pairs", [8, 256])
+def test_of_twins_one_stays(pairs):
+    """With many units a step removes several; it must not remove both of two that can replace each other."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4 * pairs, pairs, generator=generator, dtype=torch.float64).repeat(1, 2)
+    x = x + 1e-3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(16, 2 * pairs, generator=generator, dtype=torch.float64)
+    scores = removal_scores(weight, x.T @ x / len(x), torch.eye(16, dtype=torch.float64), 1)
+    kept = scores.argsort(descending=True)[:pairs] % pairs
+    assert len(set(kept.tolist())) == pairs
+
+
 def test_pooling_is_isotonic_regression():
     values = torch.tensor([1.0, 3.0, 2.0, 2.0, 5.0, 4.0], dtype=torch.float64)
     pooled = _pool(values)
