@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/defaults"))
     parser.add_argument("--scorer", default=OptinConfig.scorer)
     parser.add_argument("--compensation", default="none")
-    parser.add_argument("--weights-only", action="store_true", help="sweep only the weight of the output term")
+    parser.add_argument("--weights", type=float, nargs="+", help="sweep only the output term's weight, over these")
     arguments = parser.parse_args()
     fixed = {"scorer": arguments.scorer, "compensation": arguments.compensation}
 
@@ -46,9 +46,9 @@ def main():
     pruner, evaluate = task.pruner, task.development
     print(f"dense {evaluate(pruner.model):.2f}", flush=True)
     table = {}
-    for variant in VARIANTS[:1] if arguments.weights_only else VARIANTS:
+    for variant in VARIANTS[:1] if arguments.weights else VARIANTS:
         # The output term's weight needs no new scores, so it is swept where they are the default's.
-        weights = OUTPUT_WEIGHTS if not variant else (OptinConfig().output_weight,)
+        weights = (arguments.weights or OUTPUT_WEIGHTS) if not variant else (OptinConfig().output_weight,)
         metrics = {weight: {flops: [] for flops in arguments.flops} for weight in weights}
         for seed in arguments.seeds:
             scores = pruner.score(task.calibration, OptinConfig(**variant, **fixed, seed=seed))
