@@ -1,5 +1,6 @@
 """A pruned folder with everything users do to a model next: an ordinary model has no surprises."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -42,19 +43,20 @@ def pruned(tmp_path_factory):
 def test_a_fresh_process_loads_it_with_plain_transformers(pruned, tmp_path):
     folder, model = pruned
     batch = tiny_batch(model)
-    torch.save({**batch}, tmp_path / "batch.pt")
+    save_file(batch, tmp_path / "batch.safetensors")
     program = (
-        "import sys, torch, optimum_optin\n"
+        "import json, sys, torch, optimum_optin\n"
+        "from safetensors.torch import load_file\n"
         "from transformers import AutoModelForSequenceClassification\n"
         "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])\n"
-        "with torch.no_grad(): logits = model(**torch.load(sys.argv[2])).logits\n"
-        "print(logits.flatten().double().tolist())\n"
+        "with torch.no_grad(): logits = model(**load_file(sys.argv[2])).logits\n"
+        "print(json.dumps(logits.flatten().double().tolist()))\n"
     )
-    arguments = [sys.executable, "-c", program, str(folder), str(tmp_path / "batch.pt")]
+    arguments = [sys.executable, "-c", program, str(folder), str(tmp_path / "batch.safetensors")]
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
     with torch.no_grad():
         expected = model(**batch).logits.flatten().double().tolist()
-    assert eval(printed) == pytest.approx(expected, abs=1e-6)
+    assert json.loads(printed) == pytest.approx(expected, abs=1e-6)
 
 
 def test_nothing_of_the_loading_stays_behind(pruned):
