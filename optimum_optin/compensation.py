@@ -18,7 +18,7 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .architectures import find_groups, find_layers
-from .groups import Batch, Group
+from .groups import Batch, Group, token_mask
 from .masking import frozen
 from .ridge import Regression, solve_ridge
 from .trajectory import Passage, hidden_states, observed
@@ -96,12 +96,9 @@ class _Walk:
     """
 
     def __init__(self, batch: Batch, calls: tuple[Tensor, dict[str, _Call]]):
-        mask = batch.get("attention_mask")
         hidden, self.calls = calls
         self.dense = self.pruned = hidden  # (batch, tokens, channels)
-        self.valid = (
-            torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
-        )
+        self.valid = token_mask(batch)
 
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
         """Run the dense layer; keep what each sublayer adds to its residual stream."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .groups import Batch
+from .groups import Batch, token_mask
 
 # Text columns of GLUE and the like, in the order in which a tokenizer wants them.
 _TEXT_COLUMNS = (
@@ -83,7 +83,7 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
 def mean_tokens(batches: Sequence[Batch]) -> int:
     """Mean length of the samples in tokens, padding excluded, rounded, at least 1."""
     samples = sum(len(batch["input_ids"]) for batch in batches)
-    tokens = sum(int(_token_mask(batch).sum()) for batch in batches)
+    tokens = sum(int(token_mask(batch).sum()) for batch in batches)
     return max(1, round(tokens / samples))
 
 
@@ -238,7 +238,7 @@ def _check_batches(batches: list[Batch], model: nn.Module) -> None:
     vocabulary, longest = model.config.vocab_size, _longest(model)
     for number, batch in enumerate(batches):
         ids = batch["input_ids"]
-        mask = _token_mask(batch)
+        mask = token_mask(batch)
         if ids.dim() != 2 or (ids.numel() and ids.is_floating_point()):
             raise ValueError(f"input_ids of a batch must be whole numbers of shape (batch, tokens), got {ids.shape}.")
         if mask.shape != ids.shape:
@@ -252,8 +252,3 @@ def _check_batches(batches: list[Batch], model: nn.Module) -> None:
             )
         if ids.shape[1] > longest:
             raise ValueError(f"samples have {ids.shape[1]} tokens, the model takes {longest}: cut them first.")
-
-
-def _token_mask(batch: Batch) -> Tensor:
-    mask = batch.get("attention_mask")
-    return torch.ones_like(batch["input_ids"]) if mask is None else mask

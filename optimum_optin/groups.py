@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 HEADS = "heads"
@@ -21,6 +22,12 @@ Masks = Mapping[str, Tensor]
 
 Batch = Mapping[str, Tensor]
 """A model's inputs by name, each with the batch as first dimension."""
+
+
+def token_mask(batch: Batch) -> Tensor:
+    """Which tokens of a batch are real, padding excluded: shape (batch, tokens), boolean."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 _DAMPING = 1e-2  # of the mean diagonal of H
 _PARTS = 128  # a step removes this part of the units that are left, or one
-_CANDIDATES = 4  # for one to remove; more changes nothing but time
+_CANDIDATES = 4  # how many times as many are weighed for it
 
 
 def removal_scores(weight: Tensor, covariance: Tensor, metric: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .groups import Batch
+from .groups import Batch, token_mask
 from .losses import BINARY, CATEGORICAL, REAL, token_features
 
 
@@ -95,9 +95,7 @@ def draw_rows(batch: Batch, rows: int, generator: torch.Generator) -> Tensor:
     Returns:
         Indices into batch * tokens, shape (K,).
     """
-    attention_mask = batch.get("attention_mask")
-    inputs = attention_mask if attention_mask is not None else batch["input_ids"]
-    valid = inputs.flatten().nonzero().flatten() if attention_mask is not None else torch.arange(inputs.numel())
+    valid = token_mask(batch).flatten().nonzero().flatten()
     order = torch.randperm(len(valid), generator=generator)
     return valid[order[:rows].to(valid.device)]
 

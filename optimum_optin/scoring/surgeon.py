@@ -17,7 +17,7 @@ from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Batch, Group
+from ..groups import Batch, Group, token_mask
 from ..losses import probe_manifold, probe_output
 from ..masking import masked
 from ..surgeon import removal_scores
@@ -51,7 +51,7 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
             final = compared_output(model, batch, compared)
         if probe < len(batches):
             for group in groups:
-                sums[group.key].add_inputs(seen[group.consumer].input.detach(), batch.get("attention_mask"))
+                sums[group.key].add_inputs(seen[group.consumer].input.detach()[token_mask(batch)])
         if probe < config.probes:
             features = trajectory_features(outputs, compared)
             functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
@@ -83,8 +83,7 @@ class _Sums:
         self.gram = torch.zeros(consumer.in_features, consumer.in_features, **zeros)
         self.metrics: dict[str, Tensor] = {}
 
-    def add_inputs(self, inputs: Tensor, attention_mask: Tensor | None) -> None:
-        tokens = inputs.flatten(0, 1) if attention_mask is None else inputs[attention_mask.bool()]
+    def add_inputs(self, tokens: Tensor) -> None:
         tokens = tokens.float()
         self.count += len(tokens)
         self.total += tokens.sum(0)
