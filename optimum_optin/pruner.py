@@ -194,7 +194,7 @@ class OptinPruner:
                 dicts, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
                 loaded from disk and compensation is wanted.
             config: `None` takes the scores' own, and without scores the pruner's.
-            scores: from an earlier `score` on this model; any budget takes seconds then.
+            scores: from an earlier `score` on this model, for any budget without scoring again.
             flops: the budget; `None` takes the configuration's.
             save_dir: folder to save model, processor and report to.
 
