@@ -1,14 +1,15 @@
 """Compensation: refit what is left to do the work of what was removed, in closed form and without labels.
 
 Layer by layer, on inputs that have already passed the pruned layers below, every consumer is refitted by ridge
-regression towards the dense model's output of its sublayer, the error that the residual stream carries included. The
-change is folded into the consumer's weight and bias.
+regression towards the dense model's output of its sublayer, the error that the residual stream carries included.
+Tokens weigh as much as they matter to the model's output (`sensitivity.py`). The change is folded into the consumer's
+weight and bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,30 +20,37 @@ from transformers.utils.logging import tqdm
 
 from .architectures import find_groups, find_layers
 from .groups import Batch, Group, token_mask
-from .masking import frozen
+from .masking import differentiable, frozen
 from .ridge import Regression, solve_ridge
-from .trajectory import Passage, hidden_states, observed
+from .sensitivity import token_weights
+from .trajectory import Passage, compared_output, hidden_states, observed
 
 logger = logging.get_logger(__name__)
 
 _HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
-def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch]) -> None:
+def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], seed: int = 0) -> None:
     """Refit the consumers of `pruned`, in place; returns nothing.
 
     Besides the models, memory holds the calibration data's hidden states at one layer of either model with the
-    targets of that layer's sublayers, and three Gram matrices of one consumer.
+    targets of that layer's sublayers, a weight per token and sublayer, and three Gram matrices of one consumer.
 
     Args:
         dense: the model before pruning; unchanged.
         pruned: the rewritten model.
         batches: calibration batches on the models' device.
+        seed: seed of the probes that weigh the tokens.
     """
     groups = find_groups(dense)
+    generator = torch.Generator().manual_seed(seed)
     with frozen(dense), frozen(pruned):
-        walks = [_Walk(batch, _layer_calls(dense, batch)) for batch in batches]
+        walks = [
+            _Walk(batch, *_dense_pass(dense, batch, groups, generator))
+            for batch in tqdm(batches, desc="token weights", unit="batch")
+        ]
         for name, path in tqdm(find_layers(dense).items(), desc="compensation", unit="layer"):
             layer_groups = [group for group in groups if group.layer == name]
             for walk in walks:
@@ -57,13 +65,13 @@ def _refit(pruned: nn.Module, path: str, group: Group, earlier: list[Group], wal
     consumer = pruned.get_submodule(group.consumer)
     fit, held_out = (Regression(consumer.in_features, consumer.out_features, consumer.weight.device) for _ in range(2))
     for index, walk in enumerate(walks):
-        inputs, errors = walk.errors(pruned, path, group, earlier)
+        rows = walk.errors(pruned, path, group, earlier)
         if len(walks) == 1:
-            is_held_out = torch.arange(len(inputs)) % _HELD_OUT == 0
-            held_out.add(inputs[is_held_out], errors[is_held_out])
-            fit.add(inputs[~is_held_out], errors[~is_held_out])
+            is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
+            held_out.add(*(each[is_held_out] for each in rows))
+            fit.add(*(each[~is_held_out] for each in rows))
         else:
-            (held_out if index % _HELD_OUT == 0 else fit).add(inputs, errors)
+            (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
     tokens = fit.count + held_out.count
     if tokens < consumer.in_features:
         logger.warning_once(
@@ -92,13 +100,16 @@ class _Walk:
 
     Args:
         batch: the batch.
-        calls: the first layer's input and every layer's call, from `_layer_calls`.
+        hidden: the first layer's input, shape (batch, tokens, channels).
+        calls: every layer's call.
+        weights: group key -> weight of every token, shape (batch, tokens).
     """
 
-    def __init__(self, batch: Batch, calls: tuple[Tensor, dict[str, _Call]]):
-        hidden, self.calls = calls
-        self.dense = self.pruned = hidden  # (batch, tokens, channels)
+    def __init__(self, batch: Batch, hidden: Tensor, calls: dict[str, _Call], weights: dict[str, Tensor]):
         self.valid = token_mask(batch)
+        self.dense = self.pruned = hidden
+        self.calls = calls
+        self.weights = weights
 
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
         """Run the dense layer; keep what each sublayer adds to its residual stream."""
@@ -111,13 +122,13 @@ class _Walk:
         }
         self.dense = output
 
-    def errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> tuple[Tensor, Tensor]:
-        """Inputs of the pruned consumer and what its output lacks, each of shape (valid tokens, features)."""
+    def errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> tuple[Tensor, ...]:
+        """Inputs of the pruned consumer and what its output lacks, of shape (valid tokens, features); weights."""
         with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
             self.call.run(pruned.get_submodule(path), self.pruned)
         consumer = seen[group.consumer]
         lacking = self.targets[group.key] - _residual(self.pruned, earlier, group, seen) - consumer.output
-        return consumer.input[self.valid], lacking[self.valid]
+        return consumer.input[self.valid], lacking[self.valid], self.weights[group.key][self.valid]
 
     def leave(self, layer: nn.Module) -> None:
         """Run the refitted pruned layer."""
@@ -140,8 +151,33 @@ def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
     return [path for path in wanted if path in modules]
 
 
-def _layer_calls(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, _Call]]:
-    """The first layer's input, and how every layer was called in one forward pass."""
+def _dense_pass(
+    model: nn.Module, batch: Batch, groups: Sequence[Group], generator: torch.Generator
+) -> tuple[Tensor, dict[str, _Call], dict[str, Tensor]]:
+    """What a walk starts from: the first layer's input, how every layer is called, and the tokens' weights."""
+    valid = token_mask(batch)
+    with (
+        differentiable(model, groups[0]),
+        _called(model) as (first, calls),
+        observed(model, [group.consumer for group in groups]) as seen,
+    ):
+        output = compared_output(model, batch, valid.flatten().nonzero().flatten())
+        if output is None or not output.of_head:
+            weights = {group.key: valid.float() for group in groups}
+        else:
+            probe = torch.randn(output.values.shape, generator=generator).to(output.values)
+            gradients = torch.autograd.grad(
+                (probe * output.values).sum(), [seen[group.consumer].output for group in groups]
+            )
+            weights = {
+                group.key: token_weights(gradient, valid) for group, gradient in zip(groups, gradients, strict=True)
+            }
+    return first[0], calls, weights
+
+
+@contextmanager
+def _called(model: nn.Module) -> Iterator[tuple[list[Tensor], dict[str, _Call]]]:
+    """Collect the first layer's input and how every layer is called in the forward pass inside."""
     calls: dict[str, _Call] = {}
     first: list[Tensor] = []
 
@@ -162,5 +198,4 @@ def _layer_calls(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, _Cal
         for name, path in find_layers(model).items():
             handle = model.get_submodule(path).register_forward_pre_hook(hook(name), with_kwargs=True)
             stack.callback(handle.remove)
-        model(**batch, use_cache=False)
-    return first[0], calls
+        yield first, calls

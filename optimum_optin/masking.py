@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from .groups import Group, Masks
@@ -26,6 +27,20 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
                 consumer = model.get_submodule(group.consumer)
                 hook = consumer.register_forward_pre_hook(_masking_hook(masks[group.key], group.width))
                 stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def differentiable(model: nn.Module, group: Group) -> Iterator[None]:
+    """Record a graph from this group on, though no weight requires gradients; undone on exit.
+
+    Args:
+        model: the model, not changed.
+        group: its first group.
+    """
+    parameter = next(model.parameters())
+    ones = torch.ones(group.units, device=parameter.device, requires_grad=True)
+    with torch.enable_grad(), masked(model, [group], {group.key: ones}):
         yield
 
 

@@ -10,32 +10,39 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 class Regression:
-    """The sums that a linear regression of `errors` on `inputs` needs.
+    """The weighted sums that a linear regression of `errors` on `inputs` needs.
 
     Args:
         inputs: input features.
         outputs: output features.
         device: where to keep the sums.
+
+    Attributes:
+        count: rows.
+        weight: sum of the rows' weights.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
         zeros = {"dtype": torch.float64, "device": device}
         self.count = 0
+        self.weight = torch.zeros((), **zeros)
         self.gram = torch.zeros(inputs, inputs, **zeros)
         self.cross = torch.zeros(inputs, outputs, **zeros)
         self.input_sum = torch.zeros(inputs, **zeros)
         self.error_sum = torch.zeros(outputs, **zeros)
         self.error_squares = torch.zeros((), **zeros)
 
-    def add(self, inputs: Tensor, errors: Tensor) -> None:
-        """Add rows: inputs of shape (rows, inputs), errors of shape (rows, outputs)."""
-        inputs, errors = inputs.float(), errors.float()
+    def add(self, inputs: Tensor, errors: Tensor, weights: Tensor) -> None:
+        """Add rows: inputs of shape (rows, inputs), errors of shape (rows, outputs), weights of shape (rows,)."""
+        inputs, errors, weights = inputs.float(), errors.float(), weights.float()[:, None]
+        weighted = inputs * weights
         self.count += len(inputs)
-        self.gram += inputs.T @ inputs
-        self.cross += inputs.T @ errors
-        self.input_sum += inputs.sum(0)
-        self.error_sum += errors.sum(0)
-        self.error_squares += errors.double().square().sum()
+        self.weight += weights.sum()
+        self.gram += weighted.T @ inputs
+        self.cross += weighted.T @ errors
+        self.input_sum += weighted.sum(0)
+        self.error_sum += (errors * weights).sum(0)
+        self.error_squares += (errors.double().square() * weights).sum()
 
     def merged(self, other: Regression) -> Regression:
         """The sums over the rows of both."""
@@ -45,10 +52,10 @@ class Regression:
         return both
 
     def loss(self, weight: Tensor, bias: Tensor) -> float:
-        """Sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
+        """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
         loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
         loss = loss + ((weight @ self.gram) * weight).sum() + 2 * bias @ (weight @ self.input_sum)
-        return float(loss + self.count * bias.square().sum())
+        return float(loss + self.weight * bias.square().sum())
 
 
 def solve_ridge(fit: Regression, held_out: Regression, intercept: bool) -> tuple[Tensor, Tensor]:
@@ -79,10 +86,10 @@ def solve_ridge(fit: Regression, held_out: Regression, intercept: bool) -> tuple
 
 def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
     gram, cross = rows.gram, rows.cross
-    mean, error_mean = rows.input_sum / rows.count, rows.error_sum / rows.count
+    mean, error_mean = rows.input_sum / rows.weight, rows.error_sum / rows.weight
     if intercept:
-        gram = gram - rows.count * mean.outer(mean)
-        cross = cross - rows.count * mean.outer(error_mean)
+        gram = gram - rows.weight * mean.outer(mean)
+        cross = cross - rows.weight * mean.outer(error_mean)
     if len(gram) == 0:
         weight = cross.T
     else:

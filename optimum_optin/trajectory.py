@@ -107,10 +107,13 @@ class Output:
     Args:
         values: shape (rows, classes or channels).
         kind: kind of the values, see `output_distance`.
+        of_head: whether a task's head gave them; the pooled output of a model without one need not be what its
+            user reads.
     """
 
     values: Tensor
     kind: str
+    of_head: bool = True
 
 
 def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
@@ -129,7 +132,7 @@ def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | No
         logits = outputs.get("prediction_logits")
     if logits is None:
         pooled = outputs.get("pooler_output")
-        return None if pooled is None else Output(pooled, REAL)
+        return None if pooled is None else Output(pooled, REAL, of_head=False)
     if logits.dim() == 3:
         logits = logits.flatten(0, 1)[rows]
     elif logits.shape == batch["input_ids"].shape and logits.shape[1] != model.config.num_labels:

@@ -8,7 +8,7 @@ from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups, known_architectures
-from optimum_optin.compensation import _layer_calls, _Walk, compensate
+from optimum_optin.compensation import _dense_pass, _Walk, compensate
 from optimum_optin.data import calibration_batches
 from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import observed
@@ -83,14 +83,14 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             _logits(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = _Walk(batch, _layer_calls(dense, batch))
+    walk = _Walk(batch, *_dense_pass(dense, batch, list(groups.values()), torch.Generator()))
     with torch.no_grad():
         for layer in ("layers.0", "layers.1"):
             inside = [each for each in groups.values() if each.layer == layer]
             walk.enter(layer, dense, f"bert.encoder.layer.{layer[-1]}", inside)
             if layer == "layers.0":
                 walk.leave(pruned.bert.encoder.layer[0])
-        _, errors = walk.errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
+        _, errors, _ = walk.errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
     torch.testing.assert_close(errors, sums[0] - sums[1], atol=1e-5, rtol=1e-5)
 
 

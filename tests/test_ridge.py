@@ -13,10 +13,12 @@ def _rows(count, seed=0, inputs=6, outputs=3, noise=0.1):
     return x, x @ truth.T + 5.0 + noise * torch.randn(count, outputs, generator=generator)
 
 
-def _streamed(x, errors):
+def _streamed(x, errors, weights=None):
+    weights = torch.ones(len(x)) if weights is None else weights
     sums = Regression(x.shape[1], errors.shape[1])
     for start in range(0, len(x), 7):
-        sums.add(x[start : start + 7], errors[start : start + 7])
+        part = slice(start, start + 7)
+        sums.add(x[part], errors[part], weights[part])
     return sums
 
 
@@ -53,6 +55,16 @@ def test_loss_from_sums_is_the_loss_of_the_rows():
     weight, bias = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     expected = float((errors - x.double() @ weight.T - bias).square().sum())
     assert _streamed(x, errors).loss(weight, bias) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("intercept", [True, False], ids=["bias", "no bias"])
+def test_a_weight_counts_a_row_as_often(intercept):
+    x, errors = _rows(40)
+    times = torch.arange(40) % 3
+    weighted = solve_ridge(_streamed(x, errors, times.float()), Regression(6, 3), intercept)
+    repeated = _streamed(x.repeat_interleave(times, 0), errors.repeat_interleave(times, 0))
+    for got, expected in zip(weighted, solve_ridge(repeated, Regression(6, 3), intercept), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_changes_if_held_out_rows_disagree():
