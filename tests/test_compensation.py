@@ -8,10 +8,11 @@ from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups, known_architectures
-from optimum_optin.compensation import _dense_pass, _Walk, compensate
+from optimum_optin.compensation import compensate
 from optimum_optin.data import calibration_batches
 from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import observed
+from optimum_optin.walk import Walk
 
 ARCHITECTURES = known_architectures()
 
@@ -83,14 +84,14 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             _logits(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = _Walk(batch, *_dense_pass(dense, batch, list(groups.values()), torch.Generator()))
+    walk = Walk(dense, batch, list(groups.values()), torch.Generator())
     with torch.no_grad():
         for layer in ("layers.0", "layers.1"):
             inside = [each for each in groups.values() if each.layer == layer]
             walk.enter(layer, dense, f"bert.encoder.layer.{layer[-1]}", inside)
             if layer == "layers.0":
                 walk.leave(pruned.bert.encoder.layer[0])
-        _, errors, _ = walk.errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
+        _, errors, _ = walk.output_errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
     torch.testing.assert_close(errors, sums[0] - sums[1], atol=1e-5, rtol=1e-5)
 
 
@@ -117,9 +118,9 @@ def test_the_dense_model_and_the_rest_of_the_pruned_one_are_untouched():
     compensate(model, pruned, calibration_batches(tiny_samples(), model))
     assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
     changed = {name for name, value in pruned.state_dict().items() if not torch.equal(value, before[name])}
-    consumers = {group.consumer for group in find_groups(model)}
+    linears = {path for group in find_groups(model) for path in (group.consumer, *(p.path for p in group.producers))}
     assert changed
-    assert {name.rpartition(".")[0] for name in changed} <= consumers
+    assert {name.rpartition(".")[0] for name in changed} <= linears
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pruned.modules())
 
 

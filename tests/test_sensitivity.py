@@ -4,15 +4,14 @@ import torch
 from tiny import tiny_batch, tiny_model
 
 from optimum_optin import find_groups
-from optimum_optin.compensation import _dense_pass
 from optimum_optin.sensitivity import token_weights
+from optimum_optin.walk import Walk
 
 
 def _weights(model):
     batch = tiny_batch(model)
-    groups = find_groups(model)
-    _, _, weights = _dense_pass(model, batch, groups, torch.Generator().manual_seed(0))
-    return weights, batch["attention_mask"].bool()
+    walk = Walk(model, batch, find_groups(model), torch.Generator().manual_seed(0))
+    return walk.weights, batch["attention_mask"].bool()
 
 
 def test_half_is_uniform_and_half_follows_the_squares():
