@@ -2,92 +2,127 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 _DAMPING = 1e-2  # of the mean diagonal of H
-_PARTS = 128  # a step removes this part of the units that are left, or one
+_PARTS = 64  # a step removes this part of the units that are left, or one
 _CANDIDATES = 4  # how many times as many are weighed for it
+_COMPACT = 0.8  # removed units lose their place when fewer than this share are left
 
 
-def removal_scores(weight: Tensor, covariance: Tensor, metric: Tensor, width: int) -> Tensor:
+def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor], width: int) -> list[Tensor]:
     """What each unit costs when it is removed in greedy order and the rest is refitted each time.
+
+    The order is greedy in the sum of the metrics; each metric has its own costs along it.
 
     Args:
         weight: W of the consumer, shape (outputs, units * width).
         covariance: H of its inputs, shape (units * width, units * width).
-        metric: Gamma at its outputs, shape (outputs, outputs), positive semi-definite.
+        metrics: several Gamma at its outputs, each of shape (outputs, outputs), positive semi-definite.
         width: input columns per unit.
 
     Returns:
-        Cost of removal per unit, pooled so that it never falls along the order of removal, and made
+        For each metric, cost of removal per unit, pooled so that it never falls along the order of removal, and made
         strictly increasing by a hair so that ranking by it keeps the order; shape (units,), float64.
     """
     units = weight.shape[1] // width
-    values, vectors = torch.linalg.eigh(metric.double())
-    root = vectors * values.clamp_min(0).sqrt()  # metric = root root^T
-    left = root.T @ weight.double()  # (outputs, units * width)
-    diagonal = covariance.diagonal().mean().clamp_min(1e-12)
-    eye = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-    inverse = torch.linalg.inv(covariance.double() + _DAMPING * diagonal * eye)
-
-    columns = torch.arange(units * width, device=weight.device).view(units, width)
-    alive = torch.arange(units, device=weight.device)
+    removal = _Removal(weight.double(), covariance.double(), [metric.double() for metric in metrics], width)
     order, increments = [], []
-    while len(alive):
-        count = max(1, len(alive) // _PARTS) if width == 1 else 1
-        chosen, costs = _cheapest(left, inverse, width, count)
+    left = units
+    while left:
+        count = max(1, left // _PARTS) if width == 1 else 1
+        places, costs = removal.cheapest(count)
+        order.append(removal.units[places])
         increments.append(costs)
-        order.append(alive[chosen])
-        cut = columns[: len(alive)][chosen].flatten()
-        kept = torch.ones(len(alive) * width, dtype=torch.bool, device=weight.device)
-        kept[cut] = False
-        # Removing S: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1.
-        solved = torch.linalg.solve(inverse[cut][:, cut], inverse[cut][:, kept])  # (cut, kept)
-        left = left[:, kept] - left[:, cut] @ solved
-        inverse = inverse[kept][:, kept] - inverse[kept][:, cut] @ solved
-        alive = alive[kept.view(-1, width)[:, 0]]
+        removal.remove(places)
+        left -= count
     hair = torch.arange(1, units + 1, dtype=torch.float64, device=weight.device)
-    pooled = _pool(torch.cat(increments)) * (1 + 1e-9 * hair) + 1e-300 * hair
-    scores = torch.zeros(units, dtype=torch.float64, device=weight.device)
-    scores[torch.cat(order)] = pooled
+    scores = []
+    for costs in torch.cat(increments, dim=1):  # of one metric
+        pooled = _pool(costs) * (1 + 1e-9 * hair) + 1e-300 * hair
+        score = torch.zeros_like(pooled)
+        score[torch.cat(order)] = pooled
+        scores.append(score)
     return scores
 
 
-def _cheapest(left: Tensor, inverse: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
-    """The next `count` units to go, one after another, and what each costs then; both of shape (count,).
+class _Removal:
+    """W and H^-1 after the refit, of the units that are left and some removed ones that still hold their place."""
 
-    Among the few times `count` units that are cheapest now, each removal updates the others' costs, so that of
-    two units that can replace each other only one goes.
-    """
-    costs = _costs(left, inverse, width)
-    if count == 1:
-        chosen = costs.argmin()[None]
-        return chosen, costs[chosen].clamp_min(0)
-    candidates = costs.argsort(stable=True)[: _CANDIDATES * count]
-    left, inverse = left[:, candidates], inverse[candidates][:, candidates]
-    picked, paid = [], []
-    for _ in range(count):
-        costs = _costs(left, inverse, 1)
-        costs[picked] = torch.inf
-        unit = int(costs.argmin())
-        picked.append(unit)
-        paid.append(costs[unit].clamp_min(0))
-        row = inverse[unit] / inverse[unit, unit]
-        left = left - left[:, unit, None] * row
-        inverse = inverse - inverse[:, unit, None] * row
-    return candidates[picked], torch.stack(paid)
+    def __init__(self, weight: Tensor, covariance: Tensor, metrics: list[Tensor], width: int):
+        self.width = width
+        self.units = torch.arange(weight.shape[1] // width, device=weight.device)
+        self.alive = torch.ones_like(self.units, dtype=torch.bool)
+        roots = [_root(metric) for metric in metrics]
+        self.outputs = [root.shape[1] for root in roots]
+        self.left = torch.cat([root.T @ weight for root in roots])  # (metrics * outputs, units * width)
+        diagonal = covariance.diagonal().mean().clamp_min(1e-12)
+        damped = covariance + _DAMPING * diagonal * torch.eye(len(covariance)).to(covariance)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+
+    def cheapest(self, count: int) -> tuple[Tensor, Tensor]:
+        """The next `count` units to go, one after another: their places, and costs of shape (metrics, count).
+
+        Among the few times `count` units that are cheapest now, each removal updates the others' costs, so that of
+        two units that can replace each other only one goes.
+        """
+        costs = _costs(self.left, self.inverse, self.outputs, self.width)
+        total = costs.sum(0).where(self.alive, torch.inf)
+        if count == 1:
+            place = total.argmin()[None]
+            return place, costs[:, place]
+        candidates = total.argsort(stable=True)[: _CANDIDATES * count]
+        left, inverse = self.left[:, candidates], self.inverse[candidates][:, candidates]
+        picked, paid = [], []
+        for _ in range(count):
+            costs = _costs(left, inverse, self.outputs, 1)
+            total = costs.sum(0)
+            total[picked] = torch.inf
+            unit = int(total.argmin())
+            picked.append(unit)
+            paid.append(costs[:, unit])
+            row = inverse[unit] / inverse[unit, unit]
+            left = left - left[:, unit, None] * row
+            inverse = inverse - inverse[:, unit, None] * row
+        return candidates[picked], torch.stack(paid, dim=1)
+
+    def remove(self, places: Tensor) -> None:
+        """Remove S: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1."""
+        cut = self._columns()[places].flatten()
+        solved = torch.linalg.solve(self.inverse[cut][:, cut], self.inverse[cut])  # (cut, columns)
+        self.left.addmm_(self.left[:, cut], solved, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, cut], solved, alpha=-1)
+        self.alive[places] = False
+        if self.alive.double().mean() < _COMPACT:
+            rest = self._columns()[self.alive].flatten()
+            self.left, self.inverse = self.left[:, rest], self.inverse[rest][:, rest]
+            self.units, self.alive = self.units[self.alive], self.alive[self.alive]
+
+    def _columns(self) -> Tensor:
+        return torch.arange(len(self.inverse), device=self.units.device).view(-1, self.width)
 
 
-def _costs(left: Tensor, inverse: Tensor, width: int) -> Tensor:
-    """Cost of removing each unit alone: tr(W_B^T Gamma W_B [H^-1_BB]^-1), shape (units,)."""
+def _root(metric: Tensor) -> Tensor:
+    """R with metric = R R^T."""
+    values, vectors = torch.linalg.eigh(metric)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def _costs(left: Tensor, inverse: Tensor, outputs: list[int], width: int) -> Tensor:
+    """Cost of removing each unit alone: tr(W_B^T Gamma W_B [H^-1_BB]^-1), shape (metrics, units)."""
     units = left.shape[1] // width
+    parts = left.split(outputs)
     if width == 1:
-        return left.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
+        return torch.stack([part.square().sum(0) for part in parts]) / inverse.diagonal().clamp_min(1e-300)
     index = torch.arange(units, device=left.device)
     blocks = inverse.view(units, width, units, width)[index, :, index]  # (units, width, width)
-    grams = torch.einsum("oua,oub->uab", left.view(-1, units, width), left.view(-1, units, width))
-    return torch.linalg.solve(blocks, grams).diagonal(dim1=1, dim2=2).sum(1)
+    columns = [part.view(-1, units, width) for part in parts]
+    grams = torch.stack([torch.einsum("oua,oub->uab", each, each) for each in columns])
+    blocks = blocks + 1e-12 * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(width).to(blocks)  # removed ones are 0
+    return torch.linalg.solve(blocks, grams).diagonal(dim1=2, dim2=3).sum(2).clamp_min(0)
 
 
 def _pool(increments: Tensor) -> Tensor:

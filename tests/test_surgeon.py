@@ -47,10 +47,20 @@ def test_greedy_order_and_costs_equal_brute_force(units, width, seed):
         removed |= set(range(best * width, (best + 1) * width))
         increments.append(costs[best] - total)
         total = costs[best]
-    scores = removal_scores(weight, covariance, metric, width)
+    (scores,) = removal_scores(weight, covariance, [metric], width)
     assert scores.argsort().tolist() == order
     expected = _pool(torch.tensor(increments, dtype=torch.float64))
     torch.testing.assert_close(scores[order], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_several_metrics_share_the_order_of_their_sum():
+    weight, covariance, metric = _problem(6, 1)
+    _, _, other = _problem(6, 1, seed=7)
+    (together,) = removal_scores(weight, covariance, [metric + other], 1)
+    one, two = removal_scores(weight, covariance, [metric, other], 1)
+    order = together.argsort()
+    assert one.argsort().tolist() == two.argsort().tolist() == order.tolist()
+    assert float((one + two).sum()) == pytest.approx(float(together.sum()))
 
 
 @pytest.mark.parametrize("pairs", [8, 256])
@@ -60,7 +70,7 @@ def test_of_twins_one_stays(pairs):
     x = torch.randn(4 * pairs, pairs, generator=generator, dtype=torch.float64).repeat(1, 2)
     x = x + 1e-3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(16, 2 * pairs, generator=generator, dtype=torch.float64)
-    scores = removal_scores(weight, x.T @ x / len(x), torch.eye(16, dtype=torch.float64), 1)
+    (scores,) = removal_scores(weight, x.T @ x / len(x), [torch.eye(16, dtype=torch.float64)], 1)
     kept = scores.argsort(descending=True)[:pairs] % pairs
     assert len(set(kept.tolist())) == pairs
 

@@ -9,7 +9,7 @@ increments that never fall, which are per-unit scores again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group, token_mask
 from ..losses import probe_manifold, probe_output
-from ..masking import masked
+from ..masking import differentiable
 from ..surgeon import removal_scores
 from ..trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
 from .registry import Terms, register_scorer
@@ -27,7 +27,6 @@ from .registry import Terms, register_scorer
 
 @register_scorer("surgeon")
 @torch.inference_mode(False)
-@torch.enable_grad()
 def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Terms:
     """Costs of removal after a refit, one term for each metric; see `register_scorer`.
 
@@ -41,10 +40,8 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
     for probe in tqdm(range(passes), desc="surgeon scores", unit="probe"):
         index = probe % len(batches)
         batch, compared = batches[index], rows[index]
-        # A mask of ones on the first group starts a graph, though no weight requires gradients.
-        ones = {groups[0].key: torch.ones(groups[0].units, device=model.device, requires_grad=True)}
         with (
-            masked(model, groups[:1], ones),
+            differentiable(model, groups[0]),
             observed(model, [group.consumer for group in groups]) as seen,
             recorded(model, layers) as outputs,
         ):
@@ -62,13 +59,22 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
                 gradients = torch.autograd.grad(functional, leaves, retain_graph=term == "trajectory")
                 for group, gradient in zip(groups, gradients, strict=True):
                     sums[group.key].add_gradients(term, gradient)
-    terms: Terms = {term: {} for term in functionals}
+    return _removal_terms(model, groups, sums, config.probes)
+
+
+def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
+    """One order of removal per group, by the mean of the terms, each normalised to one; and its costs in each term."""
+    names = list(sums[groups[0].key].metrics)
+    traces = {
+        name: max(sum(float(sums[group.key].metrics[name].trace()) for group in groups), 1e-300) for name in names
+    }
+    terms: Terms = {name: {} for name in names}
     for group in tqdm(groups, desc="removal orders", unit="group"):
         weight = model.get_submodule(group.consumer).weight.detach()
-        covariance = sums[group.key].covariance()
-        for term in terms:
-            metric = sums[group.key].metrics[term]
-            terms[term][group.key] = removal_scores(weight, covariance, metric, group.width).cpu()
+        metrics = [sums[group.key].metrics[name] / traces[name] for name in names]
+        scores = removal_scores(weight, sums[group.key].covariance(), metrics, group.width)
+        for name, score in zip(names, scores, strict=True):
+            terms[name][group.key] = (score * (traces[name] / probes)).cpu()
     return terms
 
 
