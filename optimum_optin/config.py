@@ -27,6 +27,8 @@ class OptinConfig:
         temperature: temperature of the output term.
         output_weight: weight of the output term against the trajectory term, each normalised to sum
             to one over all units.
+        search: `"measured"` tries several weights of the output term and keeps the cut whose outputs diverge least;
+            `"ranked"` takes `output_weight` as it is (Kwon et al. 2022, and OPTIN).
         compensation: `"ridge"` refits what is left to do the work of what was removed, in closed form;
             `"none"` only removes.
         min_heads: heads that every layer keeps at least.
@@ -44,16 +46,17 @@ class OptinConfig:
     """
 
     flops: float = 0.6
-    scorer: str = "gauss_newton"
+    scorer: str = "surgeon"
     num_samples: int = 512
     batch_size: int = 8
     max_length: int | None = None
     probes: int = 128
     rows: int = 64
     temperature: float = 1.0
-    output_weight: float = 0.03
+    output_weight: float = 1.0
+    search: str = "measured"
     compensation: str = "ridge"
-    min_heads: int = 0
+    min_heads: int = 1
     min_neurons: int = 0
     seed: int = 0
 
@@ -73,6 +76,8 @@ class OptinConfig:
             raise ValueError(f"output_weight={self.output_weight!r} must be 0 or more.")
         if self.compensation not in ("ridge", "none"):
             raise ValueError(f"compensation={self.compensation!r} must be 'ridge' or 'none'.")
+        if self.search not in ("measured", "ranked"):
+            raise ValueError(f"search={self.search!r} must be 'measured' or 'ranked'.")
         if not isinstance(self.scorer, str):
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
 

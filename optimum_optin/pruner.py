@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .compensation import compensate
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
+from .divergence import Divergence, measure_divergence
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .groups import HEADS, NEURONS, Batch, Group, Masks
@@ -31,6 +32,7 @@ from .scoring import Scores, get_scorer, score
 from .search import check_budget, search
 from .structure import Structure, compose, structure_of
 from .surgery import rewrite
+from .trials import least_divergent
 
 logger = logging.get_logger(__name__)
 
@@ -43,6 +45,11 @@ _HUB_OPTIONS = (
     "force_download",
     "trust_remote_code",
 )
+
+
+_HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
+_COLLAPSE = 0.75  # agreement below which prune warns; docs/results.md shows what it means for accuracy
+_TRIALS = (1.0, 0.1, 10.0)  # times the output term's weight
 
 
 class OptinPruner:
@@ -161,7 +168,9 @@ class OptinPruner:
         return score(self.model, find_groups(self.model), self._batches(calibration, config), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
-        """What `prune` would keep: a dry run, in well under a second.
+        """What `search="ranked"` would keep, and the divergence that the scores predict: a dry run, in a second.
+
+        Trial cuts (`search="measured"`) may find another weight of the output term better.
 
         Args:
             scores: from `score`.
@@ -172,10 +181,10 @@ class OptinPruner:
         scores.check(fingerprint(self.model), config)
         groups = find_groups(self.model)
         costs = cost_tables(self.model, groups, scores.tokens)
-        masks = _search(scores, groups, costs, config)
+        masks = _ranked(scores, groups, costs, config, config.output_weight)
         achieved = kept_share(costs, masks)
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
-        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure))
+        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), scores.removed(masks))
 
     @torch.inference_mode(False)
     def prune(
@@ -221,22 +230,32 @@ class OptinPruner:
         scores = scores or score(self.model, groups, batches, config)
 
         started = time.perf_counter()
-        masks = _search(scores, groups, costs, config)
+        fit, held_out = _split(batches or [])
+        masks = self._masks(scores, groups, costs, config, fit=fit, held_out=held_out)
         searched = time.perf_counter()
         pruned = copy.deepcopy(self.model)
         rewrite(pruned, groups, masks)
         structure = record_structure(pruned, structure_of(groups, masks))
         rewritten = time.perf_counter()
         if config.compensation == "ridge" and not all(mask.all() for mask in masks.values()):
-            compensate(self.model, pruned, batches)
+            compensate(self.model, pruned, fit, config.seed)
+        compensated = time.perf_counter()
+        divergence = measure_divergence(self.model, pruned, held_out) if held_out else None
         seconds = {
             "score": scores.seconds,
             "search": searched - started,
             "rewrite": rewritten - searched,
-            "compensation": time.perf_counter() - rewritten,
+            "compensation": compensated - rewritten,
         }
 
-        self.report = self._report(pruned, structure, tokens=tokens, config=config, seconds=seconds)
+        if divergence and divergence.agreement < _COLLAPSE:
+            logger.warning(
+                f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
+                f"{divergence.samples} held-out samples: expect a large loss; ask for more flops."
+            )
+        self.report = self._report(
+            pruned, structure, tokens=tokens, config=config, seconds=seconds, divergence=divergence
+        )
         self.pruned_model = pruned
         if folder is not None:
             self.save_pretrained(folder)
@@ -294,6 +313,23 @@ class OptinPruner:
         config = config or (scores.config if scores else self.config)
         return config if flops is None else dataclasses.replace(config, flops=flops)
 
+    def _masks(
+        self,
+        scores: Scores,
+        groups: list[Group],
+        costs: Mapping[str, Tensor],
+        config: OptinConfig,
+        *,
+        fit: Sequence[Batch],
+        held_out: Sequence[Batch],
+    ) -> Masks:
+        if config.search == "ranked" or len(scores.terms) == 1 or not held_out:
+            return _ranked(scores, groups, costs, config, config.output_weight)
+        weights = [config.output_weight * factor for factor in _TRIALS]
+        candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
+        part = fit[: max(1, len(fit) // 4)]
+        return least_divergent(candidates, self.model, groups=groups, batches=part, held_out=held_out, config=config)
+
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
         batches = calibration_batches(
             calibration,
@@ -314,6 +350,7 @@ class OptinPruner:
         tokens: int,
         config: OptinConfig,
         seconds: dict[str, float],
+        divergence: Divergence | None,
     ) -> PruningReport:
         batch = probe_batch(self.model, tokens)
         dense, left = (dense_cost(cost_tables(model, find_groups(model), tokens)) for model in (self.model, pruned))
@@ -328,6 +365,7 @@ class OptinPruner:
             layers=layers_of(structure),
             seconds=seconds,
             config=config.to_dict(),
+            divergence=None if divergence is None else dataclasses.asdict(divergence),
         )
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
@@ -336,8 +374,17 @@ class OptinPruner:
         return self.pruned_model, self.report
 
 
-def _search(scores: Scores, groups: list[Group], costs: Mapping[str, Tensor], config: OptinConfig) -> Masks:
-    combined = scores.combine(config.output_weight)
+def _split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Batches to refit on and batches to measure divergence on; one and the same where there are too few."""
+    if len(batches) < 2 * _HELD_OUT:
+        return batches, batches
+    return [batch for index, batch in enumerate(batches) if index % _HELD_OUT], batches[::_HELD_OUT]
+
+
+def _ranked(
+    scores: Scores, groups: list[Group], costs: Mapping[str, Tensor], config: OptinConfig, output_weight: float
+) -> Masks:
+    combined = scores.combine(output_weight)
     ordered = {group.key: combined[group.key] for group in groups}
     return search(ordered, costs, config.flops * dense_cost(costs), _floors(config))
 

@@ -27,12 +27,14 @@ class PruningPlan:
         flops_achieved: the share that the chosen masks keep.
         tokens: sequence length that the MACs are counted at.
         layers: what each layer keeps.
+        predicted: term -> what the scores expect the removal to cost (`Scores.removed`).
     """
 
     flops_requested: float
     flops_achieved: float
     tokens: int
     layers: Layers
+    predicted: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
@@ -41,7 +43,7 @@ class PruningPlan:
     def __str__(self) -> str:
         return (
             f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
-            f"achieved {self.flops_achieved:.1%}\n{_table(self.layers)}"
+            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{_table(self.layers)}"
         )
 
 
@@ -60,6 +62,8 @@ class PruningReport:
         layers: what each layer keeps.
         seconds: wall-clock time by stage.
         config: the `OptinConfig` as a dict.
+        divergence: of the outputs from the dense model's, on held-out calibration samples (the fields of
+            `Divergence`); `None` without calibration data.
     """
 
     flops_requested: float
@@ -72,6 +76,7 @@ class PruningReport:
     layers: Layers
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
+    divergence: dict[str, float] | None = None
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
@@ -96,6 +101,7 @@ class PruningReport:
                 f"MACs, whole model, counted: {_change(self.macs_dense, self.macs_pruned, 1e6, 'M')}",
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
+                *_diverged(self.divergence),
                 _table(self.layers),
             ]
         )
@@ -108,6 +114,20 @@ def layers_of(structure: Structure) -> Layers:
         layer, _, role = key.rpartition(".")
         layers.setdefault(layer, {})[role] = {"kept": len(entry.kept), "units": entry.units}
     return layers
+
+
+def _predicted(losses: Mapping[str, float]) -> str:
+    parts = [f"{term} {loss:.4g}" for term, loss in losses.items()]
+    return f"predicted divergence: {', '.join(parts)}\n" if parts else ""
+
+
+def _diverged(divergence: Mapping[str, float] | None) -> list[str]:
+    if divergence is None:
+        return []
+    return [
+        f"outputs on {divergence['samples']} held-out samples: {divergence['agreement']:.1%} agree with the dense "
+        f"model's, divergence {divergence['distance']:.4g}"
+    ]
 
 
 def _change(before: int, after: int, unit: float, suffix: str) -> str:

@@ -1,5 +1,6 @@
 """`OptinPruner`: the whole road, its errors, and what it leaves behind when it fails."""
 
+import dataclasses
 import doctest
 import importlib
 import re
@@ -98,7 +99,8 @@ def test_same_seed_same_result(pruner):
     assert not torch.equal(scores.terms["output"]["layers.0.heads"], other.terms["output"]["layers.0.heads"])
 
 
-def test_plan_says_what_prune_does(pruner):
+def test_plan_says_what_ranked_search_does(pruner):
+    pruner.config = dataclasses.replace(FAST, search="ranked")
     scores = pruner.score(TEXTS)
     plan = pruner.plan(scores, flops=0.4)
     pruner.prune(scores=scores, flops=0.4)
@@ -263,7 +265,7 @@ def test_decoders_are_refused():
 
 
 def test_a_plan_for_a_pruned_model_counts_the_dense_units(pruner):
-    again = OptinPruner(pruner.prune(TEXTS), word_tokenizer(), FAST)
+    again = OptinPruner(pruner.prune(TEXTS), word_tokenizer(), dataclasses.replace(FAST, search="ranked"))
     scores = again.score(TEXTS)
     plan = again.plan(scores)
     again.prune(scores=scores)

@@ -35,7 +35,7 @@ def pruned(tmp_path_factory):
     with torch.no_grad():  # heads that do nothing are pruned first
         model.bert.encoder.layer[1].attention.output.dense.weight.mul_(1e-6)
     pruner = OptinPruner(model, word_tokenizer())
-    pruner.prune(TEXTS, OptinConfig(flops=0.5, probes=32), save_dir=folder)
+    pruner.prune(TEXTS, OptinConfig(flops=0.5, probes=32, min_heads=0), save_dir=folder)
     assert pruner.report.layers["layers.1"]["heads"]["kept"] == 0
     return folder, pruner.pruned_model
 

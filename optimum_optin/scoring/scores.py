@@ -16,7 +16,7 @@ from ..config import SCORING_FIELDS, OptinConfig
 from ..data import mean_tokens
 from ..fingerprint import fingerprint
 from ..folders import atomic_folder
-from ..groups import Batch, Group
+from ..groups import Batch, Group, Masks
 from ..masking import frozen
 from .registry import Terms, get_scorer
 
@@ -63,6 +63,20 @@ class Scores:
             for key, score in by_group.items():
                 combined[key] = combined.get(key, 0) + scale * score
         return combined
+
+    def removed(self, masks: Masks) -> dict[str, float]:
+        """What removing units is expected to cost, term by term: the sum of their scores, a second-order estimate.
+
+        Args:
+            masks: group key -> what is kept.
+
+        Returns:
+            Term -> loss of the trajectory (per minibatch), divergence of the output (per output).
+        """
+        return {
+            term: float(sum(score[~masks[key].bool().cpu()].sum() for key, score in by_group.items()))
+            for term, by_group in self.terms.items()
+        }
 
     def check(self, model_fingerprint: str, config: OptinConfig | None = None) -> None:
         """Refuse scores of another model, or a configuration they were not computed with.

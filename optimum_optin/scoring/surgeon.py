@@ -30,14 +30,15 @@ from .registry import Terms, register_scorer
 def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Terms:
     """Costs of removal after a refit, one term for each metric; see `register_scorer`.
 
-    Every minibatch adds to H; probe k adds to Gamma on batch k mod len(batches).
+    Half of `config.probes`, and at least one for every minibatch: a probe has a gradient for every token here. Probe
+    k sees batch k mod len(batches).
     """
     layers = find_layers(model)
     generator = torch.Generator().manual_seed(config.seed)
     rows = [draw_rows(batch, config.rows, generator) for batch in batches]
     sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
-    passes = max(config.probes, len(batches))
-    for probe in tqdm(range(passes), desc="surgeon scores", unit="probe"):
+    probes = max(config.probes // 2, len(batches))
+    for probe in tqdm(range(probes), desc="surgeon scores", unit="probe"):
         index = probe % len(batches)
         batch, compared = batches[index], rows[index]
         with (
@@ -49,17 +50,16 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
         if probe < len(batches):
             for group in groups:
                 sums[group.key].add_inputs(seen[group.consumer].input.detach()[token_mask(batch)])
-        if probe < config.probes:
-            features = trajectory_features(outputs, compared)
-            functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
-            if final is not None:
-                functionals["output"] = probe_output(final.values, config.temperature, final.kind, generator)
-            leaves = [seen[group.consumer].output for group in groups]
-            for term, functional in functionals.items():
-                gradients = torch.autograd.grad(functional, leaves, retain_graph=term == "trajectory")
-                for group, gradient in zip(groups, gradients, strict=True):
-                    sums[group.key].add_gradients(term, gradient)
-    return _removal_terms(model, groups, sums, config.probes)
+        features = trajectory_features(outputs, compared)
+        functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
+        if final is not None:
+            functionals["output"] = probe_output(final.values, config.temperature, final.kind, generator)
+        leaves = [seen[group.consumer].output for group in groups]
+        for term, functional in functionals.items():
+            gradients = torch.autograd.grad(functional, leaves, retain_graph=term == "trajectory")
+            for group, gradient in zip(groups, gradients, strict=True):
+                sums[group.key].add_gradients(term, gradient)
+    return _removal_terms(model, groups, sums, probes)
 
 
 def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
@@ -100,5 +100,7 @@ class _Sums:
         self.metrics[term] = self.metrics.get(term, 0) + (tokens.T @ tokens).double()
 
     def covariance(self) -> Tensor:
-        mean = self.total / self.count
-        return self.gram / self.count - (mean.outer(mean) if self.centred else 0)
+        mean, moment = self.total / self.count, self.gram / self.count
+        # Constant inputs leave rounding noise on the diagonal; the floor keeps H invertible.
+        floor = 1e-5 * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
+        return moment - (mean.outer(mean) if self.centred else 0) + floor

@@ -1,0 +1,49 @@
+"""Trial cuts: of several ways to spend a budget, take the one whose repaired model stays closest to the dense one.
+
+Scores add up single removals, to second order, before the layers below are cut. What several removals do together, and
+how much of it the refit takes back, shows only on a model that is cut and refitted: so each candidate is, on a part of
+the calibration data, and its outputs are compared on samples that the refit has not seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+from transformers.utils.logging import tqdm
+
+from .compensation import compensate
+from .config import OptinConfig
+from .divergence import measure_divergence
+from .groups import Batch, Group, Masks
+from .surgery import rewrite
+
+
+def least_divergent(
+    candidates: Sequence[Masks],
+    dense: nn.Module,
+    *,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch],
+    config: OptinConfig,
+) -> Masks:
+    """The masks whose model, compensated if the configuration says so, diverges least; the first of equal ones.
+
+    Args:
+        candidates: masks of one budget.
+        dense: the model; unchanged.
+        groups: its groups.
+        batches: calibration batches for the trial refits.
+        held_out: calibration batches to compare outputs on.
+        config: see `OptinConfig`.
+    """
+    distances = []
+    for masks in tqdm(candidates, desc="trial cuts", unit="trial"):
+        pruned = copy.deepcopy(dense)
+        rewrite(pruned, groups, masks)
+        if config.compensation == "ridge":
+            compensate(dense, pruned, batches, config.seed)
+        distances.append(measure_divergence(dense, pruned, held_out).distance)
+    return candidates[distances.index(min(distances))]

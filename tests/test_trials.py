@@ -1,0 +1,149 @@
+"""Divergence against direct formulas, and the search that measures it."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
+from transformers import BertForMaskedLM
+
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
+from optimum_optin.divergence import measure_divergence
+from optimum_optin.masking import masked
+from optimum_optin.pruner import _TRIALS, _ranked, _split
+from optimum_optin.surgery import rewrite
+from optimum_optin.trials import least_divergent
+
+CONFIG = OptinConfig(flops=0.4, probes=8)
+
+
+def _pair(model_type="bert", head=True):
+    dense, pruned = tiny_model(model_type), tiny_model(model_type)
+    masks = random_masks(find_groups(pruned), share=0.5)
+    rewrite(pruned, find_groups(pruned), masks)
+    return (dense, pruned, masks) if head else (dense.base_model, pruned.base_model, masks)
+
+
+@torch.no_grad()
+def test_a_classifier_diverges_by_kl_and_agrees_by_class():
+    dense, pruned, _ = _pair()
+    batches = [tiny_batch(dense, seed=seed) for seed in range(2)]
+    teacher, student = (torch.cat([model(**batch).logits for batch in batches]) for model in (dense, pruned))
+    got = measure_divergence(dense, pruned, batches)
+    kl = torch.nn.functional.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean")
+    assert got.distance == pytest.approx(float(kl), rel=1e-4)
+    assert got.agreement == pytest.approx(float((student.argmax(-1) == teacher.argmax(-1)).float().mean()))
+    assert got.samples == len(teacher)
+
+
+@torch.no_grad()
+def test_without_a_head_hidden_states_are_compared_padding_excluded():
+    dense, pruned, _ = _pair(head=False)
+    batch = tiny_batch(dense)
+    valid = batch["attention_mask"].bool()
+    teacher, student = (model(**batch).last_hidden_state[valid] for model in (dense, pruned))
+    explained = 1 - (student - teacher).square().sum() / (teacher - teacher.mean(0)).square().sum()
+    got = measure_divergence(dense, pruned, [batch])
+    assert got.distance == pytest.approx(float((student - teacher).square().sum(-1).mean()), rel=1e-4)
+    assert got.agreement == pytest.approx(max(0.0, float(explained)), rel=1e-4)
+
+
+def test_the_same_model_does_not_diverge():
+    for model in (tiny_model(), tiny_model().base_model, tiny_model(problem_type="regression", num_labels=1)):
+        got = measure_divergence(model, model, [tiny_batch(model)])
+        assert (got.distance, got.agreement) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_the_least_divergent_candidate_wins():
+    dense, _, masks = _pair()
+    groups = find_groups(dense)
+    mild = {key: torch.ones_like(mask) for key, mask in masks.items()}
+    mild["layers.2.neurons"][0] = False
+    batches = [tiny_batch(dense, seed=seed) for seed in range(3)]
+    for candidates in ([masks, mild], [mild, masks]):
+        for compensation in ("ridge", "none"):
+            config = dataclasses.replace(CONFIG, compensation=compensation)
+            chosen = least_divergent(candidates, dense, groups=groups, batches=batches, held_out=batches, config=config)
+            assert chosen is mild
+
+
+@pytest.mark.parametrize("compensation", ["ridge", "none"])
+def test_measured_search_keeps_one_of_the_ranked_cuts(compensation):
+    config = dataclasses.replace(CONFIG, compensation=compensation)
+    pruner = OptinPruner(tiny_model())
+    samples = tiny_samples(160)
+    scores = pruner.score(samples, config)
+    pruner.prune(scores=scores, config=config)
+    ranked = {}
+    for factor in _TRIALS:
+        weight = config.output_weight * factor
+        plain = dataclasses.replace(config, search="ranked", output_weight=weight)
+        other = OptinPruner(pruner.model)
+        other.prune(scores=scores, config=plain)
+        ranked[factor] = other.report.layers
+    assert pruner.report.layers in ranked.values()
+
+
+def test_divergence_is_measured_on_batches_that_the_refit_does_not_see():
+    batches = list(range(64))
+    fit, held_out = _split(batches)
+    assert not set(fit) & set(held_out)
+    assert set(fit) | set(held_out) == set(batches)
+    assert _split([1, 2]) == ([1, 2], [1, 2])
+
+
+def test_a_collapse_is_announced_and_reported(caplog, tmp_path):
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(200), dataclasses.replace(CONFIG, flops=0.9))
+    assert "expect a large loss" not in caplog.text
+    kept = pruner.report.divergence
+    with torch.no_grad():
+        for layer in pruner.model.bert.encoder.layer:
+            layer.output.dense.weight.mul_(20)
+    config = dataclasses.replace(CONFIG, flops=0.1, min_heads=0, compensation="none")
+    pruner = OptinPruner(pruner.model)
+    pruner.prune(tiny_samples(200), config, save_dir=tmp_path)
+    assert "held-out samples: expect a large loss" in caplog.text
+    assert pruner.report.divergence["agreement"] < 0.75 < kept["agreement"]
+    assert PruningReport.load(tmp_path).divergence == pruner.report.divergence
+    assert "agree with the dense model's" in str(pruner.report)
+
+
+@torch.no_grad()
+def test_a_plan_predicts_what_removing_one_unit_costs():
+    """Of one unit alone the second order is the truth, nearly: measured on the masked model."""
+    config = dataclasses.replace(CONFIG, scorer="gauss_newton", probes=2000, num_samples=8)
+    pruner = OptinPruner(tiny_model())
+    samples = tiny_samples(8)
+    scores = pruner.score(samples, config)
+    groups = {group.key: group for group in find_groups(pruner.model)}
+    group = groups["layers.2.neurons"]
+    mask = torch.ones(group.units)
+    mask[scores.terms["output"][group.key].argmax()] = 0
+    masks = {key: torch.ones(each.units) for key, each in groups.items()} | {group.key: mask}
+    (batch,) = scores.batches
+    teacher = pruner.model(**batch).logits.log_softmax(-1)
+    with masked(pruner.model, [group], {group.key: mask}):
+        student = pruner.model(**batch).logits.log_softmax(-1)
+    divergence = float((teacher.exp() * (teacher - student)).sum(-1).mean())
+    assert scores.removed(masks)["output"] == pytest.approx(divergence, rel=0.3)
+
+
+def test_a_plan_predicts_more_loss_for_a_smaller_budget():
+    pruner = OptinPruner(tiny_model())
+    scores = pruner.score(tiny_samples(64), CONFIG)
+    predicted = [pruner.plan(scores, flops=flops).predicted["output"] for flops in (0.8, 0.5, 0.2)]
+    assert predicted == sorted(predicted)
+    assert "predicted divergence" in str(pruner.plan(scores))
+
+
+def test_token_level_logits_count_every_real_token():
+    config = tiny_model().config
+    model = BertForMaskedLM(config).eval()
+    got = measure_divergence(model, model, [tiny_batch(model)])
+    assert got.agreement == 1
+    masks = random_masks(find_groups(model))
+    scores = OptinPruner(model).score(tiny_samples(16), CONFIG)
+    costs = {key: torch.arange(len(mask) + 1).double() for key, mask in masks.items()}
+    cut = _ranked(scores, find_groups(model), costs, CONFIG, 1.0)
+    assert any(not mask.all() for mask in cut.values())
