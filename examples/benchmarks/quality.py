@@ -94,8 +94,8 @@ def run(task, method, seed, keys, results):
         found, cutting = timed(cut, flops * problem.dense_cost)
         for repair, key in by_repair.items():
             pruned, repairing = timed(repaired, problem, found, repair)
-            seconds = {"prepare": preparing, "cut": cutting, "repair": repairing, "threads": torch.get_num_threads()}
-            results.add(key, {**evaluate(task, reloaded(problem, found.masks, pruned)), **seconds})
+            spent = {"prepare": preparing, "cut": cutting, "repair": repairing, "threads": torch.get_num_threads()}
+            results.add(key, {**evaluate(task, reloaded(problem, found.masks, pruned)), **spent})
 
 
 def evaluate(task, model):
@@ -104,10 +104,10 @@ def evaluate(task, model):
 
 
 def timed(work, *arguments):
-    """What the work returns, and its seconds."""
-    started = time.perf_counter()
+    """What the work returns, and its seconds: by the clock, and of all threads together."""
+    clock, processor = time.perf_counter(), time.process_time()
     value = work(*arguments)
-    return value, time.perf_counter() - started
+    return value, {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
 
 
 def repaired(problem, cut, repair):
@@ -143,7 +143,8 @@ def curves(results):
 def table(results, methods, metric):
     """Markdown tables, one for each split: mean over seeds, and half the spread between lowest and highest.
 
-    Seconds are the mean of one budget's whole run, scores included.
+    Seconds are of one budget's whole run, scores included unless they came from disk: processor time, which a busy
+    machine changes least, of all threads together.
     """
     parts = []
     lines = curves(results)
@@ -166,7 +167,7 @@ def _cell(values):
 
 
 def _seconds(value):
-    return value["prepare"] + value["cut"] + value["repair"]
+    return sum(value[stage]["processor"] for stage in ("prepare", "cut", "repair"))
 
 
 def plot(results, metric, path):
