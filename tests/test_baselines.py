@@ -103,7 +103,7 @@ def test_kprune_meets_the_budget_and_leaves_the_dense_model_alone(base):
     batches, groups = [tiny_batch(model, seed=seed) for seed in range(3)], find_groups(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     costs = cost_tables(model, groups, 10)
-    pruned, masks = kprune.prune_by_knowledge(model, groups, batches, costs, 0.5 * dense_cost(costs), seed=0)
+    pruned, masks = kprune.prune_by_knowledge(model, groups, batches, costs, 0.5 * dense_cost(costs))
     assert 0.4 < kept_share(costs, masks) <= 0.5
     assert {group.key: group.units for group in find_groups(pruned)} == {
         key: int(mask.sum()) for key, mask in masks.items() if mask.any()
@@ -116,7 +116,7 @@ def test_kprune_with_the_whole_budget_changes_nothing():
     model = tiny_model()
     batches, groups = [tiny_batch(model)], find_groups(model)
     costs = cost_tables(model, groups, 10)
-    pruned, masks = kprune.prune_by_knowledge(model, groups, batches, costs, dense_cost(costs), seed=0)
+    pruned, masks = kprune.prune_by_knowledge(model, groups, batches, costs, dense_cost(costs))
     assert all(mask.all() for mask in masks.values())
     torch.testing.assert_close(pruned(**batches[0]).logits, model(**batches[0]).logits, atol=1e-3, rtol=1e-3)
 

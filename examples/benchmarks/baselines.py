@@ -118,9 +118,7 @@ def kprune(problem):
     """K-prune 2024, complete; it repairs as it prunes, so its masks cost as much as its model."""
 
     def cut(budget):
-        model, masks = prune_by_knowledge(
-            problem.model, problem.groups, problem.batches, problem.costs, budget, seed=problem.seed
-        )
+        model, masks = prune_by_knowledge(problem.model, problem.groups, problem.batches, problem.costs, budget)
         return Cut(masks, lambda: model)
 
     return cut

@@ -24,7 +24,7 @@ REPRESENTATION = 0.00025  # lambda: weight of representational against predictiv
 HEADS_WEIGHT = 1.0
 
 
-def prune_by_knowledge(model, groups, batches, costs, budget, *, seed):
+def prune_by_knowledge(model, groups, batches, costs, budget):
     """The pruned and repaired model, and its masks; `model` stays as it is.
 
     Args:
@@ -33,9 +33,7 @@ def prune_by_knowledge(model, groups, batches, costs, budget, *, seed):
         batches: calibration batches.
         costs: group key -> cost of keeping n units.
         budget: the most that the kept units may cost.
-        seed: seed of the labels that are drawn from the dense model's predictions.
     """
-    generator = torch.Generator().manual_seed(seed)
     pruned, masks = copy.deepcopy(model), {}
     walk = Walk(pruned, batches)
     with frozen(model), frozen(pruned):
@@ -44,7 +42,7 @@ def prune_by_knowledge(model, groups, batches, costs, budget, *, seed):
             targets = [_prediction(model, batch).values for batch in batches]
         for index, group in enumerate(groups):
             walk.move_to(group.layer)
-            scores = knowledge(walk, groups[index:], targets, generator)
+            scores = knowledge(walk, groups[index:], targets)
             masks[group.key] = above_threshold(scores, costs, budget)[group.key]
             budget -= float(costs[group.key][int(masks[group.key].sum())])
             weight = tuned_weight(
@@ -58,13 +56,12 @@ def prune_by_knowledge(model, groups, batches, costs, budget, *, seed):
     return pruned.requires_grad_(True), masks
 
 
-def knowledge(walk, groups, targets, generator) -> dict[str, Tensor]:
+def knowledge(walk, groups, targets) -> dict[str, Tensor]:
     """Predictive plus lambda times representational knowledge of every unit: group key -> shape (units,).
 
     Predictive: half the squared gradient, mean over samples, of the divergence from the dense model's softened
-    prediction. At the dense model that divergence is stationary, so the gradient is taken at a label drawn from the
-    prediction, whose mean square is the divergence's curvature. Representational: squared norm of what a unit adds to
-    its sublayer's output, mean over tokens.
+    prediction; it is 0 as long as nothing is pruned, and the rest decides. Representational: squared norm of what a
+    unit adds to its sublayer's output, mean over tokens.
     """
     predictive, representational = (
         {group.key: torch.zeros(group.units, dtype=torch.float64) for group in groups} for _ in range(2)
@@ -76,7 +73,7 @@ def knowledge(walk, groups, targets, generator) -> dict[str, Tensor]:
             masked(walk.model, groups, masks),
             observed(walk.model, [group.consumer for group in groups]) as seen,
         ):
-            loss = _drawn_loss(_prediction(walk.model, batch), target, generator)
+            loss = _divergence(_prediction(walk.model, batch), target)
         gradients = torch.autograd.grad(loss, list(masks.values()))
         for group, gradient in zip(groups, gradients, strict=True):
             inputs = seen[group.consumer].input.detach()[token_mask(batch)]
@@ -126,14 +123,9 @@ def _prediction(model, batch) -> Output:
     return Output(pool(outputs.last_hidden_state, token_mask(batch)), REAL)
 
 
-def _drawn_loss(prediction: Output, target: Tensor, generator) -> Tensor:
-    """Sum over samples of a loss whose squared gradient expects the curvature of the divergence from `target`.
-
-    T^2 KL of logits: T times the negative log-likelihood of a drawn label. Squared error of embeddings: the error to
-    the target with noise.
-    """
+def _divergence(prediction: Output, target: Tensor) -> Tensor:
+    """T^2 KL of softened logits, or the squared error of embeddings, summed over samples."""
     if prediction.kind == REAL:
-        noise = torch.randn(target.shape, generator=generator)
-        return (prediction.values - target - noise).square().sum() / 2
-    labels = (target / TEMPERATURE).softmax(-1).multinomial(1, generator=generator)
-    return -TEMPERATURE * (prediction.values / TEMPERATURE).log_softmax(-1).gather(1, labels).sum()
+        return (prediction.values - target).square().sum()
+    student, teacher = ((logits / TEMPERATURE).log_softmax(-1) for logits in (prediction.values, target))
+    return TEMPERATURE**2 * (teacher.exp() * (teacher - student)).sum()
