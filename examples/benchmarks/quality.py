@@ -1,98 +1,173 @@
-"""Accuracy against FLOPs kept: every scorer and simple baselines, with and without compensation.
+"""Accuracy against FLOPs kept: every method, repaired by its own means, by our ridge compensation, or not at all.
 
     python examples/benchmarks/quality.py reactions
     python examples/benchmarks/quality.py sentences --glue-dir path/to/glue
+    python examples/benchmarks/quality.py sst2 --glue-dir path/to/glue --checkpoint outputs/glue/sst2
+    python examples/benchmarks/quality.py reactions --methods exact --scores exact=path/to/scores
 
 Every figure is of the model reloaded from disk, on evaluation rows that calibration never saw. Results gather in a JSON
 file; a run that was cut off goes on where it was. A table, and a plot if matplotlib is there, are written beside it.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from baselines import METHODS, Method, by_saved_scores, pose
 from tasks import add_task_arguments, load_task
 
-from optimum_optin import OptinConfig, register_scorer
+from optimum_optin.compensation import compensate
+from optimum_optin.plugin import record_structure
+from optimum_optin.structure import structure_of
+from optimum_optin.surgery import rewrite
 
-BASELINES = ("random", "magnitude", "activation")
+REPAIRS = ("ridge", "own", "none")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
-    parser.add_argument("--scorers", nargs="+", default=["gauss_newton", "surgeon", *BASELINES])
-    parser.add_argument("--compensation", nargs="+", default=["ridge", "none"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="rows of the table in baselines.py")
+    parser.add_argument("--scores", nargs="+", default=[], metavar="NAME=FOLDER", help="methods from saved scores")
+    parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     parser.add_argument("--flops", type=float, nargs="+", default=[0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("outputs/quality"))
+    parser.add_argument("--development", action="store_true", help="measure on development rows, held out, instead")
     arguments = parser.parse_args()
+    methods = METHODS | {
+        name: Method(by_saved_scores(folder)) for name, folder in (pair.split("=", 1) for pair in arguments.scores)
+    }
 
-    task = load_task(arguments.model, arguments.glue_dir)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    file = arguments.output / f"{arguments.model}.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
-    if "dense" not in results:
-        results["dense"] = {split: measure(task.pruner.model) for split, measure in task.evaluation.items()}
-    for scorer in arguments.scorers:
+    task = load_task(arguments.model, arguments.glue_dir, arguments.development, arguments.checkpoint)
+    if arguments.development:
+        task = replace(task, evaluation={"development": task.development})
+    results = Results(arguments.output / f"{arguments.model}{'_development' * arguments.development}.json")
+    if "dense" not in results.values:
+        results.add("dense", evaluate(task, task.pruner.model))
+    for name in arguments.methods:
+        repairs = [repair for repair in arguments.repairs if repair != "own" or methods[name].own]
         for seed in arguments.seeds:
-            wanted = {
-                f"{scorer}/{compensation}/{seed}/{flops}": (compensation, flops)
-                for compensation in arguments.compensation
-                for flops in arguments.flops
+            keys = {
+                flops: {repair: f"{name}/{repair}/{seed}/{flops}" for repair in repairs} for flops in arguments.flops
             }
-            missing = {key: value for key, value in wanted.items() if key not in results}
-            if missing:
-                scores = task.pruner.score(task.calibration, OptinConfig(scorer=scorer, seed=seed))
-            for key, (compensation, flops) in missing.items():
-                config = OptinConfig(scorer=scorer, seed=seed, compensation=compensation, flops=flops)
-                results[key] = prune_and_measure(task, scores, config)
-                print(key, results[key], flush=True)
-                file.write_text(json.dumps(results, indent=2) + "\n")
-    (arguments.output / f"{arguments.model}.md").write_text(table(results, task.metric))
-    plot(results, task.metric, arguments.output / f"{arguments.model}.png")
+            run(task, methods[name], seed, results.missing(keys), results)
+    results.file.with_suffix(".md").write_text(table(results.values, methods, task.metric))
+    plot(results.values, task.metric, results.file.with_suffix(".png"))
 
 
-def prune_and_measure(task, scores, config):
-    """Metrics by split of the model pruned, saved and loaded again, and the seconds that pruning took."""
+class Results:
+    """Figures by key, `"method/repair/seed/flops"`, on disk as soon as they are known."""
+
+    def __init__(self, file):
+        self.file = file
+        self.values = json.loads(file.read_text()) if file.is_file() else {}
+
+    def add(self, key, value):
+        print(key, value, flush=True)
+        self.values[key] = value
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self.values, indent=2) + "\n")
+
+    def missing(self, keys):
+        """FLOPs -> repair -> key, less what is there."""
+        left = {
+            flops: {repair: key for repair, key in by_repair.items() if key not in self.values}
+            for flops, by_repair in keys.items()
+        }
+        return {flops: by_repair for flops, by_repair in left.items() if by_repair}
+
+
+def run(task, method, seed, keys, results):
+    """Measure a method at one seed: `keys` are FLOPs -> repair -> key of the result."""
+    if not keys:
+        return
+    problem = pose(task, seed)
+    cut, preparing = timed(method.prepare, problem)
+    for flops, by_repair in keys.items():
+        found, cutting = timed(cut, flops * problem.dense_cost)
+        for repair, key in by_repair.items():
+            pruned, repairing = timed(repaired, problem, found, repair)
+            spent = {"prepare": preparing, "cut": cutting, "repair": repairing, "threads": torch.get_num_threads()}
+            results.add(key, {**evaluate(task, reloaded(problem, found.masks, pruned)), **spent})
+
+
+def evaluate(task, model):
+    """Metrics by split."""
+    return {split: measure(model) for split, measure in task.evaluation.items()}
+
+
+def timed(work, *arguments):
+    """What the work returns, and its seconds: by the clock, and of all threads together."""
+    clock, processor = time.perf_counter(), time.process_time()
+    value = work(*arguments)
+    return value, {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
+
+
+def repaired(problem, cut, repair):
+    """The pruned model after a repair."""
+    if repair == "own":
+        return cut.own()
+    pruned = copy.deepcopy(problem.model)
+    rewrite(pruned, problem.groups, cut.masks)
+    if repair == "ridge":
+        compensate(problem.model, pruned, problem.batches)
+    return pruned
+
+
+def reloaded(problem, masks, pruned):
+    """The pruned model, saved and loaded again."""
+    pruned = copy.deepcopy(pruned)
+    record_structure(pruned, structure_of(problem.groups, masks))
     with tempfile.TemporaryDirectory() as folder:
-        pruned = task.pruner.prune(scores=scores, config=config, save_dir=Path(folder) / "pruned")
-        reloaded = type(pruned).from_pretrained(Path(folder) / "pruned")
-    metrics = {split: measure(reloaded.eval()) for split, measure in task.evaluation.items()}
-    return {**metrics, "seconds": sum(task.pruner.report.seconds.values())}
+        pruned.save_pretrained(folder)
+        return type(pruned).from_pretrained(folder).eval()
 
 
-def curves(results, split):
-    """(scorer, compensation) -> FLOPs -> metric of every seed."""
+def curves(results):
+    """(method, repair) -> FLOPs -> results of every seed."""
     lines = {}
     for key, value in results.items():
         if key != "dense":
-            scorer, compensation, _, flops = key.split("/")
-            lines.setdefault((scorer, compensation), {}).setdefault(float(flops), []).append(value[split])
+            method, repair, _, flops = key.split("/")
+            lines.setdefault((method, repair), {}).setdefault(float(flops), []).append(value)
     return lines
 
 
-def table(results, metric):
-    """Markdown tables, one for each split: mean over seeds, and the spread between the lowest and the highest."""
+def table(results, methods, metric):
+    """Markdown tables, one for each split: mean over seeds, and half the spread between lowest and highest.
+
+    Seconds are of one budget's whole run, scores included unless they came from disk: processor time, which a busy
+    machine changes least, of all threads together.
+    """
     parts = []
+    lines = curves(results)
+    budgets = sorted({flops for line in lines.values() for flops in line}, reverse=True)
     for split, dense in results["dense"].items():
-        lines = curves(results, split)
-        budgets = sorted({flops for line in lines.values() for flops in line}, reverse=True)
         parts.append(f"{metric} on {split}; dense {dense:.1f}\n\n")
-        parts.append("| scorer | compensation | " + " | ".join(f"{flops:g}" for flops in budgets) + " |\n")
-        parts.append("| --- " * (2 + len(budgets)) + "|\n")
-        for (scorer, compensation), line in lines.items():
-            cells = [_cell(line[flops]) if flops in line else "" for flops in budgets]
-            parts.append(f"| {scorer} | {compensation} | " + " | ".join(cells) + " |\n")
+        parts.append("| method | repair | labels | " + " | ".join(f"{flops:g}" for flops in budgets) + " | seconds |\n")
+        parts.append("| --- " * (4 + len(budgets)) + "|\n")
+        for (name, repair), line in lines.items():
+            labels = "yes" if name in methods and methods[name].labels else "no"
+            cells = [_cell([value[split] for value in line[flops]]) if flops in line else "" for flops in budgets]
+            seconds = statistics.mean(_seconds(value) for values in line.values() for value in values)
+            parts.append(f"| {name} | {repair} | {labels} | " + " | ".join(cells) + f" | {seconds:.0f} |\n")
         parts.append("\n")
     return "".join(parts)
 
 
 def _cell(values):
     return f"{statistics.mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}"
+
+
+def _seconds(value):
+    return sum(value[stage]["processor"] for stage in ("prepare", "cut", "repair"))
 
 
 def plot(results, metric, path):
@@ -105,63 +180,18 @@ def plot(results, metric, path):
     split, dense = next(iter(results["dense"].items()))
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     axes.axhline(dense, color="grey", linewidth=1, label="dense")
-    for (scorer, compensation), line in curves(results, split).items():
+    colors = {}
+    for (name, repair), line in curves(results).items():
         budgets = sorted(line)
-        means = [statistics.mean(line[flops]) for flops in budgets]
-        axes.plot(
-            budgets,
-            means,
-            marker="o",
-            linestyle="-" if compensation == "ridge" else ":",
-            label=f"{scorer}, {compensation}",
-        )
+        means = [statistics.mean(value[split] for value in line[flops]) for flops in budgets]
+        color = colors.setdefault(name, f"C{len(colors)}")
+        axes.plot(budgets, means, _LINES[repair], marker="o", color=color, label=f"{name}, {repair}")
     axes.set(xlabel="FLOPs kept (share of layer MACs)", ylabel=f"{metric} on {split}, %")
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
-@register_scorer("random")
-def score_random(model, groups, batches, config):
-    """Uniform random numbers."""
-    generator = torch.Generator().manual_seed(config.seed)
-    return {"trajectory": {group.key: torch.rand(group.units, generator=generator).double() for group in groups}}
-
-
-@register_scorer("magnitude")
-def score_magnitude(model, groups, batches, config):
-    """Squared norm of the consumer's columns."""
-    return {"trajectory": {group.key: _per_unit(group, _column_squares(model, group)) for group in groups}}
-
-
-@register_scorer("activation")
-def score_activation(model, groups, batches, config):
-    """Squared norm of the consumer's columns times their inputs' mean square (in the manner of Wanda)."""
-    squares = {group.key: 0 for group in groups}
-    handles = []
-    for group in groups:
-
-        def add(module, args, key=group.key):
-            squares[key] = squares[key] + args[0].flatten(0, 1).double().square().sum(0)
-
-        handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(add))
-    with torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    for handle in handles:
-        handle.remove()
-    return {
-        "trajectory": {
-            group.key: _per_unit(group, _column_squares(model, group) * squares[group.key]) for group in groups
-        }
-    }
-
-
-def _column_squares(model, group):
-    return model.get_submodule(group.consumer).weight.detach().double().square().sum(0)
-
-
-def _per_unit(group, columns):
-    return columns.view(group.units, group.width).sum(1).cpu()
+_LINES = {"ridge": "-", "own": "--", "none": ":"}
 
 
 if __name__ == "__main__":

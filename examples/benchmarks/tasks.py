@@ -1,66 +1,129 @@
 """The real tasks that benchmarks share: a pruner, calibration texts, and metrics in percent.
 
 Calibration and evaluation rows are disjoint. Defaults are chosen on development rows, which are held out of the
-calibration rows; accuracy in the docs is of evaluation rows.
+calibration rows; accuracy in the docs is of evaluation rows. Labels of calibration rows are there for baselines that
+need them; nothing else looks at them.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from scipy.stats import spearmanr
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from optimum_optin import OptinPruner
+from optimum_optin.groups import Batch, token_mask
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from demo_models import load_reaction_bert, load_reactions, load_sentence_minilm, load_stsb, reaction_accuracy
+from demo_models import (
+    load_cola,
+    load_reaction_bert,
+    load_reactions,
+    load_sentence_minilm,
+    load_sst2,
+    load_stsb,
+    reaction_accuracy,
+)
 
-TASKS = ("reactions", "sentences")
+TASKS = ("reactions", "sentences", "sst2", "cola")
 DEVELOPMENT_ROWS = 800
+LABELLED_PAIRS = 256  # as many sentences as the default of 512 calibration samples
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """A batch that knows its labels.
+
+    Args:
+        inputs: the model's inputs; every example takes as many consecutive rows as the others.
+        examples: how many examples (rows, or pairs of rows).
+        losses: the model's output -> the task's loss of each example, shape (examples,).
+    """
+
+    inputs: Batch
+    examples: int
+    losses: Callable[[ModelOutput], Tensor]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One model with its data."""
+    """One model with its data.
+
+    Args:
+        pruner: the model and its tokenizer.
+        calibration: texts without labels.
+        metric: the metric's name.
+        development: the metric on development rows, in percent.
+        evaluation: the metric on evaluation rows by split.
+        label: calibration batches and a seed -> the same rows, or pairs of such rows, with their labels.
+    """
 
     pruner: OptinPruner
     calibration: list[str]
     metric: str
     development: Callable[[PreTrainedModel], float]
     evaluation: dict[str, Callable[[PreTrainedModel], float]]
+    label: Callable[[Sequence[Batch], int], list[LabelledBatch]]
 
 
 def add_task_arguments(parser):
     """The arguments that `load_task` needs."""
     parser.add_argument("model", choices=TASKS)
-    parser.add_argument("--glue-dir", help="folder of GLUE TSV files, for sentences (default: the Hub)")
+    parser.add_argument("--glue-dir", help="folder of GLUE TSV files, for all but reactions (default: the Hub)")
+    parser.add_argument("--checkpoint", help="fine-tuned model of sst2 or cola (default: outputs/glue/TASK)")
 
 
-def load_task(name, glue_dir=None, hold_out=False):
+def load_task(name, glue_dir=None, hold_out=False, checkpoint=None):
     """A task by name; `hold_out` keeps the development rows out of the calibration rows."""
     used = slice(0, -DEVELOPMENT_ROWS if hold_out else None)
     if name == "reactions":
-        model, tokenizer = load_reaction_bert()
-        evaluation, rest = load_reactions()
+        return _reactions(used)
+    if name == "sentences":
+        return _sentences(used, glue_dir)
+    return _classification(name, used, glue_dir, Path(checkpoint or Path("outputs/glue") / name))
 
-        def accuracy_on(rows):
-            return lambda model: 100 * reaction_accuracy(model, tokenizer, rows)
 
-        return Task(
-            OptinPruner(model, tokenizer),
-            [row["text"] for row in rest[used]],
-            "accuracy",
-            accuracy_on(rest[-DEVELOPMENT_ROWS:]),
-            {"test": accuracy_on(evaluation)},
-        )
+def _reactions(used):
+    model, tokenizer = load_reaction_bert()
+    evaluation, rest = load_reactions()
+    superclass = torch.tensor([int(label.split(".")[0]) for _, label in sorted(model.config.id2label.items())])
+
+    def accuracy_on(rows):
+        return lambda model: 100 * reaction_accuracy(model, tokenizer, rows)
+
+    def losses(logits, labels):
+        """-log of the probability of the superclass: the data name no finer class."""
+        outside = superclass[None] != labels[:, None]
+        return -logits.log_softmax(-1).masked_fill(outside, -torch.inf).logsumexp(-1)
+
+    texts = [row["text"] for row in rest]
+    return Task(
+        OptinPruner(model, tokenizer),
+        texts[used],
+        "accuracy",
+        accuracy_on(rest[-DEVELOPMENT_ROWS:]),
+        {"test": accuracy_on(evaluation)},
+        _labeller(tokenizer, texts[used], [row["label"] for row in rest[used]], losses),
+    )
+
+
+def _sentences(used, glue_dir):
     model, tokenizer = load_sentence_minilm()
     train = load_stsb("train", glue_dir)
 
     def similarity_on(rows):
         return lambda model: 100 * similarity(model, tokenizer, rows)
+
+    def label(batches, seed):
+        """Pairs drawn with the seed: calibration samples are single sentences, but labels are of pairs."""
+        order = torch.randperm(len(train[used]), generator=torch.Generator().manual_seed(seed)).tolist()
+        pairs = [train[index] for index in order[:LABELLED_PAIRS]]
+        return [_labelled_pairs(tokenizer, pairs[start : start + 4]) for start in range(0, len(pairs), 4)]
 
     return Task(
         OptinPruner(model, tokenizer),
@@ -68,7 +131,61 @@ def load_task(name, glue_dir=None, hold_out=False):
         "Spearman",
         similarity_on(train[-DEVELOPMENT_ROWS:]),
         {split: similarity_on(load_stsb(split, glue_dir)) for split in ("dev", "test")},
+        label,
     )
+
+
+def _classification(name, used, glue_dir, checkpoint):
+    if not checkpoint.is_dir():
+        raise SystemExit(f"no folder {checkpoint}: make it with examples/finetune_glue.py, or give --checkpoint.")
+    load, metric, measure = _CLASSIFICATION[name]
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    train = load("train", glue_dir)
+
+    def measured_on(rows):
+        labels = torch.tensor([row["label"] for row in rows])
+        return lambda model: 100 * measure(predict(model, tokenizer, [row["sentence"] for row in rows]), labels)
+
+    return Task(
+        OptinPruner(model, tokenizer),
+        [row["sentence"] for row in train[used]],
+        metric,
+        measured_on(train[-DEVELOPMENT_ROWS:]),
+        {"dev": measured_on(load("dev", glue_dir))},
+        _labeller(
+            tokenizer,
+            [row["sentence"] for row in train[used]],
+            [row["label"] for row in train[used]],
+            lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
+        ),
+    )
+
+
+def accuracy(predicted, labels):
+    """Share of labels that are right."""
+    return float((predicted == labels).float().mean())
+
+
+def matthews_correlation(predicted, labels):
+    """Correlation of two binary variables; 0 where one of them is constant."""
+    both = torch.stack([predicted, labels]).double()
+    return float(torch.corrcoef(both)[0, 1].nan_to_num())
+
+
+_CLASSIFICATION = {
+    "sst2": (load_sst2, "accuracy", accuracy),
+    "cola": (load_cola, "Matthews", matthews_correlation),
+}
+
+
+@torch.no_grad()
+def predict(model, tokenizer, texts, batch_size=64):
+    """The most likely class of each text, shape (texts,)."""
+    predicted = torch.zeros(len(texts), dtype=torch.long)
+    for indices, inputs in _by_length(tokenizer, texts, batch_size):
+        predicted[indices] = model(**inputs).logits.argmax(-1)
+    return predicted
 
 
 def similarity(model, tokenizer, rows):
@@ -79,14 +196,50 @@ def similarity(model, tokenizer, rows):
 
 @torch.no_grad()
 def embed(model, tokenizer, texts, batch_size=64):
-    """Mean-pooled, normalised sentence embeddings, shape (texts, channels)."""
+    """Sentence embeddings, shape (texts, channels)."""
+    embedded = torch.zeros(len(texts), model.config.hidden_size)
+    for indices, inputs in _by_length(tokenizer, texts, batch_size):
+        embedded[indices] = pool(model(**inputs).last_hidden_state, token_mask(inputs))
+    return embedded
+
+
+def pool(hidden: Tensor, valid: Tensor) -> Tensor:
+    """The normalised mean of the real tokens of `hidden` (batch, tokens, channels), shape (batch, channels)."""
+    valid = valid.unsqueeze(-1)
+    return torch.nn.functional.normalize((hidden * valid).sum(1) / valid.sum(1), dim=-1)
+
+
+def _by_length(tokenizer, texts, batch_size):
+    """Batches of texts of like length: indices and inputs."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    embedded = [None] * len(texts)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        inputs = tokenizer([texts[index] for index in part], padding=True, truncation=True, return_tensors="pt")
-        mask = inputs["attention_mask"].unsqueeze(-1)
-        pooled = (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
-        for index, vector in zip(part, torch.nn.functional.normalize(pooled, dim=-1), strict=True):
-            embedded[index] = vector
-    return torch.stack(embedded)
+        yield part, tokenizer([texts[index] for index in part], padding=True, truncation=True, return_tensors="pt")
+
+
+def _labeller(tokenizer, texts, labels, losses):
+    """Give batches of `texts` their labels back: rows are known by their token ids."""
+
+    def label(batches, seed):
+        known = dict(zip(map(tuple, tokenizer(texts, truncation=True)["input_ids"]), labels, strict=True))
+        return [labelled(batch, known) for batch in batches]
+
+    def labelled(batch, known):
+        rows = zip(batch["input_ids"], token_mask(batch), strict=True)
+        targets = torch.tensor([known[tuple(ids[valid].tolist())] for ids, valid in rows])
+        return LabelledBatch(batch, len(targets), lambda outputs: losses(outputs.logits, targets))
+
+    return label
+
+
+def _labelled_pairs(tokenizer, pairs):
+    """The squared error of the cosine against the human score over its range of 0 to 5."""
+    texts = [pair[name] for pair in pairs for name in ("sentence1", "sentence2")]
+    inputs = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+    targets = torch.tensor([pair["label"] for pair in pairs]) / 5
+
+    def losses(outputs):
+        pooled = pool(outputs.last_hidden_state, token_mask(inputs))
+        return ((pooled[0::2] * pooled[1::2]).sum(-1) - targets).square()
+
+    return LabelledBatch(inputs, len(pairs), losses)

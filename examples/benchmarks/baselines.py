@@ -1,0 +1,176 @@
+"""The table of pruning methods: ours, and other papers' as baselines, all given the same data, costs and budgets.
+
+A method is a function from a `Problem` to a function from a budget to a `Cut`: what to keep, and the method's own way
+to repair what is left, if it has one. A new method is a new row of `METHODS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from kprune import prune_by_knowledge
+from kwon import fisher_masks, label_gradients, tune_masks
+from tasks import LabelledBatch, Task
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from optimum_optin import OptinConfig, Scores, register_scorer
+from optimum_optin.architectures import find_groups
+from optimum_optin.costs import cost_tables, dense_cost
+from optimum_optin.data import calibration_batches, mean_tokens
+from optimum_optin.fingerprint import fingerprint
+from optimum_optin.groups import Batch, Group, Masks
+from optimum_optin.scoring import score
+from optimum_optin.search import search
+from optimum_optin.trajectory import observed
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every method gets.
+
+    Args:
+        model: the dense model; methods leave it as it is.
+        groups: its groups.
+        batches: calibration batches, without labels.
+        label: gives the labels of the batches' rows, for methods that need them.
+        costs: group key -> MACs of keeping n units, at the batches' mean length.
+        seed: the seed that the batches were drawn with, for the method's own draws.
+    """
+
+    model: PreTrainedModel
+    groups: Sequence[Group]
+    batches: Sequence[Batch]
+    label: Callable[[], list[LabelledBatch]]
+    costs: Mapping[str, Tensor]
+    seed: int
+
+    @property
+    def dense_cost(self) -> float:
+        """What keeping every unit costs."""
+        return dense_cost(self.costs)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A method's answer to a budget: masks, and its own repaired model if it makes one."""
+
+    masks: Masks
+    own: Callable[[], PreTrainedModel] | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Args:
+        prepare: all that serves every budget; returns a function from MACs to a `Cut`.
+        own: whether cuts come with the method's own repair.
+        labels: whether it uses labels.
+    """
+
+    prepare: Callable[[Problem], Callable[[float], Cut]]
+    own: bool = False
+    labels: bool = False
+
+
+def pose(task: Task, seed: int) -> Problem:
+    """The problem of a task: 512 calibration samples drawn with the seed."""
+    model, groups = task.pruner.model, find_groups(task.pruner.model)
+    batches = calibration_batches(task.calibration, model, task.pruner.processor, seed=seed)
+    costs = cost_tables(model, groups, mean_tokens(batches))
+    return Problem(model, groups, batches, lambda: task.label(batches, seed), costs, seed)
+
+
+def by_scorer(name: str):
+    """The package's search on the scores of one of its scorers."""
+
+    def prepare(problem):
+        scores = score(problem.model, problem.groups, problem.batches, OptinConfig(scorer=name, seed=problem.seed))
+        return _searcher(problem, scores)
+
+    return prepare
+
+
+def by_saved_scores(folder):
+    """The package's search on scores from disk, the same for every seed."""
+
+    def prepare(problem):
+        scores = Scores.from_pretrained(folder)
+        scores.check(fingerprint(problem.model))
+        return _searcher(problem, scores)
+
+    return prepare
+
+
+def kwon(problem):
+    """Kwon et al. 2022, complete: Fisher of the labelled loss, search, rearrangement; its repair is mask tuning."""
+    gradients = label_gradients(problem.model, problem.groups, problem.label())
+
+    def cut(budget):
+        masks = fisher_masks(gradients, problem.costs, budget)
+        return Cut(masks, lambda: tune_masks(problem.model, problem.groups, masks, problem.batches))
+
+    return cut
+
+
+def kprune(problem):
+    """K-prune 2024, complete; it repairs as it prunes, so its masks cost as much as its model."""
+
+    def cut(budget):
+        model, masks = prune_by_knowledge(problem.model, problem.groups, problem.batches, problem.costs, budget)
+        return Cut(masks, lambda: model)
+
+    return cut
+
+
+METHODS = {
+    "gauss_newton": Method(by_scorer("gauss_newton")),
+    "surgeon": Method(by_scorer("surgeon")),
+    "kwon": Method(kwon, own=True, labels=True),
+    "kprune": Method(kprune, own=True),
+    "activation": Method(by_scorer("activation")),
+    "magnitude": Method(by_scorer("magnitude")),
+    "random": Method(by_scorer("random")),
+}
+
+
+def _searcher(problem, scores):
+    combined = scores.combine()
+    ordered = {group.key: combined[group.key] for group in problem.groups}
+    return lambda budget: Cut(search(ordered, problem.costs, budget))
+
+
+@register_scorer("random")
+def score_random(model, groups, batches, config):
+    """Uniform random numbers."""
+    generator = torch.Generator().manual_seed(config.seed)
+    return {"trajectory": {group.key: torch.rand(group.units, generator=generator).double() for group in groups}}
+
+
+@register_scorer("magnitude")
+def score_magnitude(model, groups, batches, config):
+    """Squared norm of the consumer's columns."""
+    return {"trajectory": {group.key: _per_unit(group, _column_squares(model, group)) for group in groups}}
+
+
+@register_scorer("activation")
+@torch.no_grad()
+def score_activation(model, groups, batches, config):
+    """Squared norm of the consumer's columns times their inputs' mean square (in the manner of Wanda)."""
+    scores = {group.key: torch.zeros(group.units, dtype=torch.float64) for group in groups}
+    for batch in batches:
+        with observed(model, [group.consumer for group in groups]) as seen:
+            model(**batch)
+        for group in groups:
+            squares = seen[group.consumer].input.flatten(0, 1).double().square().sum(0)
+            scores[group.key] += _per_unit(group, _column_squares(model, group) * squares)
+    return {"trajectory": scores}
+
+
+def _column_squares(model, group):
+    return model.get_submodule(group.consumer).weight.detach().double().square().sum(0)
+
+
+def _per_unit(group, columns):
+    return columns.view(group.units, group.width).sum(1).cpu()
