@@ -32,9 +32,16 @@ class Regression:
         self.error_sum = torch.zeros(outputs, **zeros)
         self.error_squares = torch.zeros((), **zeros)
 
-    def add(self, inputs: Tensor, errors: Tensor, weights: Tensor) -> None:
-        """Add rows: inputs of shape (rows, inputs), errors of shape (rows, outputs), weights of shape (rows,)."""
-        inputs, errors, weights = inputs.float(), errors.float(), weights.float()[:, None]
+    def add(self, inputs: Tensor, errors: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            inputs: shape (rows, inputs).
+            errors: shape (rows, outputs).
+            weights: how much each row counts, shape (rows,); `None` is one each.
+        """
+        inputs, errors = inputs.float(), errors.float()
+        weights = inputs.new_ones(len(inputs), 1) if weights is None else weights.float()[:, None]
         weighted = inputs * weights
         self.count += len(inputs)
         self.weight += weights.sum()

@@ -5,7 +5,7 @@ to repair what is left, if it has one. A new method is a new row of `METHODS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from kprune import prune_by_knowledge
@@ -14,12 +14,13 @@ from tasks import LabelledBatch, Task
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from optimum_optin import OptinConfig, Scores, register_scorer
+from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
 from optimum_optin.architectures import find_groups
 from optimum_optin.costs import cost_tables, dense_cost
 from optimum_optin.data import calibration_batches, mean_tokens
 from optimum_optin.fingerprint import fingerprint
-from optimum_optin.groups import Batch, Group, Masks
+from optimum_optin.groups import HEADS, Batch, Group, Masks
+from optimum_optin.plugin import structure_of_model
 from optimum_optin.scoring import score
 from optimum_optin.search import search
 from optimum_optin.trajectory import observed
@@ -82,12 +83,42 @@ def pose(task: Task, seed: int) -> Problem:
     return Problem(model, groups, batches, lambda: task.label(batches, seed), costs, seed)
 
 
-def by_scorer(name: str):
-    """The package's search on the scores of one of its scorers."""
+def by_scorer(name: str, **options):
+    """Ranked search on the scores of one of the package's scorers.
+
+    Args:
+        name: the scorer.
+        **options: fields of `OptinConfig`.
+    """
 
     def prepare(problem):
-        scores = score(problem.model, problem.groups, problem.batches, OptinConfig(scorer=name, seed=problem.seed))
-        return _searcher(problem, scores)
+        config = OptinConfig(scorer=name, seed=problem.seed, **options)
+        return _searcher(problem, score(problem.model, problem.groups, problem.batches, config))
+
+    return prepare
+
+
+def by_default(**options):
+    """`OptinPruner` as its users get it: its own cut is what `prune` returns.
+
+    Args:
+        **options: fields of `OptinConfig`.
+    """
+
+    def prepare(problem):
+        pruner = OptinPruner(problem.model)
+        config = OptinConfig(seed=problem.seed, **options)
+        scores = score(problem.model, problem.groups, problem.batches, config)
+
+        def cut(budget):
+            pruned = pruner.prune(scores=scores, config=replace(config, flops=budget / problem.dense_cost))
+            kept = structure_of_model(pruned)
+            masks = {group.key: torch.zeros(group.units, dtype=torch.bool) for group in problem.groups}
+            for key, mask in masks.items():
+                mask[list(kept[key].kept)] = True
+            return Cut(masks, lambda: pruned)
+
+        return cut
 
     return prepare
 
@@ -125,20 +156,25 @@ def kprune(problem):
 
 
 METHODS = {
+    "default": Method(by_default(), own=True),
+    "unrepaired": Method(by_default(compensation="none"), own=True),
+    "mixed": Method(by_scorer("surgeon")),
+    "trajectory": Method(by_scorer("surgeon", output_weight=0.0)),
+    "output": Method(by_scorer("surgeon", output_weight=1e6)),
     "gauss_newton": Method(by_scorer("gauss_newton")),
-    "surgeon": Method(by_scorer("surgeon")),
     "kwon": Method(kwon, own=True, labels=True),
     "kprune": Method(kprune, own=True),
-    "activation": Method(by_scorer("activation")),
-    "magnitude": Method(by_scorer("magnitude")),
-    "random": Method(by_scorer("random")),
+    "activation": Method(by_scorer("activation", min_heads=0)),
+    "magnitude": Method(by_scorer("magnitude", min_heads=0)),
+    "random": Method(by_scorer("random", min_heads=0)),
 }
 
 
 def _searcher(problem, scores):
     combined = scores.combine()
     ordered = {group.key: combined[group.key] for group in problem.groups}
-    return lambda budget: Cut(search(ordered, problem.costs, budget))
+    floors = {HEADS: scores.config.min_heads}
+    return lambda budget: Cut(search(ordered, problem.costs, budget, floors))
 
 
 @register_scorer("random")

@@ -23,7 +23,7 @@ from baselines import METHODS, Method, by_saved_scores, pose
 from tasks import add_task_arguments, load_task
 
 from optimum_optin.compensation import compensate
-from optimum_optin.plugin import record_structure
+from optimum_optin.plugin import record_structure, structure_of_model
 from optimum_optin.structure import structure_of
 from optimum_optin.surgery import rewrite
 
@@ -124,7 +124,8 @@ def repaired(problem, cut, repair):
 def reloaded(problem, masks, pruned):
     """The pruned model, saved and loaded again."""
     pruned = copy.deepcopy(pruned)
-    record_structure(pruned, structure_of(problem.groups, masks))
+    if not structure_of_model(pruned):  # the package's own models know theirs
+        record_structure(pruned, structure_of(problem.groups, masks))
     with tempfile.TemporaryDirectory() as folder:
         pruned.save_pretrained(folder)
         return type(pruned).from_pretrained(folder).eval()
