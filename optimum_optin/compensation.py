@@ -16,7 +16,7 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .architectures import find_groups, find_layers
-from .groups import Batch, Group
+from .groups import Batch, Group, token_mask
 from .masking import frozen
 from .ridge import Regression, solve_ridge
 from .walk import Rows, Walk
@@ -54,6 +54,17 @@ def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], se
                 _refit_consumer(pruned, path, group, layer_groups[:index], walks)
             for walk in walks:
                 walk.leave(pruned.get_submodule(path))
+
+
+def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Warn if there are fewer calibration tokens than the widest consumer has inputs."""
+    tokens = sum(int(token_mask(batch).sum()) for batch in batches)
+    inputs = max((model.get_submodule(group.consumer).in_features for group in find_groups(model)), default=0)
+    if tokens < inputs:
+        logger.warning(
+            f"calibration data have {tokens} tokens, fewer than the {inputs} inputs of a linear: the refit may do "
+            "little; give more samples."
+        )
 
 
 def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: list[Walk]) -> None:
@@ -100,10 +111,4 @@ def _sums(
             fit.add(*(each[~is_held_out] for each in rows))
         else:
             (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-    tokens = fit.count + held_out.count
-    if tokens < inputs:
-        logger.warning_once(
-            f"calibration data have {tokens} tokens, fewer than the {inputs} inputs of a linear: "
-            "the refit may do little; give more samples."
-        )
     return fit, held_out

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import find_groups
-from .compensation import compensate
+from .compensation import check_tokens, compensate
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
@@ -224,6 +224,8 @@ class OptinPruner:
                 f"compensation={config.compensation!r} needs calibration data, which saved scores do not hold: pass "
                 "calibration= as well, or set compensation='none'."
             )
+        if config.compensation != "none":
+            check_tokens(self.model, batches)
         tokens = scores.tokens if scores else mean_tokens(batches)
         costs = cost_tables(self.model, groups, tokens)
         check_budget(costs, config.flops * dense_cost(costs), _floors(config))

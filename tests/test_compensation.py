@@ -125,10 +125,8 @@ def test_the_dense_model_and_the_rest_of_the_pruned_one_are_untouched():
 
 
 def test_few_tokens_warn_and_stay_finite(caplog):
-    model = tiny_model()
-    pruned = _pruned(model, random_masks(find_groups(model), share=0.9))
-    compensate(model, pruned, calibration_batches([{"input_ids": [5, 6, 7]}], model))
-    assert "calibration data have 3 tokens" in caplog.text
+    pruned = OptinPruner(tiny_model()).prune([{"input_ids": [5, 6, 7]}], OptinConfig(flops=0.9, probes=4))
+    assert "calibration data have 3 tokens, fewer than the 48 inputs of a linear" in caplog.text
     assert all(parameter.isfinite().all() for parameter in pruned.parameters())
 
 
