@@ -19,16 +19,44 @@ from .architectures import find_groups, find_layers
 from .groups import Batch, Group, token_mask
 from .masking import frozen
 from .ridge import Regression, solve_ridge
-from .walk import Rows, Walk
+from .walk import Rows, Start, Walk, dense_pass
 
 logger = logging.get_logger(__name__)
 
 _HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
 
 
+def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], seed: int = 0) -> None:
+    """Refit producers and consumers of `pruned`, in place; returns nothing.
+
+    Args:
+        dense: the model before pruning; unchanged.
+        pruned: the rewritten model.
+        batches: calibration batches on the models' device.
+        seed: see `dense_passes`.
+    """
+    refit(dense, pruned, dense_passes(dense, batches, seed))
+
+
+@torch.inference_mode(False)
+def dense_passes(dense: nn.Module, batches: Sequence[Batch], seed: int = 0) -> list[Start]:
+    """What `refit` needs to know of the dense model, for any number of pruned ones.
+
+    Args:
+        dense: the model before pruning; unchanged.
+        batches: calibration batches on its device.
+        seed: seed of the probes that weigh the tokens.
+    """
+    groups = find_groups(dense)
+    generator = torch.Generator().manual_seed(seed)
+    with frozen(dense):
+        progress = tqdm(batches, desc="token weights", unit="batch")
+        return [dense_pass(dense, batch, groups, generator) for batch in progress]
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
-def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], seed: int = 0) -> None:
+def refit(dense: nn.Module, pruned: nn.Module, starts: Sequence[Start]) -> None:
     """Refit producers and consumers of `pruned`, in place; returns nothing.
 
     Besides the models, memory holds the calibration data's hidden states at one layer of either model with the
@@ -38,13 +66,11 @@ def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], se
     Args:
         dense: the model before pruning; unchanged.
         pruned: the rewritten model.
-        batches: calibration batches on the models' device.
-        seed: seed of the probes that weigh the tokens.
+        starts: from `dense_passes`.
     """
     groups = find_groups(dense)
-    generator = torch.Generator().manual_seed(seed)
+    walks = [Walk(start) for start in starts]
     with frozen(dense), frozen(pruned):
-        walks = [Walk(dense, batch, groups, generator) for batch in tqdm(batches, desc="token weights", unit="batch")]
         for name, path in tqdm(find_layers(dense).items(), desc="compensation", unit="layer"):
             layer_groups = [group for group in groups if group.layer == name]
             for walk in walks:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import find_groups
-from .compensation import check_tokens, compensate
+from .compensation import check_tokens, dense_passes, refit
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
@@ -33,6 +33,7 @@ from .search import check_budget, search
 from .structure import Structure, compose, structure_of
 from .surgery import rewrite
 from .trials import least_divergent
+from .walk import Start
 
 logger = logging.get_logger(__name__)
 
@@ -233,21 +234,23 @@ class OptinPruner:
 
         started = time.perf_counter()
         fit, held_out = _split(batches or [])
-        masks = self._masks(scores, groups, costs, config, fit=fit, held_out=held_out)
+        starts = dense_passes(self.model, fit, config.seed) if config.compensation == "ridge" else []
+        prepared = time.perf_counter()
+        masks = self._masks(scores, groups, costs, config, starts=starts, held_out=held_out)
         searched = time.perf_counter()
         pruned = copy.deepcopy(self.model)
         rewrite(pruned, groups, masks)
         structure = record_structure(pruned, structure_of(groups, masks))
         rewritten = time.perf_counter()
-        if config.compensation == "ridge" and not all(mask.all() for mask in masks.values()):
-            compensate(self.model, pruned, fit, config.seed)
+        if starts and not all(mask.all() for mask in masks.values()):
+            refit(self.model, pruned, starts)
         compensated = time.perf_counter()
         divergence = measure_divergence(self.model, pruned, held_out) if held_out else None
         seconds = {
             "score": scores.seconds,
-            "search": searched - started,
+            "search": searched - prepared,
             "rewrite": rewritten - searched,
-            "compensation": compensated - rewritten,
+            "compensation": compensated - rewritten + prepared - started,
         }
 
         if divergence and divergence.agreement < _COLLAPSE:
@@ -322,15 +325,15 @@ class OptinPruner:
         costs: Mapping[str, Tensor],
         config: OptinConfig,
         *,
-        fit: Sequence[Batch],
+        starts: Sequence[Start],
         held_out: Sequence[Batch],
     ) -> Masks:
         if config.search == "ranked" or len(scores.terms) == 1 or not held_out:
             return _ranked(scores, groups, costs, config, config.output_weight)
         weights = [config.output_weight * factor for factor in _TRIALS]
         candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
-        part = fit[: max(1, len(fit) // 4)]
-        return least_divergent(candidates, self.model, groups=groups, batches=part, held_out=held_out, config=config)
+        part = starts[: len(starts) // 4 + 1]
+        return least_divergent(candidates, self.model, groups=groups, starts=part, held_out=held_out)
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
         batches = calibration_batches(

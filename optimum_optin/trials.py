@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from torch import nn
 from transformers.utils.logging import tqdm
 
-from .compensation import compensate
-from .config import OptinConfig
+from .compensation import refit
 from .divergence import measure_divergence
 from .groups import Batch, Group, Masks
 from .surgery import rewrite
+from .walk import Start
 
 
 def least_divergent(
@@ -25,25 +25,23 @@ def least_divergent(
     dense: nn.Module,
     *,
     groups: Sequence[Group],
-    batches: Sequence[Batch],
+    starts: Sequence[Start],
     held_out: Sequence[Batch],
-    config: OptinConfig,
 ) -> Masks:
-    """The masks whose model, compensated if the configuration says so, diverges least; the first of equal ones.
+    """The masks whose refitted model diverges least; the first of equal ones.
 
     Args:
         candidates: masks of one budget.
         dense: the model; unchanged.
         groups: its groups.
-        batches: calibration batches for the trial refits.
+        starts: for the trial refits (`dense_passes`); none for no refit.
         held_out: calibration batches to compare outputs on.
-        config: see `OptinConfig`.
     """
     distances = []
     for masks in tqdm(candidates, desc="trial cuts", unit="trial"):
         pruned = copy.deepcopy(dense)
         rewrite(pruned, groups, masks)
-        if config.compensation == "ridge":
-            compensate(dense, pruned, batches, config.seed)
+        if starts:
+            refit(dense, pruned, starts)
         distances.append(measure_divergence(dense, pruned, held_out).distance)
     return candidates[distances.index(min(distances))]

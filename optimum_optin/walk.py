@@ -20,20 +20,44 @@ Rows = tuple[Tensor, Tensor, Tensor]
 """Inputs and errors of a regression, of shape (valid tokens, features), and a weight per row."""
 
 
+@dataclass
+class _Call:
+    """How a layer was called, less its hidden states."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden_states(layer(hidden, *self.args, **self.kwargs))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the dense model says about a batch, whatever is pruned; see `dense_pass`.
+
+    Args:
+        valid: the real tokens, shape (batch, tokens).
+        hidden: the first layer's input, shape (batch, tokens, channels).
+        calls: how every layer is called, by name.
+        weights: group key -> weight of every token, shape (batch, tokens).
+    """
+
+    valid: Tensor
+    hidden: Tensor
+    calls: dict[str, _Call]
+    weights: dict[str, Tensor]
+
+
 class Walk:
     """One calibration batch and its hidden states at the current layer of either model.
 
     Args:
-        dense: the model before pruning.
-        batch: the batch.
-        groups: the dense model's groups.
-        generator: source of the probe that weighs the tokens.
+        start: what the dense model says about the batch.
     """
 
-    def __init__(self, dense: nn.Module, batch: Batch, groups: Sequence[Group], generator: torch.Generator):
-        self.valid = token_mask(batch)
-        hidden, self.calls, self.weights = _dense_pass(dense, batch, groups, generator)
-        self.dense = self.pruned = hidden  # (batch, tokens, channels)
+    def __init__(self, start: Start):
+        self.valid, self.calls, self.weights = start.valid, start.calls, start.weights
+        self.dense = self.pruned = start.hidden
 
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
         """Run the dense layer; keep what each sublayer reads and what it makes of its residual stream."""
@@ -75,17 +99,6 @@ class Walk:
         return inputs[self.valid], errors[self.valid], weights[self.valid]
 
 
-@dataclass
-class _Call:
-    """How a layer was called, less its hidden states."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-
-    def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        return hidden_states(layer(hidden, *self.args, **self.kwargs))
-
-
 def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
     if group.pre_norm:
@@ -102,10 +115,15 @@ def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
     return [path for path in wanted if path in modules]
 
 
-def _dense_pass(
-    model: nn.Module, batch: Batch, groups: Sequence[Group], generator: torch.Generator
-) -> tuple[Tensor, dict[str, _Call], dict[str, Tensor]]:
-    """What a walk starts from: the first layer's input, how every layer is called, and the tokens' weights."""
+def dense_pass(model: nn.Module, batch: Batch, groups: Sequence[Group], generator: torch.Generator) -> Start:
+    """Run the dense model forward, and backward from a random functional of its logits.
+
+    Args:
+        model: the dense model, frozen.
+        batch: its inputs.
+        groups: its groups.
+        generator: source of the functional.
+    """
     valid = token_mask(batch)
     with (
         differentiable(model, groups[0]),
@@ -123,7 +141,7 @@ def _dense_pass(
             weights = {
                 group.key: token_weights(gradient, valid) for group, gradient in zip(groups, gradients, strict=True)
             }
-    return first[0], calls, weights
+    return Start(valid, first[0], calls, weights)
 
 
 @contextmanager

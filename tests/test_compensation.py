@@ -12,7 +12,7 @@ from optimum_optin.compensation import compensate
 from optimum_optin.data import calibration_batches
 from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import observed
-from optimum_optin.walk import Walk
+from optimum_optin.walk import Walk, dense_pass
 
 ARCHITECTURES = known_architectures()
 
@@ -84,7 +84,7 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             _logits(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = Walk(dense, batch, list(groups.values()), torch.Generator())
+    walk = Walk(dense_pass(dense, batch, list(groups.values()), torch.Generator()))
     with torch.no_grad():
         for layer in ("layers.0", "layers.1"):
             inside = [each for each in groups.values() if each.layer == layer]

@@ -5,13 +5,13 @@ from tiny import tiny_batch, tiny_model
 
 from optimum_optin import find_groups
 from optimum_optin.sensitivity import token_weights
-from optimum_optin.walk import Walk
+from optimum_optin.walk import dense_pass
 
 
 def _weights(model):
     batch = tiny_batch(model)
-    walk = Walk(model, batch, find_groups(model), torch.Generator().manual_seed(0))
-    return walk.weights, batch["attention_mask"].bool()
+    start = dense_pass(model, batch, find_groups(model), torch.Generator().manual_seed(0))
+    return start.weights, batch["attention_mask"].bool()
 
 
 def test_half_is_uniform_and_half_follows_the_squares():
