@@ -332,7 +332,7 @@ class OptinPruner:
             return _ranked(scores, groups, costs, config, config.output_weight)
         weights = [config.output_weight * factor for factor in _TRIALS]
         candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
-        part = starts[: len(starts) // 4 + 1]
+        part = starts[: max(1, len(starts) // 4)]
         return least_divergent(candidates, self.model, groups=groups, starts=part, held_out=held_out)
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
