@@ -236,7 +236,7 @@ class OptinPruner:
         fit, held_out = _split(batches or [])
         starts = dense_passes(self.model, fit, config.seed) if config.compensation == "ridge" else []
         prepared = time.perf_counter()
-        masks = self._masks(scores, groups, costs, config, starts=starts, held_out=held_out)
+        masks, output_weight = self._choose(scores, groups, costs, config, starts=starts, held_out=held_out)
         searched = time.perf_counter()
         pruned = copy.deepcopy(self.model)
         rewrite(pruned, groups, masks)
@@ -259,7 +259,13 @@ class OptinPruner:
                 f"{divergence.samples} held-out samples: expect a large loss; ask for more flops."
             )
         self.report = self._report(
-            pruned, structure, tokens=tokens, config=config, seconds=seconds, divergence=divergence
+            pruned,
+            structure,
+            tokens=tokens,
+            config=config,
+            seconds=seconds,
+            output_weight=output_weight,
+            divergence=divergence,
         )
         self.pruned_model = pruned
         if folder is not None:
@@ -318,7 +324,7 @@ class OptinPruner:
         config = config or (scores.config if scores else self.config)
         return config if flops is None else dataclasses.replace(config, flops=flops)
 
-    def _masks(
+    def _choose(
         self,
         scores: Scores,
         groups: list[Group],
@@ -327,13 +333,15 @@ class OptinPruner:
         *,
         starts: Sequence[Start],
         held_out: Sequence[Batch],
-    ) -> Masks:
+    ) -> tuple[Masks, float]:
+        """The masks, and the weight of the output term that they come from."""
         if config.search == "ranked" or len(scores.terms) == 1 or not held_out:
-            return _ranked(scores, groups, costs, config, config.output_weight)
+            return _ranked(scores, groups, costs, config, config.output_weight), config.output_weight
         weights = [config.output_weight * factor for factor in _TRIALS]
         candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
         part = starts[: max(1, len(starts) // 4)]
-        return least_divergent(candidates, self.model, groups=groups, starts=part, held_out=held_out)
+        chosen = least_divergent(candidates, self.model, groups=groups, starts=part, held_out=held_out)
+        return candidates[chosen], weights[chosen]
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
         batches = calibration_batches(
@@ -355,6 +363,7 @@ class OptinPruner:
         tokens: int,
         config: OptinConfig,
         seconds: dict[str, float],
+        output_weight: float,
         divergence: Divergence | None,
     ) -> PruningReport:
         batch = probe_batch(self.model, tokens)
@@ -370,6 +379,7 @@ class OptinPruner:
             layers=layers_of(structure),
             seconds=seconds,
             config=config.to_dict(),
+            output_weight=output_weight,
             divergence=None if divergence is None else dataclasses.asdict(divergence),
         )
 

@@ -62,6 +62,7 @@ class PruningReport:
         layers: what each layer keeps.
         seconds: wall-clock time by stage.
         config: the `OptinConfig` as a dict.
+        output_weight: weight of the output term that the search took.
         divergence: of the outputs from the dense model's, on held-out calibration samples (the fields of
             `Divergence`); `None` without calibration data.
     """
@@ -76,6 +77,7 @@ class PruningReport:
     layers: Layers
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
+    output_weight: float | None = None
     divergence: dict[str, float] | None = None
 
     def to_dict(self) -> dict:

@@ -27,8 +27,8 @@ def least_divergent(
     groups: Sequence[Group],
     starts: Sequence[Start],
     held_out: Sequence[Batch],
-) -> Masks:
-    """The masks whose refitted model diverges least; the first of equal ones.
+) -> int:
+    """Index of the masks whose refitted model diverges least; the first of equal ones.
 
     Args:
         candidates: masks of one budget.
@@ -44,4 +44,4 @@ def least_divergent(
         if starts:
             refit(dense, pruned, starts)
         distances.append(measure_divergence(dense, pruned, held_out).distance)
-    return candidates[distances.index(min(distances))]
+    return distances.index(min(distances))

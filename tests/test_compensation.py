@@ -191,3 +191,36 @@ def test_scores_from_disk_need_data_to_compensate_with(tmp_path):
     got = other.prune(samples, scores=loaded).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in got.items())
     other.prune(scores=loaded, config=OptinConfig(probes=4, compensation="none"))
+
+
+def test_tied_consumers_come_apart():
+    """Two layers share a consumer's weight: each layer is cut and refitted on its own."""
+    model, apart = tiny_model(), tiny_model()
+    for each in (model, apart):
+        layers = each.bert.encoder.layer
+        layers[1].output.dense.weight = layers[0].output.dense.weight
+    apart.bert.encoder.layer[1].output.dense.weight = torch.nn.Parameter(
+        model.bert.encoder.layer[0].output.dense.weight
+    )
+    config = OptinConfig(flops=0.5, probes=8)
+    tied, untied = (OptinPruner(each).prune(tiny_samples(), config) for each in (model, apart))
+    batch = tiny_batch(model)
+    torch.testing.assert_close(_logits(tied, batch), _logits(untied, batch), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_producers_undo_what_their_input_tells_of_an_error():
+    """The layer below ends in another scale and shift: an error that is a linear function of the input."""
+    dense, pruned = tiny_model(), tiny_model()
+    norm = pruned.bert.encoder.layer[0].output.LayerNorm
+    norm.weight.mul_(torch.linspace(0.5, 1.5, len(norm.weight)))
+    norm.bias.add_(torch.linspace(-1, 1, len(norm.bias)))
+    compensate(dense, pruned, calibration_batches(tiny_samples(200), dense))
+    batch = tiny_batch(dense, seed=9)
+    paths = [f"bert.encoder.layer.1.attention.self.{name}" for name in ("query", "key", "value")]
+    written = []
+    for model in (dense, pruned):
+        with observed(model, paths) as seen:
+            _logits(model, batch)
+        written.append(torch.cat([seen[path].output for path in paths]))
+    torch.testing.assert_close(written[1], written[0], atol=0.02, rtol=0.02)
