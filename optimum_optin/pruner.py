@@ -6,15 +6,14 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import transformers
-from accelerate import PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import find_groups
@@ -26,6 +25,7 @@ from .divergence import Divergence, measure_divergence
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .groups import HEADS, NEURONS, Batch, Group, Masks
+from .loading import load_model, load_processor
 from .plugin import check_structure, convert_model, record_structure, structure_of_model
 from .report import PruningPlan, PruningReport, layers_of
 from .scoring import Scores, get_scorer, score
@@ -36,17 +36,6 @@ from .trials import least_divergent
 from .walk import Start
 
 logger = logging.get_logger(__name__)
-
-_HUB_OPTIONS = (
-    "revision",
-    "token",
-    "cache_dir",
-    "subfolder",
-    "local_files_only",
-    "force_download",
-    "trust_remote_code",
-)
-
 
 _HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
 _COLLAPSE = 0.75  # agreement below which prune warns; docs/results.md shows what it means for accuracy
@@ -117,11 +106,8 @@ class OptinPruner:
         """
         if isinstance(model, PreTrainedModel):
             return cls(model, processor, config)
-        hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-        loaded = _model_class(model, task, hub).from_pretrained(model, **kwargs)
-        if "device_map" not in kwargs:
-            loaded = loaded.to(PartialState().device)
-        return cls(loaded.eval(), processor or _load_processor(model, hub), config)
+        loaded = load_model(model, task, **kwargs)
+        return cls(loaded, processor or load_processor(model, **kwargs), config)
 
     def get_calibration_dataset(
         self,
@@ -215,43 +201,24 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         folder = None if save_dir is None else check_folder(save_dir)
         groups = find_groups(self.model)
-        if scores is None:
-            get_scorer(config.scorer)
-        else:
-            scores.check(fingerprint(self.model), config)
-        batches = scores.batches if scores and calibration is None else self._batches(calibration, config)
-        if config.compensation != "none" and batches is None:
-            raise ValueError(
-                f"compensation={config.compensation!r} needs calibration data, which saved scores do not hold: pass "
-                "calibration= as well, or set compensation='none'."
-            )
-        if config.compensation != "none":
-            check_tokens(self.model, batches)
-        tokens = scores.tokens if scores else mean_tokens(batches)
-        costs = cost_tables(self.model, groups, tokens)
-        check_budget(costs, config.flops * dense_cost(costs), _floors(config))
-        scores = scores or score(self.model, groups, batches, config)
+        scores, batches = self._scored(calibration, scores, groups, config)
+        costs = cost_tables(self.model, groups, scores.tokens)
+        fit, held_out = _split(batches)
 
-        started = time.perf_counter()
-        fit, held_out = _split(batches or [])
-        starts = dense_passes(self.model, fit, config.seed) if config.compensation == "ridge" else []
-        prepared = time.perf_counter()
-        masks, output_weight = self._choose(scores, groups, costs, config, starts=starts, held_out=held_out)
-        searched = time.perf_counter()
-        pruned = copy.deepcopy(self.model)
-        rewrite(pruned, groups, masks)
-        structure = record_structure(pruned, structure_of(groups, masks))
-        rewritten = time.perf_counter()
-        if starts and not all(mask.all() for mask in masks.values()):
-            refit(self.model, pruned, starts)
-        compensated = time.perf_counter()
-        divergence = measure_divergence(self.model, pruned, held_out) if held_out else None
-        seconds = {
-            "score": scores.seconds,
-            "search": searched - prepared,
-            "rewrite": rewritten - searched,
-            "compensation": compensated - rewritten + prepared - started,
-        }
+        seconds = {"score": scores.seconds}
+        with _timed(seconds, "dense passes"):
+            starts = dense_passes(self.model, fit, config.seed) if config.compensation == "ridge" else []
+        with _timed(seconds, "search"):
+            masks, output_weight = self._choose(scores, groups, costs, config, starts=starts, held_out=held_out)
+        with _timed(seconds, "rewrite"):
+            pruned = copy.deepcopy(self.model)
+            rewrite(pruned, groups, masks)
+            structure = record_structure(pruned, structure_of(groups, masks))
+        with _timed(seconds, "compensation"):
+            if starts and not all(mask.all() for mask in masks.values()):
+                refit(self.model, pruned, starts)
+        with _timed(seconds, "divergence"):
+            divergence = measure_divergence(self.model, pruned, held_out) if held_out else None
 
         if divergence and divergence.agreement < _COLLAPSE:
             logger.warning(
@@ -261,7 +228,7 @@ class OptinPruner:
         self.report = self._report(
             pruned,
             structure,
-            tokens=tokens,
+            tokens=scores.tokens,
             config=config,
             seconds=seconds,
             output_weight=output_weight,
@@ -323,6 +290,26 @@ class OptinPruner:
         _check_type("scores", scores, Scores)
         config = config or (scores.config if scores else self.config)
         return config if flops is None else dataclasses.replace(config, flops=flops)
+
+    def _scored(
+        self, calibration: Any, scores: Scores | None, groups: list[Group], config: OptinConfig
+    ) -> tuple[Scores, Sequence[Batch]]:
+        """Scores and calibration batches (none, if none are needed), after every check there is to make."""
+        if scores is None:
+            get_scorer(config.scorer)
+        else:
+            scores.check(fingerprint(self.model), config)
+        batches = scores.batches if scores and calibration is None else self._batches(calibration, config)
+        if config.compensation != "none":
+            if batches is None:
+                raise ValueError(
+                    f"compensation={config.compensation!r} needs calibration data, which saved scores do not hold: "
+                    "pass calibration= as well, or set compensation='none'."
+                )
+            check_tokens(self.model, batches)
+        costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches))
+        check_budget(costs, config.flops * dense_cost(costs), _floors(config))
+        return scores or score(self.model, groups, batches, config), batches or []
 
     def _choose(
         self,
@@ -389,6 +376,13 @@ class OptinPruner:
         return self.pruned_model, self.report
 
 
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+
+
 def _split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
     """Batches to refit on and batches to measure divergence on; one and the same where there are too few."""
     if len(batches) < 2 * _HELD_OUT:
@@ -408,32 +402,6 @@ def _floors(config: OptinConfig) -> dict[str, int]:
     return {HEADS: config.min_heads, NEURONS: config.min_neurons}
 
 
-def _model_class(model: str | os.PathLike, task: str | None, hub: dict[str, Any]) -> type:
-    if task is None:
-        architectures = AutoConfig.from_pretrained(model, **hub).architectures or [""]
-        if not hasattr(transformers, architectures[0]):
-            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
-        return getattr(transformers, architectures[0], AutoModel)
-    from optimum.exporters.tasks import TasksManager  # slow to import
-
-    if task not in TasksManager.get_all_tasks():
-        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
-    return TasksManager.get_model_class_for_task(task)
-
-
 def _check_type(name: str, value: Any, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {value!r:.80}.")
-
-
-def _load_processor(model: str | os.PathLike, hub: dict[str, Any]) -> Any:
-    try:
-        processor = AutoProcessor.from_pretrained(model, **hub)
-    except (OSError, ValueError):
-        processor = None
-    # Without tokenizer files, transformers v5 makes a tokenizer that knows special tokens only.
-    specials = getattr(processor, "all_special_ids", None)
-    if processor is None or (specials is not None and len(processor) <= len(specials)):
-        logger.warning(f"{model} has no tokenizer: pass processor=, or calibration data that are tokenised.")
-        return None
-    return processor

@@ -1,0 +1,71 @@
+"""Load what a folder or Hub id holds: the model's class, the model, its processor."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import transformers
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+_HUB_OPTIONS = (
+    "revision",
+    "token",
+    "cache_dir",
+    "subfolder",
+    "local_files_only",
+    "force_download",
+    "trust_remote_code",
+)
+
+
+def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrainedModel:
+    """A checkpoint in evaluation mode, on the device that Accelerate chooses unless `device_map` is given.
+
+    Args:
+        model: Hub id or local folder.
+        task: see `OptinPruner.from_pretrained`.
+        **kwargs: passed to `from_pretrained`.
+
+    Raises:
+        ValueError: unknown task.
+    """
+    loaded = _model_class(model, task, _hub_options(kwargs)).from_pretrained(model, **kwargs)
+    if "device_map" not in kwargs:
+        loaded = loaded.to(PartialState().device)
+    return loaded.eval()
+
+
+def load_processor(model: str | os.PathLike, **kwargs) -> Any:
+    """The checkpoint's processor, `None` with a warning if it has none; of `kwargs`, the Hub's options are used."""
+    try:
+        processor = AutoProcessor.from_pretrained(model, **_hub_options(kwargs))
+    except (OSError, ValueError):
+        processor = None
+    # Without tokenizer files, transformers v5 makes a tokenizer that knows special tokens only.
+    specials = getattr(processor, "all_special_ids", None)
+    if processor is None or (specials is not None and len(processor) <= len(specials)):
+        logger.warning(f"{model} has no tokenizer: pass processor=, or calibration data that are tokenised.")
+        return None
+    return processor
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+
+
+def _model_class(model: str | os.PathLike, task: str | None, hub: dict[str, Any]) -> type:
+    if task is None:
+        architectures = AutoConfig.from_pretrained(model, **hub).architectures or [""]
+        if not hasattr(transformers, architectures[0]):
+            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
+        return getattr(transformers, architectures[0], AutoModel)
+    from optimum.exporters.tasks import TasksManager  # slow to import
+
+    if task not in TasksManager.get_all_tasks():
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
+    return TasksManager.get_model_class_for_task(task)
