@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--compensation", default="none")
     parser.add_argument("--weights", type=float, nargs="+", help="sweep only the output term's weight, over these")
     arguments = parser.parse_args()
-    fixed = {"scorer": arguments.scorer, "compensation": arguments.compensation}
+    fixed = {"scorer": arguments.scorer, "compensation": arguments.compensation, "search": "ranked"}
 
     task = load_task(arguments.model, arguments.glue_dir, hold_out=True)
     pruner, evaluate = task.pruner, task.development

@@ -3,8 +3,8 @@
     python examples/benchmarks/speed.py reactions     # a real 12 x 256 BERT
     python examples/benchmarks/speed.py bert-base     # BERT-base shape, random weights: time and peak memory
 
-(a) runs the whole model on the calibration set once per unit, as the paper does; (b) is `scorer="exact"`; (c) the
-default. (a) and (b) are extrapolated from a sample of units, timed in turn; (c) is run whole, with the default
+(a) runs the whole model on the calibration set once per unit, as the paper does; (b) is `scorer="exact"`; (c) is
+`scorer="gauss_newton"`. (a) and (b) are extrapolated from a sample of units, timed in turn; (c) is run whole, with the default
 settings. All use the same calibration batches.
 """
 
