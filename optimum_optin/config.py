@@ -18,16 +18,17 @@ class OptinConfig:
 
     Args:
         flops: share of the transformer layers' linear and attention MACs to keep, in (0, 1].
-        scorer: a registered scorer, `"gauss_newton"`, `"surgeon"` or `"exact"`.
+        scorer: a registered scorer, `"surgeon"`, `"gauss_newton"` or `"exact"`.
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
         max_length: tokens per sample at most; `None` leaves it to the tokenizer.
-        probes: random probes of the Gauss-Newton and surgeon scorers.
+        probes: random probes of the Gauss-Newton scorer; the surgeon takes half as many, and at least one for
+            every minibatch.
         rows: tokens per minibatch whose pairwise similarities are the trajectory.
         temperature: temperature of the output term.
         output_weight: weight of the output term against the trajectory term, each normalised to sum
             to one over all units.
-        search: `"measured"` tries several weights of the output term and keeps the cut whose outputs diverge least;
+        search: `"measured"` tries 0.1, 1 and 10 times `output_weight` and keeps the cut whose outputs diverge least;
             `"ranked"` takes `output_weight` as it is (Kwon et al. 2022, and OPTIN).
         compensation: `"ridge"` refits what is left to do the work of what was removed, in closed form;
             `"none"` only removes.
