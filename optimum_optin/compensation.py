@@ -56,7 +56,7 @@ def dense_passes(dense: nn.Module, batches: Sequence[Batch], seed: int = 0) -> l
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def refit(dense: nn.Module, pruned: nn.Module, starts: Sequence[Start]) -> None:
+def refit(dense: nn.Module, pruned: nn.Module, starts: Sequence[Start], strength: float | None = None) -> None:
     """Refit producers and consumers of `pruned`, in place; returns nothing.
 
     Besides the models, memory holds the calibration data's hidden states at one layer of either model with the
@@ -67,6 +67,8 @@ def refit(dense: nn.Module, pruned: nn.Module, starts: Sequence[Start]) -> None:
         dense: the model before pruning; unchanged.
         pruned: the rewritten model.
         starts: from `dense_passes`.
+        strength: of the regularisation; `None` chooses it for each linear on held-out tokens, at several times the
+            price in linear algebra.
     """
     groups = find_groups(dense)
     walks = [Walk(start) for start in starts]
@@ -76,8 +78,8 @@ def refit(dense: nn.Module, pruned: nn.Module, starts: Sequence[Start]) -> None:
             for walk in walks:
                 walk.enter(name, dense, path, layer_groups)
             for index, group in enumerate(layer_groups):
-                _refit_producers(pruned, path, group, walks)
-                _refit_consumer(pruned, path, group, layer_groups[:index], walks)
+                _refit_producers(pruned, path, group, walks, strength)
+                _refit_consumer(pruned, path, group, layer_groups[:index], walks=walks, strength=strength)
             for walk in walks:
                 walk.leave(pruned.get_submodule(path))
 
@@ -93,7 +95,7 @@ def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
         )
 
 
-def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: list[Walk]) -> None:
+def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: list[Walk], strength: float | None) -> None:
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
     modules = dict(pruned.named_modules())
     producers = [modules[each.path] for each in group.producers if each.path in modules]
@@ -102,7 +104,7 @@ def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: list[Wal
     intercept = all(producer.bias is not None for producer in producers)
     channels = producers[0].in_features
     sums = _sums(walks, lambda walk: walk.input_errors(pruned, path, group), channels, channels)
-    change, shift = solve_ridge(*sums, intercept)
+    change, shift = solve_ridge(*sums, intercept, strength)
     for producer in producers:
         weight = producer.weight.double()
         producer.weight += (weight @ change).to(producer.weight)
@@ -110,7 +112,9 @@ def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: list[Wal
             producer.bias += (weight @ shift).to(producer.bias)
 
 
-def _refit_consumer(pruned: nn.Module, path: str, group: Group, earlier: list[Group], walks: list[Walk]) -> None:
+def _refit_consumer(
+    pruned: nn.Module, path: str, group: Group, earlier: list[Group], *, walks: list[Walk], strength: float | None
+) -> None:
     consumer = pruned.get_submodule(group.consumer)
     sums = _sums(
         walks,
@@ -118,7 +122,7 @@ def _refit_consumer(pruned: nn.Module, path: str, group: Group, earlier: list[Gr
         consumer.in_features,
         consumer.out_features,
     )
-    weight, bias = solve_ridge(*sums, intercept=consumer.bias is not None)
+    weight, bias = solve_ridge(*sums, consumer.bias is not None, strength)
     consumer.weight += weight.to(consumer.weight)
     if consumer.bias is not None:
         consumer.bias += bias.to(consumer.bias)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_MIDDLING = 1e-2
 
 
 class Regression:
@@ -65,30 +66,40 @@ class Regression:
         return float(loss + self.weight * bias.square().sum())
 
 
-def solve_ridge(fit: Regression, held_out: Regression, intercept: bool) -> tuple[Tensor, Tensor]:
+def solve_ridge(
+    fit: Regression, held_out: Regression, intercept: bool, strength: float | None = None
+) -> tuple[Tensor, Tensor]:
     """The change of weight and bias that predicts the errors best, pulled towards no change.
 
-    The strength of the pull is chosen on held-out rows, and no change at all wins if nothing beats it
-    there; the chosen strength is then solved for on all rows.
+    The strength of the pull is chosen on held-out rows: the weakest that a stronger one does not beat. No change at
+    all wins if nothing beats it there. The chosen strength is then solved for on all rows.
 
     Args:
         fit: rows to fit.
         held_out: rows to choose by; if empty, a middling strength is used.
         intercept: whether a bias may change.
+        strength: one of `STRENGTHS`, to skip the choice.
 
     Returns:
         Change of the weight, shape (outputs, inputs), and of the bias, shape (outputs,); float64.
     """
-    strength = STRENGTHS[len(STRENGTHS) // 2]
+    if strength is None and held_out.count and fit.count:
+        strength = _best_strength(fit, held_out, intercept)
+        if strength is None:
+            return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
+    return _solve(fit.merged(held_out), strength or _MIDDLING, intercept)
+
+
+def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> float | None:
+    """The strength with the least held-out loss, `None` if no change loses less; weakest first, while it helps."""
+    best, least = None, torch.inf
+    for strength in STRENGTHS:
+        loss = held_out.loss(*_solve(fit, strength, intercept))
+        if loss > least:
+            break
+        best, least = strength, loss
     nothing = torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
-    if held_out.count and fit.count:
-        candidates = [(_solve(fit, each, intercept), each) for each in STRENGTHS]
-        losses = [held_out.loss(*change) for change, _ in candidates]
-        best = min(range(len(losses)), key=losses.__getitem__)
-        if not losses[best] < held_out.loss(*nothing):
-            return nothing
-        strength = candidates[best][1]
-    return _solve(fit.merged(held_out), strength, intercept)
+    return best if least < held_out.loss(*nothing) else None
 
 
 def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from .groups import Batch, Group, Masks
 from .surgery import rewrite
 from .walk import Start
 
+_STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
+
 
 def least_divergent(
     candidates: Sequence[Masks],
@@ -42,6 +44,6 @@ def least_divergent(
         pruned = copy.deepcopy(dense)
         rewrite(pruned, groups, masks)
         if starts:
-            refit(dense, pruned, starts)
+            refit(dense, pruned, starts, _STRENGTH)
         distances.append(measure_divergence(dense, pruned, held_out).distance)
     return distances.index(min(distances))
