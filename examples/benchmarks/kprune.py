@@ -20,7 +20,9 @@ from optimum_optin.trajectory import Output, observed
 
 TEMPERATURE = 2.0
 REPRESENTATION = 0.00025  # lambda: weight of representational against predictive knowledge
-# mu: weight of heads against neurons. The paper tries 1 to 64; per MAC, 1 is best on development rows by far.
+# mu: weight of heads against neurons, of the 1 to 64 that the paper tries. Scores are compared per MAC here; on
+# development rows (reactions at 0.4) that beat comparing them as they are with mu = 1 or 64 by 18 points or more, and
+# mu above 1 gained nothing.
 HEADS_WEIGHT = 1.0
 
 
