@@ -60,8 +60,9 @@ def refit(dense: nn.Module, pruned: nn.Module, starts: Sequence[Start], strength
     """Refit producers and consumers of `pruned`, in place; returns nothing.
 
     Besides the models, memory holds the calibration data's hidden states at one layer of either model with the
-    sources and targets of that layer's sublayers, a weight per token and sublayer, and the Gram matrices of one
-    regression.
+    sources and targets of that layer's sublayers, the Gram matrices of one regression, and what `Start` holds: the
+    first layer's input, the arguments of every layer's call (attention masks, MPNet's position bias), and a weight
+    per token and sublayer.
 
     Args:
         dense: the model before pruning; unchanged.

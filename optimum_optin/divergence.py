@@ -1,4 +1,4 @@
-"""How far a pruned model's output is from the dense one's, on samples that neither scores nor refits should know."""
+"""How far a pruned model's output is from the dense one's."""
 
 from __future__ import annotations
 
@@ -23,34 +23,64 @@ class Divergence:
         distance: L_KD, mean over outputs: KL divergence in nats for a classifier, squared error for numbers and
             hidden states.
         agreement: share of outputs with the same class; for numbers and hidden states the share of the dense
-            model's variance that the pruned one explains, at least 0.
+            model's variance that the pruned one explains, at least 0. `None` where there is no variance to explain.
         samples: how many samples it was measured on.
+        held_out: whether the refit was kept from seeing them.
     """
 
     distance: float
-    agreement: float
+    agreement: float | None
     samples: int
+    held_out: bool
 
 
 @torch.no_grad()
-def measure_divergence(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch]) -> Divergence:
-    """Compare logits, or without a head the last layer's hidden states.
+def measure_divergence(
+    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], held_out: bool = True
+) -> Divergence:
+    """Compare logits, or without a head the last layer's hidden states; one batch at a time.
 
     Args:
         dense: the model before pruning.
         pruned: the model after it.
         batches: batches on the models' device.
+        held_out: see `Divergence`.
     """
+    sums = _Sums()
     with frozen(dense), frozen(pruned):
-        outputs = [(_output(dense, batch), _output(pruned, batch)) for batch in batches]
-    teacher = torch.cat([each.values.float() for each, _ in outputs])
-    student = torch.cat([each.values.float() for _, each in outputs])
-    kind = outputs[0][0].kind
-    return Divergence(
-        distance=float(output_distance(student, teacher, 1.0, kind)),
-        agreement=_agreement(student, teacher, kind),
-        samples=sum(len(batch["input_ids"]) for batch in batches),
-    )
+        for batch in batches:
+            teacher, student = _output(dense, batch), _output(pruned, batch)
+            sums.add(student.values.float(), teacher.values.float(), teacher.kind)
+    samples = sum(len(batch["input_ids"]) for batch in batches)
+    return Divergence(float(sums.distance / sums.outputs), sums.agreement(), samples, held_out)
+
+
+class _Sums:
+    """Running sums over outputs."""
+
+    def __init__(self) -> None:
+        self.outputs = 0
+        self.distance = self.same = self.error = self.squares = self.total = 0.0
+        self.real = False
+
+    def add(self, student: Tensor, teacher: Tensor, kind: str) -> None:
+        self.outputs += len(teacher)
+        self.distance += float(output_distance(student, teacher, 1.0, kind)) * len(teacher)
+        if kind == CATEGORICAL:
+            self.same += float((student.argmax(-1) == teacher.argmax(-1)).sum())
+        elif kind == BINARY:
+            self.same += float(((student > 0) == (teacher > 0)).float().mean(-1).sum())
+        else:
+            self.real = True
+            self.error += float((student - teacher).square().sum())
+            self.squares += float(teacher.double().square().sum())
+            self.total = self.total + teacher.double().sum(0)
+
+    def agreement(self) -> float | None:
+        if not self.real:
+            return self.same / self.outputs
+        variance = self.squares - float(self.total.square().sum()) / self.outputs
+        return None if variance <= 1e-9 * self.squares else max(0.0, 1 - self.error / variance)
 
 
 def _output(model: nn.Module, batch: Batch) -> Output:
@@ -61,12 +91,3 @@ def _output(model: nn.Module, batch: Batch) -> Output:
         return output
     (hidden,) = last.values()
     return Output(hidden_states(hidden).flatten(0, 1)[rows], REAL, of_head=False)
-
-
-def _agreement(student: Tensor, teacher: Tensor, kind: str) -> float:
-    if kind == CATEGORICAL:
-        return float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
-    if kind == BINARY:
-        return float(((student > 0) == (teacher > 0)).float().mean())
-    variance = (teacher - teacher.mean(0)).square().sum().clamp_min(1e-12)
-    return max(0.0, 1 - float((student - teacher).square().sum() / variance))

@@ -218,13 +218,8 @@ class OptinPruner:
             if starts and not all(mask.all() for mask in masks.values()):
                 refit(self.model, pruned, starts)
         with _timed(seconds, "divergence"):
-            divergence = measure_divergence(self.model, pruned, held_out) if held_out else None
+            divergence = _divergence(self.model, pruned, held_out, len(batches) > 1)
 
-        if divergence and divergence.agreement < _COLLAPSE:
-            logger.warning(
-                f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
-                f"{divergence.samples} held-out samples: expect a large loss; ask for more flops."
-            )
         self.report = self._report(
             pruned,
             structure,
@@ -295,6 +290,8 @@ class OptinPruner:
         self, calibration: Any, scores: Scores | None, groups: list[Group], config: OptinConfig
     ) -> tuple[Scores, Sequence[Batch]]:
         """Scores and calibration batches (none, if none are needed), after every check there is to make."""
+        if not any(group.units for group in groups):
+            raise ValueError("this model has no unit left to prune: its layers are empty already.")
         if scores is None:
             get_scorer(config.scorer)
         else:
@@ -322,10 +319,11 @@ class OptinPruner:
         held_out: Sequence[Batch],
     ) -> tuple[Masks, float]:
         """The masks, and the weight of the output term that they come from."""
-        if config.search == "ranked" or len(scores.terms) == 1 or not held_out:
-            return _ranked(scores, groups, costs, config, config.output_weight), config.output_weight
-        weights = [config.output_weight * factor for factor in _TRIALS]
+        tries = _TRIALS if config.search == "measured" and held_out else _TRIALS[:1]
+        weights = [config.output_weight * factor for factor in tries]
         candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
+        if all(_same(candidates[0], other) for other in candidates[1:]):
+            return candidates[0], weights[0]
         part = starts[: max(1, len(starts) // 4)]
         chosen = least_divergent(candidates, self.model, groups=groups, starts=part, held_out=held_out)
         return candidates[chosen], weights[chosen]
@@ -384,10 +382,26 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
-    """Batches to refit on and batches to measure divergence on; one and the same where there are too few."""
-    if len(batches) < 2 * _HELD_OUT:
+    """Batches to refit on and batches to measure divergence on; one and the same where there is only one."""
+    if len(batches) < 2:
         return batches, batches
-    return [batch for index, batch in enumerate(batches) if index % _HELD_OUT], batches[::_HELD_OUT]
+    every = min(_HELD_OUT, len(batches))
+    return [batch for index, batch in enumerate(batches) if index % every], batches[::every]
+
+
+def _divergence(
+    dense: PreTrainedModel, pruned: PreTrainedModel, batches: Sequence[Batch], held_out: bool
+) -> Divergence | None:
+    """The divergence, if there are batches to measure it on; a collapse is announced."""
+    if not batches:
+        return None
+    divergence = measure_divergence(dense, pruned, batches, held_out)
+    if divergence.agreement is not None and divergence.agreement < _COLLAPSE:
+        logger.warning(
+            f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
+            f"{divergence.samples} calibration samples: expect a large loss; ask for more flops."
+        )
+    return divergence
 
 
 def _ranked(
@@ -396,6 +410,10 @@ def _ranked(
     combined = scores.combine(output_weight)
     ordered = {group.key: combined[group.key] for group in groups}
     return search(ordered, costs, config.flops * dense_cost(costs), _floors(config))
+
+
+def _same(one: Masks, other: Masks) -> bool:
+    return all(torch.equal(mask, other[key]) for key, mask in one.items())
 
 
 def _floors(config: OptinConfig) -> dict[str, int]:

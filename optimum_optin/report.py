@@ -63,8 +63,8 @@ class PruningReport:
         seconds: wall-clock time by stage.
         config: the `OptinConfig` as a dict.
         output_weight: weight of the output term that the search took.
-        divergence: of the outputs from the dense model's, on held-out calibration samples (the fields of
-            `Divergence`); `None` without calibration data.
+        divergence: of the outputs from the dense model's, on calibration samples that the refit has not seen if
+            there are two batches (the fields of `Divergence`); `None` without calibration data.
     """
 
     flops_requested: float
@@ -126,9 +126,12 @@ def _predicted(losses: Mapping[str, float]) -> str:
 def _diverged(divergence: Mapping[str, float] | None) -> list[str]:
     if divergence is None:
         return []
+    kind = "held-out" if divergence["held_out"] else "calibration"
+    agreement = divergence["agreement"]
+    agreed = "" if agreement is None else f", agreement {agreement:.1%}"
     return [
-        f"outputs on {divergence['samples']} held-out samples: {divergence['agreement']:.1%} agree with the dense "
-        f"model's, divergence {divergence['distance']:.4g}"
+        f"outputs against the dense model's, {divergence['samples']} {kind} samples: divergence "
+        f"{divergence['distance']:.4g}{agreed}"
     ]
 
 

@@ -1,7 +1,7 @@
 """How much each token matters to the model's output: the weights of least squares over tokens.
 
 A classifier reads its last layer at one token only, so an error at any other token costs nothing there. The squared
-gradient of the output by a sublayer's output says how much an error at a token costs, to second order.
+gradient of the logits by a sublayer's output says how much an error at a token moves them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def token_weights(gradient: Tensor, valid: Tensor) -> Tensor:
     Returns:
         Weights of mean one over the valid tokens of each sample, 0 at padding; shape (batch, tokens), float32.
     """
-    squares = gradient.float().square().sum(-1) * valid
-    mean = squares.sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)
-    relative = torch.where(mean > 0, squares / mean.clamp_min(1e-30), 1.0)
+    gradient = gradient.float() * valid.unsqueeze(-1)
+    largest = gradient.abs().amax(dim=(1, 2), keepdim=True)
+    usable = (largest > 0) & largest.isfinite()  # elsewhere the output says nothing about the tokens
+    squares = torch.where(usable, gradient / largest, valid.unsqueeze(-1).float()).square().sum(-1)
+    relative = squares / (squares.sum(1, keepdim=True) / valid.sum(1, keepdim=True))
     return (_UNIFORM + (1 - _UNIFORM) * relative) * valid

@@ -8,6 +8,7 @@ the calibration data, and its outputs are compared on samples that the refit has
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -46,4 +47,4 @@ def least_divergent(
         if starts:
             refit(dense, pruned, starts, _STRENGTH)
         distances.append(measure_divergence(dense, pruned, held_out).distance)
-    return distances.index(min(distances))
+    return min(range(len(distances)), key=lambda index: (math.isnan(distances[index]), distances[index]))

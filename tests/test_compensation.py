@@ -11,7 +11,7 @@ from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups, known_a
 from optimum_optin.compensation import compensate
 from optimum_optin.data import calibration_batches
 from optimum_optin.surgery import rewrite
-from optimum_optin.trajectory import observed
+from optimum_optin.trajectory import hidden_states, observed, recorded
 from optimum_optin.walk import Walk, dense_pass
 
 ARCHITECTURES = known_architectures()
@@ -93,6 +93,32 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
                 walk.leave(pruned.bert.encoder.layer[0])
         _, errors, _ = walk.output_errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
     torch.testing.assert_close(errors, sums[0] - sums[1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("role", ["heads", "neurons"])
+def test_errors_are_what_a_pre_norm_stream_lacks(role):
+    """Before ModernBERT's second norm is the stream after attention, after the layer that after both sublayers."""
+    dense = tiny_model("modernbert")
+    groups = find_groups(dense)
+    pruned = _pruned(dense, {group.key: torch.arange(group.units) < group.units // 2 for group in groups})
+    batch = tiny_batch(dense)
+    streams = []
+    for each in (dense, pruned):
+        with recorded(each, {"layer": "model.layers.1"}) as after, observed(each, ["model.layers.1.mlp_norm"]) as seen:
+            _logits(each, batch)
+        stream = seen["model.layers.1.mlp_norm"].input if role == "heads" else hidden_states(after["layer"])
+        streams.append(stream[batch["attention_mask"].bool()])
+
+    walk = Walk(dense_pass(dense, batch, groups, torch.Generator()))
+    for number in range(2):
+        inside = [group for group in groups if group.layer == f"layers.{number}"]
+        walk.enter(f"layers.{number}", dense, f"model.layers.{number}", inside)
+        if number == 0:
+            walk.leave(pruned.model.layers[0])
+    index = [group.role for group in inside].index(role)
+    _, errors, _ = walk.output_errors(pruned, "model.layers.1", inside[index], inside[:index])
+    torch.testing.assert_close(errors, streams[0] - streams[1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES, ids=ARCHITECTURES)

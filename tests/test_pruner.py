@@ -17,6 +17,7 @@ from words import TEXTS, word_tokenizer
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
 from optimum_optin.fingerprint import fingerprint
 from optimum_optin.scoring import registry
+from optimum_optin.surgery import rewrite
 
 FAST = OptinConfig(flops=0.5, probes=8)
 
@@ -424,3 +425,11 @@ def test_saving_into_an_existing_folder_keeps_other_files(pruner, tmp_path, monk
     batch = tiny_batch(pruner.model)
     reloaded = OptinPruner.from_pretrained(tmp_path).model
     torch.testing.assert_close(reloaded(**batch).logits, pruner.pruned_model(**batch).logits, atol=0, rtol=0)
+
+
+def test_a_model_without_units_is_refused():
+    model = tiny_model()
+    groups = find_groups(model)
+    rewrite(model, groups, {group.key: torch.zeros(group.units, dtype=torch.bool) for group in groups})
+    with pytest.raises(ValueError, match="no unit left to prune"):
+        OptinPruner(model).prune(tiny_samples(8), OptinConfig(probes=4))

@@ -5,7 +5,7 @@ from tiny import tiny_batch, tiny_model
 
 from optimum_optin import find_groups
 from optimum_optin.sensitivity import token_weights
-from optimum_optin.walk import dense_pass
+from optimum_optin.walk import Walk, dense_pass
 
 
 def _weights(model):
@@ -40,3 +40,28 @@ def test_a_classifier_reads_its_last_layer_at_one_token_only():
 def test_without_a_head_every_token_counts_the_same():
     weights, valid = _weights(tiny_model("bert").bert)
     assert all(torch.equal(weight, valid.float()) for weight in weights.values())
+
+
+def test_huge_and_tiny_gradients_still_weigh():
+    valid = torch.tensor([[True, True]])
+    for scale in (1e-30, 1e30):
+        gradient = scale * torch.tensor([[[1.0], [3.0]]])
+        torch.testing.assert_close(token_weights(gradient, valid), torch.tensor([[0.6, 1.4]]))
+    broken = torch.tensor([[[float("inf")], [1.0]]])
+    torch.testing.assert_close(token_weights(broken, valid), torch.ones(1, 2))
+
+
+@torch.no_grad()
+def test_attention_reads_every_token_alike_and_a_feed_forward_its_own():
+    model = tiny_model()
+    batch = tiny_batch(model)
+    groups = find_groups(model)
+    walk = Walk(dense_pass(model, batch, groups, torch.Generator().manual_seed(0)))
+    valid = batch["attention_mask"].bool()
+    layer = [group for group in groups if group.layer == "layers.0"]
+    walk.enter("layers.0", model, "bert.encoder.layer.0", layer)
+    for group in layer:
+        _, errors, weights = walk.input_errors(model, "bert.encoder.layer.0", group)
+        expected = valid.float() if group.role == "heads" else walk.weights[group.key]
+        torch.testing.assert_close(weights, expected[valid])
+        assert not errors.any()

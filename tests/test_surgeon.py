@@ -1,5 +1,6 @@
 """The surgeon's removal costs against brute-force refits."""
 
+import copy
 import itertools
 
 import pytest
@@ -7,7 +8,12 @@ import torch
 from tiny import tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin.compensation import compensate
+from optimum_optin.data import calibration_batches
+from optimum_optin.divergence import measure_divergence
 from optimum_optin.surgeon import _DAMPING, _pool, removal_scores
+from optimum_optin.surgery import rewrite
+from optimum_optin.trajectory import observed
 
 
 def _problem(units, width, seed=0):
@@ -109,3 +115,48 @@ def test_the_surgeon_serves_the_whole_road():
         values = scores.terms["trajectory"][group.key]
         assert (values > 0).all()
         assert len(set(values.tolist())) == group.units, "the order of removal must survive ranking"
+
+
+def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch):
+    """H against a direct computation; each term's metrics have a trace of one, undone in the scores."""
+    asked = []
+
+    def ones(weight, covariance, metrics, width):
+        asked.append((covariance, metrics))
+        return [torch.ones(weight.shape[1] // width).double() for _ in metrics]
+
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.removal_scores", ones)
+    model = tiny_model()
+    scores = OptinPruner(model).score(tiny_samples(24), OptinConfig(scorer="surgeon", probes=12))
+    groups = find_groups(model)
+    for group, (covariance, _) in zip(groups, asked, strict=True):
+        inputs = []
+        for batch in scores.batches * 2:  # 6 probes on 3 batches
+            with torch.no_grad(), observed(model, [group.consumer]) as seen:
+                model(**batch)
+            inputs.append(seen[group.consumer].input[batch["attention_mask"].bool()])
+        inputs = torch.cat(inputs).double()
+        floor = 1e-5 * inputs.square().mean() * torch.eye(inputs.shape[1])
+        torch.testing.assert_close(covariance, inputs.T.cov(correction=0) + floor, atol=1e-6, rtol=1e-4)
+    for number in range(2):
+        assert sum(float(metrics[number].trace()) for _, metrics in asked) == pytest.approx(1)
+    scales = {name: {float(score[0]) for score in by_group.values()} for name, by_group in scores.terms.items()}
+    assert all(len(values) == 1 for values in scales.values())
+    assert scales["trajectory"] != scales["output"]
+
+
+@torch.no_grad()
+def test_predicted_divergence_is_about_what_a_refit_leaves():
+    model = tiny_model()
+    samples = tiny_samples(200)
+    pruner = OptinPruner(model)
+    config = OptinConfig(scorer="surgeon", probes=400, search="ranked", min_heads=0)
+    scores = pruner.score(samples, config)
+    groups = find_groups(model)
+    masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
+    masks["layers.2.neurons"] = scores.terms["output"]["layers.2.neurons"].argsort(descending=True).argsort() < 24
+    pruned = copy.deepcopy(model)
+    rewrite(pruned, groups, masks)
+    compensate(model, pruned, scores.batches)
+    measured = measure_divergence(model, pruned, calibration_batches(tiny_samples(200, seed=5), model)).distance
+    assert 1 / 3 < scores.removed(masks)["output"] / measured < 3

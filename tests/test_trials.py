@@ -5,13 +5,19 @@ import dataclasses
 import pytest
 import torch
 from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
-from transformers import BertForMaskedLM
+from transformers import (
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    BertModel,
+)
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
 from optimum_optin.compensation import dense_passes
-from optimum_optin.divergence import measure_divergence
+from optimum_optin.divergence import Divergence, measure_divergence
 from optimum_optin.masking import masked
-from optimum_optin.pruner import _TRIALS, _ranked, _split
+from optimum_optin.pruner import _TRIALS, _split
 from optimum_optin.surgery import rewrite
 from optimum_optin.trials import least_divergent
 
@@ -82,12 +88,78 @@ def test_measured_search_keeps_one_of_the_ranked_cuts(compensation):
     assert other.report.layers == pruner.report.layers
 
 
-def test_divergence_is_measured_on_batches_that_the_refit_does_not_see():
-    batches = list(range(64))
+def test_the_search_takes_the_cut_that_the_trial_found(monkeypatch):
+    tried = []
+
+    def third(candidates, dense, **kwargs):
+        tried.extend(candidates)
+        return 2
+
+    monkeypatch.setattr("optimum_optin.pruner.least_divergent", third)
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(64), CONFIG)
+    assert len(tried) == len(_TRIALS)
+    assert pruner.report.output_weight == CONFIG.output_weight * _TRIALS[2]
+    kept = {key: int(mask.sum()) for key, mask in tried[2].items()}
+    assert kept == {
+        f"{layer}.{role}": counts["kept"]
+        for layer, roles in pruner.report.layers.items()
+        for role, counts in roles.items()
+    }
+
+
+def test_equal_cuts_are_not_tried(monkeypatch):
+    monkeypatch.setattr("optimum_optin.pruner.least_divergent", None)
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(64), dataclasses.replace(CONFIG, output_weight=0.0))
+    assert pruner.report.flops_achieved <= 0.4
+
+
+def test_a_cut_that_overflows_loses(monkeypatch):
+    distances = iter([float("nan"), 0.2, 0.1])
+    monkeypatch.setattr(
+        "optimum_optin.trials.measure_divergence", lambda *_: Divergence(next(distances), None, 1, True)
+    )
+    dense, _, masks = _pair()
+    chosen = least_divergent([masks] * 3, dense, groups=find_groups(dense), starts=[], held_out=[])
+    assert chosen == 2
+
+
+@pytest.mark.parametrize("count", [2, 7, 64])
+def test_divergence_is_measured_on_batches_that_the_refit_does_not_see(count):
+    batches = list(range(count))
     fit, held_out = _split(batches)
+    assert fit
+    assert held_out
     assert not set(fit) & set(held_out)
     assert set(fit) | set(held_out) == set(batches)
-    assert _split([1, 2]) == ([1, 2], [1, 2])
+
+
+def test_a_single_batch_is_not_called_held_out():
+    assert _split([1]) == ([1], [1])
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(8), CONFIG)
+    assert pruner.report.divergence["held_out"] is False
+    assert "8 calibration samples" in str(pruner.report)
+    pruner.prune(tiny_samples(16), CONFIG)
+    assert pruner.report.divergence["held_out"] is True
+
+
+def test_one_number_has_no_variance_to_explain():
+    model = tiny_model(num_labels=1)
+    batch = {name: value[:1] for name, value in tiny_batch(model).items()}
+    assert measure_divergence(model, model, [batch]).agreement is None
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [BertForQuestionAnswering, BertForTokenClassification, BertForMaskedLM, BertForPreTraining, BertModel],
+)
+def test_every_kind_of_head_goes_the_whole_road(model_class):
+    pruner = OptinPruner(tiny_model(model_class=model_class, num_labels=2))
+    pruner.prune(tiny_samples(40), CONFIG)
+    assert pruner.report.divergence["distance"] > 0
+    assert 0 <= pruner.report.divergence["agreement"] <= 1
 
 
 def test_a_collapse_is_announced_and_reported(caplog, tmp_path):
@@ -101,10 +173,10 @@ def test_a_collapse_is_announced_and_reported(caplog, tmp_path):
     config = dataclasses.replace(CONFIG, flops=0.1, min_heads=0, compensation="none")
     pruner = OptinPruner(pruner.model)
     pruner.prune(tiny_samples(200), config, save_dir=tmp_path)
-    assert "held-out samples: expect a large loss" in caplog.text
+    assert "samples: expect a large loss" in caplog.text
     assert pruner.report.divergence["agreement"] < 0.75 < kept["agreement"]
     assert PruningReport.load(tmp_path).divergence == pruner.report.divergence
-    assert "agree with the dense model's" in str(pruner.report)
+    assert "outputs against the dense model's" in str(pruner.report)
 
 
 @torch.no_grad()
@@ -135,13 +207,15 @@ def test_a_plan_predicts_more_loss_for_a_smaller_budget():
     assert "predicted divergence" in str(pruner.plan(scores))
 
 
+@torch.no_grad()
 def test_token_level_logits_count_every_real_token():
-    config = tiny_model().config
-    model = BertForMaskedLM(config).eval()
-    got = measure_divergence(model, model, [tiny_batch(model)])
-    assert got.agreement == 1
-    masks = random_masks(find_groups(model))
-    scores = OptinPruner(model).score(tiny_samples(16), CONFIG)
-    costs = {key: torch.arange(len(mask) + 1).double() for key, mask in masks.items()}
-    cut = _ranked(scores, find_groups(model), costs, CONFIG, 1.0)
-    assert any(not mask.all() for mask in cut.values())
+    dense = tiny_model(model_class=BertForMaskedLM)
+    pruned = tiny_model(model_class=BertForMaskedLM)
+    rewrite(pruned, find_groups(pruned), random_masks(find_groups(pruned), share=0.7))
+    batch = tiny_batch(dense)
+    valid = batch["attention_mask"].bool()
+    teacher, student = (model(**batch).logits[valid] for model in (dense, pruned))
+    kl = torch.nn.functional.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean")
+    got = measure_divergence(dense, pruned, [batch])
+    assert got.distance == pytest.approx(float(kl), rel=1e-4)
+    assert got.agreement == pytest.approx(float((student.argmax(-1) == teacher.argmax(-1)).float().mean()))

@@ -4,8 +4,8 @@
     python examples/benchmarks/speed.py bert-base     # BERT-base shape, random weights: time and peak memory
 
 (a) runs the whole model on the calibration set once per unit, as the paper does; (b) is `scorer="exact"`; (c) is
-`scorer="gauss_newton"`. (a) and (b) are extrapolated from a sample of units, timed in turn; (c) is run whole, with the default
-settings. All use the same calibration batches.
+`scorer="gauss_newton"`. (a) and (b) are extrapolated from a sample of units, timed in turn; (c) is run whole, with the
+default settings. All use the same calibration batches.
 """
 
 import argparse

@@ -33,33 +33,47 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
     Half of `config.probes`, and at least one for every minibatch: a probe has a gradient for every token here. Probe
     k sees batch k mod len(batches).
     """
-    layers = find_layers(model)
     generator = torch.Generator().manual_seed(config.seed)
     rows = [draw_rows(batch, config.rows, generator) for batch in batches]
     sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
     probes = max(config.probes // 2, len(batches))
     for probe in tqdm(range(probes), desc="surgeon scores", unit="probe"):
         index = probe % len(batches)
-        batch, compared = batches[index], rows[index]
-        with (
-            differentiable(model, groups[0]),
-            observed(model, [group.consumer for group in groups]) as seen,
-            recorded(model, layers) as outputs,
-        ):
-            final = compared_output(model, batch, compared)
-        if probe < len(batches):
-            for group in groups:
-                sums[group.key].add_inputs(seen[group.consumer].input.detach()[token_mask(batch)])
-        features = trajectory_features(outputs, compared)
-        functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
-        if final is not None:
-            functionals["output"] = probe_output(final.values, config.temperature, final.kind, generator)
-        leaves = [seen[group.consumer].output for group in groups]
-        for term, functional in functionals.items():
-            gradients = torch.autograd.grad(functional, leaves, retain_graph=term == "trajectory")
-            for group, gradient in zip(groups, gradients, strict=True):
-                sums[group.key].add_gradients(term, gradient)
+        _probe(
+            model, groups, batches[index], rows[index], sums=sums, temperature=config.temperature, generator=generator
+        )
     return _removal_terms(model, groups, sums, probes)
+
+
+def _probe(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batch: Batch,
+    rows: Tensor,
+    *,
+    sums: Mapping[str, _Sums],
+    temperature: float,
+    generator: torch.Generator,
+) -> None:
+    """Add a minibatch, and one probe of each term on it, to the sums, in place."""
+    with (
+        differentiable(model, groups[0]),
+        observed(model, [group.consumer for group in groups]) as seen,
+        recorded(model, find_layers(model)) as outputs,
+    ):
+        final = compared_output(model, batch, rows)
+    features = trajectory_features(outputs, rows)
+    functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
+    if final is not None:
+        functionals["output"] = probe_output(final.values, temperature, final.kind, generator)
+    valid = token_mask(batch)
+    for group in groups:
+        sums[group.key].add_inputs(seen[group.consumer].input.detach()[valid])
+    leaves = [seen[group.consumer].output for group in groups]
+    for number, (term, functional) in enumerate(functionals.items(), start=1):
+        gradients = torch.autograd.grad(functional, leaves, retain_graph=number < len(functionals))
+        for group, gradient in zip(groups, gradients, strict=True):
+            sums[group.key].add_gradients(term, gradient[valid])
 
 
 def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
@@ -96,8 +110,8 @@ class _Sums:
         self.gram += tokens.T @ tokens
 
     def add_gradients(self, term: str, gradients: Tensor) -> None:
-        tokens = gradients.flatten(0, 1).float()
-        self.metrics[term] = self.metrics.get(term, 0) + (tokens.T @ tokens).double()
+        gradients = gradients.float()
+        self.metrics[term] = self.metrics.get(term, 0) + (gradients.T @ gradients).double()
 
     def covariance(self) -> Tensor:
         mean, moment = self.total / self.count, self.gram / self.count
