@@ -48,7 +48,7 @@ def measured(task, scores, flops):
     return {
         task.metric: task.development(reloaded.eval()),
         "predicted": predicted,
-        **report.divergence,
+        "divergence": report.divergence,
         "seconds": sum(report.seconds.values()),
     }
 
