@@ -28,8 +28,8 @@ class OptinConfig:
         temperature: temperature of the output term.
         output_weight: weight of the output term against the trajectory term, each normalised to sum
             to one over all units.
-        search: `"measured"` tries 0.1, 1 and 10 times `output_weight` and keeps the cut whose outputs diverge least;
-            `"ranked"` takes `output_weight` as it is (Kwon et al. 2022, and OPTIN).
+        search: `"measured"` tries 0.1, 1 and 10 times `output_weight` and keeps the cut whose outputs diverge least,
+            if the model has a head; `"ranked"` takes `output_weight` as it is (Kwon et al. 2022, and OPTIN).
         compensation: `"ridge"` refits what is left to do the work of what was removed, in closed form;
             `"none"` only removes.
         min_heads: heads that every layer keeps at least.

@@ -32,6 +32,7 @@ from .scoring import Scores, get_scorer, score
 from .search import check_budget, search
 from .structure import Structure, compose, structure_of
 from .surgery import rewrite
+from .trajectory import has_head
 from .trials import least_divergent
 from .walk import Start
 
@@ -319,7 +320,9 @@ class OptinPruner:
         held_out: Sequence[Batch],
     ) -> tuple[Masks, float]:
         """The masks, and the weight of the output term that they come from."""
-        tries = _TRIALS if config.search == "measured" and held_out else _TRIALS[:1]
+        # Without a head we do not know what the user reads of the hidden states: their distance chose badly.
+        measured = config.search == "measured" and held_out and has_head(self.model, held_out[0])
+        tries = _TRIALS if measured else _TRIALS[:1]
         weights = [config.output_weight * factor for factor in tries]
         candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
         if all(_same(candidates[0], other) for other in candidates[1:]):

@@ -142,6 +142,13 @@ def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | No
     )
 
 
+@torch.no_grad()
+def has_head(model: nn.Module, batch: Batch) -> bool:
+    """Whether the model ends in a task's head, found by running it on a batch."""
+    output = compared_output(model, batch, token_mask(batch).flatten().nonzero().flatten())
+    return output is not None and output.of_head
+
+
 _OUTPUT_KINDS = {"multi_label_classification": BINARY, "regression": REAL}
 
 

@@ -115,6 +115,13 @@ def test_equal_cuts_are_not_tried(monkeypatch):
     assert pruner.report.flops_achieved <= 0.4
 
 
+def test_without_a_head_there_are_no_trials(monkeypatch):
+    monkeypatch.setattr("optimum_optin.pruner.least_divergent", None)
+    pruner = OptinPruner(tiny_model(base=True))
+    pruner.prune(tiny_samples(64), CONFIG)
+    assert pruner.report.output_weight == CONFIG.output_weight
+
+
 def test_a_cut_that_overflows_loses(monkeypatch):
     distances = iter([float("nan"), 0.2, 0.1])
     monkeypatch.setattr(
