@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import Batch, token_mask
+from .groups import Batch, token_rows
 from .losses import BINARY, CATEGORICAL, REAL, output_distance
 from .masking import frozen
 from .trajectory import Output, compared_output, hidden_states, recorded
@@ -84,7 +84,7 @@ class _Sums:
 
 
 def _output(model: nn.Module, batch: Batch) -> Output:
-    rows = token_mask(batch).flatten().nonzero().flatten()
+    rows = token_rows(batch)
     with recorded(model, dict([list(find_layers(model).items())[-1]])) as last:
         output = compared_output(model, batch, rows)
     if output is not None and output.of_head:

@@ -30,6 +30,11 @@ def token_mask(batch: Batch) -> Tensor:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
+def token_rows(batch: Batch) -> Tensor:
+    """Where the real tokens of a batch are: indices into batch * tokens, shape (real tokens,)."""
+    return token_mask(batch).flatten().nonzero().flatten()
+
+
 @dataclass(frozen=True)
 class Producer:
     """A linear whose outputs are the units.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .groups import Batch, token_mask
+from .groups import Batch, token_rows
 from .losses import BINARY, CATEGORICAL, REAL, token_features
 
 
@@ -95,7 +95,7 @@ def draw_rows(batch: Batch, rows: int, generator: torch.Generator) -> Tensor:
     Returns:
         Indices into batch * tokens, shape (K,).
     """
-    valid = token_mask(batch).flatten().nonzero().flatten()
+    valid = token_rows(batch)
     order = torch.randperm(len(valid), generator=generator)
     return valid[order[:rows].to(valid.device)]
 
@@ -145,7 +145,7 @@ def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | No
 @torch.no_grad()
 def has_head(model: nn.Module, batch: Batch) -> bool:
     """Whether the model ends in a task's head, found by running it on a batch."""
-    output = compared_output(model, batch, token_mask(batch).flatten().nonzero().flatten())
+    output = compared_output(model, batch, token_rows(batch))
     return output is not None and output.of_head
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import HEADS, Batch, Group, token_mask
+from .groups import HEADS, Batch, Group, token_mask, token_rows
 from .masking import differentiable
 from .sensitivity import token_weights
 from .trajectory import Passage, compared_output, hidden_states, observed
@@ -130,7 +130,7 @@ def dense_pass(model: nn.Module, batch: Batch, groups: Sequence[Group], generato
         _called(model) as (first, calls),
         observed(model, [group.consumer for group in groups]) as seen,
     ):
-        output = compared_output(model, batch, valid.flatten().nonzero().flatten())
+        output = compared_output(model, batch, token_rows(batch))
         if output is None or not output.of_head:
             weights = {group.key: valid.float() for group in groups}
         else:
