@@ -23,6 +23,7 @@ from optimum_optin.groups import HEADS, Batch, Group, Masks
 from optimum_optin.plugin import structure_of_model
 from optimum_optin.scoring import score
 from optimum_optin.search import search
+from optimum_optin.structure import masks_of
 from optimum_optin.trajectory import observed
 
 
@@ -112,11 +113,7 @@ def by_default(**options):
 
         def cut(budget):
             pruned = pruner.prune(scores=scores, config=replace(config, flops=budget / problem.dense_cost))
-            kept = structure_of_model(pruned)
-            masks = {group.key: torch.zeros(group.units, dtype=torch.bool) for group in problem.groups}
-            for key, mask in masks.items():
-                mask[list(kept[key].kept)] = True
-            return Cut(masks, lambda: pruned)
+            return Cut(masks_of(structure_of_model(pruned), problem.groups), lambda: pruned)
 
         return cut
 
