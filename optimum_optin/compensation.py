@@ -9,6 +9,7 @@ weigh as much as they matter to the model's output (`sensitivity.py`). Both chan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -16,73 +17,94 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .architectures import find_groups, find_layers
+from .config import OptinConfig
 from .groups import Batch, Group, token_mask
 from .masking import frozen
+from .randomness import generators
 from .ridge import Regression, solve_ridge
-from .walk import Rows, Start, Walk, dense_pass
+from .walk import PrunedWalk, Rows, Start, Walk, dense_pass, find_module
 
 logger = logging.get_logger(__name__)
 
 _HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
 
 
-def compensate(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], seed: int = 0) -> None:
+def compensate(
+    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], config: OptinConfig | None = None
+) -> None:
     """Refit producers and consumers of `pruned`, in place; returns nothing.
 
     Args:
         dense: the model before pruning; unchanged.
         pruned: the rewritten model.
         batches: calibration batches on the models' device.
-        seed: see `dense_passes`.
+        config: see `dense_passes`.
     """
-    refit(dense, pruned, dense_passes(dense, batches, seed))
+    refit(dense, [pruned], dense_passes(dense, batches, config or OptinConfig()))
 
 
 @torch.inference_mode(False)
-def dense_passes(dense: nn.Module, batches: Sequence[Batch], seed: int = 0) -> list[Start]:
+def dense_passes(dense: nn.Module, batches: Sequence[Batch], config: OptinConfig) -> list[Start]:
     """What `refit` needs to know of the dense model, for any number of pruned ones.
 
     Args:
         dense: the model before pruning; unchanged.
         batches: calibration batches on its device.
-        seed: seed of the probes that weigh the tokens.
+        config: seed, rows and temperature of the probes that weigh the tokens; the same as of the `surgeon` scorer.
     """
     groups = find_groups(dense)
-    generator = torch.Generator().manual_seed(seed)
+    progress = tqdm(batches, desc="token weights", unit="batch")
     with frozen(dense):
-        progress = tqdm(batches, desc="token weights", unit="batch")
-        return [dense_pass(dense, batch, groups, generator) for batch in progress]
+        return [
+            dense_pass(
+                dense, batch, groups, rows=config.rows, temperature=config.temperature, generator=generator
+            )
+            for batch, generator in zip(progress, generators(config.seed, len(batches)), strict=True)
+        ]
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def refit(dense: nn.Module, pruned: nn.Module, starts: Sequence[Start], strength: float | None = None) -> None:
-    """Refit producers and consumers of `pruned`, in place; returns nothing.
+def refit(
+    dense: nn.Module, pruned: Sequence[nn.Module], starts: Sequence[Start], strength: float | None = None
+) -> None:
+    """Refit producers and consumers of pruned models, in place; returns nothing.
 
-    Besides the models, memory holds the calibration data's hidden states at one layer of either model with the
+    Besides the models, memory holds the calibration data's hidden states at one layer of every model with the
     sources and targets of that layer's sublayers, the Gram matrices of one regression, and what `Start` holds: the
     first layer's input, the arguments of every layer's call (attention masks, MPNet's position bias), and a weight
     per token and sublayer.
 
     Args:
         dense: the model before pruning; unchanged.
-        pruned: the rewritten model.
-        starts: from `dense_passes`.
+        pruned: rewritten models of it, to share one pass of the dense model.
+        starts: from `dense_passes` or `Scores.starts`.
         strength: of the regularisation; `None` chooses it for each linear on held-out tokens, at several times the
             price in linear algebra.
     """
     groups = find_groups(dense)
-    walks = [Walk(start) for start in starts]
-    with frozen(dense), frozen(pruned):
+    dense_walks = [Walk(start) for start in starts]
+    walks_of = [[PrunedWalk(walk) for walk in dense_walks] for _ in pruned]
+    with ExitStack() as stack:
+        for model in (dense, *pruned):
+            stack.enter_context(frozen(model))
         for name, path in tqdm(find_layers(dense).items(), desc="compensation", unit="layer"):
             layer_groups = [group for group in groups if group.layer == name]
-            for walk in walks:
+            for walk in dense_walks:
                 walk.enter(name, dense, path, layer_groups)
-            for index, group in enumerate(layer_groups):
-                _refit_producers(pruned, path, group, walks, strength)
-                _refit_consumer(pruned, path, group, layer_groups[:index], walks=walks, strength=strength)
-            for walk in walks:
-                walk.leave(pruned.get_submodule(path))
+            for model, walks in zip(pruned, walks_of, strict=True):
+                _refit_layer(model, path, layer_groups, walks, strength)
+
+
+def _refit_layer(
+    pruned: nn.Module, path: str, groups: list[Group], walks: list[PrunedWalk], strength: float | None
+) -> None:
+    """Refit the sublayers of a layer in order, and walk through it."""
+    for index, group in enumerate(groups):
+        _refit_producers(pruned, path, group, walks, strength)
+        _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
+    for walk in walks:
+        walk.leave(pruned, path)
 
 
 def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
@@ -96,11 +118,12 @@ def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
         )
 
 
-def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: list[Walk], strength: float | None) -> None:
+def _refit_producers(
+    pruned: nn.Module, path: str, group: Group, walks: list[PrunedWalk], strength: float | None
+) -> None:
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
-    modules = dict(pruned.named_modules())
-    producers = [modules[each.path] for each in group.producers if each.path in modules]
-    if not producers:  # they went with the last head
+    producers = [find_module(pruned, producer.path) for producer in group.producers]
+    if None in producers:  # they went with the last head
         return
     intercept = all(producer.bias is not None for producer in producers)
     channels = producers[0].in_features
@@ -114,7 +137,7 @@ def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: list[Wal
 
 
 def _refit_consumer(
-    pruned: nn.Module, path: str, group: Group, earlier: list[Group], *, walks: list[Walk], strength: float | None
+    pruned: nn.Module, path: str, group: Group, earlier: list[Group], *, walks: list[PrunedWalk], strength: float | None
 ) -> None:
     consumer = pruned.get_submodule(group.consumer)
     sums = _sums(
@@ -130,10 +153,10 @@ def _refit_consumer(
 
 
 def _sums(
-    walks: list[Walk], rows_of: Callable[[Walk], Rows], inputs: int, outputs: int
+    walks: list[PrunedWalk], rows_of: Callable[[PrunedWalk], Rows], inputs: int, outputs: int
 ) -> tuple[Regression, Regression]:
     """The sums of every walk's rows: (to fit, held out)."""
-    fit, held_out = (Regression(inputs, outputs, walks[0].valid.device) for _ in range(2))
+    fit, held_out = (Regression(inputs, outputs, walks[0].hidden.device) for _ in range(2))
     for index, walk in enumerate(walks):
         rows = rows_of(walk)
         if len(walks) == 1:

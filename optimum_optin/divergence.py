@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -36,23 +37,26 @@ class Divergence:
 
 @torch.no_grad()
 def measure_divergence(
-    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], held_out: bool = True
-) -> Divergence:
-    """Compare logits, or without a head the last layer's hidden states; one batch at a time.
+    dense: nn.Module, pruned: Sequence[nn.Module], batches: Sequence[Batch], held_out: bool = True
+) -> list[Divergence]:
+    """Compare logits, or without a head the last layer's hidden states, of each pruned model; batch by batch.
 
     Args:
         dense: the model before pruning.
-        pruned: the model after it.
+        pruned: models after it.
         batches: batches on the models' device.
         held_out: see `Divergence`.
     """
-    sums = _Sums()
-    with frozen(dense), frozen(pruned):
+    sums = [_Sums() for _ in pruned]
+    with ExitStack() as stack:
+        for model in (dense, *pruned):
+            stack.enter_context(frozen(model))
         for batch in batches:
-            teacher, student = _output(dense, batch), _output(pruned, batch)
-            sums.add(student.values.float(), teacher.values.float(), teacher.kind)
+            teacher = _output(dense, batch)
+            for model, each in zip(pruned, sums, strict=True):
+                each.add(_output(model, batch).values.float(), teacher.values.float(), teacher.kind)
     samples = sum(len(batch["input_ids"]) for batch in batches)
-    return Divergence(float(sums.distance / sums.outputs), sums.agreement(), samples, held_out)
+    return [Divergence(float(each.distance / each.outputs), each.agreement(), samples, held_out) for each in sums]
 
 
 class _Sums:

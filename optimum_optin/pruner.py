@@ -204,11 +204,12 @@ class OptinPruner:
         groups = find_groups(self.model)
         scores, batches = self._scored(calibration, scores, groups, config)
         costs = cost_tables(self.model, groups, scores.tokens)
-        fit, held_out = _split(batches)
+        fit, held_out = _split(len(batches))
 
         seconds = {"score": scores.seconds}
         with _timed(seconds, "dense passes"):
-            starts = dense_passes(self.model, fit, config.seed) if config.compensation == "ridge" else []
+            starts = _starts(self.model, scores, batches, fit, config) if config.compensation == "ridge" else []
+        held_out = [batches[index] for index in held_out]
         with _timed(seconds, "search"):
             masks, output_weight = self._choose(scores, groups, costs, config, starts=starts, held_out=held_out)
         with _timed(seconds, "rewrite"):
@@ -217,7 +218,7 @@ class OptinPruner:
             structure = record_structure(pruned, structure_of(groups, masks))
         with _timed(seconds, "compensation"):
             if starts and not all(mask.all() for mask in masks.values()):
-                refit(self.model, pruned, starts)
+                refit(self.model, [pruned], starts)
         with _timed(seconds, "divergence"):
             divergence = _divergence(self.model, pruned, held_out, len(batches) > 1)
 
@@ -384,12 +385,21 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - started
 
 
-def _split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
-    """Batches to refit on and batches to measure divergence on; one and the same where there is only one."""
-    if len(batches) < 2:
-        return batches, batches
-    every = min(_HELD_OUT, len(batches))
-    return [batch for index, batch in enumerate(batches) if index % every], batches[::every]
+def _split(batches: int) -> tuple[list[int], list[int]]:
+    """Which batches to refit on and which to measure divergence on; one and the same where there is only one."""
+    if batches < 2:
+        return list(range(batches)), list(range(batches))
+    every = min(_HELD_OUT, batches)
+    return [index for index in range(batches) if index % every], list(range(0, batches, every))
+
+
+def _starts(
+    model: PreTrainedModel, scores: Scores, batches: Sequence[Batch], fit: Sequence[int], config: OptinConfig
+) -> list[Start]:
+    """What the refit starts from: the scoring's own passes of these batches, if it kept them."""
+    if scores.starts is not None and scores.batches is batches:
+        return [scores.starts[index] for index in fit]
+    return [dense_passes(model, batches, config)[index] for index in fit]
 
 
 def _divergence(
@@ -398,7 +408,7 @@ def _divergence(
     """The divergence, if there are batches to measure it on; a collapse is announced."""
     if not batches:
         return None
-    divergence = measure_divergence(dense, pruned, batches, held_out)
+    (divergence,) = measure_divergence(dense, [pruned], batches, held_out)
     if divergence.agreement is not None and divergence.agreement < _COLLAPSE:
         logger.warning(
             f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 
 from torch import nn
-from transformers.utils.logging import tqdm
 
 from .compensation import refit
 from .divergence import measure_divergence
@@ -40,11 +39,10 @@ def least_divergent(
         starts: for the trial refits (`dense_passes`); none for no refit.
         held_out: calibration batches to compare outputs on.
     """
-    distances = []
-    for masks in tqdm(candidates, desc="trial cuts", unit="trial"):
-        pruned = copy.deepcopy(dense)
+    models = [copy.deepcopy(dense) for _ in candidates]
+    for pruned, masks in zip(models, candidates, strict=True):
         rewrite(pruned, groups, masks)
-        if starts:
-            refit(dense, pruned, starts, _STRENGTH)
-        distances.append(measure_divergence(dense, pruned, held_out).distance)
+    if starts:
+        refit(dense, models, starts, _STRENGTH)
+    distances = [each.distance for each in measure_divergence(dense, models, held_out)]
     return min(range(len(distances)), key=lambda index: (math.isnan(distances[index]), distances[index]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import HEADS, Batch, Group, token_mask, token_rows
+from .groups import HEADS, Batch, Group, token_mask
+from .losses import probe_output
 from .masking import differentiable
 from .sensitivity import token_weights
-from .trajectory import Passage, compared_output, hidden_states, observed
+from .trajectory import Passage, compared_output, draw_rows, hidden_states, observed
 
 Rows = tuple[Tensor, Tensor, Tensor]
 """Inputs and errors of a regression, of shape (valid tokens, features), and a weight per row."""
@@ -49,54 +50,76 @@ class Start:
 
 
 class Walk:
-    """One calibration batch and its hidden states at the current layer of either model.
+    """One calibration batch on its way through the dense model.
 
     Args:
         start: what the dense model says about the batch.
+
+    Attributes:
+        call: how the current layer is called.
+        sources: group key -> what the producers of each of its sublayers read, shape (batch, tokens, channels).
+        targets: group key -> what each sublayer makes of its residual stream, of the same shape.
     """
 
     def __init__(self, start: Start):
-        self.valid, self.calls, self.weights = start.valid, start.calls, start.weights
-        self.dense = self.pruned = start.hidden
+        self.start = start
+        self.hidden = start.hidden
 
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
         """Run the dense layer; keep what each sublayer reads and what it makes of its residual stream."""
-        self.call = self.calls[name]
+        self.call = self.start.calls[name]
         with observed(dense, _paths(dense, groups)) as seen:
-            output = self.call.run(dense.get_submodule(path), self.dense)
+            output = self.call.run(dense.get_submodule(path), self.hidden)
         self.sources = {
             group.key: seen[group.producers[0].path].input for group in groups if group.producers[0].path in seen
         }
         self.targets = {
-            group.key: _residual(self.dense, groups[:index], group, seen) + seen[group.consumer].output
+            group.key: _residual(self.hidden, groups[:index], group, seen) + seen[group.consumer].output
             for index, group in enumerate(groups)
         }
-        self.dense = output
+        self.hidden = output
+
+
+class PrunedWalk:
+    """The same batch on its way through a pruned model, layer by layer beside the dense one.
+
+    Args:
+        dense: the dense model's walk.
+    """
+
+    def __init__(self, dense: Walk):
+        self.dense = dense
+        self.hidden = dense.hidden
 
     def input_errors(self, pruned: nn.Module, path: str, group: Group) -> Rows:
         """What the group's producers read in the pruned model, and what that lacks."""
         producer = group.producers[0].path
         with observed(pruned, [producer], stop_after=producer) as seen:
-            self.call.run(pruned.get_submodule(path), self.pruned)
+            self._run(pruned, path)
         read = seen[producer].input
+        start = self.dense.start
         # Attention reads every token for the sake of others: the weights at its output do not apply.
-        weights = self.valid.float() if group.role == HEADS else self.weights[group.key]
-        return self._rows(read, self.sources[group.key] - read, weights)
+        weights = start.valid.float() if group.role == HEADS else start.weights[group.key]
+        return self._rows(read, self.dense.sources[group.key] - read, weights)
 
     def output_errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> Rows:
         """What the group's consumer reads in the pruned model, and what its output lacks."""
         with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
-            self.call.run(pruned.get_submodule(path), self.pruned)
+            self._run(pruned, path)
         consumer = seen[group.consumer]
-        lacking = self.targets[group.key] - _residual(self.pruned, earlier, group, seen) - consumer.output
-        return self._rows(consumer.input, lacking, self.weights[group.key])
+        lacking = self.dense.targets[group.key] - _residual(self.hidden, earlier, group, seen) - consumer.output
+        return self._rows(consumer.input, lacking, self.dense.start.weights[group.key])
 
-    def leave(self, layer: nn.Module) -> None:
+    def leave(self, pruned: nn.Module, path: str) -> None:
         """Run the refitted pruned layer."""
-        self.pruned = self.call.run(layer, self.pruned)
+        self.hidden = self._run(pruned, path)
+
+    def _run(self, pruned: nn.Module, path: str) -> Tensor:
+        return self.dense.call.run(pruned.get_submodule(path), self.hidden)
 
     def _rows(self, inputs: Tensor, errors: Tensor, weights: Tensor) -> Rows:
-        return inputs[self.valid], errors[self.valid], weights[self.valid]
+        valid = self.dense.start.valid
+        return inputs[valid], errors[valid], weights[valid]
 
 
 def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]) -> Tensor:
@@ -110,61 +133,98 @@ def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[
 
 def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
     """The modules to observe: consumers, and the first producers as far as they are still there."""
-    modules = dict(model.named_modules())
     wanted = [path for group in groups for path in (group.consumer, group.producers[0].path)]
-    return [path for path in wanted if path in modules]
+    return [path for path in wanted if find_module(model, path) is not None]
 
 
-def dense_pass(model: nn.Module, batch: Batch, groups: Sequence[Group], generator: torch.Generator) -> Start:
+def find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, `None` if it went with the units it served."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def dense_pass(
+    model: nn.Module,
+    batch: Batch,
+    groups: Sequence[Group],
+    *,
+    rows: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> Start:
     """Run the dense model forward, and backward from a random functional of its logits.
 
     Args:
         model: the dense model, frozen.
         batch: its inputs.
         groups: its groups.
-        generator: source of the functional.
+        rows: token positions to take logits at, where every token has some.
+        temperature: see `probe_output`.
+        generator: source of rows and functional, in this order.
     """
-    valid = token_mask(batch)
+    compared = draw_rows(batch, rows, generator)
     with (
         differentiable(model, groups[0]),
-        _called(model) as (first, calls),
+        called(model) as calls,
         observed(model, [group.consumer for group in groups]) as seen,
     ):
-        output = compared_output(model, batch, token_rows(batch))
-        if output is None or not output.of_head:
+        output = compared_output(model, batch, compared)
+        gradients = None
+        if output is not None and output.of_head:
+            functional = probe_output(output.values, temperature, output.kind, generator)
+            gradients = torch.autograd.grad(functional, [seen[group.consumer].output for group in groups])
+    return calls.start(batch, groups, gradients)
+
+
+class Calls:
+    """The first layer's input and how every layer is called in one forward pass; see `called`."""
+
+    def __init__(self) -> None:
+        self.hidden: Tensor | None = None
+        self.by_layer: dict[str, _Call] = {}
+
+    def start(self, batch: Batch, groups: Sequence[Group], gradients: Sequence[Tensor] | None) -> Start:
+        """What a walk starts from.
+
+        Args:
+            batch: the batch that ran.
+            groups: the model's groups.
+            gradients: of a random functional of the logits by each group's consumer's output, in order of the
+                groups; `None` without a head: then every token counts the same.
+        """
+        valid = token_mask(batch)
+        if gradients is None:
             weights = {group.key: valid.float() for group in groups}
         else:
-            probe = torch.randn(output.values.shape, generator=generator).to(output.values)
-            gradients = torch.autograd.grad(
-                (probe * output.values).sum(), [seen[group.consumer].output for group in groups]
-            )
             weights = {
                 group.key: token_weights(gradient, valid) for group, gradient in zip(groups, gradients, strict=True)
             }
-    return Start(valid, first[0], calls, weights)
+        return Start(valid, self.hidden, self.by_layer, weights)
 
+    def hook(self, name: str) -> Callable[..., None]:
+        """A forward pre-hook for the layer of this name."""
 
-@contextmanager
-def _called(model: nn.Module) -> Iterator[tuple[list[Tensor], dict[str, _Call]]]:
-    """Collect the first layer's input and how every layer is called in the forward pass inside."""
-    calls: dict[str, _Call] = {}
-    first: list[Tensor] = []
-
-    def hook(name: str):
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if args:
                 hidden, args = args[0], args[1:]
             else:
                 kwargs = dict(kwargs)
                 hidden = kwargs.pop("hidden_states")
-            calls[name] = _Call(args, kwargs)
-            if not first:
-                first.append(hidden)
+            self.by_layer[name] = _Call(args, kwargs)
+            if self.hidden is None:
+                self.hidden = hidden
 
         return record
 
+
+@contextmanager
+def called(model: nn.Module) -> Iterator[Calls]:
+    """Collect the first layer's input and how every layer is called in the one forward pass inside."""
+    calls = Calls()
     with ExitStack() as stack:
         for name, path in find_layers(model).items():
-            handle = model.get_submodule(path).register_forward_pre_hook(hook(name), with_kwargs=True)
+            handle = model.get_submodule(path).register_forward_pre_hook(calls.hook(name), with_kwargs=True)
             stack.callback(handle.remove)
-        yield first, calls
+        yield calls

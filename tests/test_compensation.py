@@ -8,11 +8,11 @@ from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups, known_architectures
-from optimum_optin.compensation import compensate
+from optimum_optin.compensation import compensate, dense_passes
 from optimum_optin.data import calibration_batches
 from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import hidden_states, observed, recorded
-from optimum_optin.walk import Walk, dense_pass
+from optimum_optin.walk import PrunedWalk, Walk
 
 ARCHITECTURES = known_architectures()
 
@@ -84,14 +84,15 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             _logits(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = Walk(dense_pass(dense, batch, list(groups.values()), torch.Generator()))
+    walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
+    pruned_walk = PrunedWalk(walk)
     with torch.no_grad():
         for layer in ("layers.0", "layers.1"):
             inside = [each for each in groups.values() if each.layer == layer]
             walk.enter(layer, dense, f"bert.encoder.layer.{layer[-1]}", inside)
             if layer == "layers.0":
-                walk.leave(pruned.bert.encoder.layer[0])
-        _, errors, _ = walk.output_errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
+                pruned_walk.leave(pruned, "bert.encoder.layer.0")
+        _, errors, _ = pruned_walk.output_errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
     torch.testing.assert_close(errors, sums[0] - sums[1], atol=1e-5, rtol=1e-5)
 
 
@@ -110,14 +111,15 @@ def test_errors_are_what_a_pre_norm_stream_lacks(role):
         stream = seen["model.layers.1.mlp_norm"].input if role == "heads" else hidden_states(after["layer"])
         streams.append(stream[batch["attention_mask"].bool()])
 
-    walk = Walk(dense_pass(dense, batch, groups, torch.Generator()))
+    walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
+    pruned_walk = PrunedWalk(walk)
     for number in range(2):
         inside = [group for group in groups if group.layer == f"layers.{number}"]
         walk.enter(f"layers.{number}", dense, f"model.layers.{number}", inside)
         if number == 0:
-            walk.leave(pruned.model.layers[0])
+            pruned_walk.leave(pruned, "model.layers.0")
     index = [group.role for group in inside].index(role)
-    _, errors, _ = walk.output_errors(pruned, "model.layers.1", inside[index], inside[:index])
+    _, errors, _ = pruned_walk.output_errors(pruned, "model.layers.1", inside[index], inside[:index])
     torch.testing.assert_close(errors, streams[0] - streams[1], atol=1e-5, rtol=1e-5)
 
 

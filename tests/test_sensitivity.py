@@ -3,14 +3,15 @@
 import torch
 from tiny import tiny_batch, tiny_model
 
-from optimum_optin import find_groups
+from optimum_optin import OptinConfig, find_groups
+from optimum_optin.compensation import dense_passes
 from optimum_optin.sensitivity import token_weights
-from optimum_optin.walk import Walk, dense_pass
+from optimum_optin.walk import PrunedWalk, Walk
 
 
 def _weights(model):
     batch = tiny_batch(model)
-    start = dense_pass(model, batch, find_groups(model), torch.Generator().manual_seed(0))
+    (start,) = dense_passes(model, [batch], OptinConfig())
     return start.weights, batch["attention_mask"].bool()
 
 
@@ -56,12 +57,13 @@ def test_attention_reads_every_token_alike_and_a_feed_forward_its_own():
     model = tiny_model()
     batch = tiny_batch(model)
     groups = find_groups(model)
-    walk = Walk(dense_pass(model, batch, groups, torch.Generator().manual_seed(0)))
+    walk = Walk(*dense_passes(model, [batch], OptinConfig()))
+    pruned_walk = PrunedWalk(walk)
     valid = batch["attention_mask"].bool()
     layer = [group for group in groups if group.layer == "layers.0"]
     walk.enter("layers.0", model, "bert.encoder.layer.0", layer)
     for group in layer:
-        _, errors, weights = walk.input_errors(model, "bert.encoder.layer.0", group)
-        expected = valid.float() if group.role == "heads" else walk.weights[group.key]
+        _, errors, weights = pruned_walk.input_errors(model, "bert.encoder.layer.0", group)
+        expected = valid.float() if group.role == "heads" else walk.start.weights[group.key]
         torch.testing.assert_close(weights, expected[valid])
         assert not errors.any()

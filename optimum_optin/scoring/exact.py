@@ -17,6 +17,7 @@ from ..config import OptinConfig
 from ..groups import Batch, Group
 from ..losses import manifold_distance, output_distance
 from ..masking import masked
+from ..randomness import generators
 from ..trajectory import compared_output, draw_rows, recorded, replayed, trajectory_features
 from .registry import Terms, register_scorer
 
@@ -26,10 +27,9 @@ from .registry import Terms, register_scorer
 def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Terms:
     """I_ij of every unit, term by term, averaged over the batches; see `register_scorer`."""
     layers = find_layers(model)
-    generator = torch.Generator().manual_seed(config.seed)
     totals: Terms = {}
     with tqdm(total=len(batches) * sum(group.units for group in groups), desc="exact scores", unit="unit") as progress:
-        for batch in batches:
+        for batch, generator in zip(batches, generators(config.seed, len(batches)), strict=True):
             rows = draw_rows(batch, config.rows, generator)
             with recorded(model, layers) as dense_outputs:
                 dense_final = compared_output(model, batch, rows)

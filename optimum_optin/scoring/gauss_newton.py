@@ -18,6 +18,7 @@ from ..config import OptinConfig
 from ..groups import Batch, Group
 from ..losses import probe_manifold, probe_output
 from ..masking import masked
+from ..randomness import generators
 from ..trajectory import compared_output, draw_rows, recorded, trajectory_features
 from .registry import Terms, register_scorer
 
@@ -30,11 +31,11 @@ def score_gauss_newton(
 ) -> Terms:
     """Estimates of `score_exact`'s terms; probe k sees batch k mod len(batches). See `register_scorer`."""
     layers = find_layers(model)
-    generator = torch.Generator().manual_seed(config.seed)
+    streams = generators(config.seed, len(batches) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
-    rows = [draw_rows(batch, config.rows, generator) for batch in batches]
+    rows = [draw_rows(batch, config.rows, stream) for batch, stream in zip(batches, streams, strict=False)]
     totals: Terms = {}
-    for probe in tqdm(range(config.probes), desc="Gauss-Newton scores", unit="probe"):
+    for probe, generator in enumerate(tqdm(streams[len(batches) :], desc="Gauss-Newton scores", unit="probe")):
         batch, compared = batches[probe % len(batches)], rows[probe % len(batches)]
         size, device = len(next(iter(batch.values()))), next(iter(batch.values())).device
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..config import OptinConfig
 from ..groups import Batch, Group
+from ..walk import Start
 
 Terms = dict[str, dict[str, Tensor]]
 """Term (`"trajectory"`, `"output"`) -> group key -> score per unit, shape (units,), 0 or more."""
 
-Scorer = Callable[[nn.Module, Sequence[Group], Sequence[Batch], OptinConfig], Terms]
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scorer may return instead of `Terms`, if its passes of the dense model serve the refit as well.
+
+    Args:
+        terms: the scores.
+        starts: for each batch, what a walk starts from.
+    """
+
+    terms: Terms
+    starts: Sequence[Start] | None = None
+
+
+Scorer = Callable[[nn.Module, Sequence[Group], Sequence[Batch], OptinConfig], Terms | Scored]
 
 _SCORERS: dict[str, Scorer] = {}
 
@@ -22,7 +38,8 @@ def register_scorer(name: str) -> Callable[[Scorer], Scorer]:
 
     The function gets the model in evaluation mode without parameter gradients, its groups in order of
     execution, batches on the model's device and the configuration. It returns `Terms`: the larger a
-    score, the more the unit matters; a model without an output to compare has no `"output"` term.
+    score, the more the unit matters; a model without an output to compare has no `"output"` term. Or it returns
+    `Scored`.
     """
 
     def register(scorer: Scorer) -> Scorer:

@@ -18,7 +18,8 @@ from ..fingerprint import fingerprint
 from ..folders import atomic_folder
 from ..groups import Batch, Group, Masks
 from ..masking import frozen
-from .registry import Terms, get_scorer
+from ..walk import Start
+from .registry import Scored, Terms, get_scorer
 
 TENSORS_FILE = "optin_scores.safetensors"
 METADATA_FILE = "optin_scores.json"
@@ -35,6 +36,7 @@ class Scores:
         tokens: mean length of the calibration samples, in tokens, rounded.
         seconds: wall-clock time the scoring took.
         batches: the calibration batches, for compensation; not saved.
+        starts: what compensation starts from on each batch, if scoring found it on its way; not saved.
     """
 
     terms: Terms
@@ -43,6 +45,7 @@ class Scores:
     tokens: int
     seconds: float
     batches: Sequence[Batch] | None = field(default=None, repr=False, compare=False)
+    starts: Sequence[Start] | None = field(default=None, repr=False, compare=False)
 
     def combine(self, output_weight: float | None = None) -> dict[str, Tensor]:
         """One score per unit: the trajectory term plus the weighted output term.
@@ -149,9 +152,11 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
     identity = fingerprint(model)
     started = time.perf_counter()
     with frozen(model):
-        terms = scorer(model, groups, batches, config)
-    _check_terms(terms, groups, config.scorer)
-    return Scores(terms, config, identity, mean_tokens(batches), time.perf_counter() - started, batches)
+        result = scorer(model, groups, batches, config)
+    scored = result if isinstance(result, Scored) else Scored(result)
+    _check_terms(scored.terms, groups, config.scorer)
+    seconds = time.perf_counter() - started
+    return Scores(scored.terms, config, identity, mean_tokens(batches), seconds, batches, scored.starts)
 
 
 def check_finite(model: nn.Module) -> None:

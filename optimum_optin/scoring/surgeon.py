@@ -20,60 +20,68 @@ from ..config import OptinConfig
 from ..groups import Batch, Group, token_mask
 from ..losses import probe_manifold, probe_output
 from ..masking import differentiable
+from ..randomness import generators
 from ..surgeon import removal_scores
 from ..trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
-from .registry import Terms, register_scorer
+from ..walk import Start, called
+from .registry import Scored, Terms, register_scorer
 
 
 @register_scorer("surgeon")
 @torch.inference_mode(False)
-def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Terms:
-    """Costs of removal after a refit, one term for each metric; see `register_scorer`.
+def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scored:
+    """Costs of removal after a refit, one term for each metric, and what the refit starts from; see `register_scorer`.
 
     Half of `config.probes`, and at least one for every minibatch: a probe has a gradient for every token here. Probe
     k sees batch k mod len(batches).
     """
-    generator = torch.Generator().manual_seed(config.seed)
-    rows = [draw_rows(batch, config.rows, generator) for batch in batches]
     sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
     probes = max(config.probes // 2, len(batches))
-    for probe in tqdm(range(probes), desc="surgeon scores", unit="probe"):
-        index = probe % len(batches)
-        _probe(
-            model, groups, batches[index], rows[index], sums=sums, temperature=config.temperature, generator=generator
+    starts = []
+    for probe, generator in enumerate(tqdm(generators(config.seed, probes), desc="surgeon scores", unit="probe")):
+        batch = batches[probe % len(batches)]
+        start = _probe(
+            model, groups, batch, sums=sums, rows=config.rows, temperature=config.temperature, generator=generator
         )
-    return _removal_terms(model, groups, sums, probes)
+        if probe < len(batches):
+            starts.append(start)
+    return Scored(_removal_terms(model, groups, sums, probes), starts)
 
 
 def _probe(
     model: nn.Module,
     groups: Sequence[Group],
     batch: Batch,
-    rows: Tensor,
     *,
     sums: Mapping[str, _Sums],
+    rows: int,
     temperature: float,
     generator: torch.Generator,
-) -> None:
-    """Add a minibatch, and one probe of each term on it, to the sums, in place."""
+) -> Start:
+    """Add a minibatch, and one probe of each term on it, to the sums, in place; return what a walk starts from."""
+    compared = draw_rows(batch, rows, generator)
     with (
         differentiable(model, groups[0]),
+        called(model) as calls,
         observed(model, [group.consumer for group in groups]) as seen,
         recorded(model, find_layers(model)) as outputs,
     ):
-        final = compared_output(model, batch, rows)
-    features = trajectory_features(outputs, rows)
-    functionals = {"trajectory": sum(probe_manifold(each, generator) for each in features.values())}
-    if final is not None:
+        final = compared_output(model, batch, compared)
+    features = trajectory_features(outputs, compared)
+    functionals = {}
+    if final is not None:  # drawn first, as in `dense_pass`
         functionals["output"] = probe_output(final.values, temperature, final.kind, generator)
+    functionals["trajectory"] = sum(probe_manifold(each, generator) for each in features.values())
     valid = token_mask(batch)
     for group in groups:
         sums[group.key].add_inputs(seen[group.consumer].input.detach()[valid])
     leaves = [seen[group.consumer].output for group in groups]
+    gradients = {}
     for number, (term, functional) in enumerate(functionals.items(), start=1):
-        gradients = torch.autograd.grad(functional, leaves, retain_graph=number < len(functionals))
-        for group, gradient in zip(groups, gradients, strict=True):
+        gradients[term] = torch.autograd.grad(functional, leaves, retain_graph=number < len(functionals))
+        for group, gradient in zip(groups, gradients[term], strict=True):
             sums[group.key].add_gradients(term, gradient[valid])
+    return calls.start(batch, groups, gradients["output"] if final is not None and final.of_head else None)
 
 
 def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
@@ -97,7 +105,8 @@ class _Sums:
 
     def __init__(self, consumer: nn.Linear):
         self.centred = consumer.bias is not None  # a bias absorbs the mean of what is removed
-        zeros = {"dtype": torch.float64, "device": consumer.weight.device}
+        # At BERT-base's width, sums in float64 would take twice the model's own memory.
+        zeros = {"dtype": torch.float32, "device": consumer.weight.device}
         self.count = 0
         self.total = torch.zeros(consumer.in_features, **zeros)
         self.gram = torch.zeros(consumer.in_features, consumer.in_features, **zeros)
@@ -111,10 +120,10 @@ class _Sums:
 
     def add_gradients(self, term: str, gradients: Tensor) -> None:
         gradients = gradients.float()
-        self.metrics[term] = self.metrics.get(term, 0) + (gradients.T @ gradients).double()
+        self.metrics[term] = self.metrics.get(term, 0) + gradients.T @ gradients
 
     def covariance(self) -> Tensor:
-        mean, moment = self.total / self.count, self.gram / self.count
+        mean, moment = self.total.double() / self.count, self.gram.double() / self.count
         # Constant inputs leave rounding noise on the diagonal; the floor keeps H invertible.
         floor = 1e-5 * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
         return moment - (mean.outer(mean) if self.centred else 0) + floor
