@@ -56,9 +56,7 @@ def dense_passes(dense: nn.Module, batches: Sequence[Batch], config: OptinConfig
     progress = tqdm(batches, desc="token weights", unit="batch")
     with frozen(dense):
         return [
-            dense_pass(
-                dense, batch, groups, rows=config.rows, temperature=config.temperature, generator=generator
-            )
+            dense_pass(dense, batch, groups, rows=config.rows, temperature=config.temperature, generator=generator)
             for batch, generator in zip(progress, generators(config.seed, len(batches)), strict=True)
         ]
 

@@ -41,6 +41,7 @@ logger = logging.get_logger(__name__)
 _HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
 _COLLAPSE = 0.75  # agreement below which prune warns; docs/results.md shows what it means for accuracy
 _TRIALS = (1.0, 0.1, 10.0)  # times the output term's weight
+_TRIAL_PART = 8  # trial cuts are refitted on this part of the batches
 
 
 class OptinPruner:
@@ -328,7 +329,7 @@ class OptinPruner:
         candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
         if all(_same(candidates[0], other) for other in candidates[1:]):
             return candidates[0], weights[0]
-        part = starts[: max(1, len(starts) // 4)]
+        part = starts[: max(1, len(starts) // _TRIAL_PART)]
         chosen = least_divergent(candidates, self.model, groups=groups, starts=part, held_out=held_out)
         return candidates[chosen], weights[chosen]
 
