@@ -27,6 +27,7 @@ from .folders import atomic_folder, check_folder
 from .groups import HEADS, NEURONS, Batch, Group, Masks
 from .loading import load_model, load_processor
 from .plugin import check_structure, convert_model, record_structure, structure_of_model
+from .processes import is_main, wait
 from .report import PruningPlan, PruningReport, layers_of
 from .scoring import Scores, get_scorer, score
 from .search import check_budget, search
@@ -187,6 +188,9 @@ class OptinPruner:
     ) -> PreTrainedModel:
         """Prune the dense model and return the smaller one, an ordinary `transformers` model.
 
+        Under `accelerate launch`, call it on every process with the same data: they share the work and all return
+        the same model.
+
         Args:
             calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
                 dicts, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
@@ -243,7 +247,8 @@ class OptinPruner:
         convert_model(model, structure)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Save the pruned model, its processor and the report; complete or not at all.
+        """Save the pruned model, its processor and the report; complete or not at all. Of several processes, the
+        main one writes.
 
         The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`.
 
@@ -252,11 +257,13 @@ class OptinPruner:
             NotADirectoryError: the folder is a file.
         """
         model, report = self._pruned()
-        with atomic_folder(save_directory) as folder:
-            model.save_pretrained(folder)
-            if self.processor is not None:
-                self.processor.save_pretrained(folder)
-            report.save(folder)
+        if is_main():
+            with atomic_folder(save_directory) as folder:
+                model.save_pretrained(folder)
+                if self.processor is not None:
+                    self.processor.save_pretrained(folder)
+                report.save(folder)
+        wait()
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """Upload the pruned model and its processor to the Hub.
