@@ -1,7 +1,7 @@
 """Remote code: a saved folder's own `modeling_optin.py`, with which it loads where this package is not installed.
 
 The file is an excerpt of this package's sources, so that there is no second implementation to keep equal: what
-`plugin.py` needs to rebuild a skeleton, and the row of the model's architecture. It imports torch and transformers only.
+`plugin.py` needs to rebuild a skeleton, and the row of the model's architecture. It needs torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     entry = getattr(config, "quantization_config", None) or {}
     if entry.get("quant_method") != METHOD:
         raise ValueError(
-            f"{folder} holds no pruned structure, so there is nothing for remote code to rebuild: a dense model, or one "
-            "pruned with layout='uniform', loads with transformers alone."
+            f"{folder} holds no pruned structure for remote code to rebuild: a dense model, or one pruned with "
+            "layout='uniform', loads with transformers alone."
         )
     classes = _auto_classes(config)
     module = REMOTE_FILE.removesuffix(".py")
@@ -73,14 +73,13 @@ def _remote_code(model_type: str, classes: Iterable[str]) -> str:
     roots = [(plugin.__name__, name) for name in names]
     imports, definitions = excerpt([*roots, (register_architecture.__module__, "register_architecture")])
     stacks = "".join(f"{pformat(stack, width=110)},\n" for stack in row_of(model_type))
-    return "\n\n\n".join(
-        [
-            _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
-            *definitions,
-            _REGISTRATION.format(model_type=model_type, stacks=indent(stacks, "    ")),
-            *(_SUBCLASS.format(name=name) for name in sorted(classes)),
-        ]
-    )
+    parts = [
+        _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
+        *definitions,
+        _REGISTRATION.format(model_type=model_type, stacks=indent(stacks, "    ")),
+        *(_SUBCLASS.format(name=name) for name in sorted(classes)),
+    ]
+    return "\n\n\n".join(parts) + "\n"
 
 
 _HEADER = '''"""Loads this pruned model with torch and transformers alone.
@@ -104,5 +103,4 @@ AUTO_QUANTIZER_MAPPING.setdefault(METHOD, OptinHfQuantizer)"""
 _SUBCLASS = '''class {name}(transformers.{name}):
     """`transformers.{name}`, pruned."""
 
-    optin_convert = staticmethod(convert_model)
-'''
+    optin_convert = staticmethod(convert_model)'''

@@ -63,23 +63,17 @@ def search_uniform(
         ValueError: see `check_budget`.
     """
     floors = floors or {}
-    check_budget(costs, budget, floors, "take layout='free'")
+    check_budget(costs, budget, floors)
     return _spend(scores, budget, *(_level(role, scores, costs, floors.get(role, 0)) for role in (HEADS, NEURONS)))
 
 
-def check_budget(
-    costs: Mapping[str, Tensor],
-    budget: float,
-    floors: Mapping[str, int] | None = None,
-    remedy: str = "lower min_heads or min_neurons",
-) -> None:
+def check_budget(costs: Mapping[str, Tensor], budget: float, floors: Mapping[str, int] | None = None) -> None:
     """Raise if the budget does not pay for the floors, or for a single unit.
 
     Args:
         costs: see `search`.
         budget: see `search`.
         floors: see `search`.
-        remedy: what the message offers besides a larger budget.
 
     Raises:
         ValueError: names the least share of the dense cost that will do.
@@ -91,7 +85,7 @@ def check_budget(
     if budget < minimum:
         raise ValueError(
             f"a budget of {budget / dense:.4g} of the dense cost is below the minimum structure, which costs "
-            f"{minimum / dense:.4g} of it: ask for more, or {remedy}."
+            f"{minimum / dense:.4g} of it: ask for more, lower min_heads or min_neurons, or leave layout='uniform'."
         )
 
 
