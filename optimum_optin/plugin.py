@@ -50,7 +50,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
         self.structure = structure
 
 
-# The same warning advises deleting the entry that holds this.
+# For whoever follows the advice in that warning, to delete the entry in config.json.
 _HOW_TO_LOAD = (
     "This model is pruned, not quantized. Do not delete this entry: `import optimum_optin` (pip install optimum-optin) "
     "before from_pretrained."
@@ -156,9 +156,7 @@ def check_structure(model: PreTrainedModel) -> None:
 
 def _forget_remote_code(model: PreTrainedModel) -> None:
     """Saving a model of an ordinary class does not save the code that `auto_map` names."""
-    auto_map = getattr(model.config, "auto_map", None) or {}
-    left = {name: value for name, value in auto_map.items() if f"{REMOTE_FILE.removesuffix('.py')}." not in str(value)}
-    if auto_map and not left:
-        del model.config.auto_map
-    elif auto_map:
-        model.config.auto_map = left
+    auto_map = vars(model.config).pop("auto_map", None) or {}
+    ours = f"{REMOTE_FILE.removesuffix('.py')}."
+    if others := {name: value for name, value in auto_map.items() if ours not in str(value)}:
+        model.config.auto_map = others

@@ -264,9 +264,11 @@ class OptinPruner:
             NotADirectoryError: the folder is a file.
         """
         model, report = self._pruned()
+        if remote_code is None:
+            remote_code = report.config["remote_code"]
         with atomic_folder(save_directory) as folder:
             model.save_pretrained(folder)
-            if report.config.get("remote_code") if remote_code is None else remote_code:
+            if remote_code:
                 write_remote_code(folder)
             if self.processor is not None:
                 self.processor.save_pretrained(folder)

@@ -40,8 +40,8 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     entry = getattr(config, "quantization_config", None) or {}
     if entry.get("quant_method") != METHOD:
         raise ValueError(
-            f"{folder} holds no pruned structure for remote code to rebuild: a dense model, or one pruned with "
-            "layout='uniform', loads with transformers alone."
+            "remote_code=True needs a pruned structure to rebuild, and this model's config has none: a dense model, or "
+            "one pruned with layout='uniform', loads with transformers alone."
         )
     classes = _auto_classes(config)
     module = REMOTE_FILE.removesuffix(".py")

@@ -147,7 +147,7 @@ def test_the_file_imports_torch_and_transformers_only(models, tmp_path):
 
 def test_a_dense_folder_is_refused(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no pruned structure for remote code to rebuild"):
+    with pytest.raises(ValueError, match="remote_code=True needs a pruned structure to rebuild"):
         write_remote_code(tmp_path)
 
 

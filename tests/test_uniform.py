@@ -127,6 +127,22 @@ def test_pruning_again_goes_on_from_the_new_sizes(pruned, tmp_path):
         torch.testing.assert_close(loaded(**BATCH).logits, again.pruned_model(**BATCH).logits, atol=1e-6, rtol=0)
 
 
+def test_a_plan_is_uniform_too():
+    pruner = OptinPruner(tiny_model())
+    scores = pruner.score(tiny_samples(), OptinConfig(probes=4))
+    plan = pruner.plan(scores, config=OptinConfig(flops=0.7, probes=4, layout="uniform"))
+    assert 0.65 < plan.flops_achieved <= 0.7
+    assert len({roles["neurons"]["kept"] for roles in plan.layers.values()}) == 1
+
+
+def test_there_is_no_remote_code_to_save(pruned, tmp_path):
+    with pytest.raises(ValueError, match="remote_code=True is for layout='free'"):
+        OptinConfig(layout="uniform", remote_code=True)
+    with pytest.raises(ValueError, match="remote_code=True needs a pruned structure"):
+        pruned["bert"].save_pretrained(tmp_path / "out", remote_code=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_freely_pruned_model_is_refused():
     pruner = OptinPruner(tiny_model())
     free = pruner.prune(tiny_samples(), OptinConfig(flops=0.7, probes=4))
@@ -180,7 +196,8 @@ def test_heads_of_these_classes_cannot_be_expressed(model_type):
 
 
 def test_the_docs_table_is_the_registry():
-    table = re.findall(r"^\| `([\w-]+)` \| (\w+) \| (\w+) \|$", (DOCS / "loading.md").read_text(), flags=re.MULTILINE)
+    page = (DOCS / "loading.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `([\w-]+)` \| (yes|no) \| (yes|no) \|$", page, flags=re.MULTILINE)
     expected = []
     for name in known_architectures():
         fields = {sublayer.role: sublayer.config_fields for stack in row_of(name) for sublayer in stack.sublayers}
