@@ -26,6 +26,7 @@ class Sublayer:
         core: path of the attention module, replaced when all its heads go.
         counters: attributes to keep true, path -> `"units"` or `"features"` (units * width).
         shared_bias: see `Group`.
+        config_fields: see `Group`.
     """
 
     role: str
@@ -35,6 +36,7 @@ class Sublayer:
     core: str | None = None
     counters: Mapping[str, str] = field(default_factory=dict)
     shared_bias: str | None = None
+    config_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: 
     return Sublayer(HEADS, consumer, _producers(producers), width, core, **options)
 
 
-def neurons(producers: Iterable[Producer | str], consumer: str) -> Sublayer:
+def neurons(producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
     """FFN neurons; for a gated MLP a neuron is the gate/up pair. See `Sublayer`."""
-    return Sublayer(NEURONS, consumer, _producers(producers))
+    return Sublayer(NEURONS, consumer, _producers(producers), **options)
 
 
 def find_layers(model: nn.Module) -> dict[str, str]:
@@ -145,6 +147,7 @@ def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group
         core=sublayer.core and f"{path}.{sublayer.core}",
         counters={f"{path}.{name}": features[kind] for name, kind in sublayer.counters.items()},
         shared_bias=sublayer.shared_bias,
+        config_fields=sublayer.config_fields,
     )
 
 
@@ -156,8 +159,12 @@ def _check_producer(module: nn.Module, producer: Producer, consumer: nn.Module) 
         )
 
 
-def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+def row_of(model_type: str | None) -> tuple[Stack, ...]:
+    """The stacks that a model type was registered with.
+
+    Raises:
+        ValueError: it was not.
+    """
     if model_type not in _ARCHITECTURES:
         raise ValueError(
             f"unknown architecture {model_type!r}; known: {', '.join(known_architectures())}. "
@@ -171,11 +178,17 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
             "    )))\n"
             "See docs/architectures.md."
         )
+    return _ARCHITECTURES[model_type]
+
+
+def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    stacks = row_of(model_type)
     if getattr(model.config, "is_decoder", False):
         raise ValueError(
             f"this {model_type!r} model is set up as a decoder (is_decoder=True); its row is for encoders."
         )
-    return _ARCHITECTURES[model_type]
+    return stacks
 
 
 def _base_prefix(model: nn.Module) -> str:
@@ -192,7 +205,8 @@ def _producers(producers: Iterable[Producer | str]) -> tuple[Producer, ...]:
     return tuple(Producer(producer) if isinstance(producer, str) else producer for producer in producers)
 
 
-_BERT_FFN = neurons(["intermediate.dense"], "output.dense")
+# No row's heads name config_fields: these classes take a head's width to be hidden_size / num_attention_heads.
+_BERT_FFN = neurons(["intermediate.dense"], "output.dense", config_fields=("intermediate_size",))
 
 _BERT = Stack(
     "encoder.layer",
@@ -223,7 +237,7 @@ register_architecture(
                 "attention.out_lin",
                 counters={"attention.n_heads": "units"},
             ),
-            neurons(["ffn.lin1"], "ffn.lin2"),
+            neurons(["ffn.lin1"], "ffn.lin2", config_fields=("hidden_dim",)),
         ),
     ),
 )
@@ -253,7 +267,7 @@ register_architecture(
         "layers",
         (
             heads("attn", "attn.head_dim", [Producer("attn.Wqkv", parts=3)], "attn.Wo"),
-            neurons([Producer("mlp.Wi", parts=2)], "mlp.Wo"),
+            neurons([Producer("mlp.Wi", parts=2)], "mlp.Wo", config_fields=("intermediate_size",)),
         ),
         pre_norm=True,
     ),

@@ -32,6 +32,11 @@ class OptinConfig:
             if the model has a head; `"ranked"` takes `output_weight` as it is (Kwon et al. 2022, and OPTIN).
         compensation: `"ridge"` refits what is left to do the work of what was removed, in closed form;
             `"none"` only removes.
+        layout: `"free"` lets every layer keep numbers of its own; `"uniform"` keeps equally many neurons in every layer
+            (and heads, where the model's class can be built with fewer), so that the result loads with transformers
+            alone (docs/loading.md).
+        remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
+            package is not installed.
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
@@ -57,6 +62,8 @@ class OptinConfig:
     output_weight: float = 1.0
     search: str = "measured"
     compensation: str = "ridge"
+    layout: str = "free"
+    remote_code: bool = False
     min_heads: int = 1
     min_neurons: int = 0
     seed: int = 0
@@ -79,6 +86,12 @@ class OptinConfig:
             raise ValueError(f"compensation={self.compensation!r} must be 'ridge' or 'none'.")
         if self.search not in ("measured", "ranked"):
             raise ValueError(f"search={self.search!r} must be 'measured' or 'ranked'.")
+        if self.layout not in ("free", "uniform"):
+            raise ValueError(f"layout={self.layout!r} must be 'free' or 'uniform'.")
+        if not isinstance(self.remote_code, bool):
+            raise ValueError(f"remote_code={self.remote_code!r} must be True or False.")
+        if self.remote_code and self.layout == "uniform":
+            raise ValueError("remote_code=True is for layout='free': layout='uniform' loads with transformers alone.")
         if not isinstance(self.scorer, str):
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
 

@@ -65,6 +65,8 @@ class Group:
             whole stack, to be sliced to the kept heads (MPNet).
         pre_norm: whether the layer normalises a sublayer's input, so that consumers write to the
             residual stream directly; otherwise it normalises their sum with the residual.
+        config_fields: attributes of the model's config that transformers' own class reads this size from, each
+            proportional to `units`; none if it cannot be built with fewer units.
     """
 
     layer: str
@@ -77,6 +79,7 @@ class Group:
     counters: Mapping[str, int] = field(default_factory=dict)
     shared_bias: str | None = None
     pre_norm: bool = False
+    config_fields: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

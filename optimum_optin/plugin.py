@@ -3,7 +3,8 @@
 A saved model's `config.json` carries its structure under `quantization_config`, the one place where
 `transformers` lets a package act before weights are loaded. The skeleton, still on the meta device, is
 rewritten to the structure; after loading, every trace of quantization is cleared and what is left is
-an ordinary model. Importing `optimum_optin` registers the plug-in.
+an ordinary model. Importing `optimum_optin` registers the plug-in. A folder saved with remote code brings its own
+copy of the plug-in, made of this file (`remote_code.py`).
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import find_groups
 from .structure import Structure, compose, masks_of, structure_from_json, structure_to_json
 from .surgery import rewrite
 
-METHOD = "optin"
+METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 1
+REMOTE_FILE = "modeling_optin.py"
 
 
-@register_quantization_config(METHOD)
 class OptinStructureConfig(QuantizationConfigMixin):
     """The `quantization_config` entry of a pruned model.
 
@@ -44,10 +46,17 @@ class OptinStructureConfig(QuantizationConfigMixin):
         structure_from_json(structure)
         self.quant_method = METHOD
         self.format_version = format_version
+        self.how_to_load = _HOW_TO_LOAD
         self.structure = structure
 
 
-@register_quantizer(METHOD)
+# For whoever follows the advice in that warning, to delete the entry in config.json.
+_HOW_TO_LOAD = (
+    "This model is pruned, not quantized. Do not delete this entry: `import optimum_optin` (pip install optimum-optin) "
+    "before from_pretrained."
+)
+
+
 class OptinHfQuantizer(HfQuantizer):
     """Rewrites the skeleton before the weights are loaded, then removes itself."""
 
@@ -56,7 +65,8 @@ class OptinHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
         structure = structure_from_json(self.quantization_config.structure)
         del model.config.quantization_config  # convert_model notes it again, now that it is true
-        convert_model(model, structure)
+        # A class from a folder's remote code brings the code and the row that the folder was saved with.
+        getattr(model, "optin_convert", convert_model)(model, structure)
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
@@ -72,6 +82,8 @@ class OptinHfQuantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 vars(module.config).pop("_is_quantized", None)
+        if not hasattr(model, "optin_convert"):
+            _forget_remote_code(model)
 
     def is_serializable(self) -> bool:
         """Always: a pruned model is made of ordinary weights."""
@@ -81,6 +93,11 @@ class OptinHfQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Always: a pruned model is made of ordinary weights."""
         return True
+
+
+# Not by transformers' decorators: they refuse a name that a folder's remote code took before.
+AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
+AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer
 
 
 def convert_model(model: PreTrainedModel, structure: Structure) -> None:
@@ -135,3 +152,11 @@ def check_structure(model: PreTrainedModel) -> None:
                 "model made from a pruned model's config is dense. Load it with from_pretrained, or delete "
                 "config.quantization_config."
             )
+
+
+def _forget_remote_code(model: PreTrainedModel) -> None:
+    """Saving a model of an ordinary class does not save the code that `auto_map` names."""
+    auto_map = vars(model.config).pop("auto_map", None) or {}
+    ours = f"{REMOTE_FILE.removesuffix('.py')}."
+    if others := {name: value for name, value in auto_map.items() if ours not in str(value)}:
+        model.config.auto_map = others

@@ -28,13 +28,15 @@ from .groups import HEADS, NEURONS, Batch, Group, Masks
 from .loading import load_model, load_processor
 from .plugin import check_structure, convert_model, record_structure, structure_of_model
 from .processes import is_main, wait
+from .remote_code import write_remote_code
 from .report import PruningPlan, PruningReport, layers_of
 from .scoring import Scores, get_scorer, score
-from .search import check_budget, search
+from .search import check_budget, search, search_uniform
 from .structure import Structure, compose, structure_of
 from .surgery import rewrite
 from .trajectory import has_head
 from .trials import least_divergent
+from .uniform import check_uniform, record_sizes, uniform_floors
 from .walk import Start
 
 logger = logging.get_logger(__name__)
@@ -169,7 +171,7 @@ class OptinPruner:
         """
         config = self._config(config, scores, flops)
         scores.check(fingerprint(self.model), config)
-        groups = find_groups(self.model)
+        groups = self._groups(config)
         costs = cost_tables(self.model, groups, scores.tokens)
         masks = _ranked(scores, groups, costs, config, config.output_weight)
         achieved = kept_share(costs, masks)
@@ -206,7 +208,7 @@ class OptinPruner:
         """
         config = self._config(config, scores, flops)
         folder = None if save_dir is None else check_folder(save_dir)
-        groups = find_groups(self.model)
+        groups = self._groups(config)
         scores, batches = self._scored(calibration, scores, groups, config)
         costs = cost_tables(self.model, groups, scores.tokens)
         fit, held_out = _split(len(batches))
@@ -220,7 +222,11 @@ class OptinPruner:
         with _timed(seconds, "rewrite"):
             pruned = copy.deepcopy(self.model)
             rewrite(pruned, groups, masks)
-            structure = record_structure(pruned, structure_of(groups, masks))
+            structure = structure_of(groups, masks)
+            if config.layout == "uniform":
+                record_sizes(pruned, groups, masks)
+            else:
+                structure = record_structure(pruned, structure)
         with _timed(seconds, "compensation"):
             if starts and not all(mask.all() for mask in masks.values()):
                 refit(self.model, [pruned], starts)
@@ -246,20 +252,30 @@ class OptinPruner:
         """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
         convert_model(model, structure)
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
         """Save the pruned model, its processor and the report; complete or not at all. Of several processes, the
         main one writes.
 
-        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`.
+        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`; docs/loading.md
+        has the ways that need no package.
+
+        Args:
+            save_directory: the folder.
+            remote_code: save `modeling_optin.py`, too; `None` takes what `prune` was configured with.
 
         Raises:
             RuntimeError: nothing was pruned yet.
+            ValueError: there is nothing for remote code to rebuild.
             NotADirectoryError: the folder is a file.
         """
         model, report = self._pruned()
+        if remote_code is None:
+            remote_code = report.config["remote_code"]
         if is_main():
             with atomic_folder(save_directory) as folder:
                 model.save_pretrained(folder)
+                if remote_code:
+                    write_remote_code(folder)
                 if self.processor is not None:
                     self.processor.save_pretrained(folder)
                 report.save(folder)
@@ -290,6 +306,12 @@ class OptinPruner:
         """A pruner for `model` with the configuration that `to_dict` gave."""
         return cls(model, processor, OptinConfig.from_dict(data))
 
+    def _groups(self, config: OptinConfig) -> list[Group]:
+        groups = find_groups(self.model)
+        if config.layout == "uniform":
+            check_uniform(self.model, groups)
+        return groups
+
     def _config(self, config: OptinConfig | None, scores: Scores | None, flops: float | None) -> OptinConfig:
         _check_type("config", config, OptinConfig)
         _check_type("scores", scores, Scores)
@@ -315,7 +337,7 @@ class OptinPruner:
                 )
             check_tokens(self.model, batches)
         costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches))
-        check_budget(costs, config.flops * dense_cost(costs), _floors(config))
+        check_budget(costs, config.flops * dense_cost(costs), _floors(config, groups))
         return scores or score(self.model, groups, batches, config), batches or []
 
     def _choose(
@@ -430,15 +452,17 @@ def _ranked(
 ) -> Masks:
     combined = scores.combine(output_weight)
     ordered = {group.key: combined[group.key] for group in groups}
-    return search(ordered, costs, config.flops * dense_cost(costs), _floors(config))
+    find = search_uniform if config.layout == "uniform" else search
+    return find(ordered, costs, config.flops * dense_cost(costs), _floors(config, groups))
 
 
 def _same(one: Masks, other: Masks) -> bool:
     return all(torch.equal(mask, other[key]) for key, mask in one.items())
 
 
-def _floors(config: OptinConfig) -> dict[str, int]:
-    return {HEADS: config.min_heads, NEURONS: config.min_neurons}
+def _floors(config: OptinConfig, groups: list[Group]) -> dict[str, int]:
+    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons}
+    return uniform_floors(groups, floors) if config.layout == "uniform" else floors
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

@@ -39,24 +39,32 @@ def search(
     """
     floors = floors or {}
     check_budget(costs, budget, floors)
-    heads, neurons = (_rank(role, scores, costs, floors.get(role, 0)) for role in (HEADS, NEURONS))
+    return _spend(scores, budget, *(_rank(role, scores, costs, floors.get(role, 0)) for role in (HEADS, NEURONS)))
 
-    # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".
-    room = budget * (1 + 1e-9)
-    best_total, best = -1.0, (0, 0)
-    for head_count in range(heads.forced, len(heads.units) + 1):
-        left = room - heads.spent[head_count]
-        neuron_count = int(torch.searchsorted(neurons.spent, left, right=True)) - 1
-        if left < 0 or neuron_count < neurons.forced:
-            break
-        total = float(heads.gained[head_count] + neurons.gained[neuron_count])
-        if total >= best_total:  # of equal totals, the one with more heads
-            best_total, best = total, (head_count, neuron_count)
 
-    masks = {key: torch.zeros(len(scores[key]), dtype=torch.bool) for key in scores}
-    for key, unit in heads.units[: best[0]] + neurons.units[: best[1]]:
-        masks[key][unit] = True
-    return masks
+def search_uniform(
+    scores: Mapping[str, Tensor],
+    costs: Mapping[str, Tensor],
+    budget: float,
+    floors: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """The same with equally many heads, and equally many neurons, in every layer: each keeps its best by score.
+
+    Args:
+        scores: see `search`.
+        costs: see `search`.
+        budget: see `search`.
+        floors: see `search`; a model needs a floor of 1 or more where its layers may not lose all units.
+
+    Returns:
+        See `search`. A group that has fewer units than the others keep keeps all of them.
+
+    Raises:
+        ValueError: see `check_budget`.
+    """
+    floors = floors or {}
+    check_budget(costs, budget, floors)
+    return _spend(scores, budget, *(_level(role, scores, costs, floors.get(role, 0)) for role in (HEADS, NEURONS)))
 
 
 def check_budget(costs: Mapping[str, Tensor], budget: float, floors: Mapping[str, int] | None = None) -> None:
@@ -77,19 +85,40 @@ def check_budget(costs: Mapping[str, Tensor], budget: float, floors: Mapping[str
     if budget < minimum:
         raise ValueError(
             f"a budget of {budget / dense:.4g} of the dense cost is below the minimum structure, which costs "
-            f"{minimum / dense:.4g} of it: ask for more, or lower min_heads or min_neurons."
+            f"{minimum / dense:.4g} of it: ask for more, lower min_heads or min_neurons, or leave layout='uniform'."
         )
 
 
 class _Ranking:
-    """Units of one kind, best first; `spent[n]` and `gained[n]` are the first n units' cost and score."""
+    """Units of one kind in steps, best first; `spent[n]` and `gained[n]` are the first n steps' cost and score."""
 
-    def __init__(self, units: list[tuple[str, int]], cost: Tensor, score: Tensor, forced: int):
+    def __init__(self, steps: list[list[tuple[str, int]]], cost: Tensor, score: Tensor, forced: int):
         zero = torch.zeros(1, dtype=torch.float64)
-        self.units = units
+        self.steps = steps
         self.spent = torch.cat([zero, cost.cumsum(0)])
         self.gained = torch.cat([zero, score.cumsum(0)])
         self.forced = forced
+
+
+def _spend(scores: Mapping[str, Tensor], budget: float, heads: _Ranking, neurons: _Ranking) -> dict[str, Tensor]:
+    """The masks of the best pair: for every number of head steps, as many neuron steps as the rest pays for."""
+    # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".
+    room = budget * (1 + 1e-9)
+    best_total, best = -1.0, (0, 0)
+    for head_count in range(heads.forced, len(heads.steps) + 1):
+        left = room - heads.spent[head_count]
+        neuron_count = int(torch.searchsorted(neurons.spent, left, right=True)) - 1
+        if left < 0 or neuron_count < neurons.forced:
+            break
+        total = float(heads.gained[head_count] + neurons.gained[neuron_count])
+        if total >= best_total:  # of equal totals, the one with more heads
+            best_total, best = total, (head_count, neuron_count)
+
+    masks = {key: torch.zeros(len(scores[key]), dtype=torch.bool) for key in scores}
+    for step in heads.steps[: best[0]] + neurons.steps[: best[1]]:
+        for key, unit in step:
+            masks[key][unit] = True
+    return masks
 
 
 def _rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], floor: int) -> _Ranking:
@@ -111,7 +140,20 @@ def _rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], 
         forced += len(top)
         offset += size
     order = worth.argsort(descending=True, stable=True)
-    return _Ranking([units[index] for index in order], cost[order], score[order], forced)
+    return _Ranking([[units[index]] for index in order], cost[order], score[order], forced)
+
+
+def _level(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], floor: int) -> _Ranking:
+    """Each step takes the next best unit of every group."""
+    keys = [key for key in scores if _role(key) == role]
+    orders = {key: scores[key].argsort(descending=True, stable=True).tolist() for key in keys}
+    count = max(map(len, orders.values()), default=0)
+    steps = [[(key, order[step]) for key, order in orders.items() if step < len(order)] for step in range(count)]
+    cost, score = torch.zeros(2, count, dtype=torch.float64)
+    for key, order in orders.items():
+        cost[: len(order)] += costs[key].double().cpu().diff()
+        score[: len(order)] += scores[key].double().cpu()[order]
+    return _Ranking(steps, cost, score, min(floor, count))
 
 
 def _role(key: str) -> str:

@@ -34,6 +34,8 @@ def test_round_trips(tmp_path):
         ({"output_weight": -1}, "output_weight=-1"),
         ({"min_heads": -1}, "min_heads=-1"),
         ({"scorer": 3}, "scorer=3"),
+        ({"layout": "even"}, "layout='even' must be 'free' or 'uniform'"),
+        ({"remote_code": "yes"}, "remote_code='yes' must be True or False"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
