@@ -23,6 +23,7 @@ from .registry import Scored, Terms, get_scorer
 
 TENSORS_FILE = "optin_scores.safetensors"
 METADATA_FILE = "optin_scores.json"
+SCORES_FOLDER = "optin_scores"  # of a repository on the Hub
 
 
 @dataclass(frozen=True)

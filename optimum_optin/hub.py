@@ -1,0 +1,98 @@
+"""The Hub: what a push checks, and how a folder becomes one commit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import build_hf_headers, validate_repo_id
+
+from .folders import WEIGHTS
+from .version import __version__
+
+CARD_FILE = "README.md"
+
+
+def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, create_pr: bool) -> None:
+    """Refuse a push that cannot succeed, before anything is computed, saved or sent.
+
+    Args:
+        repo_id: `"user/name"`, or `"name"` for the token's owner.
+        token: see `OptinPruner.push_to_hub`.
+        revision: branch to push to.
+        create_pr: whether a pull request is wanted.
+
+    Raises:
+        ValueError: not a repository's name, or a pull request to a branch.
+        OfflineModeIsEnabled: the offline flag is set.
+        LocalTokenNotFoundError: there is no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"repo_id={repo_id!r} is not a name on the Hub: give 'user/name' of letters, digits, '-', '_' and '.', at "
+            f"most 96 characters ({error})"
+        ) from error
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"create_pr=True opens a pull request to main, not to revision={revision!r}: leave one out.")
+    if is_offline_mode():
+        raise OfflineModeIsEnabled(
+            f"cannot push to {repo_id}: offline mode is on (HF_HUB_OFFLINE); unset it, or save_pretrained to a folder."
+        )
+    if "authorization" not in build_hf_headers(token=token):
+        raise LocalTokenNotFoundError(
+            f"cannot push to {repo_id} without a token: run `hf auth login`, set HF_TOKEN, or pass token=."
+        )
+
+
+def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None) -> str:
+    """Create the repository and the branch where they are missing; returns the id with its owner."""
+    api = _api(token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> str | None:
+    """The repository's card as it is now, `None` if it has none."""
+    try:
+        # Anything but "there is none" is an error, not a stale copy from the cache: the push would overwrite the card.
+        path = _api(token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8")
+
+
+def commit_folder(
+    folder: Path, repo_id: str, *, token: str | bool | None, revision: str | None, message: str, create_pr: bool
+) -> CommitInfo:
+    """Upload a folder in one commit, which also deletes weights of an earlier model under other names."""
+    api = _api(token)
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    there = api.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in there if WEIGHTS.fullmatch(name) and name not in files]
+    # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
+    return api.create_commit(
+        repo_id,
+        [CommitOperationDelete(name) for name in stale]
+        + [CommitOperationAdd(name, file) for name, file in files.items()],
+        commit_message=message,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` may be a repository on the Hub: well-formed, and no path on this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
+def _api(token: str | bool | None) -> HfApi:
+    return HfApi(token=token, library_name="optimum-optin", library_version=__version__)
