@@ -37,6 +37,7 @@ def model_card(
     report: PruningReport,
     *,
     name: str,
+    revision: str | None = None,
     processor: Any = None,
     weights: int | None = None,
     existing: str | None = None,
@@ -47,6 +48,7 @@ def model_card(
         model: the pruned model; its class gives the task, its config the base model.
         report: every figure of the card; what it does not hold, the card leaves out.
         name: what the card tells users to load: a Hub id, or a folder.
+        revision: the branch of it.
         processor: its tokenizer or the like.
         weights: size of the weight files in bytes; `None` if there are no files yet.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
@@ -57,9 +59,10 @@ def model_card(
     data, text = (ModelCardData(), f"\n# {title}\n") if existing is None else _parse(existing)
     order = list(vars(data))
     _merge(data, ours)
-    part = (
-        f"{BEGIN}\n\n{card_text(model, report, name=name, processor=processor, weights=weights, origin=origin)}\n{END}"
+    written = card_text(
+        model, report, name=name, revision=revision, processor=processor, weights=weights, origin=origin
     )
+    part = f"{BEGIN}\n\n{written}\n{END}"
     text, found = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: part, text, count=1, flags=re.DOTALL)
     if not found:
         text = f"{text.rstrip()}\n\n{part}\n"
@@ -78,7 +81,7 @@ def _origin(model: PreTrainedModel) -> tuple[Origin, ModelCardData]:
     hub_id = path if commit and is_hub_id(path) else None
     try:
         file = hf_hub_download(hub_id, CARD_FILE, revision=commit) if hub_id else Path(path, CARD_FILE)
-        base, _ = _parse(Path(file).read_text(encoding="utf-8")) if path else (ModelCardData(), "")
+        base, _ = _parse(Path(file).read_text(encoding="utf-8-sig")) if path else (ModelCardData(), "")
     except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
         base = ModelCardData()

@@ -38,6 +38,7 @@ def card_text(
     report: PruningReport,
     *,
     name: str,
+    revision: str | None = None,
     processor: Any = None,
     weights: int | None = None,
     origin: Origin = Origin(),
@@ -48,6 +49,7 @@ def card_text(
         model: the pruned model.
         report: its report.
         name: what to load.
+        revision: the branch of it.
         processor: its tokenizer or the like.
         weights: size of the weight files in bytes.
         origin: where the dense model came from.
@@ -55,7 +57,7 @@ def card_text(
     sections = [
         _summary(report, origin),
         "## Load it",
-        _loading(model, name, processor),
+        _loading(model, name, revision, processor),
         "## Before and after",
         _comparison(model, report, weights),
         *_accuracy(report),
@@ -75,25 +77,26 @@ def card_text(
 
 def _summary(report: PruningReport, origin: Origin) -> str:
     base = f"`{origin.hub_id}`" if origin.hub_id else "a trained model"
-    kept = [_kept(report.layers, role) for role in (HEADS, NEURONS)]
     return (
-        f"This is {base}, made smaller without training: of its attention heads {kept[0]} are left, of its feed-forward "
-        f"neurons {kept[1]}. They were removed by optimum-optin, which implements one-shot pruning with OPTIN (Khaki & "
-        "Plataniotis, ICLR 2024, [arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary "
-        "`transformers` model with smaller layers."
+        f"This is {base}, made smaller without training: {_kept(report.layers, HEADS)} attention heads and "
+        f"{_kept(report.layers, NEURONS)} feed-forward neurons are left. The others were removed by optimum-optin, "
+        "which implements one-shot pruning with OPTIN (Khaki & Plataniotis, ICLR 2024, "
+        "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary `transformers` model with "
+        "smaller layers."
     )
 
 
-def _loading(model: PreTrainedModel, name: str, processor: Any) -> str:
+def _loading(model: PreTrainedModel, name: str, revision: str | None, processor: Any) -> str:
     classes = {"model": auto_class_of(model)}
     if processor is not None:
         tokenizer = isinstance(processor, PreTrainedTokenizerBase)
         classes["tokenizer" if tokenizer else "processor"] = "AutoTokenizer" if tokenizer else "AutoProcessor"
+    address = f'"{name}"' if revision is None else f'"{name}", revision="{revision}"'
     lines = [
         "import optimum_optin  # lets transformers build the smaller layers",
         f"from transformers import {', '.join(classes.values())}",
         "",
-        *(f'{variable} = {loader}.from_pretrained("{name}")' for variable, loader in classes.items()),
+        *(f"{variable} = {loader}.from_pretrained({address})" for variable, loader in classes.items()),
     ]
     return _code(lines) + (
         "\n\nWithout that first line `transformers` warns of an `Unknown quantization type, got optin` and stops with "
@@ -105,12 +108,7 @@ def _loading(model: PreTrainedModel, name: str, processor: Any) -> str:
 
 def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | None) -> str:
     rows = [
-        (
-            "MACs of the transformer layers",
-            "100%",
-            f"{report.flops_achieved:.1%}",
-            f"{report.flops_requested:.1%} asked",
-        ),
+        ("MACs of the transformer layers", "", f"asked {report.flops_requested:.1%}", f"{report.flops_achieved:.1%}"),
         _change("MACs of the whole model, counted", report.macs_dense, report.macs_pruned, "M"),
         _change("parameters", report.params_dense, report.params_pruned, "M"),
     ]

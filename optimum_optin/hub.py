@@ -63,7 +63,7 @@ def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -
         path = _api(token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
     except EntryNotFoundError:
         return None
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path).read_text(encoding="utf-8-sig")
 
 
 def commit_folder(

@@ -268,9 +268,9 @@ class OptinPruner:
         self._pruned()
         target = Path(save_directory).resolve()
         card = target / CARD_FILE
-        existing = card.read_text(encoding="utf-8") if card.is_file() else None
+        existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
         with atomic_folder(target) as folder:
-            self._write(folder, target.name, existing)
+            self._write(folder, existing, name=target.name)
 
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
         """The card that `save_pretrained` and `push_to_hub` write as `README.md`.
@@ -325,7 +325,7 @@ class OptinPruner:
         existing = read_card(repo_id, token=token, revision=revision)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            self._write(folder, repo_id, existing)
+            self._write(folder, existing, name=repo_id, revision=revision)
             if scores is not None:
                 scores.save_pretrained(folder / SCORES_FOLDER)
             message = commit_message or f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
@@ -439,7 +439,7 @@ class OptinPruner:
         """What is known of the calibration data, if these are the last ones that the pruner made batches of."""
         return self._calibrated[1] if self._calibrated and self._calibrated[0] is batches else None
 
-    def _write(self, folder: Path, name: str, existing_card: str | None) -> None:
+    def _write(self, folder: Path, existing_card: str | None, **address: str | None) -> None:
         """Write the pruned model with all that goes with it into an empty folder."""
         model, report = self._pruned()
         model.save_pretrained(folder)
@@ -447,7 +447,7 @@ class OptinPruner:
             self.processor.save_pretrained(folder)
         report.save(folder)
         weights = weight_bytes(folder)
-        card = model_card(model, report, name=name, processor=self.processor, weights=weights, existing=existing_card)
+        card = model_card(model, report, processor=self.processor, weights=weights, existing=existing_card, **address)
         card.save(folder / CARD_FILE)
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:

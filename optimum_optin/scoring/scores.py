@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ..data import mean_tokens
 from ..fingerprint import fingerprint
 from ..folders import atomic_folder
 from ..groups import Batch, Group, Masks
+from ..hub import is_hub_id
 from ..masking import frozen
 from ..walk import Start
 from .registry import Scored, Terms, get_scorer
@@ -118,12 +120,29 @@ class Scores:
             (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> Scores:
-        """Read scores that `save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+    ) -> Scores:
+        """Read scores that `save_pretrained` wrote, or `OptinPruner.push_to_hub` uploaded.
+
+        Args:
+            folder: a folder, or a repository on the Hub.
+            revision: its branch, tag or commit.
+            token: for a private one.
+            cache_dir: where to keep what is downloaded.
 
         Raises:
-            FileNotFoundError: the folder holds no scores.
+            FileNotFoundError: there are no scores.
         """
+        if is_hub_id(str(folder)):
+            options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            snapshot = snapshot_download(str(folder), allow_patterns=f"{SCORES_FOLDER}/*", **options)
+            folder = Path(snapshot, SCORES_FOLDER)
         folder = Path(folder)
         for name in (TENSORS_FILE, METADATA_FILE):
             if not (folder / name).is_file():
