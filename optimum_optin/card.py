@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .card_text import Origin, card_text
-from .hub import CARD_FILE, is_hub_id
+from .hub import CARD_FILE, hub_commit
 from .report import PruningReport
 from .tasks import task_of
 
@@ -39,6 +39,7 @@ def model_card(
     name: str,
     revision: str | None = None,
     processor: Any = None,
+    commit: str | None = None,
     weights: int | None = None,
     existing: str | None = None,
 ) -> ModelCard:
@@ -50,11 +51,12 @@ def model_card(
         name: what the card tells users to load: a Hub id, or a folder.
         revision: the branch of it.
         processor: its tokenizer or the like.
+        commit: of the base model on the Hub; `None` if it is not known.
         weights: size of the weight files in bytes; `None` if there are no files yet.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
-    origin, base = _origin(model)
+    origin, base = _origin(model, commit)
     ours = _metadata(title, task_of(model), report, origin, base)
     data, text = (ModelCardData(), f"\n# {title}\n") if existing is None else _parse(existing)
     order = list(vars(data))
@@ -74,18 +76,18 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _origin(model: PreTrainedModel) -> tuple[Origin, ModelCardData]:
+def _origin(model: PreTrainedModel, commit: str | None) -> tuple[Origin, ModelCardData]:
     """Where the dense model came from, and its card's metadata, empty if there is no card to be had."""
     path = str(model.config._name_or_path or "")
-    commit = getattr(model.config, "_commit_hash", None)  # transformers notes it of what came from the Hub
-    hub_id = path if commit and is_hub_id(path) else None
+    # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
+    hub_id = path if commit or hub_commit(path) else None
     try:
         file = hf_hub_download(hub_id, CARD_FILE, revision=commit) if hub_id else Path(path, CARD_FILE)
         base, _ = _parse(Path(file).read_text(encoding="utf-8-sig")) if path else (ModelCardData(), "")
     except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
         base = ModelCardData()
-    return Origin(hub_id, commit if hub_id else None), base
+    return Origin(hub_id, commit), base
 
 
 def _metadata(

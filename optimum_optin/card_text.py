@@ -26,7 +26,7 @@ class Origin:
 
     Args:
         hub_id: its repository, `None` if it was a local folder or a model object.
-        commit: the commit it was loaded from.
+        commit: the commit it was loaded from, `None` if that is not known.
     """
 
     hub_id: str | None = None
@@ -189,7 +189,7 @@ def _reproduction(model: PreTrainedModel, report: PruningReport, origin: Origin)
     task = task_of(model)
     arguments = [f'"{origin.hub_id}"' if origin.hub_id else '"path/to/the/dense/model"']
     arguments += [f'task="{task}"'] if task else []
-    arguments += [f'revision="{origin.commit}"'] if origin.hub_id else []
+    arguments += [f'revision="{origin.commit}"'] if origin.commit else []
     defaults = OptinConfig().to_dict()
     settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
     lines = [

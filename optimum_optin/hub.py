@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, is_offline_mode
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import build_hf_headers, validate_repo_id
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    hf_hub_url,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
 
 from .folders import WEIGHTS
 from .version import __version__
@@ -29,7 +45,7 @@ def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, 
         LocalTokenNotFoundError: there is no token.
     """
     try:
-        validate_repo_id(repo_id)
+        validate_repo_id("" if repo_id is None else repo_id)  # which lets None pass
     except HFValidationError as error:
         raise ValueError(
             f"repo_id={repo_id!r} is not a name on the Hub: give 'user/name' of letters, digits, '-', '_' and '.', at "
@@ -58,12 +74,14 @@ def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, r
 
 def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> str | None:
     """The repository's card as it is now, `None` if it has none."""
+    # Not through the cache: when the Hub fails it would answer with an old card, and the push write it back.
+    url = hf_hub_url(repo_id, CARD_FILE, revision=revision)
+    response = http_backoff("GET", url, headers=build_hf_headers(token=token))
     try:
-        # Anything but "there is none" is an error, not a stale copy from the cache: the push would overwrite the card.
-        path = _api(token).hf_hub_download(repo_id, CARD_FILE, revision=revision, force_download=True)
-    except EntryNotFoundError:
+        hf_raise_for_status(response)
+    except RemoteEntryNotFoundError:
         return None
-    return Path(path).read_text(encoding="utf-8-sig")
+    return response.content.decode("utf-8-sig")
 
 
 def commit_folder(
@@ -92,6 +110,18 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return not Path(name).exists()
+
+
+def hub_commit(
+    name: str, *, revision: str | None = None, cache_dir: str | os.PathLike | None = None, subfolder: str = "", **_: Any
+) -> str | None:
+    """The commit of a repository that is in the cache, as after loading it; `None` of anything else."""
+    if not is_hub_id(name):
+        return None
+    file = f"{subfolder}/config.json" if subfolder else "config.json"
+    cached = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
+    found = re.search(r"snapshots[/\\]([^/\\]+)", cached) if isinstance(cached, str) else None
+    return found.group(1) if found else None
 
 
 def _api(token: str | bool | None) -> HfApi:

@@ -29,7 +29,7 @@ from .divergence import Divergence, measure_divergence
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .groups import HEADS, NEURONS, Batch, Group, Masks
-from .hub import CARD_FILE, check_push, commit_folder, is_hub_id, open_repo, read_card
+from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
 from .loading import load_model, load_processor
 from .plugin import check_structure, convert_model, record_structure, structure_of_model
 from .report import PruningPlan, PruningReport, layers_of
@@ -86,6 +86,7 @@ class OptinPruner:
         self.config = config or OptinConfig()
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
+        self._commit: str | None = None  # of the model on the Hub, for its card
         self._drawn: tuple[Any, dict] | None = None  # the last calibration data set, and where it came from
         self._calibrated: tuple[Sequence[Batch], dict] | None = None  # the last batches, and what they are of
 
@@ -116,7 +117,9 @@ class OptinPruner:
         if isinstance(model, PreTrainedModel):
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
-        return cls(loaded, processor or load_processor(model, **kwargs), config)
+        pruner = cls(loaded, processor or load_processor(model, **kwargs), config)
+        pruner._commit = hub_commit(str(model), **kwargs)
+        return pruner
 
     def get_calibration_dataset(
         self,
@@ -282,7 +285,9 @@ class OptinPruner:
             RuntimeError: nothing was pruned yet.
         """
         model, report = self._pruned()
-        return model_card(model, report, name=repo_id or "path/to/pruned-model", processor=self.processor)
+        return model_card(
+            model, report, name=repo_id or "path/to/pruned-model", processor=self.processor, commit=self._commit
+        )
 
     def push_to_hub(
         self,
@@ -446,8 +451,15 @@ class OptinPruner:
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         report.save(folder)
-        weights = weight_bytes(folder)
-        card = model_card(model, report, processor=self.processor, weights=weights, existing=existing_card, **address)
+        card = model_card(
+            model,
+            report,
+            processor=self.processor,
+            commit=self._commit,
+            weights=weight_bytes(folder),
+            existing=existing_card,
+            **address,
+        )
         card.save(folder / CARD_FILE)
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:

@@ -196,7 +196,7 @@ def test_the_client_retries_what_passes(hub, pruners):
 
 def test_a_card_that_cannot_be_read_is_not_overwritten(hub, pruners):
     pruners[0].push_to_hub("me/small")
-    hub.fail("HEAD .*README.md", times=99)
+    hub.fail("GET .*README.md", times=99)
     with pytest.raises(HfHubHTTPError, match="500"):
         pruners[0].push_to_hub("me/small")
     assert len(hub.commits("me/small")) == 1
@@ -249,13 +249,12 @@ def test_no_network(hub, pruners, monkeypatch):
 
 
 def test_the_card_inherits_from_the_base_on_the_hub(hub, tmp_path, monkeypatch):
-    tiny_model().save_pretrained(tmp_path / "dense")
-    (tmp_path / "dense" / "README.md").write_text(
-        "---\nlicense: mit\nlanguage: [de]\ntags: [pytorch, news]\n---\n# Dense\n"
-    )
+    tiny_model().save_pretrained(tmp_path)
+    metadata = "license: mit\nlanguage: [de]\ntags: [pytorch, news]"
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# Dense\n")
     api = huggingface_hub.HfApi()
     api.create_repo("me/dense")
-    dense = api.upload_folder(repo_id="me/dense", folder_path=tmp_path / "dense")
+    dense = api.upload_folder(repo_id="me/dense", folder_path=tmp_path)
 
     pruner = OptinPruner.from_pretrained("me/dense", processor=word_tokenizer())
     pruner.prune(TEXTS, CONFIG)
@@ -266,6 +265,12 @@ def test_the_card_inherits_from_the_base_on_the_hub(hub, tmp_path, monkeypatch):
     assert "news" in card.data.tags and "pytorch" not in card.data.tags
     assert f'from_pretrained("me/dense", task="text-classification", revision="{dense.oid}")' in card.text
     assert json.loads(hub.files("me/small")["optin_report.json"])["calibration"] == {"samples": len(TEXTS)}
+
+    by_hand = OptinPruner(_load("me/dense"))  # from the Hub, but nobody knows which commit
+    by_hand.prune([{"input_ids": list(range(5, 15))}] * 8, CONFIG)
+    card = by_hand.create_model_card()
+    assert (card.data.base_model, card.data.license) == ("me/dense", "mit")
+    assert 'from_pretrained("me/dense", task="text-classification")' in card.text
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     hub.fail("(GET|HEAD) /me/dense", times=99)
