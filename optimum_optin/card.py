@@ -58,17 +58,17 @@ def model_card(
     title = name.rpartition("/")[2]
     origin, base = _origin(model, commit)
     ours = _metadata(title, task_of(model), report, origin, base)
-    data, text = (ModelCardData(), f"\n# {title}\n") if existing is None else _parse(existing)
-    order = list(vars(data))
-    _merge(data, ours)
+    card = ModelCard(f"---\n{{}}\n---\n\n# {title}\n") if existing is None else _parse(existing)
+    _merge(card.data, ours)
     written = card_text(
         model, report, name=name, revision=revision, processor=processor, weights=weights, origin=origin
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
-    text, found = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: part, text, count=1, flags=re.DOTALL)
+    pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
+    card.text, found = re.subn(pattern, lambda _: part, card.text, count=1, flags=re.DOTALL)
     if not found:
-        text = f"{text.rstrip()}\n\n{part}\n"
-    return ModelCard(f"---\n{data.to_yaml(original_order=order)}\n---\n{text}")
+        card.text = f"{card.text.rstrip()}\n\n{part}\n"
+    return card
 
 
 def weight_bytes(folder: Path) -> int:
@@ -79,11 +79,13 @@ def weight_bytes(folder: Path) -> int:
 def _origin(model: PreTrainedModel, commit: str | None) -> tuple[Origin, ModelCardData]:
     """Where the dense model came from, and its card's metadata, empty if there is no card to be had."""
     path = str(model.config._name_or_path or "")
+    if not path:  # made in memory
+        return Origin(), ModelCardData()
     # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
     hub_id = path if commit or hub_commit(path) else None
     try:
         file = hf_hub_download(hub_id, CARD_FILE, revision=commit) if hub_id else Path(path, CARD_FILE)
-        base, _ = _parse(Path(file).read_text(encoding="utf-8-sig")) if path else (ModelCardData(), "")
+        base = ModelCard(Path(file).read_text(encoding="utf-8-sig")).data
     except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
         base = ModelCardData()
@@ -126,19 +128,19 @@ def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
         )
         for entry in report.evaluations
         for metric, value in entry["metrics"].items()
+        if value.get("pruned") is not None
     ]
 
 
-def _parse(content: str) -> tuple[ModelCardData, str]:
-    """A card's metadata and text."""
+def _parse(content: str) -> ModelCard:
     try:
-        card = ModelCard(content)
+        return ModelCard(content)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         logger.warning(f"the card's metadata cannot be read and are kept in it as a comment: {error}")
         block = REGEX_YAML_BLOCK.search(content)
         kept = block.group(2).replace("-->", "-- >")
-        return ModelCardData(), f"\n<!-- metadata that could not be read:\n{kept}\n-->\n{content[block.end() :]}"
-    return card.data, card.text
+        text = content[block.end() :]
+        return ModelCard(f"---\n{{}}\n---\n\n<!-- metadata that could not be read:\n{kept}\n-->\n{text}")
 
 
 def _merge(data: ModelCardData, ours: ModelCardData) -> None:

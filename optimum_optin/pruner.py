@@ -113,6 +113,7 @@ class OptinPruner:
 
         Raises:
             ValueError: unknown task or architecture.
+            OSError: there is no such model, or it is private and the token is missing.
         """
         if isinstance(model, PreTrainedModel):
             return cls(model, processor, config)
