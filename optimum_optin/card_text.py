@@ -179,9 +179,11 @@ def _calibration(report: PruningReport) -> str:
         return f"The calibration data are not recorded; their samples have {report.tokens} tokens on average."
     names = [calibration.get(name) for name in ("dataset", "config", "split")]
     source = " ".join(f"`{name}`" for name in names if name)
+    of = f" of {source}" if source else ""
+    seed = f", drawn with seed {report.config['seed']}" if "seed" in report.config else ""
     return (
-        f"Calibration: {calibration['samples']} samples{f' of {source}' if source else ''} without their labels, "
-        f"{report.tokens} tokens on average, drawn with seed {report.config['seed']}."
+        f"Calibration: {calibration['samples']} samples{of} without their labels, {report.tokens} tokens on "
+        f"average{seed}."
     )
 
 

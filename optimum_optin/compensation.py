@@ -12,19 +12,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
-from transformers.utils.logging import tqdm
 
 from .architectures import find_groups, find_layers
 from .config import OptinConfig
 from .groups import Batch, Group, token_mask
 from .masking import frozen
+from .processes import my_share, progress, take_from_main
 from .randomness import generators
 from .ridge import Regression, solve_ridge
 from .walk import PrunedWalk, Rows, Start, Walk, dense_pass, find_module
 
 logger = logging.get_logger(__name__)
+
+Walks = list[PrunedWalk | None]
+"""One walk for each batch; `None` where another process has it."""
 
 _HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
 
@@ -44,8 +47,8 @@ def compensate(
 
 
 @torch.inference_mode(False)
-def dense_passes(dense: nn.Module, batches: Sequence[Batch], config: OptinConfig) -> list[Start]:
-    """What `refit` needs to know of the dense model, for any number of pruned ones.
+def dense_passes(dense: nn.Module, batches: Sequence[Batch], config: OptinConfig) -> list[Start | None]:
+    """What `refit` needs to know of the dense model, for any number of pruned ones; one entry for each batch.
 
     Args:
         dense: the model before pruning; unchanged.
@@ -53,18 +56,25 @@ def dense_passes(dense: nn.Module, batches: Sequence[Batch], config: OptinConfig
         config: seed, rows and temperature of the probes that weigh the tokens; the same as of the `surgeon` scorer.
     """
     groups = find_groups(dense)
-    progress = tqdm(batches, desc="token weights", unit="batch")
+    streams = generators(config.seed, len(batches))
+    starts: list[Start | None] = [None] * len(batches)
     with frozen(dense):
-        return [
-            dense_pass(dense, batch, groups, rows=config.rows, temperature=config.temperature, generator=generator)
-            for batch, generator in zip(progress, generators(config.seed, len(batches)), strict=True)
-        ]
+        for index in progress(my_share(len(batches)), "token weights", "batch"):
+            starts[index] = dense_pass(
+                dense,
+                batches[index],
+                groups,
+                rows=config.rows,
+                temperature=config.temperature,
+                generator=streams[index],
+            )
+    return starts
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def refit(
-    dense: nn.Module, pruned: Sequence[nn.Module], starts: Sequence[Start], strength: float | None = None
+    dense: nn.Module, pruned: Sequence[nn.Module], starts: Sequence[Start | None], strength: float | None = None
 ) -> None:
     """Refit producers and consumers of pruned models, in place; returns nothing.
 
@@ -76,32 +86,30 @@ def refit(
     Args:
         dense: the model before pruning; unchanged.
         pruned: rewritten models of it, to share one pass of the dense model.
-        starts: from `dense_passes` or `Scores.starts`.
+        starts: from `dense_passes` or `Scores.starts`; `None` for batches that other processes work on.
         strength: of the regularisation; `None` chooses it for each linear on held-out tokens, at several times the
             price in linear algebra.
     """
     groups = find_groups(dense)
-    dense_walks = [Walk(start) for start in starts]
-    walks_of = [[PrunedWalk(walk) for walk in dense_walks] for _ in pruned]
+    dense_walks = [start and Walk(start) for start in starts]
+    walks_of = [[walk and PrunedWalk(walk) for walk in dense_walks] for _ in pruned]
     with ExitStack() as stack:
         for model in (dense, *pruned):
             stack.enter_context(frozen(model))
-        for name, path in tqdm(find_layers(dense).items(), desc="compensation", unit="layer"):
+        for name, path in progress(find_layers(dense).items(), "compensation", "layer"):
             layer_groups = [group for group in groups if group.layer == name]
-            for walk in dense_walks:
+            for walk in filter(None, dense_walks):
                 walk.enter(name, dense, path, layer_groups)
             for model, walks in zip(pruned, walks_of, strict=True):
                 _refit_layer(model, path, layer_groups, walks, strength)
 
 
-def _refit_layer(
-    pruned: nn.Module, path: str, groups: list[Group], walks: list[PrunedWalk], strength: float | None
-) -> None:
+def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks, strength: float | None) -> None:
     """Refit the sublayers of a layer in order, and walk through it."""
     for index, group in enumerate(groups):
         _refit_producers(pruned, path, group, walks, strength)
         _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
-    for walk in walks:
+    for walk in filter(None, walks):
         walk.leave(pruned, path)
 
 
@@ -116,17 +124,16 @@ def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
         )
 
 
-def _refit_producers(
-    pruned: nn.Module, path: str, group: Group, walks: list[PrunedWalk], strength: float | None
-) -> None:
+def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: Walks, strength: float | None) -> None:
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
     producers = [find_module(pruned, producer.path) for producer in group.producers]
     if None in producers:  # they went with the last head
         return
     intercept = all(producer.bias is not None for producer in producers)
-    channels = producers[0].in_features
-    sums = _sums(walks, lambda walk: walk.input_errors(pruned, path, group), channels, channels)
-    change, shift = solve_ridge(*sums, intercept, strength)
+    fit, held_out = _sums(
+        producers[0], producers[0].in_features, walks, lambda walk: walk.input_errors(pruned, path, group)
+    )
+    change, shift = _solved(fit, held_out, intercept, strength)
     for producer in producers:
         weight = producer.weight.double()
         producer.weight += (weight @ change).to(producer.weight)
@@ -135,27 +142,26 @@ def _refit_producers(
 
 
 def _refit_consumer(
-    pruned: nn.Module, path: str, group: Group, earlier: list[Group], *, walks: list[PrunedWalk], strength: float | None
+    pruned: nn.Module, path: str, group: Group, earlier: list[Group], *, walks: Walks, strength: float | None
 ) -> None:
     consumer = pruned.get_submodule(group.consumer)
-    sums = _sums(
-        walks,
-        lambda walk: walk.output_errors(pruned, path, group, earlier),
-        consumer.in_features,
-        consumer.out_features,
+    fit, held_out = _sums(
+        consumer, consumer.out_features, walks, lambda walk: walk.output_errors(pruned, path, group, earlier)
     )
-    weight, bias = solve_ridge(*sums, consumer.bias is not None, strength)
+    weight, bias = _solved(fit, held_out, consumer.bias is not None, strength)
     consumer.weight += weight.to(consumer.weight)
     if consumer.bias is not None:
         consumer.bias += bias.to(consumer.bias)
 
 
 def _sums(
-    walks: list[PrunedWalk], rows_of: Callable[[PrunedWalk], Rows], inputs: int, outputs: int
+    linear: nn.Linear, outputs: int, walks: Walks, rows_of: Callable[[PrunedWalk], Rows]
 ) -> tuple[Regression, Regression]:
-    """The sums of every walk's rows: (to fit, held out)."""
-    fit, held_out = (Regression(inputs, outputs, walks[0].hidden.device) for _ in range(2))
+    """The sums of every walk's rows, of `outputs` errors by the linear's inputs: (to fit, held out)."""
+    fit, held_out = (Regression(linear.in_features, outputs, linear.weight.device) for _ in range(2))
     for index, walk in enumerate(walks):
+        if walk is None:
+            continue
         rows = rows_of(walk)
         if len(walks) == 1:
             is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
@@ -163,4 +169,13 @@ def _sums(
             fit.add(*(each[~is_held_out] for each in rows))
         else:
             (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+    fit.add_up()
+    held_out.add_up()
     return fit, held_out
+
+
+def _solved(fit: Regression, held_out: Regression, intercept: bool, strength: float | None) -> tuple[Tensor, Tensor]:
+    """What `solve_ridge` finds, the same to the last bit on every process."""
+    weight, bias = (each.contiguous() for each in solve_ridge(fit, held_out, intercept, strength))
+    take_from_main(weight, bias)
+    return weight, bias

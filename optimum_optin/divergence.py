@@ -13,6 +13,7 @@ from .architectures import find_layers
 from .groups import Batch, token_rows
 from .losses import BINARY, CATEGORICAL, REAL, output_distance
 from .masking import frozen
+from .processes import add_up, my_share, process_count
 from .trajectory import Output, compared_output, hidden_states, recorded
 
 
@@ -47,44 +48,63 @@ def measure_divergence(
         batches: batches on the models' device.
         held_out: see `Divergence`.
     """
+    # Fewer batches than processes are not worth sharing: everybody runs them all.
+    shared = len(batches) >= process_count()
     sums = [_Sums() for _ in pruned]
     with ExitStack() as stack:
         for model in (dense, *pruned):
             stack.enter_context(frozen(model))
-        for batch in batches:
-            teacher = _output(dense, batch)
+        for index in my_share(len(batches)) if shared else range(len(batches)):
+            teacher = _output(dense, batches[index])
             for model, each in zip(pruned, sums, strict=True):
-                each.add(_output(model, batch).values.float(), teacher.values.float(), teacher.kind)
+                student = _output(model, batches[index])
+                each.add(student.values.float(), teacher.values.float().to(student.values.device), teacher.kind)
+    if shared:
+        for each in sums:
+            each.add_up()
     samples = sum(len(batch["input_ids"]) for batch in batches)
-    return [Divergence(float(each.distance / each.outputs), each.agreement(), samples, held_out) for each in sums]
+    return [Divergence(each.distance(), each.agreement(), samples, held_out) for each in sums]
 
 
 class _Sums:
-    """Running sums over outputs."""
+    """Running sums over outputs, float64: their number, distance, how many agree, and for real ones of squares."""
 
     def __init__(self) -> None:
-        self.outputs = 0
-        self.distance = self.same = self.error = self.squares = self.total = 0.0
+        self.sums: Tensor | None = None  # outputs, distance, agreeing, squared error, squares
+        self.total: Tensor | None = None  # of the dense model's outputs, shape (channels,)
         self.real = False
 
     def add(self, student: Tensor, teacher: Tensor, kind: str) -> None:
-        self.outputs += len(teacher)
-        self.distance += float(output_distance(student, teacher, 1.0, kind)) * len(teacher)
-        if kind == CATEGORICAL:
-            self.same += float((student.argmax(-1) == teacher.argmax(-1)).sum())
-        elif kind == BINARY:
-            self.same += float(((student > 0) == (teacher > 0)).float().mean(-1).sum())
-        else:
-            self.real = True
-            self.error += float((student - teacher).square().sum())
-            self.squares += float(teacher.double().square().sum())
-            self.total = self.total + teacher.double().sum(0)
+        self.real = kind == REAL
+        distance = output_distance(student, teacher, 1.0, kind) * len(teacher)
+        sums = [distance.new_tensor(len(teacher)), distance, _agreeing(student, teacher, kind)]
+        sums += [(student - teacher).square().sum(), teacher.double().square().sum()]
+        sums, total = torch.stack([each.double() for each in sums]), teacher.double().sum(0)
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.total = total if self.total is None else self.total + total
+
+    def add_up(self) -> None:
+        """Add the other processes' sums."""
+        add_up(self.sums, self.total)
+
+    def distance(self) -> float:
+        return float(self.sums[1] / self.sums[0])
 
     def agreement(self) -> float | None:
+        outputs, _, agreeing, error, squares = self.sums.tolist()
         if not self.real:
-            return self.same / self.outputs
-        variance = self.squares - float(self.total.square().sum()) / self.outputs
-        return None if variance <= 1e-9 * self.squares else max(0.0, 1 - self.error / variance)
+            return agreeing / outputs
+        variance = squares - float(self.total.square().sum()) / outputs
+        return None if variance <= 1e-9 * squares else max(0.0, 1 - error / variance)
+
+
+def _agreeing(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
+    """How many outputs have the same class (of sigmoids: the share of classes, summed); 0 for numbers."""
+    if kind == CATEGORICAL:
+        return (student.argmax(-1) == teacher.argmax(-1)).sum()
+    if kind == BINARY:
+        return ((student > 0) == (teacher > 0)).float().mean(-1).sum()
+    return student.new_zeros(())
 
 
 def _output(model: nn.Module, batch: Batch) -> Output:

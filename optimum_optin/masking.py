@@ -46,7 +46,7 @@ def differentiable(model: nn.Module, group: Group) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter requires gradients, every linear runs once; undone on exit."""
+    """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once; undone on exit."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
     chunked = {module: module.chunk_size_feed_forward for module in model.modules() if _is_chunked(module)}
@@ -56,7 +56,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.chunk_size_feed_forward = 0
         for parameter in parameters:
             parameter.requires_grad_(False)
-        yield
+        # Sums over tokens need the model's own precision: `dtype=` of from_pretrained chooses it.
+        device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        with torch.autocast(device, enabled=False):
+            yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)

@@ -32,6 +32,7 @@ from .groups import HEADS, NEURONS, Batch, Group, Masks
 from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
 from .loading import load_model, load_processor
 from .plugin import check_structure, convert_model, record_structure, structure_of_model
+from .processes import is_main, wait
 from .report import PruningPlan, PruningReport, layers_of
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget, search
@@ -87,8 +88,8 @@ class OptinPruner:
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
         self._commit: str | None = None  # of the model on the Hub, for its card
-        self._drawn: tuple[Any, dict] | None = None  # the last calibration data set, and where it came from
-        self._calibrated: tuple[Sequence[Batch], dict] | None = None  # the last batches, and what they are of
+        self._drawn: tuple[Any, dict] = (None, {})  # the last calibration data set, and where it came from
+        self._calibrated: tuple[Any, dict] = (None, {})  # the last batches, and what they are of
 
     @classmethod
     def from_pretrained(
@@ -203,6 +204,9 @@ class OptinPruner:
     ) -> PreTrainedModel:
         """Prune the dense model and return the smaller one, an ordinary `transformers` model.
 
+        Under `accelerate launch`, call it on every process with the same data: they share the work and all return
+        the same model.
+
         Args:
             calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
                 dicts, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
@@ -260,7 +264,8 @@ class OptinPruner:
         convert_model(model, structure)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Save the pruned model, its processor, the report and a model card; complete or not at all.
+        """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
+        processes, the main one writes.
 
         The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`. Of a card
         that is there, the text outside our part stays.
@@ -270,11 +275,13 @@ class OptinPruner:
             NotADirectoryError: the folder is a file.
         """
         self._pruned()
-        target = Path(save_directory).resolve()
-        card = target / CARD_FILE
-        existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
-        with atomic_folder(target) as folder:
-            self._write(folder, existing, name=target.name)
+        if is_main():
+            target = Path(save_directory).resolve()
+            card = target / CARD_FILE
+            existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
+            with atomic_folder(target) as folder:
+                self._write(folder, existing, target.name)
+        wait()
 
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
         """The card that `save_pretrained` and `push_to_hub` write as `README.md`.
@@ -300,8 +307,8 @@ class OptinPruner:
         commit_message: str | None = None,
         create_pr: bool = False,
         scores: Scores | None = None,
-    ) -> CommitInfo:
-        """Upload what `save_pretrained` saves to the Hub, in one commit.
+    ) -> CommitInfo | None:
+        """Upload what `save_pretrained` saves to the Hub, in one commit. Of several processes, the main one does.
 
         Args:
             repo_id: `"user/name"`; created if missing. The text of its card outside our part stays.
@@ -313,7 +320,7 @@ class OptinPruner:
             scores: of this model, to upload as well, into `optin_scores/`.
 
         Returns:
-            The commit: `oid`, `commit_url`, `pr_url`.
+            The commit: `oid`, `commit_url`, `pr_url`; `None` on other processes than the main one.
 
         Raises:
             RuntimeError: nothing was pruned yet.
@@ -327,11 +334,13 @@ class OptinPruner:
         check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
         if scores is not None:
             scores.check(fingerprint(self.model))
+        if not is_main():
+            return None
         repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
         existing = read_card(repo_id, token=token, revision=revision)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            self._write(folder, existing, name=repo_id, revision=revision)
+            self._write(folder, existing, repo_id, revision)
             if scores is not None:
                 scores.save_pretrained(folder / SCORES_FOLDER)
             message = commit_message or f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
@@ -407,7 +416,7 @@ class OptinPruner:
             seed=config.seed,
         )
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
-        source = self._drawn[1] if self._drawn and self._drawn[0] is calibration else {}
+        source = self._drawn[1] if self._drawn[0] is calibration else {}
         self._calibrated = batches, {"samples": sum(len(next(iter(batch.values()))) for batch in batches), **source}
         return batches
 
@@ -443,9 +452,9 @@ class OptinPruner:
 
     def _calibration(self, batches: Sequence[Batch]) -> dict | None:
         """What is known of the calibration data, if these are the last ones that the pruner made batches of."""
-        return self._calibrated[1] if self._calibrated and self._calibrated[0] is batches else None
+        return self._calibrated[1] if self._calibrated[0] is batches else None
 
-    def _write(self, folder: Path, existing_card: str | None, **address: str | None) -> None:
+    def _write(self, folder: Path, existing_card: str | None, name: str, revision: str | None = None) -> None:
         """Write the pruned model with all that goes with it into an empty folder."""
         model, report = self._pruned()
         model.save_pretrained(folder)
@@ -455,11 +464,12 @@ class OptinPruner:
         card = model_card(
             model,
             report,
+            name=name,
+            revision=revision,
             processor=self.processor,
             commit=self._commit,
             weights=weight_bytes(folder),
             existing=existing_card,
-            **address,
         )
         card.save(folder / CARD_FILE)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .processes import add_up
+
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _MIDDLING = 1e-2
@@ -25,7 +27,7 @@ class Regression:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
         zeros = {"dtype": torch.float64, "device": device}
-        self.count = 0
+        self.count = torch.zeros((), **zeros)
         self.weight = torch.zeros((), **zeros)
         self.gram = torch.zeros(inputs, inputs, **zeros)
         self.cross = torch.zeros(inputs, outputs, **zeros)
@@ -41,8 +43,8 @@ class Regression:
             errors: shape (rows, outputs).
             weights: how much each row counts, shape (rows,); `None` is one each.
         """
-        inputs, errors = inputs.float(), errors.float()
-        weights = inputs.new_ones(len(inputs), 1) if weights is None else weights.float()[:, None]
+        inputs, errors = inputs.float(), errors.float().to(inputs.device)
+        weights = inputs.new_ones(len(inputs), 1) if weights is None else weights.to(inputs)[:, None]
         weighted = inputs * weights
         self.count += len(inputs)
         self.weight += weights.sum()
@@ -51,6 +53,10 @@ class Regression:
         self.input_sum += weighted.sum(0)
         self.error_sum += (errors * weights).sum(0)
         self.error_squares += (errors.double().square() * weights).sum()
+
+    def add_up(self) -> None:
+        """Add the other processes' sums, in place."""
+        add_up(*vars(self).values())
 
     def merged(self, other: Regression) -> Regression:
         """The sums over the rows of both."""

@@ -23,6 +23,7 @@ def token_weights(gradient: Tensor, valid: Tensor) -> Tensor:
     Returns:
         Weights of mean one over the valid tokens of each sample, 0 at padding; shape (batch, tokens), float32.
     """
+    valid = valid.to(gradient.device)  # of a model spread over devices, the layer's own
     gradient = gradient.float() * valid.unsqueeze(-1)
     largest = gradient.abs().amax(dim=(1, 2), keepdim=True)
     usable = (largest > 0) & largest.isfinite()  # elsewhere the output says nothing about the tokens

@@ -118,8 +118,8 @@ class PrunedWalk:
         return self.dense.call.run(pruned.get_submodule(path), self.hidden)
 
     def _rows(self, inputs: Tensor, errors: Tensor, weights: Tensor) -> Rows:
-        valid = self.dense.start.valid
-        return inputs[valid], errors[valid], weights[valid]
+        valid = self.dense.start.valid.to(inputs.device)
+        return inputs[valid], errors[valid], weights.to(inputs.device)[valid]
 
 
 def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]) -> Tensor:

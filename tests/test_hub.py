@@ -11,7 +11,7 @@ from hub_server import HubServer
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from tiny import tiny_batch, tiny_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel
 from transformers.utils import hub as transformers_hub
 from words import TEXTS, word_tokenizer
 
@@ -233,6 +233,20 @@ def test_what_else_is_refused_before_anything_is_sent(hub, pruners, monkeypatch)
     with pytest.raises(RuntimeError, match="nothing was pruned"):
         OptinPruner(tiny_model()).push_to_hub("me/small")
     assert hub.requests == []
+
+
+def test_of_several_processes_only_the_main_one_uploads(hub, pruners, monkeypatch):
+    monkeypatch.setattr("optimum_optin.pruner.is_main", lambda: False)
+    assert pruners[0].push_to_hub("me/small") is None
+    assert hub.requests == []
+
+
+def test_a_generation_config_goes_along(hub):
+    pruner = OptinPruner(tiny_model(model_class=BertLMHeadModel))
+    pruner.model.generation_config.max_new_tokens = 7
+    pruner.prune([{"input_ids": list(range(5, 15))}] * 8, CONFIG)
+    pruner.push_to_hub("me/writer")
+    assert json.loads(hub.files("me/writer")["generation_config.json"])["max_new_tokens"] == 7
 
 
 def test_a_wrong_token(hub, pruners):

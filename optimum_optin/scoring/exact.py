@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group
 from ..losses import manifold_distance, output_distance
 from ..masking import masked
+from ..processes import my_share, progress
 from ..randomness import generators
 from ..trajectory import compared_output, draw_rows, recorded, replayed, trajectory_features
-from .registry import Terms, register_scorer
+from .registry import Terms, means, register_scorer
 
 
 @register_scorer("exact")
@@ -28,31 +28,34 @@ def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Bat
     """I_ij of every unit, term by term, averaged over the batches; see `register_scorer`."""
     layers = find_layers(model)
     totals: Terms = {}
-    with tqdm(total=len(batches) * sum(group.units for group in groups), desc="exact scores", unit="unit") as progress:
-        for batch, generator in zip(batches, generators(config.seed, len(batches)), strict=True):
-            rows = draw_rows(batch, config.rows, generator)
-            with recorded(model, layers) as dense_outputs:
-                dense_final = compared_output(model, batch, rows)
-            dense = trajectory_features(dense_outputs, rows)
-            for group in groups:
-                # A layer before the group's own is not touched by its masks.
-                later = list(layers)[list(layers).index(group.layer) :]
-                prefix = {name: output for name, output in dense_outputs.items() if name not in later}
-                with replayed(model, layers, prefix):
-                    for unit in range(group.units):
-                        with (
-                            masked(model, [group], {group.key: _without(group.units, unit, batch)}),
-                            recorded(model, {name: layers[name] for name in later}) as outputs,
-                        ):
-                            final = compared_output(model, batch, rows)
-                        features = trajectory_features(outputs, rows)
-                        moved = sum(manifold_distance(features[name], dense[name]) for name in later)
-                        _add(totals, "trajectory", group, unit, moved)
-                        if final is not None:
-                            diverged = output_distance(final.values, dense_final.values, config.temperature, final.kind)
-                            _add(totals, "output", group, unit, diverged)
-                        progress.update()
-    return {term: {key: total / len(batches) for key, total in by_group.items()} for term, by_group in totals.items()}
+    streams = generators(config.seed, len(batches))
+    mine = my_share(len(batches))
+    masked_units = [(group, unit) for group in groups for unit in range(group.units)]
+    bar = progress(range(len(mine) * len(masked_units)), "exact scores", "unit")
+    for index in mine:
+        batch = batches[index]
+        rows = draw_rows(batch, config.rows, streams[index])
+        with recorded(model, layers) as dense_outputs:
+            dense_final = compared_output(model, batch, rows)
+        dense = trajectory_features(dense_outputs, rows)
+        for group, unit in masked_units:
+            # A layer before the group's own is not touched by its masks.
+            later = list(layers)[list(layers).index(group.layer) :]
+            prefix = {name: output for name, output in dense_outputs.items() if name not in later}
+            with (
+                replayed(model, layers, prefix),
+                masked(model, [group], {group.key: _without(group.units, unit, batch)}),
+                recorded(model, {name: layers[name] for name in later}) as outputs,
+            ):
+                final = compared_output(model, batch, rows)
+            features = trajectory_features(outputs, rows)
+            moved = sum(manifold_distance(features[name], dense[name]) for name in later)
+            _add(totals, "trajectory", group, unit, moved)
+            if final is not None:
+                diverged = output_distance(final.values, dense_final.values, config.temperature, final.kind)
+                _add(totals, "output", group, unit, diverged)
+            bar.update()
+    return means(totals, len(batches))
 
 
 def _without(units: int, unit: int, batch: Batch) -> Tensor:
@@ -64,5 +67,5 @@ def _without(units: int, unit: int, batch: Batch) -> Tensor:
 def _add(totals: Terms, term: str, group: Group, unit: int, value: Tensor) -> None:
     by_group = totals.setdefault(term, {})
     if group.key not in by_group:
-        by_group[group.key] = torch.zeros(group.units, dtype=torch.float64)
-    by_group[group.key][unit] += float(value)
+        by_group[group.key] = torch.zeros(group.units, dtype=torch.float64, device=value.device)
+    by_group[group.key][unit] += value

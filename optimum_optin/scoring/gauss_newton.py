@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group
 from ..losses import probe_manifold, probe_output
 from ..masking import masked
+from ..processes import my_share, progress
 from ..randomness import generators
 from ..trajectory import compared_output, draw_rows, recorded, trajectory_features
-from .registry import Terms, register_scorer
+from .registry import Terms, means, register_scorer
 
 
 @register_scorer("gauss_newton")
@@ -35,14 +35,16 @@ def score_gauss_newton(
     # The same rows as the exact scorer draws: both estimate one quantity.
     rows = [draw_rows(batch, config.rows, stream) for batch, stream in zip(batches, streams, strict=False)]
     totals: Terms = {}
-    for probe, generator in enumerate(tqdm(streams[len(batches) :], desc="Gauss-Newton scores", unit="probe")):
+    for probe in progress(my_share(config.probes), "Gauss-Newton scores", "probe"):
+        generator = streams[len(batches) + probe]
         batch, compared = batches[probe % len(batches)], rows[probe % len(batches)]
         size, device = len(next(iter(batch.values()))), next(iter(batch.values())).device
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
         with masked(model, groups, masks), recorded(model, layers) as outputs:
             final = compared_output(model, batch, compared)
         features = trajectory_features(outputs, compared)
-        functional = sum(probe_manifold(feature, generator) for feature in features.values())
+        moves = [probe_manifold(feature, generator) for feature in features.values()]
+        functional = sum(move.to(moves[0].device) for move in moves)
         gradients = _gradients(functional, masks, keep_graph=final is not None)
         # The Gram matrix couples the samples of a batch: a unit is one mask for all of them.
         _add(totals, "trajectory", {key: gradient.sum(0).square() for key, gradient in gradients.items()})
@@ -51,7 +53,7 @@ def score_gauss_newton(
             gradients = _gradients(functional, masks)
             # Outputs of different samples are independent: each sample is a probe of its own.
             _add(totals, "output", {key: gradient.square().sum(0) for key, gradient in gradients.items()})
-    return {term: {key: total / config.probes for key, total in by_group.items()} for term, by_group in totals.items()}
+    return means(totals, config.probes)
 
 
 def _gradients(functional: Tensor, masks: dict[str, Tensor], keep_graph: bool = False) -> dict[str, Tensor]:
@@ -62,4 +64,4 @@ def _gradients(functional: Tensor, masks: dict[str, Tensor], keep_graph: bool = 
 def _add(totals: Terms, term: str, squares: dict[str, Tensor]) -> None:
     by_group = totals.setdefault(term, {})
     for key, square in squares.items():
-        by_group[key] = by_group.get(key, 0) + square.double().cpu()
+        by_group[key] = by_group.get(key, 0) + square.double()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config import OptinConfig
 from ..groups import Batch, Group
+from ..processes import add_up
 from ..walk import Start
 
 Terms = dict[str, dict[str, Tensor]]
@@ -21,16 +22,23 @@ class Scored:
 
     Args:
         terms: the scores.
-        starts: for each batch, what a walk starts from.
+        starts: for each batch, what a walk starts from; `None` where another process works on it.
     """
 
     terms: Terms
-    starts: Sequence[Start] | None = None
+    starts: Sequence[Start | None] | None = None
 
 
 Scorer = Callable[[nn.Module, Sequence[Group], Sequence[Batch], OptinConfig], Terms | Scored]
 
 _SCORERS: dict[str, Scorer] = {}
+
+
+def means(totals: Terms, count: int) -> Terms:
+    """Every process's totals together, divided by the count of what they were taken over, on the CPU."""
+    for by_group in totals.values():
+        add_up(*by_group.values())
+    return {term: {key: (total / count).cpu() for key, total in by_group.items()} for term, by_group in totals.items()}
 
 
 def register_scorer(name: str) -> Callable[[Scorer], Scorer]:

@@ -20,6 +20,7 @@ from ..folders import atomic_folder
 from ..groups import Batch, Group, Masks
 from ..hub import is_hub_id
 from ..masking import frozen
+from ..processes import check_processes, is_main, wait
 from ..walk import Start
 from .registry import Scored, Terms, get_scorer
 
@@ -39,7 +40,8 @@ class Scores:
         tokens: mean length of the calibration samples, in tokens, rounded.
         seconds: wall-clock time the scoring took.
         batches: the calibration batches, for compensation; not saved.
-        starts: what compensation starts from on each batch, if scoring found it on its way; not saved.
+        starts: what compensation starts from on each batch, if scoring found it on its way, `None` where another
+            process did; not saved.
     """
 
     terms: Terms
@@ -48,7 +50,7 @@ class Scores:
     tokens: int
     seconds: float
     batches: Sequence[Batch] | None = field(default=None, repr=False, compare=False)
-    starts: Sequence[Start] | None = field(default=None, repr=False, compare=False)
+    starts: Sequence[Start | None] | None = field(default=None, repr=False, compare=False)
 
     def combine(self, output_weight: float | None = None) -> dict[str, Tensor]:
         """One score per unit: the trajectory term plus the weighted output term.
@@ -103,7 +105,10 @@ class Scores:
                 )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the scores as safetensors and JSON, without the data; complete or not at all."""
+        """Write the scores as safetensors and JSON, without the data; complete or not at all.
+
+        Of several processes, the main one writes.
+        """
         tensors = {
             f"{term}/{key}": score.contiguous()
             for term, by_group in self.terms.items()
@@ -115,9 +120,11 @@ class Scores:
             "tokens": self.tokens,
             "seconds": self.seconds,
         }
-        with atomic_folder(save_directory) as folder:
-            save_file(tensors, folder / TENSORS_FILE)
-            (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        if is_main():
+            with atomic_folder(save_directory) as folder:
+                save_file(tensors, folder / TENSORS_FILE)
+                (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        wait()
 
     @classmethod
     def from_pretrained(
@@ -165,9 +172,10 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
         config: see `OptinConfig`.
 
     Raises:
-        ValueError: unknown scorer; weights, activations or scores that are not finite.
+        ValueError: unknown scorer; weights, activations or scores that are not finite; more processes than batches.
     """
     scorer = get_scorer(config.scorer)
+    check_processes(min(len(batches), config.probes))
     check_finite(model)
     identity = fingerprint(model)
     started = time.perf_counter()

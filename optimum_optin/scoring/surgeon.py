@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group, token_mask
 from ..losses import probe_manifold, probe_output
 from ..masking import differentiable
+from ..processes import add_up, my_share, progress
 from ..randomness import generators
 from ..surgeon import removal_scores
 from ..trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
@@ -37,14 +37,22 @@ def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[B
     """
     sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
     probes = max(config.probes // 2, len(batches))
-    starts = []
-    for probe, generator in enumerate(tqdm(generators(config.seed, probes), desc="surgeon scores", unit="probe")):
-        batch = batches[probe % len(batches)]
+    streams = generators(config.seed, probes)
+    starts: list[Start | None] = [None] * len(batches)
+    for probe in progress(my_share(probes), "surgeon scores", "probe"):
         start = _probe(
-            model, groups, batch, sums=sums, rows=config.rows, temperature=config.temperature, generator=generator
+            model,
+            groups,
+            batches[probe % len(batches)],
+            sums=sums,
+            rows=config.rows,
+            temperature=config.temperature,
+            generator=streams[probe],
         )
         if probe < len(batches):
-            starts.append(start)
+            starts[probe] = start
+    for each in sums.values():
+        each.add_up()
     return Scored(_removal_terms(model, groups, sums, probes), starts)
 
 
@@ -71,16 +79,17 @@ def _probe(
     functionals = {}
     if final is not None:  # drawn first, as in `dense_pass`
         functionals["output"] = probe_output(final.values, temperature, final.kind, generator)
-    functionals["trajectory"] = sum(probe_manifold(each, generator) for each in features.values())
+    moves = [probe_manifold(each, generator) for each in features.values()]
+    functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
     valid = token_mask(batch)
     for group in groups:
-        sums[group.key].add_inputs(seen[group.consumer].input.detach()[valid])
+        sums[group.key].add_inputs(_rows(seen[group.consumer].input.detach(), valid))
     leaves = [seen[group.consumer].output for group in groups]
     gradients = {}
     for number, (term, functional) in enumerate(functionals.items(), start=1):
         gradients[term] = torch.autograd.grad(functional, leaves, retain_graph=number < len(functionals))
         for group, gradient in zip(groups, gradients[term], strict=True):
-            sums[group.key].add_gradients(term, gradient[valid])
+            sums[group.key].add_gradients(term, _rows(gradient, valid))
     return calls.start(batch, groups, gradients["output"] if final is not None and final.of_head else None)
 
 
@@ -91,13 +100,24 @@ def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str,
         name: max(sum(float(sums[group.key].metrics[name].trace()) for group in groups), 1e-300) for name in names
     }
     terms: Terms = {name: {} for name in names}
-    for group in tqdm(groups, desc="removal orders", unit="group"):
+    for group in groups:
+        for name in names:
+            terms[name][group.key] = torch.zeros(group.units, dtype=torch.float64, device=sums[group.key].device)
+    for index in progress(my_share(len(groups)), "removal orders", "group"):
+        group = groups[index]
         weight = model.get_submodule(group.consumer).weight.detach()
         metrics = [sums[group.key].metrics[name] / traces[name] for name in names]
         scores = removal_scores(weight, sums[group.key].covariance(), metrics, group.width)
         for name, score in zip(names, scores, strict=True):
-            terms[name][group.key] = (score * (traces[name] / probes)).cpu()
-    return terms
+            terms[name][group.key] += score * (traces[name] / probes)
+    for by_group in terms.values():
+        add_up(*by_group.values())
+    return {name: {key: score.cpu() for key, score in by_group.items()} for name, by_group in terms.items()}
+
+
+def _rows(values: Tensor, valid: Tensor) -> Tensor:
+    """The real tokens' rows; of a model spread over devices, on the layer's own."""
+    return values[valid.to(values.device)]
 
 
 class _Sums:
@@ -107,7 +127,8 @@ class _Sums:
         self.centred = consumer.bias is not None  # a bias absorbs the mean of what is removed
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
         zeros = {"dtype": torch.float32, "device": consumer.weight.device}
-        self.count = 0
+        self.device = consumer.weight.device
+        self.count = torch.zeros((), **zeros)
         self.total = torch.zeros(consumer.in_features, **zeros)
         self.gram = torch.zeros(consumer.in_features, consumer.in_features, **zeros)
         self.metrics: dict[str, Tensor] = {}
@@ -121,6 +142,10 @@ class _Sums:
     def add_gradients(self, term: str, gradients: Tensor) -> None:
         gradients = gradients.float()
         self.metrics[term] = self.metrics.get(term, 0) + gradients.T @ gradients
+
+    def add_up(self) -> None:
+        """Add the other processes' sums."""
+        add_up(self.count, self.total, self.gram, *self.metrics.values())
 
     def covariance(self) -> Tensor:
         mean, moment = self.total.double() / self.count, self.gram.double() / self.count
