@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_samples
+from tiny import tiny_batch, tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, processes
 
@@ -101,3 +102,17 @@ def test_autocast_around_it_changes_nothing():
             models.append(OptinPruner(tiny_model()).prune(tiny_samples(32), config("surgeon")))
     one, other = (model.state_dict() for model in models)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_model_with_accelerates_hooks_gives_the_same():
+    """What device_map="auto" makes of a model over several devices; here they are all the CPU."""
+    expected = OptinPruner(tiny_model()).prune(tiny_samples(32), config("surgeon"))
+    placed = tiny_model()
+    devices = {"bert.embeddings": "cpu", "bert.pooler": "cpu", "classifier": "cpu"}
+    devices |= {f"bert.encoder.layer.{index}": "cpu" for index in range(3)}
+    dispatch_model(placed, devices, main_device="cpu", force_hooks=True)
+    got = OptinPruner(placed).prune(tiny_samples(32), config("surgeon"))
+    assert got.bert.encoder.layer[0]._hf_hook is not placed.bert.encoder.layer[0]._hf_hook
+    assert all(torch.equal(value, got.state_dict()[name]) for name, value in expected.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(got(**tiny_batch(got)).logits, expected(**tiny_batch(expected)).logits)
