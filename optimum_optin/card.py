@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 BEGIN = "<!-- optimum-optin: written by save_pretrained and push_to_hub; write your text outside of this part -->"
 END = "<!-- end of optimum-optin -->"
+_PART = re.compile("<!-- optimum-optin:.*?<!-- end of optimum-optin -->", re.DOTALL)
 
 _TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
 _FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
@@ -64,8 +65,7 @@ def model_card(
         model, report, name=name, revision=revision, processor=processor, weights=weights, origin=origin
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
-    pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
-    card.text, found = re.subn(pattern, lambda _: part, card.text, count=1, flags=re.DOTALL)
+    card.text, found = _PART.subn(lambda _: part, card.text, count=1)
     if not found:
         card.text = f"{card.text.rstrip()}\n\n{part}\n"
     return card
@@ -79,7 +79,7 @@ def weight_bytes(folder: Path) -> int:
 def _origin(model: PreTrainedModel, commit: str | None) -> tuple[Origin, ModelCardData]:
     """Where the dense model came from, and its card's metadata, empty if there is no card to be had."""
     path = str(model.config._name_or_path or "")
-    if not path:  # made in memory
+    if not path:  # the model was made in memory
         return Origin(), ModelCardData()
     # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
     hub_id = path if commit or hub_commit(path) else None
@@ -151,7 +151,7 @@ def _merge(data: ModelCardData, ours: ModelCardData) -> None:
     """
     held = {"language"} if data.get("language") else set()
     held |= set(_LICENSE) if data.get("license") else set()
-    kept = [result for result in data.eval_results or [] if not (result.metric_name or "").endswith(_OURS)]
+    kept = [result for result in data.eval_results or [] if not str(result.metric_name).endswith(_OURS)]
     results = kept + (ours.eval_results or [])
     lists = {key: _union(_listed(data.get(key)), _listed(ours.get(key))) for key in ("tags", "datasets", "metrics")}
     title = data.model_name or ours.model_name

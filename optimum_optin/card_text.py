@@ -212,9 +212,9 @@ def _reproduction(model: PreTrainedModel, report: PruningReport, origin: Origin)
 def _calibration_line(calibration: Mapping[str, Any]) -> str:
     if "dataset" not in calibration:
         return "calibration = ...  # your calibration data: a datasets.Dataset, a list of strings, a DataLoader"
-    names = [repr(calibration[name]) for name in ("dataset", "config") if calibration.get(name)]
+    names = [f'"{calibration[name]}"' for name in ("dataset", "config") if calibration.get(name)]
     options = _arguments({name: calibration[name] for name in ("split", "num_samples", "seed")})
-    return f"calibration = pruner.get_calibration_dataset({', '.join(names)}, {options})".replace("'", '"')
+    return f"calibration = pruner.get_calibration_dataset({', '.join(names)}, {options})"
 
 
 _LIMITS = """\

@@ -67,7 +67,7 @@ def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, r
     """Create the repository and the branch where they are missing; returns the id with its owner."""
     api = _api(token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not revision.startswith("refs/"):
+    if revision not in (None, "main") and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     return repo_id
 

@@ -65,7 +65,7 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         repos: id -> `Repo`.
         tokens: token -> user name.
-        requests: `"METHOD path"` of what was asked so far.
+        requests: `"METHOD path"` of what was answered so far.
     """
 
     daemon_threads = True
@@ -126,7 +126,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self):
         split = urlsplit(self.path)
         path, self.query = unquote(split.path), parse_qs(split.query)
-        self.server.requests.append(f"{self.command} {path}")
         fault = self._fault(f"{self.command} {path}")
         self.broken = fault is not None and fault.status is None
         length = int(self.headers.get("Content-Length") or 0)
@@ -167,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
+                self.server.requests.append(f"{self.command} {path}")
                 answer(self, *match.groups())
                 return
         raise _HubError(404, message=f"no such page: {path}")

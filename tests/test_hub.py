@@ -160,6 +160,8 @@ def test_scores_travel_along(hub, pruners):
     _assert_same(again, pruners[0].pruned_model)
     with pytest.raises(ValueError, match="another model"):
         pruners[1].push_to_hub("me/other", scores=scores)
+    with pytest.raises(FileNotFoundError, match="me/nowhere is no folder, and cannot be read from the Hub"):
+        Scores.from_pretrained("me/nowhere")
     pruners[1].push_to_hub("me/without")
     with pytest.raises(FileNotFoundError, match="holds no scores"):
         Scores.from_pretrained("me/without")

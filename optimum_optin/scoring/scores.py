@@ -148,7 +148,10 @@ class Scores:
         """
         if is_hub_id(str(folder)):
             options = {"revision": revision, "token": token, "cache_dir": cache_dir}
-            snapshot = snapshot_download(str(folder), allow_patterns=f"{SCORES_FOLDER}/*", **options)
+            try:
+                snapshot = snapshot_download(str(folder), allow_patterns=f"{SCORES_FOLDER}/*", **options)
+            except OSError as error:
+                raise FileNotFoundError(f"{folder} is no folder, and cannot be read from the Hub: {error}") from error
             folder = Path(snapshot, SCORES_FOLDER)
         folder = Path(folder)
         for name in (TENSORS_FILE, METADATA_FILE):
