@@ -214,7 +214,7 @@ class OptinPruner:
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model, for any budget without scoring again.
             flops: the budget; `None` takes the configuration's.
-            save_dir: folder to save model, processor and report to.
+            save_dir: folder to save model, processor, report and card to.
 
         Raises:
             ValueError: unusable data, scores or budget; raised before long work.
