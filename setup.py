@@ -17,6 +17,7 @@ REQUIREMENTS = [
     "datasets>=4.0",
     "evaluate>=0.4.5",
     "huggingface-hub>=1.3",
+    "pyyaml>=6.0",
     "safetensors>=0.6.1",
 ]
 EXTRAS = {

@@ -100,10 +100,10 @@ def _stale_weights(draft: Path, path: Path) -> set[Path]:
     """Weights in `path` of a model that the draft replaces, under names that the draft does not use."""
     if not any(draft.glob("model*.safetensors")):
         return set()
-    return {file for file in path.iterdir() if _WEIGHTS.fullmatch(file.name) and not _is_file(draft / file.name)}
+    return {file for file in path.iterdir() if WEIGHTS.fullmatch(file.name) and not _is_file(draft / file.name)}
 
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def _is_file(path: Path) -> bool:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from huggingface_hub import CommitInfo, ModelCard
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import find_groups
+from .card import model_card, weight_bytes
 from .compensation import check_tokens, dense_passes, refit
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
@@ -25,12 +29,13 @@ from .divergence import Divergence, measure_divergence
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .groups import HEADS, NEURONS, Batch, Group, Masks
+from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
 from .loading import load_model, load_processor
-from .plugin import check_structure, convert_model, record_structure, structure_of_model
+from .plugin import REMOTE_FILE, check_structure, convert_model, record_structure, structure_of_model
 from .processes import is_main, wait
 from .remote_code import write_remote_code
 from .report import PruningPlan, PruningReport, layers_of
-from .scoring import Scores, get_scorer, score
+from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget, search, search_uniform
 from .structure import Structure, compose, structure_of
 from .surgery import rewrite
@@ -84,6 +89,9 @@ class OptinPruner:
         self.config = config or OptinConfig()
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
+        self._commit: str | None = None  # of the model on the Hub, for its card
+        self._drawn: tuple[Any, dict] = (None, {})  # the last calibration data set, and where it came from
+        self._calibrated: tuple[Any, dict] = (None, {})  # the last batches, and what they are of
 
     @classmethod
     def from_pretrained(
@@ -108,11 +116,14 @@ class OptinPruner:
 
         Raises:
             ValueError: unknown task or architecture.
+            OSError: there is no such model, or it is private and the token is missing.
         """
         if isinstance(model, PreTrainedModel):
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
-        return cls(loaded, processor or load_processor(model, **kwargs), config)
+        pruner = cls(loaded, processor or load_processor(model, **kwargs), config)
+        pruner._commit = hub_commit(str(model), **kwargs)
+        return pruner
 
     def get_calibration_dataset(
         self,
@@ -141,8 +152,13 @@ class OptinPruner:
 
         dataset = load_dataset(dataset_name, config_name, split=split, **kwargs).shuffle(seed=seed)
         if kwargs.get("streaming"):
-            return list(dataset.take(num_samples))
-        return dataset.select(range(min(num_samples, len(dataset))))
+            drawn = list(dataset.take(num_samples))
+        else:
+            drawn = dataset.select(range(min(num_samples, len(dataset))))
+        if is_hub_id(dataset_name) and not kwargs:  # the card tells how to draw it again; local paths stay private
+            source = {"dataset": dataset_name, "config": config_name, "split": split}
+            self._drawn = drawn, {**source, "num_samples": num_samples, "seed": seed}
+        return drawn
 
     def score(self, calibration: Any, config: OptinConfig | None = None) -> Scores:
         """Score every unit; the scores serve any number of `prune` calls.
@@ -200,7 +216,7 @@ class OptinPruner:
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model, for any budget without scoring again.
             flops: the budget; `None` takes the configuration's.
-            save_dir: folder to save model, processor and report to.
+            save_dir: folder to save model, processor, report and card to.
 
         Raises:
             ValueError: unusable data, scores or budget; raised before long work.
@@ -241,6 +257,7 @@ class OptinPruner:
             seconds=seconds,
             output_weight=output_weight,
             divergence=divergence,
+            calibration=self._calibration(batches),
         )
         self.pruned_model = pruned
         if folder is not None:
@@ -253,11 +270,11 @@ class OptinPruner:
         convert_model(model, structure)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
-        """Save the pruned model, its processor and the report; complete or not at all. Of several processes, the
-        main one writes.
+        """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
+        processes, the main one writes.
 
         The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`; docs/loading.md
-        has the ways that need no package.
+        has the ways that need no package. Of a card that is there, the text outside our part stays.
 
         Args:
             save_directory: the folder.
@@ -268,34 +285,77 @@ class OptinPruner:
             ValueError: there is nothing for remote code to rebuild.
             NotADirectoryError: the folder is a file.
         """
-        model, report = self._pruned()
-        if remote_code is None:
-            remote_code = report.config["remote_code"]
+        self._pruned()
         if is_main():
-            with atomic_folder(save_directory) as folder:
-                model.save_pretrained(folder)
-                if remote_code:
-                    write_remote_code(folder)
-                if self.processor is not None:
-                    self.processor.save_pretrained(folder)
-                report.save(folder)
+            target = Path(save_directory).resolve()
+            card = target / CARD_FILE
+            existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
+            with atomic_folder(target) as folder:
+                self._write(folder, existing, target.name, remote_code=remote_code)
         wait()
 
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """Upload the pruned model and its processor to the Hub.
+    def create_model_card(self, repo_id: str | None = None) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write as `README.md`.
 
         Args:
-            repo_id: `"user/name"`.
-            **kwargs: passed to `push_to_hub` of the model (`private`, `token`, `commit_message`, ...).
+            repo_id: what the card tells users to load; `None` leaves a placeholder.
 
         Raises:
             RuntimeError: nothing was pruned yet.
         """
-        model, _ = self._pruned()
-        commit = model.push_to_hub(repo_id, **kwargs)
-        if self.processor is not None:
-            self.processor.push_to_hub(repo_id, **kwargs)
-        return commit
+        model, report = self._pruned()
+        return model_card(
+            model, report, name=repo_id or "path/to/pruned-model", processor=self.processor, commit=self._commit
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        scores: Scores | None = None,
+    ) -> CommitInfo | None:
+        """Upload what `save_pretrained` saves to the Hub, in one commit. Of several processes, the main one does.
+
+        Args:
+            repo_id: `"user/name"`; created if missing. The text of its card outside our part stays.
+            private: whether a new repository is private; `None` takes the owner's default.
+            token: `None` takes the one of `hf auth login` or of HF_TOKEN.
+            revision: branch to push to, created from `main` if missing; `None` takes `main`.
+            commit_message: the commit's title.
+            create_pr: open a pull request instead of committing.
+            scores: of this model, to upload as well, into `optin_scores/`.
+
+        Returns:
+            The commit: `oid`, `commit_url`, `pr_url`; `None` on other processes than the main one.
+
+        Raises:
+            RuntimeError: nothing was pruned yet.
+            ValueError: not a repository's name, a pull request to a branch, or scores of another model.
+            OfflineModeIsEnabled: the offline flag is set.
+            LocalTokenNotFoundError: there is no token.
+            HfHubHTTPError: the Hub refuses, or fails more often than its client retries.
+        """
+        _, report = self._pruned()
+        _check_type("scores", scores, Scores)
+        check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
+        if scores is not None:
+            scores.check(fingerprint(self.model))
+        if not is_main():
+            return None
+        repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
+        existing = read_card(repo_id, token=token, revision=revision)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            self._write(folder, existing, repo_id, revision=revision)
+            if scores is not None:
+                scores.write(folder / SCORES_FOLDER)
+            message = commit_message or f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
+            return commit_folder(folder, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
 
     def to_dict(self) -> dict:
         """The pruner's default configuration, JSON-able."""
@@ -372,7 +432,10 @@ class OptinPruner:
             max_length=config.max_length,
             seed=config.seed,
         )
-        return [send_to_device(dict(batch), self.model.device) for batch in batches]
+        batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
+        source = self._drawn[1] if self._drawn[0] is calibration else {}
+        self._calibrated = batches, {"samples": sum(len(next(iter(batch.values()))) for batch in batches), **source}
+        return batches
 
     def _report(
         self,
@@ -384,6 +447,7 @@ class OptinPruner:
         seconds: dict[str, float],
         output_weight: float,
         divergence: Divergence | None,
+        calibration: dict | None,
     ) -> PruningReport:
         batch = probe_batch(self.model, tokens)
         dense, left = (dense_cost(cost_tables(model, find_groups(model), tokens)) for model in (self.model, pruned))
@@ -400,7 +464,42 @@ class OptinPruner:
             config=config.to_dict(),
             output_weight=output_weight,
             divergence=None if divergence is None else dataclasses.asdict(divergence),
+            calibration=calibration,
         )
+
+    def _calibration(self, batches: Sequence[Batch]) -> dict | None:
+        """What is known of the calibration data, if these are the last ones that the pruner made batches of."""
+        return self._calibrated[1] if self._calibrated[0] is batches else None
+
+    def _write(
+        self,
+        folder: Path,
+        existing_card: str | None,
+        name: str,
+        *,
+        revision: str | None = None,
+        remote_code: bool | None = None,
+    ) -> None:
+        """Write the pruned model with all that goes with it into an empty folder."""
+        model, report = self._pruned()
+        model.save_pretrained(folder)
+        if report.config["remote_code"] if remote_code is None else remote_code:
+            write_remote_code(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
+        report.save(folder)
+        card = model_card(
+            model,
+            report,
+            name=name,
+            revision=revision,
+            processor=self.processor,
+            commit=self._commit,
+            weights=weight_bytes(folder),
+            remote_code=(folder / REMOTE_FILE).is_file(),
+            existing=existing_card,
+        )
+        card.save(folder / CARD_FILE)
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None or self.report is None:

@@ -72,6 +72,9 @@ class PruningReport:
         latency: what `OptinPruner.benchmark` measured: `{"device": "cpu", "hardware": "AMD EPYC", "threads": 2,
             "dtype": "float32", "batch_size": 8, "tokens": 93, "repeats": 15, "dense_ms": 210.0, "pruned_ms": 130.0,
             "speedup": 1.6}`; `None` if nothing was.
+        calibration: what it was pruned on: `{"samples": 512, "dataset": "nyu-mll/glue", "config": "sst2", "split":
+            "train", "num_samples": 512, "seed": 0}`, of data that `get_calibration_dataset` did not draw from the Hub
+            `samples` only; `None` if no data were used.
     """
 
     flops_requested: float
@@ -88,6 +91,7 @@ class PruningReport:
     divergence: dict[str, float] | None = None
     evaluations: list[dict] = field(default_factory=list)
     latency: dict | None = None
+    calibration: dict | None = None
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""

@@ -30,7 +30,11 @@ def load_alone(mode, folders, place):
     """What a process of its own computes with saved models; see `load_alone.py`."""
     save_file(BATCH, place / "batch.safetensors")
     results = place / f"{mode}.safetensors"
-    environment = os.environ | {"HF_MODULES_CACHE": str(place / f"modules-{mode}"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(place / f"modules-{mode}"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(LOAD_ALONE.parents[1]),  # for the mode that imports the package late
+    }
     arguments = [sys.executable, LOAD_ALONE, mode, results, place / "batch.safetensors", *folders]
     done = subprocess.run(arguments, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

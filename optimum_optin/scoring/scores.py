@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ..data import mean_tokens
 from ..fingerprint import fingerprint
 from ..folders import atomic_folder
 from ..groups import Batch, Group, Masks
+from ..hub import is_hub_id
 from ..masking import frozen
 from ..processes import check_processes, is_main, wait
 from ..walk import Start
@@ -24,6 +26,7 @@ from .registry import Scored, Terms, get_scorer
 
 TENSORS_FILE = "optin_scores.safetensors"
 METADATA_FILE = "optin_scores.json"
+SCORES_FOLDER = "optin_scores"  # of a repository on the Hub
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,12 @@ class Scores:
 
         Of several processes, the main one writes.
         """
+        if is_main():
+            self.write(save_directory)
+        wait()
+
+    def write(self, save_directory: str | os.PathLike) -> None:
+        """`save_pretrained` on this process, without waiting for others."""
         tensors = {
             f"{term}/{key}": score.contiguous()
             for term, by_group in self.terms.items()
@@ -117,19 +126,37 @@ class Scores:
             "tokens": self.tokens,
             "seconds": self.seconds,
         }
-        if is_main():
-            with atomic_folder(save_directory) as folder:
-                save_file(tensors, folder / TENSORS_FILE)
-                (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        wait()
+        with atomic_folder(save_directory) as folder:
+            save_file(tensors, folder / TENSORS_FILE)
+            (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> Scores:
-        """Read scores that `save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+    ) -> Scores:
+        """Read scores that `save_pretrained` wrote, or `OptinPruner.push_to_hub` uploaded.
+
+        Args:
+            folder: a folder, or a repository on the Hub.
+            revision: its branch, tag or commit.
+            token: for a private one.
+            cache_dir: where to keep what is downloaded.
 
         Raises:
-            FileNotFoundError: the folder holds no scores.
+            FileNotFoundError: there are no scores.
         """
+        if is_hub_id(str(folder)):
+            options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            try:
+                snapshot = snapshot_download(str(folder), allow_patterns=f"{SCORES_FOLDER}/*", **options)
+            except OSError as error:
+                raise FileNotFoundError(f"{folder} is no folder, and cannot be read from the Hub: {error}") from error
+            folder = Path(snapshot, SCORES_FOLDER)
         folder = Path(folder)
         for name in (TENSORS_FILE, METADATA_FILE):
             if not (folder / name).is_file():

@@ -1,0 +1,187 @@
+"""The model card: metadata for the Hub, and our part of the page between two markers.
+
+What a person wrote stays: text outside the markers, and metadata that we do not know better.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .card_text import Origin, card_text
+from .hub import CARD_FILE, hub_commit
+from .report import PruningReport
+from .tasks import task_of
+
+logger = logging.get_logger(__name__)
+
+BEGIN = "<!-- optimum-optin: written by save_pretrained and push_to_hub; write your text outside of this part -->"
+END = "<!-- end of optimum-optin -->"
+_PART = re.compile("<!-- optimum-optin:.*?<!-- end of optimum-optin -->", re.DOTALL)
+
+_TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
+_FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
+_LICENSE = ("license", "license_name", "license_link")
+_OURS = " (optimum-optin)"  # ends the metric names that we measured, so that the next card replaces them
+
+
+def model_card(
+    model: PreTrainedModel,
+    report: PruningReport,
+    *,
+    name: str,
+    revision: str | None = None,
+    processor: Any = None,
+    commit: str | None = None,
+    weights: int | None = None,
+    remote_code: bool = False,
+    existing: str | None = None,
+) -> ModelCard:
+    """The card of a pruned model.
+
+    Args:
+        model: the pruned model; its class gives the task, its config the base model.
+        report: every figure of the card; what it does not hold, the card leaves out.
+        name: what the card tells users to load: a Hub id, or a folder.
+        revision: the branch of it.
+        processor: its tokenizer or the like.
+        commit: of the base model on the Hub; `None` if it is not known.
+        weights: size of the weight files in bytes; `None` if there are no files yet.
+        remote_code: whether the files bring code to load with.
+        existing: the card to update. If its metadata cannot be read, they are kept as a comment.
+    """
+    title = name.rpartition("/")[2]
+    origin, base = _origin(model, commit)
+    ours = _metadata(title, task_of(model), report, origin, base)
+    card = ModelCard(f"---\n{{}}\n---\n\n# {title}\n") if existing is None else _parse(existing)
+    _merge(card.data, ours)
+    written = card_text(
+        model,
+        report,
+        name=name,
+        revision=revision,
+        processor=processor,
+        weights=weights,
+        remote_code=remote_code,
+        origin=origin,
+    )
+    part = f"{BEGIN}\n\n{written}\n{END}"
+    card.text, found = _PART.subn(lambda _: part, card.text, count=1)
+    if not found:
+        card.text = f"{card.text.rstrip()}\n\n{part}\n"
+    return card
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a folder's weight files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _origin(model: PreTrainedModel, commit: str | None) -> tuple[Origin, ModelCardData]:
+    """Where the dense model came from, and its card's metadata, empty if there is no card to be had."""
+    path = str(model.config._name_or_path or "")
+    if not path:  # the model was made in memory
+        return Origin(), ModelCardData()
+    # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
+    hub_id = path if commit or hub_commit(path) else None
+    try:
+        file = hf_hub_download(hub_id, CARD_FILE, revision=commit) if hub_id else Path(path, CARD_FILE)
+        base = ModelCard(Path(file).read_text(encoding="utf-8-sig")).data
+    except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
+        logger.debug(f"no card of {path}: {error}")
+        base = ModelCardData()
+    return Origin(hub_id, commit), base
+
+
+def _metadata(
+    title: str, task: str | None, report: PruningReport, origin: Origin, base: ModelCardData
+) -> ModelCardData:
+    base_model = origin.hub_id or base.get("base_model")  # of a local folder, its own card may know the ancestor
+    calibration = (report.calibration or {}).get("dataset")
+    results = _results(report, task)
+    return ModelCardData(
+        **{name: base.get(name) for name in ("language", *_LICENSE)},
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=base_model,
+        # The Hub knows finetune, adapter, merge and quantized. Nothing was trained, added or merged: "quantized" is
+        # where it lists smaller versions of the same model.
+        base_model_relation="quantized" if base_model else None,
+        tags=_TAGS + [tag for tag in _listed(base.tags) if tag not in _FORMAT_TAGS],
+        datasets=_union(_listed(base.datasets), _listed(calibration)) or None,
+        metrics=_union([result.metric_type for result in results]) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=entry["dataset"],
+            dataset_name=entry["task"],
+            dataset_config=entry.get("config"),
+            dataset_split=entry.get("split"),
+            metric_type=metric,
+            metric_name=metric + _OURS,
+            metric_value=value["pruned"],
+        )
+        for entry in report.evaluations
+        for metric, value in entry["metrics"].items()
+        if value.get("pruned") is not None
+    ]
+
+
+def _parse(content: str) -> ModelCard:
+    try:
+        return ModelCard(content)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        logger.warning(f"the card's metadata cannot be read and are kept in it as a comment: {error}")
+        block = REGEX_YAML_BLOCK.search(content)
+        kept = block.group(2).replace("-->", "-- >")
+        text = content[block.end() :]
+        return ModelCard(f"---\n{{}}\n---\n\n<!-- metadata that could not be read:\n{kept}\n-->\n{text}")
+
+
+def _merge(data: ModelCardData, ours: ModelCardData) -> None:
+    """Bring our metadata into a card's, in place.
+
+    Of what we know (base model, task, library) ours hold; language and licence stay if the card has them; tags,
+    data sets and metrics add up; our results replace our earlier ones.
+    """
+    held = {"language"} if data.get("language") else set()
+    held |= set(_LICENSE) if data.get("license") else set()
+    kept = [result for result in data.eval_results or [] if not str(result.metric_name).endswith(_OURS)]
+    results = kept + (ours.eval_results or [])
+    lists = {key: _union(_listed(data.get(key)), _listed(ours.get(key))) for key in ("tags", "datasets", "metrics")}
+    title = data.model_name or ours.model_name
+    for key, value in vars(ours).items():
+        if value is not None and key not in held:
+            data[key] = value
+    for key, value in lists.items():
+        data[key] = value or None
+    data.eval_results = results or None
+    data.model_name = title if results else None
+
+
+def _union(*lists: Sequence[Any]) -> list[Any]:
+    union: list[Any] = []
+    for item in (item for one in lists for item in one):
+        if item not in union:
+            union.append(item)
+    return union
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

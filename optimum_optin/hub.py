@@ -1,0 +1,128 @@
+"""The Hub: what a push checks, and how a folder becomes one commit."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    hf_hub_url,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
+
+from .folders import WEIGHTS
+from .version import __version__
+
+CARD_FILE = "README.md"
+
+
+def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, create_pr: bool) -> None:
+    """Refuse a push that cannot succeed, before anything is computed, saved or sent.
+
+    Args:
+        repo_id: `"user/name"`, or `"name"` for the token's owner.
+        token: see `OptinPruner.push_to_hub`.
+        revision: branch to push to.
+        create_pr: whether a pull request is wanted.
+
+    Raises:
+        ValueError: not a repository's name, or a pull request to a branch.
+        OfflineModeIsEnabled: the offline flag is set.
+        LocalTokenNotFoundError: there is no token.
+    """
+    try:
+        validate_repo_id("" if repo_id is None else repo_id)  # which lets None pass
+    except HFValidationError as error:
+        raise ValueError(
+            f"repo_id={repo_id!r} is not a name on the Hub: give 'user/name' of letters, digits, '-', '_' and '.', at "
+            f"most 96 characters ({error})"
+        ) from error
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"create_pr=True opens a pull request to main, not to revision={revision!r}: leave one out.")
+    if is_offline_mode():
+        raise OfflineModeIsEnabled(
+            f"cannot push to {repo_id}: offline mode is on (HF_HUB_OFFLINE); unset it, or save_pretrained to a folder."
+        )
+    if "authorization" not in build_hf_headers(token=token):
+        raise LocalTokenNotFoundError(
+            f"cannot push to {repo_id} without a token: run `hf auth login`, set HF_TOKEN, or pass token=."
+        )
+
+
+def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None) -> str:
+    """Create the repository and the branch where they are missing; returns the id with its owner."""
+    api = _api(token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision not in (None, "main") and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> str | None:
+    """The repository's card as it is now, `None` if it has none."""
+    # Not through the cache: when the Hub fails it would answer with an old card, and the push write it back.
+    url = hf_hub_url(repo_id, CARD_FILE, revision=revision)
+    response = http_backoff("GET", url, headers=build_hf_headers(token=token))
+    try:
+        hf_raise_for_status(response)
+    except RemoteEntryNotFoundError:
+        return None
+    return response.content.decode("utf-8-sig")
+
+
+def commit_folder(
+    folder: Path, repo_id: str, *, token: str | bool | None, revision: str | None, message: str, create_pr: bool
+) -> CommitInfo:
+    """Upload a folder in one commit, which also deletes weights of an earlier model under other names."""
+    api = _api(token)
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    there = api.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in there if WEIGHTS.fullmatch(name) and name not in files]
+    # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
+    return api.create_commit(
+        repo_id,
+        [CommitOperationDelete(name) for name in stale]
+        + [CommitOperationAdd(name, file) for name, file in files.items()],
+        commit_message=message,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` may be a repository on the Hub: well-formed, and no path on this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
+def hub_commit(
+    name: str, *, revision: str | None = None, cache_dir: str | os.PathLike | None = None, subfolder: str = "", **_: Any
+) -> str | None:
+    """The commit of a repository that is in the cache, as after loading it; `None` of anything else."""
+    if not is_hub_id(name):
+        return None
+    file = f"{subfolder}/config.json" if subfolder else "config.json"
+    cached = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
+    found = re.search(r"snapshots[/\\]([^/\\]+)", cached) if isinstance(cached, str) else None
+    return found.group(1) if found else None
+
+
+def _api(token: str | bool | None) -> HfApi:
+    return HfApi(token=token, library_name="optimum-optin", library_version=__version__)

@@ -1,0 +1,25 @@
+"""What a model is for: its Hub task and the auto class that loads it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+
+def task_of(model: PreTrainedModel) -> str | None:
+    """The Hub's name of the model's task, e.g. `"text-classification"`; `None` if its class has none."""
+    from optimum.exporters.tasks import TasksManager  # slow to import
+
+    try:
+        return TasksManager.infer_task_from_model(type(model))
+    except ValueError:
+        return None
+
+
+def auto_class_of(model: PreTrainedModel) -> str:
+    """The class of `transformers` to load the model with: an auto class, or its own where no task is known."""
+    from optimum.exporters.tasks import TasksManager  # slow to import
+
+    task = task_of(model)
+    if task is None:
+        return type(model).__name__
+    return TasksManager.get_model_class_for_task(task, model_type=model.config.model_type).__name__
