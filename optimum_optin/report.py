@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +93,11 @@ class PruningReport:
         """All fields, JSON-able."""
         return dataclasses.asdict(self)
 
+    def evaluated(self, entry: dict) -> PruningReport:
+        """The report with an entry of `evaluations` more, instead of an earlier one of the same task and split."""
+        others = [one for one in self.evaluations if (one["task"], one["split"]) != (entry["task"], entry["split"])]
+        return dataclasses.replace(self, evaluations=[*others, entry])
+
     def save(self, save_directory: str | os.PathLike) -> None:
         """Write `optin_report.json` into an existing folder."""
         path = Path(save_directory) / REPORT_FILE
@@ -113,6 +118,8 @@ class PruningReport:
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
                 *_diverged(self.divergence),
+                *_evaluated(self.evaluations),
+                *_timed(self.latency),
                 _table(self.layers),
             ]
         )
@@ -141,6 +148,26 @@ def _diverged(divergence: Mapping[str, float] | None) -> list[str]:
     return [
         f"outputs against the dense model's, {divergence['samples']} {kind} samples: divergence "
         f"{divergence['distance']:.4g}{agreed}"
+    ]
+
+
+def _evaluated(evaluations: Sequence[Mapping]) -> list[str]:
+    return [
+        f"{entry['task']}, {entry['split']}, {entry['samples']} samples: {name} "
+        f"{100 * values['dense']:.1f} ± {100 * values['dense_error']:.1f} -> "
+        f"{100 * values['pruned']:.1f} ± {100 * values['pruned_error']:.1f}"
+        for entry in evaluations
+        for name, values in entry["metrics"].items()
+    ]
+
+
+def _timed(latency: Mapping | None) -> list[str]:
+    if latency is None:
+        return []
+    return [
+        f"latency, {latency['batch_size']} x {latency['tokens']} tokens, {latency['hardware']}, {latency['threads']} "
+        f"threads, {latency['dtype']}: {latency['dense_ms']:.1f} ms -> {latency['pruned_ms']:.1f} ms "
+        f"({latency['speedup']:.2f}x faster)"
     ]
 
 
