@@ -43,7 +43,7 @@ class PruningPlan:
     def __str__(self) -> str:
         return (
             f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
-            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{_table(self.layers)}"
+            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{layer_table(self.layers)}"
         )
 
 
@@ -119,8 +119,8 @@ class PruningReport:
                 f"time: {seconds}",
                 *_diverged(self.divergence),
                 *_evaluated(self.evaluations),
-                *_timed(self.latency),
-                _table(self.layers),
+                *([] if self.latency is None else [latency_line(self.latency)]),
+                layer_table(self.layers),
             ]
         )
 
@@ -132,6 +132,23 @@ def layers_of(structure: Structure) -> Layers:
         layer, _, role = key.rpartition(".")
         layers.setdefault(layer, {})[role] = {"kept": len(entry.kept), "units": entry.units}
     return layers
+
+
+def latency_line(latency: Mapping) -> str:
+    """One line that says what `PruningReport.latency` holds."""
+    return (
+        f"latency, {latency['batch_size']} x {latency['tokens']} tokens, {latency['hardware']}, {latency['threads']} "
+        f"threads, {latency['dtype']}: {latency['dense_ms']:.1f} ms -> {latency['pruned_ms']:.1f} ms "
+        f"({latency['speedup']:.2f}x faster)"
+    )
+
+
+def layer_table(layers: Layers) -> str:
+    """What each layer keeps, a line each."""
+    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}"]
+    for layer, roles in layers.items():
+        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}")
+    return "\n".join(rows)
 
 
 def _predicted(losses: Mapping[str, float]) -> str:
@@ -161,25 +178,8 @@ def _evaluated(evaluations: Sequence[Mapping]) -> list[str]:
     ]
 
 
-def _timed(latency: Mapping | None) -> list[str]:
-    if latency is None:
-        return []
-    return [
-        f"latency, {latency['batch_size']} x {latency['tokens']} tokens, {latency['hardware']}, {latency['threads']} "
-        f"threads, {latency['dtype']}: {latency['dense_ms']:.1f} ms -> {latency['pruned_ms']:.1f} ms "
-        f"({latency['speedup']:.2f}x faster)"
-    ]
-
-
 def _change(before: int, after: int, unit: float, suffix: str) -> str:
     return f"{before / unit:,.2f}{suffix} -> {after / unit:,.2f}{suffix} ({after / before:.1%})"
-
-
-def _table(layers: Layers) -> str:
-    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}"]
-    for layer, roles in layers.items():
-        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}")
-    return "\n".join(rows)
 
 
 def _count(roles: Mapping[str, Mapping[str, int]], role: str) -> str:
