@@ -32,7 +32,8 @@ def read_calibration(
         source: a CSV, TSV, JSON, JSONL, Parquet or text file (a sample per line), a folder of such files of one
             kind, or a Hub id, which may name its configuration (`"nyu-mll/glue:sst2"`).
         config_name: configuration of the data set on the Hub.
-        split: split of the data set on the Hub; files have none.
+        split: split of the data set; in a folder, files named like `test.csv` or `dev.csv` are no part of train. A
+            single file has no splits.
         text_columns: one or two columns that hold the text; `None` leaves the choice to `OptinPruner.prune`.
 
     Returns:
@@ -44,7 +45,7 @@ def read_calibration(
         ConnectionError: the Hub does not answer.
     """
     if Path(source).exists():
-        dataset = _read_files(Path(source))
+        dataset = _read_files(Path(source), split)
     elif _looks_local(str(source)):
         raise FileNotFoundError(f"no file or folder {source}.")
     else:
@@ -52,21 +53,27 @@ def read_calibration(
     return dataset if text_columns is None else _chosen(dataset, text_columns)
 
 
-def _read_files(path: Path):
+def _read_files(path: Path, split: str):
     from datasets import load_dataset  # slow to import
 
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    suffixes = {file.suffix.lower() for file in files}
-    if suffixes & set(_IMAGES):
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    suffixes = sorted({file.suffix.lower() for file in files})
+    if any(suffix in _IMAGES for suffix in suffixes):
         raise ValueError(f"{path} holds images, which cannot calibrate yet: give text.")
-    known = sorted(suffixes & set(_LOADERS))
-    if len(known) != 1:
-        found = ", ".join(sorted(suffixes)) or "nothing"
+    kinds = [suffix for suffix in suffixes if suffix in _LOADERS]
+    if len(kinds) != 1:
+        found = ", ".join(suffixes) or "nothing"
         raise ValueError(f"{path} must hold files of one kind of {', '.join(_LOADERS)}; it has {found}.")
-    loader, options = _LOADERS[known[0]]
-    names = [str(file) for file in files if file.suffix.lower() == known[0]]
-    dataset = load_dataset(loader, data_files=names, split="train", **options)
-    return dataset.filter(lambda row: row["text"].strip()) if loader == "text" else dataset
+    # A single file is read whole whatever its name; in a folder, names like test.csv tell the splits.
+    dataset = load_dataset(str(path), split=split) if path.is_dir() else _read_file(path)
+    return dataset.filter(lambda row: row["text"].strip()) if kinds == [".txt"] else dataset
+
+
+def _read_file(file: Path):
+    from datasets import load_dataset
+
+    loader, options = _LOADERS[file.suffix.lower()]
+    return load_dataset(loader, data_files=str(file), split="train", **options)
 
 
 def _read_hub(source: str, config_name: str | None, split: str):

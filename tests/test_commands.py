@@ -3,11 +3,13 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from tiny import tiny_model
@@ -21,7 +23,8 @@ from optimum_optin.commands.arguments import load_config
 from optimum_optin.commands.options import argument_texts
 from optimum_optin.commands.run import COMMANDS, make_parser
 
-REGISTER = Path(__file__).parents[1] / "optimum_optin" / "commands" / "register" / "register_optin.py"
+ROOT = Path(__file__).parents[1]
+REGISTER = ROOT / "optimum_optin" / "commands" / "register" / "register_optin.py"
 FAST = ["--probes", "8", "--flops", "0.5"]
 
 
@@ -29,15 +32,19 @@ FAST = ["--probes", "8", "--flops", "0.5"]
 def place(tmp_path_factory):
     """A folder with a dense model, calibration texts, GLUE files, and what `prune` and `score` make of them."""
     place = tmp_path_factory.mktemp("commands")
+    cache = tmp_path_factory.mktemp("cache")
     tiny_model(num_labels=2).save_pretrained(place / "dense")
     word_tokenizer().save_pretrained(place / "dense")
     (place / "texts.txt").write_text("\n".join(TEXTS))
     write_sst2(place / "glue")
     data = [str(place / "dense"), "--calibration", str(place / "texts.txt")]
     measured = ["--evaluate", "glue/sst2", "--data-dir", str(place / "glue"), "--benchmark"]
-    assert run("prune", [*data, *FAST, *measured, "--output", str(place / "pruned")]) == 0
-    assert run("score", [*data, "--probes", "8", "--output", str(place / "scores")]) == 0
-    return place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
+        patch.setenv("HF_DATASETS_CACHE", str(cache))  # of other processes
+        assert run("prune", [*data, *FAST, *measured, "--output", str(place / "pruned")]) == 0
+        assert run("score", [*data, "--probes", "8", "--output", str(place / "scores")]) == 0
+        yield place
 
 
 def _json(capsys, command, *arguments):
@@ -65,6 +72,15 @@ def test_options_arrive_with_their_types():
     assert load_config(make_parser("prune").parse_args(words)) == expected
     defaults = make_parser("prune").parse_args(["m"])
     assert load_config(defaults, OptinConfig(seed=3)) == OptinConfig(seed=3)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+def test_commands_in_the_docs_parse(page):
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^ *optimum-cli optin (.+)$", text, flags=re.MULTILINE)
+    assert lines
+    for command, *words in map(str.split, lines):
+        make_parser(command).parse_args(words)
 
 
 def test_the_registered_names_are_the_commands():
@@ -173,37 +189,48 @@ def test_push_uploads_the_folder_in_one_commit(place, monkeypatch, capsys):
 # Exit codes
 
 
+@pytest.fixture
+def nothing_long(monkeypatch):
+    """Fail the test if scoring begins."""
+    monkeypatch.setattr("optimum_optin.pruner.score", lambda *_: pytest.fail("scoring began"))
+
+
+@pytest.fixture
+def no_token(monkeypatch):
+    """Nobody is logged in."""
+    monkeypatch.setattr(push, "get_token", lambda: None)
+
+
 @pytest.mark.parametrize(
-    ("command", "words", "message"),
+    ("words", "message"),
     [
-        ("prune", "{dense} --output {out}", "give --calibration DATA, or --scores DIR"),
-        ("prune", "{dense} --calibration {texts}", "give --output DIR to save to, or --dry-run"),
-        ("prune", "{dense} --calibration {texts} --output {texts}", "texts.txt is a file; give a folder"),
-        ("prune", "{dense} --calibration {texts} --output {out} --flops 1.4", "flops=1.4 must be in (0, 1]"),
-        ("prune", "{dense} --calibration {texts} --output {out} --scorer magic", "unknown scorer 'magic'"),
-        ("prune", "{dense} --calibration nowhere.csv --output {out}", "no file or folder nowhere.csv"),
-        ("prune", "{dense} --calibration {texts} --output {out} --text-columns a", "no column a; there are text"),
-        ("prune", "{dense} --calibration {texts} --output {out} --evaluate sts2", "unknown task 'sts2'; known: glue/"),
-        ("prune", "{dense} --calibration {texts} --output {out} --evaluate rte --data-dir {glue}", "holds no 'valid"),
-        ("prune", "./nowhere --calibration {texts} --output {out}", "nowhere"),
-        ("score", "{dense} --output {out}", "give --calibration DATA"),
-        ("plan", "{dense} --scores {dense}", "holds no scores"),
-        ("plan", "{pruned} --scores {scores}", "these scores belong to another model"),
-        ("evaluate", "--task sts2 --model {dense}", "unknown task 'sts2'"),
-        ("evaluate", "--task stsb --model {dense} --data-dir {glue}", "STS-B/dev.tsv"),
-        ("benchmark", "--model {dense} --dense {dense}", "give --tokens"),
-        ("info", "{dense}", "was not pruned with optimum-optin"),
-        ("info", "{glue}", "config.json is missing"),
-        ("push", "{dense} me/name --token x", "was not pruned with optimum-optin"),
-        ("push", "{pruned} a/b/c --token x", "a/b/c"),
-        ("push", "{pruned} me/name", "no Hub token: log in with"),
+        ("prune {dense} --output {out}", "give --calibration DATA, or --scores DIR"),
+        ("prune {dense} --calibration {texts}", "give --output DIR to save to, or --dry-run"),
+        ("prune {dense} --calibration {texts} --output {texts}", "texts.txt is a file; give a folder"),
+        ("prune {dense} --calibration {texts} --output {out} --flops 1.4", "flops=1.4 must be in (0, 1]"),
+        ("prune {dense} --calibration {texts} --output {out} --scorer magic", "unknown scorer 'magic'"),
+        ("prune {dense} --calibration nowhere.csv --output {out}", "no file or folder nowhere.csv"),
+        ("prune {dense} --calibration {texts} --output {out} --text-columns a", "no column a; there are text"),
+        ("prune {dense} --calibration {texts} --output {out} --evaluate sts2", "unknown task 'sts2'; known: glue/"),
+        ("prune {dense} --calibration {texts} --output {out} --evaluate rte --data-dir {glue}", "holds no 'valid"),
+        ("prune ./nowhere --calibration {texts} --output {out}", "nowhere"),
+        ("score {dense} --output {out}", "give --calibration DATA"),
+        ("plan {dense} --scores {dense}", "holds no scores"),
+        ("plan {pruned} --scores {scores}", "these scores belong to another model"),
+        ("evaluate --task sts2 --model {dense}", "unknown task 'sts2'"),
+        ("evaluate --task stsb --model {dense} --data-dir {glue}", "STS-B/dev.tsv"),
+        ("benchmark --model {dense} --dense {dense}", "give --tokens"),
+        ("info {dense}", "was not pruned with optimum-optin"),
+        ("info {glue}", "config.json is missing"),
+        ("push {dense} me/name --token x", "was not pruned with optimum-optin"),
+        ("push {pruned} a/b/c --token x", "a/b/c"),
+        ("push {pruned} me/name", "no Hub token: log in with"),
     ],
 )
-def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, monkeypatch, command, words, message):
-    monkeypatch.setattr(push, "get_token", lambda: None)
-    monkeypatch.setattr("optimum_optin.pruner.score", lambda *_: pytest.fail("scoring began"))
+@pytest.mark.usefixtures("nothing_long", "no_token")
+def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, words, message):
     paths = {name: place / name for name in ("dense", "pruned", "scores", "glue")}
-    words = words.format(**paths, texts=place / "texts.txt", out=tmp_path / "out").split()
+    command, *words = words.format(**paths, texts=place / "texts.txt", out=tmp_path / "out").split()
     capsys.readouterr()
     assert run(command, [*words, "--json"]) == 2
     printed = capsys.readouterr()

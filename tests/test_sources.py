@@ -43,7 +43,17 @@ def test_files_and_folders_are_read(folder, suffix):
     (folder / "below").mkdir()
     _write(folder / "below" / f"b{suffix}", TEXTS[20:])
     (folder / "README.md").write_text("notes")
-    assert read_calibration(folder)["text"][:] == TEXTS
+    assert sorted(read_calibration(folder)["text"]) == sorted(TEXTS)
+
+
+def test_files_to_evaluate_on_are_no_part_of_train(folder):
+    _write(folder / "train.csv", TEXTS[:5])
+    _write(folder / "test.csv", TEXTS[5:])
+    assert read_calibration(folder)["text"][:] == TEXTS[:5]
+    assert read_calibration(folder, split="test")["text"][:] == TEXTS[5:]
+    assert read_calibration(folder / "test.csv")["text"][:] == TEXTS[5:]
+    with pytest.raises(ValueError, match="dev"):
+        read_calibration(folder, split="dev")
 
 
 def test_text_columns_are_chosen(folder):
