@@ -37,6 +37,8 @@ def place(tmp_path_factory):
     word_tokenizer().save_pretrained(place / "dense")
     (place / "texts.txt").write_text("\n".join(TEXTS))
     write_sst2(place / "glue")
+    (place / "damaged").mkdir()
+    (place / "damaged" / "config.json").write_text('{"quantization_config": {"quant_method": "optin"}}')
     data = [str(place / "dense"), "--calibration", str(place / "texts.txt")]
     measured = ["--evaluate", "glue/sst2", "--data-dir", str(place / "glue"), "--benchmark"]
     with pytest.MonkeyPatch.context() as patch:
@@ -83,10 +85,16 @@ def test_commands_in_the_docs_parse(page):
         make_parser(command).parse_args(words)
 
 
-def test_the_registered_names_are_the_commands():
+@pytest.fixture
+def register():
+    """The module that Optimum reads at start-up."""
     spec = importlib.util.spec_from_file_location("register_optin", REGISTER)
-    register = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(register)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_registered_names_are_the_commands(register):
     assert list(register.COMMANDS) == list(COMMANDS)
     assert [command.COMMAND.name for command in register.REGISTER_COMMANDS] == ["optin"]
 
@@ -222,6 +230,7 @@ def no_token(monkeypatch):
         ("benchmark --model {dense} --dense {dense}", "give --tokens"),
         ("info {dense}", "was not pruned with optimum-optin"),
         ("info {glue}", "config.json is missing"),
+        ("info {damaged}", "structure must map group names to entries"),
         ("push {dense} me/name --token x", "was not pruned with optimum-optin"),
         ("push {pruned} a/b/c --token x", "a/b/c"),
         ("push {pruned} me/name", "no Hub token: log in with"),
@@ -229,7 +238,7 @@ def no_token(monkeypatch):
 )
 @pytest.mark.usefixtures("nothing_long", "no_token")
 def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, words, message):
-    paths = {name: place / name for name in ("dense", "pruned", "scores", "glue")}
+    paths = {name: place / name for name in ("dense", "pruned", "scores", "glue", "damaged")}
     command, *words = words.format(**paths, texts=place / "texts.txt", out=tmp_path / "out").split()
     capsys.readouterr()
     assert run(command, [*words, "--json"]) == 2
@@ -239,6 +248,14 @@ def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, words, message
     assert printed.err.splitlines()[-1].startswith(f"optimum-cli optin {command}: error: ")
     assert "Traceback" not in printed.err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_exit_code_is_the_programs(register, place):
+    for words, code in ((["info", str(place)], 2), (["info", str(place / "pruned")], 0)):
+        arguments = SimpleNamespace(command=words[0], arguments=words[1:])
+        with pytest.raises(SystemExit) as exit_:
+            register.OptinCommand.run(SimpleNamespace(args=arguments))
+        assert exit_.value.code == code
 
 
 def test_wrong_usage_exits_2(capsys):
@@ -324,8 +341,3 @@ def test_the_road_in_a_shell(place, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output"] == str(out)
     assert "compensation" in done.stderr  # progress bars
-    done = _optimum_cli("optin", "info", tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1] == (
-        f"optimum-cli optin info: error: {tmp_path} holds no model: config.json is missing."
-    )

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Read the folder's JSON files."""
     folder = Path(arguments.folder)
     config = read_pruned_config(folder)
-    layers = layers_of(structure_from_json(config["quantization_config"]["structure"]))
+    layers = layers_of(structure_from_json(config["quantization_config"].get("structure")))
     report = PruningReport.load(folder) if (folder / REPORT_FILE).is_file() else None
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     data = {
@@ -49,6 +49,6 @@ def read_pruned_config(folder: Path) -> dict:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if config.get("quantization_config", {}).get("quant_method") != METHOD:
+    if (config.get("quantization_config") or {}).get("quant_method") != METHOD:
         raise ValueError(f"{folder} was not pruned with optimum-optin: its config.json names no structure.")
     return config

@@ -30,17 +30,15 @@ class OptinCommand(BaseOptimumCLICommand):
         """The command and, untouched, its arguments."""
         width = max(map(len, COMMANDS))
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.usage = "optimum-cli optin COMMAND ..."
+        parser.usage = f"optimum-cli optin {{{','.join(COMMANDS)}}} ..."
         parser.description = "Prune transformers in one shot, without training."
         parser.epilog = "commands:\n" + "".join(f"  {name:<{width}}  {text}\n" for name, text in COMMANDS.items())
         parser.epilog += "\n`optimum-cli optin COMMAND --help` shows a command's arguments."
-        parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
-        parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+        parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
 
     def run(self):
         """Run the command and exit with its code."""
-        if self.args.command is None:
-            self.parser.error(f"give a command: {', '.join(COMMANDS)}.")
         from optimum_optin.commands import run  # slow to import
 
         sys.exit(run(self.args.command, self.args.arguments))
