@@ -241,27 +241,6 @@ class OptinPruner:
             self.save_pretrained(folder)
         return pruned
 
-    @staticmethod
-    def convert_model(model: PreTrainedModel, structure: Structure) -> None:
-        """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
-        convert_model(model, structure)
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Save the pruned model, its processor and the report; complete or not at all.
-
-        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`.
-
-        Raises:
-            RuntimeError: nothing was pruned yet.
-            NotADirectoryError: the folder is a file.
-        """
-        model, report = self._pruned()
-        with atomic_folder(save_directory) as folder:
-            model.save_pretrained(folder)
-            if self.processor is not None:
-                self.processor.save_pretrained(folder)
-            report.save(folder)
-
     def evaluate(
         self,
         task: str,
@@ -323,6 +302,27 @@ class OptinPruner:
         )
         self.report = dataclasses.replace(report, latency=entry)
         return entry
+
+    @staticmethod
+    def convert_model(model: PreTrainedModel, structure: Structure) -> None:
+        """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
+        convert_model(model, structure)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Save the pruned model, its processor and the report; complete or not at all.
+
+        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`.
+
+        Raises:
+            RuntimeError: nothing was pruned yet.
+            NotADirectoryError: the folder is a file.
+        """
+        model, report = self._pruned()
+        with atomic_folder(save_directory) as folder:
+            model.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
+            report.save(folder)
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """Upload the pruned model and its processor to the Hub.
