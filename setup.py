@@ -28,6 +28,8 @@ EXTRAS = {
     "plots": ["matplotlib>=3.8"],
 }
 
+COMMANDS = "optimum.commands.register"
+
 setup(
     name="optimum-optin",
     version=VERSION,
@@ -44,7 +46,9 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=find_packages(include=["optimum_optin", "optimum_optin.*"]),
+    # Optimum finds commands in the namespace folder optimum/commands/register.
+    packages=[*find_packages(include=["optimum_optin", "optimum_optin.*"]), COMMANDS],
+    package_dir={COMMANDS: "optimum_optin/commands/register"},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

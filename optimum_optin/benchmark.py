@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from .data import max_tokens, probe_batch
 from .masking import frozen
 
 
@@ -50,6 +54,52 @@ def compare_latency(
     first, second = zip(*counted, strict=True)
     ratios = [one / other for one, other in counted]
     return LatencyComparison(statistics.median(first), statistics.median(second), statistics.median(ratios))
+
+
+def latency_entry(
+    dense: PreTrainedModel, pruned: PreTrainedModel, *, tokens: int, batch_size: int = 8, repeats: int = 15
+) -> dict:
+    """Time two models on samples of equal length, and say on what: the form of `PruningReport.latency`.
+
+    Args:
+        dense: first model.
+        pruned: second model, on the same device.
+        tokens: length of every sample.
+        batch_size: samples per forward pass.
+        repeats: counted runs of each.
+
+    Raises:
+        ValueError: a number that is not a whole one of at least 1, or more tokens than the models take.
+    """
+    for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+    if tokens > max_tokens(dense):
+        raise ValueError(f"tokens={tokens} must be at most {max_tokens(dense)}, what the model takes.")
+    batch = {name: value.repeat(batch_size, 1) for name, value in probe_batch(dense, tokens).items()}
+    times = compare_latency(dense, pruned, batch, repeats)
+    return {
+        "device": dense.device.type,
+        "hardware": hardware(dense.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dense.dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "tokens": tokens,
+        "repeats": repeats,
+        "dense_ms": 1e3 * times.dense_seconds,
+        "pruned_ms": 1e3 * times.pruned_seconds,
+        "speedup": times.speedup,
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """What the maker calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:

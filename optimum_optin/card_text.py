@@ -113,18 +113,17 @@ def _loading(
     text = _code(["import optimum_optin  # lets transformers build the smaller layers", *lines]) + _WITHOUT_IMPORT
     if remote_code:
         trusting = f"model = {classes['model']}.from_pretrained({address}, trust_remote_code=True)"
-        text += (
-            f"\n\nOr load it without the package, by the code in `{REMOTE_FILE}`:\n\n{_code([lines[0], '', trusting])}"
-        )
+        code = _code([f"from transformers import {classes['model']}", "", trusting])
+        text += f"\n\nOr load it without the package, by the code in `{REMOTE_FILE}`:\n\n{code}"
     return text
 
 
 _WITHOUT_IMPORT = f"""
 
 Without that first line `transformers` warns of an `Unknown quantization type, got {METHOD}` and stops with
-``RuntimeError: You set `ignore_mismatched_sizes` to `False` ``: it builds the dense layers, which these weights do not
-fit. Install optimum-optin and import it before `from_pretrained`; do not set `ignore_mismatched_sizes=True`, which would
-load random weights."""
+``RuntimeError: You set `ignore_mismatched_sizes` to `False` ``: it builds the dense layers, which these weights do
+not fit. Install optimum-optin and import it before `from_pretrained`; do not set `ignore_mismatched_sizes=True`, which
+would load random weights."""
 
 
 def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | None) -> str:

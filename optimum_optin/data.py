@@ -62,14 +62,34 @@ def calibration_batches(
         batches = _loaded(data, model, num_samples)
     else:
         samples = _draw(data, num_samples, seed)
-        encoded = _encode(samples, model, processor, max_length)
-        encoded.sort(key=lambda sample: len(sample["input_ids"]))
-        fill = getattr(processor, "pad_token_id", None) or getattr(model.config, "pad_token_id", None) or 0
-        batches = [_pad(encoded[start : start + batch_size], fill) for start in range(0, len(encoded), batch_size)]
-    _check_batches(batches, model)
+        padded = padded_batches(samples, model, processor, batch_size=batch_size, max_length=max_length)
+        batches = [batch for _, batch in padded]
+    check_batches(batches, model)
     # Out of order of length, so that a progress bar's estimate is fair.
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
     return [batches[index] for index in order.tolist()]
+
+
+def padded_batches(
+    samples: list[Any], model: nn.Module, processor: Any = None, *, batch_size: int, max_length: int | None = None
+) -> list[tuple[list[int], Batch]]:
+    """Every sample, sorted by length, so that a batch holds little padding.
+
+    Args:
+        samples: strings, pairs of strings or tokenised dicts.
+        model: the model the batches are for.
+        processor: its tokenizer; not needed for tokenised data.
+        batch_size: samples per batch.
+        max_length: tokens per sample at most; `None` takes the tokenizer's and the model's limit.
+
+    Returns:
+        Pairs of the samples' indices and their batch, as `calibration_batches` gives it.
+    """
+    encoded = _encode(samples, model, processor, max_length)
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
+    fill = getattr(processor, "pad_token_id", None) or getattr(model.config, "pad_token_id", None) or 0
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [(part, _pad([encoded[index] for index in part], fill)) for part in parts]
 
 
 def probe_batch(model: nn.Module, tokens: int) -> Batch:
@@ -85,6 +105,42 @@ def mean_tokens(batches: Sequence[Batch]) -> int:
     samples = sum(len(batch["input_ids"]) for batch in batches)
     tokens = sum(int(token_mask(batch).sum()) for batch in batches)
     return max(1, round(tokens / samples))
+
+
+def check_batches(batches: Sequence[Batch], model: nn.Module) -> None:
+    """Raise if the model cannot take these batches.
+
+    Raises:
+        ValueError: no batches, samples that are all padding or too long, token ids outside the vocabulary.
+    """
+    if not batches:
+        raise ValueError("calibration data is empty: a few dozen samples are needed.")
+    vocabulary, longest = model.config.vocab_size, max_tokens(model)
+    for number, batch in enumerate(batches):
+        ids = batch["input_ids"]
+        mask = token_mask(batch)
+        if ids.dim() != 2 or (ids.numel() and ids.is_floating_point()):
+            raise ValueError(f"input_ids of a batch must be whole numbers of shape (batch, tokens), got {ids.shape}.")
+        if mask.shape != ids.shape:
+            raise ValueError(f"attention_mask must have the shape of input_ids, {ids.shape}, got {mask.shape}.")
+        if ids.numel() == 0 or bool((mask.sum(-1) == 0).any()):
+            raise ValueError(f"calibration batch {number} holds a sample that is empty or all padding: drop it.")
+        if not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            raise ValueError(
+                f"token ids run from {int(ids.min())} to {int(ids.max())}, the model's vocabulary from 0 to "
+                f"{vocabulary - 1}: the tokenizer is not this model's."
+            )
+        if ids.shape[1] > longest:
+            raise ValueError(f"samples have {ids.shape[1]} tokens, the model takes {longest}: cut them first.")
+
+
+def max_tokens(model: nn.Module) -> int:
+    """How many tokens the model's position embeddings hold."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin start counting after the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", None) or 512
 
 
 def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, ...]:
@@ -132,12 +188,12 @@ def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
 
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
     if all(isinstance(sample, Mapping) and "input_ids" in sample for sample in samples):
-        limit = max_length or _longest(model)
+        limit = max_length or max_tokens(model)
         return [_listed(_model_inputs(sample, model), limit) for sample in samples]
     texts = _texts(samples)
     if processor is None:
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
-    limit = max_length or min(processor.model_max_length, _longest(model))
+    limit = max_length or min(processor.model_max_length, max_tokens(model))
     encoded = processor(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
     names = _accepted(model)
     return [{name: encoded[name][index] for name in encoded if name in names} for index in range(len(texts))]
@@ -221,34 +277,3 @@ def _listed(sample: dict[str, Any], limit: int) -> dict[str, list]:
     if real.any() and all(value.shape == real.shape for value in tensors.values()):
         tensors = {name: value[real] for name, value in tensors.items()}
     return {name: value[:limit].tolist() for name, value in tensors.items()}
-
-
-def _longest(model: nn.Module) -> int:
-    """How many tokens the model's position embeddings hold."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin start counting after the padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", None) or 512
-
-
-def _check_batches(batches: list[Batch], model: nn.Module) -> None:
-    if not batches:
-        raise ValueError("calibration data is empty: a few dozen samples are needed.")
-    vocabulary, longest = model.config.vocab_size, _longest(model)
-    for number, batch in enumerate(batches):
-        ids = batch["input_ids"]
-        mask = token_mask(batch)
-        if ids.dim() != 2 or (ids.numel() and ids.is_floating_point()):
-            raise ValueError(f"input_ids of a batch must be whole numbers of shape (batch, tokens), got {ids.shape}.")
-        if mask.shape != ids.shape:
-            raise ValueError(f"attention_mask must have the shape of input_ids, {ids.shape}, got {mask.shape}.")
-        if ids.numel() == 0 or bool((mask.sum(-1) == 0).any()):
-            raise ValueError(f"calibration batch {number} holds a sample that is empty or all padding: drop it.")
-        if not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-            raise ValueError(
-                f"token ids run from {int(ids.min())} to {int(ids.max())}, the model's vocabulary from 0 to "
-                f"{vocabulary - 1}: the tokenizer is not this model's."
-            )
-        if ids.shape[1] > longest:
-            raise ValueError(f"samples have {ids.shape[1]} tokens, the model takes {longest}: cut them first.")

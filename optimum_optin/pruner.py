@@ -20,14 +20,17 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import find_groups
+from .benchmark import latency_entry
 from .card import model_card, weight_bytes
 from .compensation import check_tokens, dense_passes, refit
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
 from .divergence import Divergence, measure_divergence
+from .evaluation import compared, measure
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
+from .glue import read_glue
 from .groups import HEADS, NEURONS, Batch, Group, Masks
 from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
 from .loading import load_model, load_processor
@@ -263,6 +266,68 @@ class OptinPruner:
         if folder is not None:
             self.save_pretrained(folder)
         return pruned
+
+    def evaluate(
+        self,
+        task: str,
+        *,
+        data_dir: str | os.PathLike | None = None,
+        split: str | None = None,
+        batch_size: int = 32,
+        max_samples: int | None = None,
+    ) -> dict:
+        """Measure the dense and, if there is one, the pruned model on a GLUE task; the report keeps both.
+
+        The pruned model is saved and loaded again first: what is measured is what a user gets.
+
+        Args:
+            task: `"sst2"` or `"glue/sst2"`, and so on.
+            data_dir: folder in the GLUE TSV layout (`SST-2/dev.tsv`, ...); `None` asks the Hub.
+            split: the Hub's name of it; `None` takes validation, of MNLI `"validation_matched"`.
+            batch_size: samples per forward pass; it does not change the figures.
+            max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+
+        Returns:
+            The entry of `PruningReport.evaluations`, without the pruned model's figures if nothing was pruned.
+
+        Raises:
+            ValueError: see `optimum_optin.evaluation.evaluate_glue`; raised before the first forward pass.
+            ConnectionError: the Hub does not answer; give `data_dir`.
+        """
+        samples = read_glue(task, data_dir=data_dir, split=split, max_samples=max_samples)
+        measured = {"dense": measure(self.model, self.processor, samples, batch_size)}
+        if self.pruned_model is not None:
+            measured["pruned"] = measure(self._reloaded(), self.processor, samples, batch_size)
+        entry = compared(samples, measured)
+        if self.report is not None:
+            self.report = self.report.evaluated(entry)
+        return entry
+
+    def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
+        """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
+
+        Args:
+            batch_size: samples per forward pass.
+            tokens: length of every sample; `None` takes the calibration data's mean.
+            repeats: counted runs of each; the median is reported.
+
+        Returns:
+            `PruningReport.latency`.
+
+        Raises:
+            RuntimeError: nothing was pruned yet.
+            ValueError: see `optimum_optin.benchmark.latency_entry`.
+        """
+        _, report = self._pruned()
+        entry = latency_entry(
+            self.model,
+            self._reloaded(),
+            tokens=report.tokens if tokens is None else tokens,
+            batch_size=batch_size,
+            repeats=repeats,
+        )
+        self.report = dataclasses.replace(report, latency=entry)
+        return entry
 
     @staticmethod
     def convert_model(model: PreTrainedModel, structure: Structure) -> None:
@@ -500,6 +565,14 @@ class OptinPruner:
             existing=existing_card,
         )
         card.save(folder / CARD_FILE)
+
+    def _reloaded(self) -> PreTrainedModel:
+        """The pruned model as a user gets it: from disk."""
+        model, _ = self._pruned()
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            loaded = type(model).from_pretrained(folder, dtype=model.dtype)
+        return loaded.to(self.model.device).eval()
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None or self.report is None:

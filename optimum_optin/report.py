@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class PruningPlan:
     def __str__(self) -> str:
         return (
             f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
-            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{_table(self.layers)}"
+            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{layer_table(self.layers)}"
         )
 
 
@@ -97,6 +97,11 @@ class PruningReport:
         """All fields, JSON-able."""
         return dataclasses.asdict(self)
 
+    def evaluated(self, entry: dict) -> PruningReport:
+        """The report with an entry of `evaluations` more, instead of an earlier one of the same task and split."""
+        others = [one for one in self.evaluations if (one["task"], one["split"]) != (entry["task"], entry["split"])]
+        return dataclasses.replace(self, evaluations=[*others, entry])
+
     def save(self, save_directory: str | os.PathLike) -> None:
         """Write `optin_report.json` into an existing folder."""
         path = Path(save_directory) / REPORT_FILE
@@ -117,7 +122,9 @@ class PruningReport:
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
                 *_diverged(self.divergence),
-                _table(self.layers),
+                *_evaluated(self.evaluations),
+                *([] if self.latency is None else [latency_line(self.latency)]),
+                layer_table(self.layers),
             ]
         )
 
@@ -129,6 +136,23 @@ def layers_of(structure: Structure) -> Layers:
         layer, _, role = key.rpartition(".")
         layers.setdefault(layer, {})[role] = {"kept": len(entry.kept), "units": entry.units}
     return layers
+
+
+def latency_line(latency: Mapping) -> str:
+    """One line that says what `PruningReport.latency` holds."""
+    return (
+        f"latency, {latency['batch_size']} x {latency['tokens']} tokens, {latency['hardware']}, {latency['threads']} "
+        f"threads, {latency['dtype']}: {latency['dense_ms']:.1f} ms -> {latency['pruned_ms']:.1f} ms "
+        f"({latency['speedup']:.2f}x faster)"
+    )
+
+
+def layer_table(layers: Layers) -> str:
+    """What each layer keeps, a line each."""
+    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}"]
+    for layer, roles in layers.items():
+        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}")
+    return "\n".join(rows)
 
 
 def _predicted(losses: Mapping[str, float]) -> str:
@@ -148,15 +172,18 @@ def _diverged(divergence: Mapping[str, float] | None) -> list[str]:
     ]
 
 
+def _evaluated(evaluations: Sequence[Mapping]) -> list[str]:
+    return [
+        f"{entry['task']}, {entry['split']}, {entry['samples']} samples: {name} "
+        f"{100 * values['dense']:.1f} ± {100 * values['dense_error']:.1f} -> "
+        f"{100 * values['pruned']:.1f} ± {100 * values['pruned_error']:.1f}"
+        for entry in evaluations
+        for name, values in entry["metrics"].items()
+    ]
+
+
 def _change(before: int, after: int, unit: float, suffix: str) -> str:
     return f"{before / unit:,.2f}{suffix} -> {after / unit:,.2f}{suffix} ({after / before:.1%})"
-
-
-def _table(layers: Layers) -> str:
-    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}"]
-    for layer, roles in layers.items():
-        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}")
-    return "\n".join(rows)
 
 
 def _count(roles: Mapping[str, Mapping[str, int]], role: str) -> str:

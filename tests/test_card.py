@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard
-from tiny import tiny_batch, tiny_model
+from tiny import tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 from words import TEXTS, word_tokenizer
 
@@ -179,7 +179,7 @@ def test_what_it_says_of_loading_without_us_is_true(pruner, tmp_path):
     printed = subprocess.run(arguments, check=False, capture_output=True, text=True)
     assert printed.returncode != 0
     for words in (
-        "Unknown quantization type, got optin",
+        "Unknown quantization type, got optimum_optin",
         "RuntimeError: You set `ignore_mismatched_sizes` to `False`",
     ):
         assert words in said and words in printed.stderr
@@ -271,3 +271,13 @@ def test_a_full_disk_leaves_nothing_half_written(pruner, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == (["small"] if there else [])
     if there:
         AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("way", ["remote_code", "uniform"])
+def test_it_says_how_to_load_without_the_package(way, tmp_path):
+    config = {"remote_code": {"remote_code": True}, "uniform": {"layout": "uniform", "flops": 0.8}}[way]
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(), dataclasses.replace(CONFIG, **config), save_dir=tmp_path / "small")
+    text = ModelCard.load(tmp_path / "small" / "README.md").text
+    assert ("trust_remote_code=True" in text) == (way == "remote_code")
+    assert ("import optimum_optin" in text) == (way == "remote_code")

@@ -1,0 +1,58 @@
+"""Command-line options from a function's signature, types and docstring, so that help text exists once."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_TYPES = (bool, int, float, str)
+
+
+def add_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, documented: Callable, names: Sequence[str]
+) -> None:
+    """One option per named parameter of a function or class; an option that is not given stays out of the result.
+
+    Args:
+        parser: gets `--min-heads` for `min_heads`, and so on.
+        documented: its signature has the defaults, its annotations the types, its docstring the help.
+        names: which parameters.
+    """
+    texts, parameters = argument_texts(documented), inspect.signature(documented).parameters
+    types = typing.get_type_hints(documented.__init__ if inspect.isclass(documented) else documented)
+    for name in names:
+        kind, default = _type(types[name]), parameters[name].default
+        shown = default is not None and default is not False and default is not inspect.Parameter.empty
+        text = f"{texts[name]} Default: {default}." if shown else texts[name]
+        option = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
+
+
+def given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options among `names` that the user gave."""
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def argument_texts(documented: Callable) -> dict[str, str]:
+    """Parameter -> its text in the `Args:` section of the docstring, as a sentence."""
+    lines = inspect.getdoc(documented).split("\nArgs:\n")[1].split("\n\n")[0].splitlines()
+    texts: dict[str, str] = {}
+    for line in lines:
+        start = re.match(r"    (\w+): (.*)", line)
+        if start:
+            name, text = start.groups()
+            texts[name] = text
+        else:
+            texts[name] += " " + line.strip()
+    return {name: text.replace("`", "").removesuffix(".") + "." for name, text in texts.items()}
+
+
+def _type(annotation: Any) -> type:
+    """The first plain type of an annotation like `int | None` or `str | os.PathLike | None`."""
+    named = typing.get_args(annotation) or (annotation,)
+    return next(kind for kind in _TYPES if kind in named)

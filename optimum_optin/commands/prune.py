@@ -1,0 +1,59 @@
+"""Prune a model in one shot, without training, and save the smaller one with its processor and report."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..evaluation import check_model
+from ..folders import check_folder
+from ..glue import read_glue
+from ..pruner import OptinPruner
+from ..scoring import Scores
+from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `prune` takes."""
+    add_model(parser)
+    parser.add_argument("--output", metavar="DIR", help="folder to save to; needed unless --dry-run")
+    parser.add_argument("--scores", metavar="DIR", help="scores that `optin score` saved, instead of scoring again")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be kept; cuts and writes nothing")
+    parser.add_argument(
+        "--evaluate", nargs="+", default=(), metavar="TASK", help="GLUE tasks to measure before and after"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="GLUE as TSV files (SST-2/dev.tsv, ...), for --evaluate")
+    parser.add_argument("--benchmark", action="store_true", help="time the dense model against the pruned one")
+    add_calibration(parser)
+    add_config(parser)
+
+
+def run(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Prune; everything that can be refused is refused before the long part."""
+    if arguments.output is None and not arguments.dry_run:
+        raise ValueError("give --output DIR to save to, or --dry-run.")
+    if arguments.calibration is None and arguments.scores is None:
+        raise ValueError("give --calibration DATA, or --scores DIR of an earlier `optin score`.")
+    if arguments.output is not None:
+        check_folder(arguments.output)
+    scores = Scores.from_pretrained(arguments.scores) if arguments.scores else None
+    config = load_config(arguments, scores.config if scores else None)
+    calibration = load_calibration(arguments)
+    pruner = load_pruner(arguments)
+    if arguments.dry_run:
+        plan = pruner.plan(scores or pruner.score(calibration, config), config=config)
+        return plan.to_dict(), str(plan)
+
+    for task in arguments.evaluate:
+        check_model(pruner.model, pruner.processor, read_glue(task, data_dir=arguments.data_dir).task)
+    pruner.prune(calibration, config, scores=scores, save_dir=arguments.output)
+    if arguments.evaluate or arguments.benchmark:
+        _measure(pruner, arguments)
+        pruner.save_pretrained(arguments.output)
+    return {"output": arguments.output, **pruner.report.to_dict()}, f"{pruner.report}\nsaved to {arguments.output}"
+
+
+def _measure(pruner: OptinPruner, arguments: argparse.Namespace) -> None:
+    for task in arguments.evaluate:
+        pruner.evaluate(task, data_dir=arguments.data_dir)
+    if arguments.benchmark:
+        pruner.benchmark()

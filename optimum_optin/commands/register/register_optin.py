@@ -1,0 +1,47 @@
+"""`optimum-cli optin ...`: what Optimum's command line reads at start-up, so it imports nothing heavy.
+
+Installed as `optimum/commands/register/register_optin.py` (setup.py says how). The commands themselves, with their
+arguments, are in `optimum_optin/commands/` and imported when one is run.
+"""
+
+import argparse
+import sys
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+COMMANDS = {
+    "prune": "prune a model and save the smaller one",
+    "score": "score a model's units and save the scores, for any number of budgets",
+    "plan": "show what budgets would keep, from saved scores",
+    "evaluate": "measure a model on a GLUE task",
+    "benchmark": "time a pruned model against the dense one",
+    "info": "show what a pruned folder holds, without loading weights",
+    "push": "upload a pruned folder to the Hub",
+}
+
+
+class OptinCommand(BaseOptimumCLICommand):
+    """Hands the words after `optin` on to the command they name."""
+
+    COMMAND = CommandInfo(name="optin", help="Prune transformers in one shot, without training.")
+
+    @staticmethod
+    def parse_args(parser):
+        """The command and, untouched, its arguments."""
+        width = max(map(len, COMMANDS))
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.usage = f"optimum-cli optin {{{','.join(COMMANDS)}}} ..."
+        parser.description = "Prune transformers in one shot, without training."
+        parser.epilog = "commands:\n" + "".join(f"  {name:<{width}}  {text}\n" for name, text in COMMANDS.items())
+        parser.epilog += "\n`optimum-cli optin COMMAND --help` shows a command's arguments."
+        parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+        parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
+
+    def run(self):
+        """Run the command and exit with its code."""
+        from optimum_optin.commands import run  # slow to import
+
+        sys.exit(run(self.args.command, self.args.arguments))
+
+
+REGISTER_COMMANDS = [OptinCommand]

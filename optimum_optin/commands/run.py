@@ -1,0 +1,80 @@
+"""Run one command: parse its arguments, print what it returns, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+
+from . import benchmark, evaluate, info, plan, prune, push, score
+
+COMMANDS = {
+    "prune": prune,
+    "score": score,
+    "plan": plan,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+    "info": info,
+    "push": push,
+}
+"""Name -> module with `add_arguments(parser)` and `run(arguments)`, which returns `(JSON-able dict, text)`."""
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Run a command.
+
+    The result goes to stdout; logs and progress bars go to stderr.
+
+    Args:
+        command: a key of `COMMANDS`.
+        arguments: the words that follow it.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for bad input, 130 if interrupted.
+
+    Raises:
+        SystemExit: wrong usage (2), or `--help` (0).
+    """
+    parser = make_parser(command)
+    parsed = parser.parse_args(arguments)
+    try:
+        with redirect_stdout(sys.stderr):
+            data, text = COMMANDS[command].run(parsed)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if parsed.verbose or os.environ.get("OPTIN_DEBUG"):
+            traceback.print_exc()
+        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
+        return 2 if _is_bad_input(error) else 1
+    print(json.dumps(data, indent=2) if parsed.json else text)
+    return 0
+
+
+def make_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of a command; its description is the module's docstring."""
+    module = COMMANDS[command]
+    parser = argparse.ArgumentParser(f"optimum-cli optin {command}", description=module.__doc__, allow_abbrev=False)
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout instead of text")
+    parser.add_argument("--verbose", action="store_true", help="show where an error came from (so does OPTIN_DEBUG=1)")
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_bad_input(error: Exception) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", None)  # the Hub's answer
+    if status is not None:
+        return status < 500
+    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)):
+        return True
+    # transformers raises a bare OSError for a model that does not exist; the system's errors carry a number.
+    return isinstance(error, OSError) and error.errno is None and not isinstance(error, ConnectionError)

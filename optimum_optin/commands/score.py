@@ -1,0 +1,39 @@
+"""Score a model's units once and save the scores; `optin plan` and `optin prune` take them for any budget."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..config import SCORING_FIELDS
+from ..folders import check_folder
+from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `score` takes."""
+    add_model(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to save the scores to")
+    add_calibration(parser)
+    add_config(parser, SCORING_FIELDS)
+
+
+def run(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Score and save."""
+    if arguments.calibration is None:
+        raise ValueError("give --calibration DATA.")
+    check_folder(arguments.output)
+    config = load_config(arguments)
+    calibration = load_calibration(arguments)
+    scores = load_pruner(arguments).score(calibration, config)
+    scores.save_pretrained(arguments.output)
+    units = sum(len(score) for score in next(iter(scores.terms.values())).values())
+    data = {
+        "output": arguments.output,
+        "units": units,
+        "terms": list(scores.terms),
+        "tokens": scores.tokens,
+        "seconds": scores.seconds,
+        "fingerprint": scores.fingerprint,
+        "config": scores.config.to_dict(),
+    }
+    return data, f"{units:,} units scored in {scores.seconds:.1f} s, saved to {arguments.output}"

@@ -1,0 +1,148 @@
+"""GLUE figures of any sequence classifier, with their standard errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
+
+from .data import check_batches, padded_batches
+from .glue import DATASET, GlueSamples, GlueTask, read_glue
+from .masking import frozen
+from .metrics import metrics_of, standard_error
+
+Measured = dict[str, tuple[float, float]]
+"""Metric -> its value and its standard error."""
+
+
+def evaluate_glue(
+    model: PreTrainedModel,
+    processor: Any,
+    task: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    max_samples: int | None = None,
+) -> dict:
+    """Measure any model on a GLUE task, with the task's official metrics.
+
+    Args:
+        model: a sequence classifier (for STS-B, a regressor).
+        processor: its tokenizer.
+        task: `"sst2"` or `"glue/sst2"`, and so on.
+        data_dir: folder in the GLUE TSV layout (`SST-2/dev.tsv`, ...); `None` asks the Hub.
+        split: the Hub's name of it; `None` takes validation, of MNLI `"validation_matched"`.
+        batch_size: samples per forward pass; it does not change the figures.
+        max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+
+    Returns:
+        `{"task": "glue/sst2", "dataset": "nyu-mll/glue", "config": "sst2", "split": "validation", "samples": 872,
+        "metrics": {"accuracy": {"value": 0.91, "error": 0.01}}}`; errors are standard errors over samples.
+
+    Raises:
+        ValueError: unknown task or split, a model that does not fit the task, no processor, unusable data.
+        FileNotFoundError: `data_dir` does not hold the task.
+        ConnectionError: the Hub does not answer; give `data_dir`.
+    """
+    samples = read_glue(task, data_dir=data_dir, split=split, max_samples=max_samples)
+    measured = measure(model, processor, samples, batch_size)
+    return {
+        **describe(samples),
+        "metrics": {name: {"value": value, "error": error} for name, (value, error) in measured.items()},
+    }
+
+
+def compared(samples: GlueSamples, measured: Mapping[str, Measured]) -> dict:
+    """An entry of `PruningReport.evaluations` from what was measured of the `"dense"` and the `"pruned"` model."""
+    metrics: dict[str, dict[str, float]] = {name: {} for name in samples.task.metrics}
+    for which, by_name in measured.items():
+        for name, (value, error) in by_name.items():
+            metrics[name] |= {which: value, f"{which}_error": error}
+    return {**describe(samples), "metrics": metrics}
+
+
+def describe(samples: GlueSamples) -> dict:
+    """What was measured on: task, data set, its configuration and split, number of samples."""
+    task = samples.task.name
+    return {
+        "task": f"glue/{task}",
+        "dataset": DATASET,
+        "config": task,
+        "split": samples.split,
+        "samples": len(samples.texts),
+    }
+
+
+def measure(model: PreTrainedModel, processor: Any, samples: GlueSamples, batch_size: int = 32) -> Measured:
+    """The task's metrics of a model.
+
+    Raises:
+        ValueError: the model does not fit the task, or there is no processor.
+    """
+    check_model(model, processor, samples.task)
+    predictions = predict(model, processor, samples, batch_size)
+    values = metrics_of(samples.task.metrics, predictions, samples.labels)
+    return {name: (value, standard_error(name, predictions, samples.labels)) for name, value in values.items()}
+
+
+def check_model(model: PreTrainedModel, processor: Any, task: GlueTask) -> None:
+    """Raise if the model cannot be measured on the task.
+
+    Raises:
+        ValueError: no processor, no classifier, or another number of labels.
+    """
+    if processor is None:
+        raise ValueError(f"glue/{task.name} is text: pass the model's tokenizer as processor=.")
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"glue/{task.name} needs a sequence classifier, got {type(model).__name__}: load the model with "
+            "task='text-classification'."
+        )
+    needed = len(task.labels) or 1
+    if model.config.num_labels != needed:
+        kind = f"classes ({', '.join(task.labels)})" if task.labels else "output, a score"
+        raise ValueError(
+            f"glue/{task.name} has {needed} {kind}, the model {model.config.num_labels}: take a model fine-tuned on it."
+        )
+
+
+def predict(model: PreTrainedModel, processor: Any, samples: GlueSamples, batch_size: int = 32) -> Tensor:
+    """A class index in the data set's order, or a score, for each sample; shape (samples,), on the CPU."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
+    batches = padded_batches(samples.texts, model, processor, batch_size=batch_size)
+    check_batches([batch for _, batch in batches], model)
+    logits = torch.zeros(len(samples.texts), model.config.num_labels)
+    with torch.inference_mode(), frozen(model):
+        for rows, batch in tqdm(batches, desc=f"glue/{samples.task.name}", unit="batch"):
+            outputs = model(**send_to_device(dict(batch), model.device), return_dict=True)
+            logits[rows] = outputs.logits.float().cpu()
+    if not logits.isfinite().all():
+        raise ValueError(f"the model's outputs on glue/{samples.task.name} are not finite: its weights are damaged.")
+    if not samples.task.labels:
+        return logits[:, 0]
+    return logits[:, label_order(model.config.id2label, samples.task.labels)].argmax(-1)
+
+
+def label_order(id2label: Mapping[int, str], labels: Sequence[str]) -> list[int]:
+    """For each label of a task, the model's index of it: by name if the model has the same names, else by index.
+
+    Args:
+        id2label: the model's index -> name; case, spaces and hyphens do not matter.
+        labels: the task's names in the data set's order.
+    """
+    indices = {_name(name): index for index, name in id2label.items()}
+    return [indices[label] for label in labels] if set(indices) == set(labels) else list(range(len(labels)))
+
+
+def _name(label: str) -> str:
+    plain = re.sub(r"[^a-z]+", "_", str(label).lower()).strip("_")
+    return {"neg": "negative", "pos": "positive"}.get(plain, plain)
