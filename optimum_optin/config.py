@@ -14,7 +14,7 @@ from pathlib import Path
 class OptinConfig:
     """Configuration of one-shot pruning.
 
-    The defaults are the outcome of experiments (docs/results.md).
+    The defaults are the outcome of experiments (docs/source/results.mdx).
 
     Args:
         flops: share of the transformer layers' linear and attention MACs to keep, in (0, 1].

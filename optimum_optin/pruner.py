@@ -39,7 +39,7 @@ from .walk import Start
 logger = logging.get_logger(__name__)
 
 _HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
-_COLLAPSE = 0.75  # agreement below which prune warns; docs/results.md shows what it means for accuracy
+_COLLAPSE = 0.75  # agreement below which prune warns; docs/source/results.mdx shows what it means for accuracy
 _TRIALS = (1.0, 0.1, 10.0)  # times the output term's weight
 _TRIAL_PART = 8  # trial cuts are refitted on this part of the batches
 
