@@ -105,7 +105,7 @@ def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
 
 
 def _keep_from_quantizers(module: nn.Module) -> None:
-    # They fail on a weight without elements. PyTorch has a linear that theirs and torchao's pass over.
+    # They fail on a weight without elements. PyTorch's own and torchao's pass over this class of linears.
     if type(module) is nn.Linear:
         module.__class__ = NonDynamicallyQuantizableLinear
 
