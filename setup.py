@@ -26,6 +26,15 @@ EXTRAS = {
     "demo": ["scipy>=1.11"],
     "docs": ["hf-doc-builder>=0.5"],
     "plots": ["matplotlib>=3.8"],
+    # What the tests run a pruned model with, if it is there.
+    "neighbours": [
+        "peft>=0.21",
+        "onnx>=1.23",
+        "onnxscript>=0.7",
+        "onnxruntime>=1.32",
+        "sentence-transformers>=6.2",
+        "optimum-quanto>=0.2.7",
+    ],
 }
 
 COMMANDS = "optimum.commands.register"

@@ -1,7 +1,7 @@
 """The table of architectures: where a model type keeps its heads and neurons.
 
 A new architecture is a row: one `register_architecture` call, here or in a user's own code. Paths are
-relative to the layer (sublayers) or to the base model (layers). See docs/architectures.md.
+relative to the layer (sublayers) or to the base model (layers). See docs/source/concepts/extending.mdx.
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ def register_architecture(model_type: str, *stacks: Stack) -> None:
 def known_architectures() -> list[str]:
     """The registered model types, sorted."""
     return sorted(_ARCHITECTURES)
+
+
+def find_stacks(model_type: str) -> tuple[Stack, ...]:
+    """The layer lists of a registered model type."""
+    return _ARCHITECTURES[model_type]
 
 
 def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
@@ -176,7 +181,7 @@ def row_of(model_type: str | None) -> tuple[Stack, ...]:
             "              'attention.output.dense'),\n"
             "        neurons(['intermediate.dense'], 'output.dense'),\n"
             "    )))\n"
-            "See docs/architectures.md."
+            "See docs/source/concepts/extending.mdx."
         )
     return _ARCHITECTURES[model_type]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 class OptinConfig:
     """Configuration of one-shot pruning.
 
-    The defaults are the outcome of experiments (docs/results.md).
+    The defaults are the outcome of experiments (docs/source/results.mdx).
 
     Args:
         flops: share of the transformer layers' linear and attention MACs to keep, in (0, 1].
@@ -34,7 +34,7 @@ class OptinConfig:
             `"none"` only removes.
         layout: `"free"` lets every layer keep numbers of its own; `"uniform"` keeps equally many neurons in every layer
             (and heads, where the model's class can be built with fewer), so that the result loads with transformers
-            alone (docs/loading.md).
+            alone (docs/source/guides/loading.mdx).
         remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
             package is not installed.
         min_heads: heads that every layer keeps at least.

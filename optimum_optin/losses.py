@@ -1,7 +1,7 @@
 """Distances between the dense and the masked network (OPTIN, Sec. 3.2).
 
 Everything here takes tensors. `probe_*` functions draw a random linear functional r of a loss's
-features, so that E[(r . J)^2] = ||J||^2: the Gauss-Newton form of the loss (see docs/method.md).
+features, so that E[(r . J)^2] = ||J||^2: the Gauss-Newton form of the loss (see docs/source/concepts/method.mdx).
 """
 
 from __future__ import annotations

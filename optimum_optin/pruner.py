@@ -50,7 +50,7 @@ from .walk import Start
 logger = logging.get_logger(__name__)
 
 _HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
-_COLLAPSE = 0.75  # agreement below which prune warns; docs/results.md shows what it means for accuracy
+_COLLAPSE = 0.75  # agreement below which prune warns; docs/source/results.mdx shows what it means for accuracy
 _TRIALS = (1.0, 0.1, 10.0)  # times the output term's weight
 _TRIAL_PART = 8  # trial cuts are refitted on this part of the batches
 
@@ -338,7 +338,7 @@ class OptinPruner:
         """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
         processes, the main one writes.
 
-        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`; docs/loading.md
+        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`; docs/source/guides/loading.mdx
         has the ways that need no package. Of a card that is there, the text outside our part stays.
 
         Args:

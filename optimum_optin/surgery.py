@@ -12,6 +12,7 @@ from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .groups import Group, Masks
 
@@ -94,10 +95,19 @@ def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
     for path, features in group.counters.items():
         module, _, name = path.rpartition(".")
         setattr(model.get_submodule(module), name, len(kept) * features)
+    if len(kept) == 0:
+        for path in (group.consumer, *(producer.path for producer in group.producers)):
+            _keep_from_quantizers(model.get_submodule(path))
     if group.core and len(kept) == 0:
         _remove_core(model, group)
     elif group.shared_bias:
         _select_heads(model.get_submodule(group.core), group.shared_bias, kept)
+
+
+def _keep_from_quantizers(module: nn.Module) -> None:
+    # They fail on a weight without elements. PyTorch's own and torchao's pass over this class of linears.
+    if type(module) is nn.Linear:
+        module.__class__ = NonDynamicallyQuantizableLinear
 
 
 def _remove_core(model: nn.Module, group: Group) -> None:

@@ -76,7 +76,7 @@ def test_options_arrive_with_their_types():
     assert load_config(defaults, OptinConfig(seed=3)) == OptinConfig(seed=3)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/source/guides/cli.mdx"])
 def test_commands_in_the_docs_parse(page):
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(r"^ *optimum-cli optin (.+)$", text, flags=re.MULTILINE)

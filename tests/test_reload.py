@@ -1,4 +1,4 @@
-"""A pruned folder with everything users do to a model next: an ordinary model has no surprises."""
+"""Loading a pruned folder, and what users do with it next; other packages are in test_neighbours.py."""
 
 import json
 import shutil
@@ -8,19 +8,10 @@ import sys
 import pytest
 import torch
 import transformers
-from datasets import Dataset
 from packaging import version
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_model
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
@@ -78,47 +69,6 @@ def test_bfloat16_and_device_map(pruned):
         low = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
         assert {parameter.dtype for parameter in low.parameters()} == {torch.bfloat16}
         torch.testing.assert_close(low(**batch).logits.float(), expected, atol=0.05, rtol=0.05)
-
-
-def test_pipeline(pruned):
-    folder, model = pruned
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with torch.no_grad():
-        expected = model(**tokenizer(TEXTS[0], return_tensors="pt")).logits.softmax(-1)[0]
-    (answer,) = pipeline("text-classification", model=str(folder), device="cpu")(TEXTS[0])
-    assert answer["score"] == pytest.approx(float(expected.max()), abs=1e-6)
-    assert answer["label"] == model.config.id2label[int(expected.argmax())]
-
-
-def test_a_short_training_run_and_its_checkpoint(pruned, tmp_path):
-    folder, _ = pruned
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    before = model.bert.encoder.layer[0].output.dense.weight.detach().clone()
-    data = Dataset.from_dict({**tokenizer(TEXTS), "label": [index % 3 for index in range(len(TEXTS))]})
-    arguments = TrainingArguments(
-        tmp_path / "run", max_steps=3, save_steps=3, report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=1e-3
-    )
-    Trainer(model, arguments, train_dataset=data, processing_class=tokenizer).train()
-    assert not torch.equal(model.bert.encoder.layer[0].output.dense.weight, before)
-    batch = tiny_batch(model)
-    checkpoint = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "checkpoint-3")
-    with torch.no_grad():
-        torch.testing.assert_close(checkpoint(**batch).logits, model.eval()(**batch).logits, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("model_type", ["bert", "mpnet", "distilbert", "modernbert"])
-def test_torch_export(model_type, tmp_path):
-    model = tiny_model(model_type)
-    pruner = OptinPruner(model)
-    pruner.prune([{"input_ids": list(range(5, 15))}] * 8, OptinConfig(flops=0.4, probes=4), save_dir=tmp_path / "out")
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    batch = tiny_batch(model)
-    exported = torch.export.export(loaded, (), kwargs=batch)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            exported.module()(**batch).logits, pruner.pruned_model(**batch).logits, atol=1e-5, rtol=1e-5
-        )
 
 
 def test_a_pruned_folder_can_be_pruned_again(pruned, tmp_path):

@@ -165,7 +165,7 @@ def test_an_excerpt_stands_alone():
 
 
 def test_without_anything_the_warning_names_the_package(models, tmp_path):
-    """docs/loading.md quotes it."""
+    """docs/source/guides/loading.mdx quotes it."""
     models["bert"].save_pretrained(tmp_path / "plain")
     message = r"(?s)Unknown quantization type, got optimum_optin - .*MISMATCH.*RuntimeError: You set `ignore_mismatched"
     with pytest.raises(AssertionError, match=message):

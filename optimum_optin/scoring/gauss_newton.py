@@ -2,7 +2,7 @@
 
 The trajectory's loss is zero and stationary at mask = 1, so to second order removing unit u costs
 ||J_u||^2, J_u being the derivative of the stacked features by u's mask. For random probes r,
-E[(r . J_u)^2] = ||J_u||^2, and one backward pass gives r . J_u for every unit (docs/method.md).
+E[(r . J_u)^2] = ||J_u||^2, and one backward pass gives r . J_u for every unit (docs/source/concepts/method.mdx).
 """
 
 from __future__ import annotations

@@ -1,0 +1,55 @@
+"""Write the table of supported architectures into docs/source/concepts/architectures.mdx, from the registry.
+
+python docs/make_support_matrix.py
+"""
+
+import re
+from pathlib import Path
+
+from transformers.models.auto import modeling_auto
+
+from optimum_optin.architectures import find_stacks, known_architectures
+
+PAGE = Path(__file__).parent / "source/concepts/architectures.mdx"
+TASKS = {
+    "sequence classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "token classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "question answering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "masked LM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+}
+TABLE = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end of table -->)", flags=re.DOTALL)
+
+
+def support_matrix():
+    """The table in Markdown: a row for every registered model type."""
+    rows = [["model type", *TASKS, "heads", "neurons", "remarks"]]
+    rows.append(["---"] * len(rows[0]))
+    for model_type in known_architectures():
+        stacks = find_stacks(model_type)
+        works = ["yes" if model_type in names else "" for names in TASKS.values()]
+        consumers = [", ".join(_consumers(stacks, role)) for role in ("heads", "neurons")]
+        rows.append([f"`{model_type}`", *works, *consumers, "; ".join(_remarks(stacks))])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def page_with(table):
+    """The page's text with this table."""
+    return TABLE.sub(lambda _: table, PAGE.read_text(encoding="utf-8"))
+
+
+def _consumers(stacks, role):
+    return [f"`{sublayer.consumer}`" for stack in stacks for sublayer in stack.sublayers if sublayer.role == role]
+
+
+def _remarks(stacks):
+    for stack in stacks:
+        for sublayer in stack.sublayers:
+            yield from (
+                f"`{each.path}` packs {each.parts} projections" for each in sublayer.producers if each.parts > 1
+            )
+            if sublayer.shared_bias:
+                yield f"a hook in every layer picks its heads from `{sublayer.shared_bias}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(support_matrix()), encoding="utf-8")

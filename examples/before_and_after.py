@@ -1,0 +1,76 @@
+"""What the scripts of one task share: their arguments, their rows, and a metric before and after pruning."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_dataset
+from transformers.utils import logging
+
+from optimum_optin import OptinConfig, OptinPruner
+
+LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def read_arguments(description: str, model: str, data: str) -> argparse.Namespace:
+    """The command line; `model` and `data` are the defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=model, help="Hub id or folder (default: %(default)s)")
+    parser.add_argument(
+        "--data",
+        default=data,
+        help="a .csv, .json, .jsonl or .parquet file, half of which is measured on, or a Hub data set with splits "
+        "train and validation, as name or name:configuration (default: %(default)s)",
+    )
+    parser.add_argument("--flops", type=float, default=0.6, help="share of MACs to keep (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=512, help="rows to calibrate on (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1000, help="rows to measure on (default: %(default)s)")
+    parser.add_argument("--save-dir", type=Path, default=Path("outputs/pruned"), help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+def prune_and_measure(arguments: argparse.Namespace, task: str, prepare: Callable, measure: Callable) -> None:
+    """Prune, save, reload, and print the metric of the dense and of the reloaded model.
+
+    Args:
+        arguments: from `read_arguments`.
+        task: as `OptinPruner.from_pretrained` takes it.
+        prepare: (rows, tokenizer) -> what `OptinPruner.prune` calibrates on.
+        measure: (model, tokenizer, rows) -> the metric.
+    """
+    logging.set_verbosity_error()
+    pruner = OptinPruner.from_pretrained(arguments.model, task=task)
+    calibration, evaluation = load_rows(arguments.data)
+    calibration = calibration.shuffle(seed=0).select(range(min(arguments.samples, len(calibration))))
+    evaluation = evaluation.select(range(min(arguments.rows, len(evaluation))))
+
+    config = OptinConfig(flops=arguments.flops, num_samples=arguments.samples)
+    pruner.prune(prepare(calibration, pruner.processor), config, save_dir=arguments.save_dir)
+    print(pruner.report)
+    reloaded = type(pruner.model).from_pretrained(arguments.save_dir).to(pruner.model.device)
+    with torch.inference_mode():
+        dense, pruned = (measure(model, pruner.processor, evaluation) for model in (pruner.model, reloaded))
+    print(f"{measure.__name__}, {len(evaluation)} rows: {dense:.1%} -> {pruned:.1%}; saved in {arguments.save_dir}")
+
+
+def load_rows(data: str) -> tuple[Dataset, Dataset]:
+    """Rows to calibrate on and rows to measure on; see `--data`."""
+    path = Path(data)
+    if path.suffix in LOADERS:
+        halves = load_dataset(LOADERS[path.suffix], data_files=data, split="train").train_test_split(0.5, seed=0)
+        return halves["train"], halves["test"]
+    name, _, configuration = data.partition(":")
+    splits = load_dataset(name, configuration or None)
+    return splits["train"], splits["validation"]
+
+
+def batches(rows: Dataset, size: int = 16):
+    """Dicts of columns of `size` rows each."""
+    return rows.iter(batch_size=size)
+
+
+def class_index(label: int | str, names: list[str] | None, model) -> int:
+    """The model's index of a class that the data give as a number (with `names` or without) or by name."""
+    name = names[label] if names and isinstance(label, int) else label
+    return model.config.label2id.get(name, label)

@@ -1,0 +1,245 @@
+"""A pruned model among its neighbours: what people run a model with next takes it like any other.
+
+Every model here was saved and reloaded; its first layer lost some heads, its second all heads, its third all neurons.
+Tests of packages that are not installed are skipped: `pip install -e '.[neighbours]'` runs them.
+"""
+
+import copy
+import shutil
+import sysconfig
+from pathlib import Path
+
+import evaluate
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from tiny import tiny_batch, tiny_model, tiny_samples
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+from words import TEXTS, word_tokenizer
+
+from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.architectures import find_groups
+
+# Neighbours warn of each other's and their own deprecations, and of weights without elements.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+# model type -> linears for LoRA
+TYPES = {
+    "bert": ["query", "value", "dense"],
+    "distilbert": ["q_lin", "v_lin", "out_lin"],
+    "modernbert": ["Wqkv", "Wo"],
+    "mpnet": ["q", "v", "dense"],
+}
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def folder(request, tmp_path_factory):
+    """A pruned classifier and its tokenizer on disk."""
+    return pruned_folder(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """The same of BERT alone, where the neighbour does not look at the architecture."""
+    return pruned_folder("bert", tmp_path_factory.mktemp("bert"))
+
+
+def pruned_folder(model_type, folder):
+    model = tiny_model(model_type)
+    empty = ("layers.1.heads", "layers.2.neurons")
+    with torch.no_grad():  # units that do nothing are pruned first
+        for group in find_groups(model):
+            model.get_submodule(group.consumer).weight.mul_(1e-6 if group.key in empty else 1)
+    pruner = OptinPruner(model, word_tokenizer())
+    pruner.prune(tiny_samples(), OptinConfig(flops=0.4, probes=4, min_heads=0, compensation="none"), save_dir=folder)
+    layers = pruner.report.layers
+    assert layers["layers.1"]["heads"]["kept"] == layers["layers.2"]["neurons"]["kept"] == 0
+    assert 0 < layers["layers.0"]["heads"]["kept"] < 4
+    return folder
+
+
+def load(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+@torch.no_grad()
+def logits_of(model, batch):
+    return model(**batch).logits
+
+
+def test_pipelines(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoded = tokenizer(TEXTS[0], return_tensors="pt")
+    expected = logits_of(load(folder), encoded).softmax(-1)[0]
+    answers = pipeline("text-classification", model=str(folder), device="cpu")(TEXTS[:3], batch_size=3)
+    assert answers[0]["score"] == pytest.approx(float(expected.max()), abs=1e-6)
+    assert answers[0]["label"] == f"LABEL_{int(expected.argmax())}"
+    features = pipeline("feature-extraction", model=str(folder), device="cpu", return_tensors=True)(TEXTS[0])
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(folder)(**encoded).last_hidden_state
+    torch.testing.assert_close(features, hidden, atol=1e-6, rtol=1e-6)
+
+
+def test_trainer_fine_tunes_it(folder, tmp_path):
+    model = load(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data = Dataset.from_dict({**tokenizer(TEXTS), "label": ["cat dog bird".split().index(t.split()[2]) for t in TEXTS]})
+    arguments = TrainingArguments(
+        tmp_path / "run", max_steps=40, save_steps=40, learning_rate=1e-2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.9 * before
+    batch = tiny_batch(model)
+    checkpoint = load(tmp_path / "run" / "checkpoint-40")
+    torch.testing.assert_close(logits_of(checkpoint, batch), logits_of(model.eval(), batch), atol=0, rtol=0)
+
+
+def test_lora(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = load(folder)
+    batch = tiny_batch(model)
+    settings = peft.LoraConfig(task_type="SEQ_CLS", target_modules=TYPES[model.config.model_type], r=4)
+    adapted = peft.get_peft_model(model, settings)
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):  # in the first step, only the half of LoRA that starts at zero moves
+        adapted(**batch, labels=torch.arange(3)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = logits_of(adapted.eval(), batch)
+    assert (expected - logits_of(load(folder), batch)).abs().max() > 1e-3
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    reloaded = peft.PeftModel.from_pretrained(load(folder), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits_of(reloaded, batch), expected, atol=0, rtol=0)
+    merged = reloaded.merge_and_unload()
+    torch.testing.assert_close(logits_of(merged, batch), expected, atol=1e-5, rtol=1e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(load(tmp_path / "merged"), batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_torch_compile_captures_one_graph(folder):
+    model = load(folder)
+    batch = tiny_batch(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(logits_of(compiled, batch), logits_of(model, batch), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.skipif(
+    not shutil.which("g++") or not Path(sysconfig.get_path("include"), "Python.h").exists(), reason="no C++ compiler"
+)
+def test_torch_compile_with_its_own_compiler(tmp_path_factory):
+    model = load(pruned_folder("mpnet", tmp_path_factory.mktemp("compiled")))  # the one with a hook
+    batch = tiny_batch(model)
+    torch._dynamo.reset()
+    torch.testing.assert_close(logits_of(torch.compile(model), batch), logits_of(model, batch), atol=1e-5, rtol=1e-5)
+
+
+def test_torch_export(folder, tmp_path):
+    model = load(folder)
+    batch = tiny_batch(model)
+    with torch.no_grad():  # else PyTorch cannot save a ModernBERT without sliding attention: a part has no user
+        program = torch.export.export(model, (), kwargs=batch)
+    torch.export.save(program, tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(logits_of(exported, batch), logits_of(model, batch), atol=1e-5, rtol=1e-5)
+
+
+def test_onnx(folder, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = load(folder)
+    batch = tiny_batch(model)
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        model,
+        kwargs=batch,
+        f=path,
+        input_names=list(batch),
+        output_names=["logits"],
+        dynamic_shapes=dict.fromkeys(batch, sizes),
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for other in (batch, tiny_batch(model, seed=1, samples=5, tokens=19)):
+        (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in other.items()})
+        torch.testing.assert_close(torch.from_numpy(logits), logits_of(model, other), atol=1e-5, rtol=1e-4)
+
+
+def dynamic_int8(model):
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+def quanto_int8(model):
+    quanto = pytest.importorskip("optimum.quanto")
+    empty = [name for name, module in model.named_modules() if getattr(module, "in_features", None) == 0]
+    quanto.quantize(model, weights=quanto.qint8, exclude=empty)  # it fails on a weight without elements
+    quanto.freeze(model)
+    return model
+
+
+def torchao_int8(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+@pytest.mark.parametrize("quantize", [dynamic_int8, quanto_int8, torchao_int8])
+def test_quantization(folder, quantize):
+    model = load(folder)
+    batch = tiny_batch(model)
+    quantized = quantize(copy.deepcopy(model))
+    expected = logits_of(model, batch)
+    distance = (logits_of(quantized, batch) - expected).abs().max()
+    assert 0 < distance < 0.1 * expected.abs().max()
+
+
+def test_sentence_transformers(bert, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    embed = sentence_transformers.SentenceTransformer(str(bert), device="cpu")  # adds mean pooling
+    embeddings = embed.encode(TEXTS[:4], convert_to_tensor=True)
+    encoded = AutoTokenizer.from_pretrained(bert)(TEXTS[:4], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(bert)(**encoded).last_hidden_state
+    weights = encoded["attention_mask"][..., None].float()
+    expected = (hidden * weights).sum(1) / weights.sum(1)
+    torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
+    embed.save_pretrained(str(tmp_path))
+    again = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    torch.testing.assert_close(again.encode(TEXTS[:4], convert_to_tensor=True), embeddings, atol=1e-6, rtol=1e-6)
+
+
+class Accuracy(evaluate.Metric):
+    """Share of right answers; `evaluate.load("accuracy")` asks the Hub."""
+
+    def _info(self):
+        features = Features({"predictions": Value("int32"), "references": Value("int32")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"accuracy": sum(map(int.__eq__, predictions, references)) / len(references)}
+
+
+def test_evaluator(bert):
+    model, tokenizer = load(bert), AutoTokenizer.from_pretrained(bert)
+    predicted = logits_of(model, tokenizer(TEXTS, padding=True, return_tensors="pt")).argmax(-1).tolist()
+    labels = [*predicted[:18], *((label + 1) % 3 for label in predicted[18:])]  # a quarter of them wrong
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(model.config.id2label.values()))})
+    result = evaluate.evaluator("text-classification").compute(
+        model_or_pipeline=str(bert),
+        data=Dataset.from_dict({"text": TEXTS, "label": labels}, features=features),
+        metric=Accuracy(),
+        label_mapping=model.config.label2id,
+    )
+    assert result["accuracy"] == 0.75
