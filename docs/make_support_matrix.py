@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.models.auto import modeling_auto
 
-from optimum_optin.architectures import find_stacks, known_architectures
+from optimum_optin.architectures import known_architectures, row_of
 
 PAGE = Path(__file__).parent / "source/concepts/architectures.mdx"
 TASKS = {
@@ -25,7 +25,7 @@ def support_matrix():
     rows = [["model type", *TASKS, "heads", "neurons", "remarks"]]
     rows.append(["---"] * len(rows[0]))
     for model_type in known_architectures():
-        stacks = find_stacks(model_type)
+        stacks = row_of(model_type)
         works = ["yes" if model_type in names else "" for names in TASKS.values()]
         consumers = [", ".join(_consumers(stacks, role)) for role in ("heads", "neurons")]
         rows.append([f"`{model_type}`", *works, *consumers, "; ".join(_remarks(stacks))])

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers.utils import logging
 
 from optimum_optin import OptinConfig, OptinPruner
-
-LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+from optimum_optin.sources import read_calibration
 
 
 def read_arguments(description: str, model: str, data: str) -> argparse.Namespace:
@@ -20,8 +19,8 @@ def read_arguments(description: str, model: str, data: str) -> argparse.Namespac
     parser.add_argument(
         "--data",
         default=data,
-        help="a .csv, .json, .jsonl or .parquet file, half of which is measured on, or a Hub data set with splits "
-        "train and validation, as name or name:configuration (default: %(default)s)",
+        help="a .csv, .tsv, .json, .jsonl or .parquet file, half of which is measured on, or a Hub data set with "
+        "splits train and validation, as name or name:configuration (default: %(default)s)",
     )
     parser.add_argument("--flops", type=float, default=0.6, help="share of MACs to keep (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=512, help="rows to calibrate on (default: %(default)s)")
@@ -56,13 +55,10 @@ def prune_and_measure(arguments: argparse.Namespace, task: str, prepare: Callabl
 
 def load_rows(data: str) -> tuple[Dataset, Dataset]:
     """Rows to calibrate on and rows to measure on; see `--data`."""
-    path = Path(data)
-    if path.suffix in LOADERS:
-        halves = load_dataset(LOADERS[path.suffix], data_files=data, split="train").train_test_split(0.5, seed=0)
+    if Path(data).is_file():
+        halves = read_calibration(data).train_test_split(0.5, seed=0)
         return halves["train"], halves["test"]
-    name, _, configuration = data.partition(":")
-    splits = load_dataset(name, configuration or None)
-    return splits["train"], splits["validation"]
+    return read_calibration(data), read_calibration(data, split="validation")
 
 
 def batches(rows: Dataset, size: int = 16):

@@ -80,11 +80,6 @@ def known_architectures() -> list[str]:
     return sorted(_ARCHITECTURES)
 
 
-def find_stacks(model_type: str) -> tuple[Stack, ...]:
-    """The layer lists of a registered model type."""
-    return _ARCHITECTURES[model_type]
-
-
 def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
     """Attention heads of the module at `core`; see `Sublayer`."""
     return Sublayer(HEADS, consumer, _producers(producers), width, core, **options)

@@ -338,8 +338,9 @@ class OptinPruner:
         """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
         processes, the main one writes.
 
-        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`; docs/source/guides/loading.mdx
-        has the ways that need no package. Of a card that is there, the text outside our part stays.
+        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`;
+        docs/source/guides/loading.mdx has the ways that need no package. Of a card that is there, the text outside our
+        part stays.
 
         Args:
             save_directory: the folder.

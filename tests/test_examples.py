@@ -57,7 +57,7 @@ def test_it_prunes_and_measures(script, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
     assert re.search(r"\w+, 12 rows: -?\d+\.\d% -> -?\d+\.\d%; saved", capsys.readouterr().out)
-    assert AutoConfig.from_pretrained(tmp_path / "out").quantization_config["quant_method"] == "optin"
+    assert AutoConfig.from_pretrained(tmp_path / "out").quantization_config["quant_method"] == "optimum_optin"
 
 
 def test_the_notebook_was_run_from_top_to_bottom():

@@ -196,7 +196,7 @@ def test_heads_of_these_classes_cannot_be_expressed(model_type):
 
 
 def test_the_docs_table_is_the_registry():
-    page = (DOCS / "loading.md").read_text(encoding="utf-8")
+    page = (DOCS / "source/guides/loading.mdx").read_text(encoding="utf-8")
     table = re.findall(r"^\| `([\w-]+)` \| (yes|no) \| (yes|no) \|$", page, flags=re.MULTILINE)
     expected = []
     for name in known_architectures():
