@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 from huggingface_hub import CommitInfo, ModelCard
-from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from .architectures import find_groups
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
-from .compensation import check_tokens, dense_passes, refit
+from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
-from .divergence import Divergence, measure_divergence
 from .evaluation import compared, measure
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .glue import read_glue
-from .groups import HEADS, NEURONS, Batch, Group, Masks
+from .groups import Batch, Group
 from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
 from .loading import load_model, load_processor
-from .plugin import REMOTE_FILE, check_structure, convert_model, record_structure, structure_of_model
+from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .processes import is_main, wait
+from .pruning import Pruned, floors_of, prune_model, ranked
 from .remote_code import write_remote_code
 from .report import PruningPlan, PruningReport, layers_of
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
-from .search import check_budget, search, search_uniform
+from .search import check_budget
 from .structure import Structure, compose, structure_of
-from .surgery import rewrite
-from .trajectory import has_head
-from .trials import least_divergent
-from .uniform import check_uniform, record_sizes, uniform_floors
-from .walk import Start
-
-logger = logging.get_logger(__name__)
-
-_HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
-_COLLAPSE = 0.75  # agreement below which prune warns; docs/source/results.mdx shows what it means for accuracy
-_TRIALS = (1.0, 0.1, 10.0)  # times the output term's weight
-_TRIAL_PART = 8  # trial cuts are refitted on this part of the batches
+from .uniform import check_uniform
 
 
 class OptinPruner:
@@ -192,7 +176,7 @@ class OptinPruner:
         scores.check(fingerprint(self.model), config)
         groups = self._groups(config)
         costs = cost_tables(self.model, groups, scores.tokens)
-        masks = _ranked(scores, groups, costs, config, config.output_weight)
+        masks = ranked(scores, groups, costs, config)
         achieved = kept_share(costs, masks)
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
         return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), scores.removed(masks))
@@ -229,43 +213,12 @@ class OptinPruner:
         folder = None if save_dir is None else check_folder(save_dir)
         groups = self._groups(config)
         scores, batches = self._scored(calibration, scores, groups, config)
-        costs = cost_tables(self.model, groups, scores.tokens)
-        fit, held_out = _split(len(batches))
-
-        seconds = {"score": scores.seconds}
-        with _timed(seconds, "dense passes"):
-            starts = _starts(self.model, scores, batches, fit, config) if config.compensation == "ridge" else []
-        held_out = [batches[index] for index in held_out]
-        with _timed(seconds, "search"):
-            masks, output_weight = self._choose(scores, groups, costs, config, starts=starts, held_out=held_out)
-        with _timed(seconds, "rewrite"):
-            pruned = copy.deepcopy(self.model)
-            rewrite(pruned, groups, masks)
-            structure = structure_of(groups, masks)
-            if config.layout == "uniform":
-                record_sizes(pruned, groups, masks)
-            else:
-                structure = record_structure(pruned, structure)
-        with _timed(seconds, "compensation"):
-            if starts and not all(mask.all() for mask in masks.values()):
-                refit(self.model, [pruned], starts)
-        with _timed(seconds, "divergence"):
-            divergence = _divergence(self.model, pruned, held_out, len(batches) > 1)
-
-        self.report = self._report(
-            pruned,
-            structure,
-            tokens=scores.tokens,
-            config=config,
-            seconds=seconds,
-            output_weight=output_weight,
-            divergence=divergence,
-            calibration=self._calibration(batches),
-        )
-        self.pruned_model = pruned
+        pruned = prune_model(self.model, groups, scores, batches, config)
+        self.report = self._report(pruned, scores, config, self._calibration(batches))
+        self.pruned_model = pruned.model
         if folder is not None:
             self.save_pretrained(folder)
-        return pruned
+        return pruned.model
 
     def evaluate(
         self,
@@ -463,30 +416,8 @@ class OptinPruner:
                 )
             check_tokens(self.model, batches)
         costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches))
-        check_budget(costs, config.flops * dense_cost(costs), _floors(config, groups))
+        check_budget(costs, config.flops * dense_cost(costs), floors_of(config, groups))
         return scores or score(self.model, groups, batches, config), batches or []
-
-    def _choose(
-        self,
-        scores: Scores,
-        groups: list[Group],
-        costs: Mapping[str, Tensor],
-        config: OptinConfig,
-        *,
-        starts: Sequence[Start],
-        held_out: Sequence[Batch],
-    ) -> tuple[Masks, float]:
-        """The masks, and the weight of the output term that they come from."""
-        # Without a head we do not know what the user reads of the hidden states: their distance chose badly.
-        measured = config.search == "measured" and held_out and has_head(self.model, held_out[0])
-        tries = _TRIALS if measured else _TRIALS[:1]
-        weights = [config.output_weight * factor for factor in tries]
-        candidates = [_ranked(scores, groups, costs, config, weight) for weight in weights]
-        if all(_same(candidates[0], other) for other in candidates[1:]):
-            return candidates[0], weights[0]
-        part = starts[: max(1, len(starts) // _TRIAL_PART)]
-        chosen = least_divergent(candidates, self.model, groups=groups, starts=part, held_out=held_out)
-        return candidates[chosen], weights[chosen]
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
         batches = calibration_batches(
@@ -503,33 +434,24 @@ class OptinPruner:
         self._calibrated = batches, {"samples": sum(len(next(iter(batch.values()))) for batch in batches), **source}
         return batches
 
-    def _report(
-        self,
-        pruned: PreTrainedModel,
-        structure: Structure,
-        *,
-        tokens: int,
-        config: OptinConfig,
-        seconds: dict[str, float],
-        output_weight: float,
-        divergence: Divergence | None,
-        calibration: dict | None,
-    ) -> PruningReport:
+    def _report(self, pruned: Pruned, scores: Scores, config: OptinConfig, calibration: dict | None) -> PruningReport:
+        tokens = scores.tokens
         batch = probe_batch(self.model, tokens)
-        dense, left = (dense_cost(cost_tables(model, find_groups(model), tokens)) for model in (self.model, pruned))
+        models = (self.model, pruned.model)
+        dense, left = (dense_cost(cost_tables(model, find_groups(model), tokens)) for model in models)
         return PruningReport(
             flops_requested=config.flops,
             flops_achieved=left / dense,
             tokens=tokens,
             macs_dense=count_macs(self.model, batch),
-            macs_pruned=count_macs(pruned, batch),
+            macs_pruned=count_macs(pruned.model, batch),
             params_dense=count_parameters(self.model),
-            params_pruned=count_parameters(pruned),
-            layers=layers_of(structure),
-            seconds=seconds,
+            params_pruned=count_parameters(pruned.model),
+            layers=layers_of(pruned.structure),
+            seconds={"score": scores.seconds, **pruned.seconds},
             config=config.to_dict(),
-            output_weight=output_weight,
-            divergence=None if divergence is None else dataclasses.asdict(divergence),
+            output_weight=pruned.output_weight,
+            divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
             calibration=calibration,
         )
 
@@ -579,63 +501,6 @@ class OptinPruner:
         if self.pruned_model is None or self.report is None:
             raise RuntimeError("nothing was pruned yet: call prune() first.")
         return self.pruned_model, self.report
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - started
-
-
-def _split(batches: int) -> tuple[list[int], list[int]]:
-    """Which batches to refit on and which to measure divergence on; one and the same where there is only one."""
-    if batches < 2:
-        return list(range(batches)), list(range(batches))
-    every = min(_HELD_OUT, batches)
-    return [index for index in range(batches) if index % every], list(range(0, batches, every))
-
-
-def _starts(
-    model: PreTrainedModel, scores: Scores, batches: Sequence[Batch], fit: Sequence[int], config: OptinConfig
-) -> list[Start]:
-    """What the refit starts from: the scoring's own passes of these batches, if it kept them."""
-    if scores.starts is not None and scores.batches is batches:
-        return [scores.starts[index] for index in fit]
-    return [dense_passes(model, batches, config)[index] for index in fit]
-
-
-def _divergence(
-    dense: PreTrainedModel, pruned: PreTrainedModel, batches: Sequence[Batch], held_out: bool
-) -> Divergence | None:
-    """The divergence, if there are batches to measure it on; a collapse is announced."""
-    if not batches:
-        return None
-    (divergence,) = measure_divergence(dense, [pruned], batches, held_out)
-    if divergence.agreement is not None and divergence.agreement < _COLLAPSE:
-        logger.warning(
-            f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
-            f"{divergence.samples} calibration samples: expect a large loss; ask for more flops."
-        )
-    return divergence
-
-
-def _ranked(
-    scores: Scores, groups: list[Group], costs: Mapping[str, Tensor], config: OptinConfig, output_weight: float
-) -> Masks:
-    combined = scores.combine(output_weight)
-    ordered = {group.key: combined[group.key] for group in groups}
-    find = search_uniform if config.layout == "uniform" else search
-    return find(ordered, costs, config.flops * dense_cost(costs), _floors(config, groups))
-
-
-def _same(one: Masks, other: Masks) -> bool:
-    return all(torch.equal(mask, other[key]) for key, mask in one.items())
-
-
-def _floors(config: OptinConfig, groups: list[Group]) -> dict[str, int]:
-    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons}
-    return uniform_floors(groups, floors) if config.layout == "uniform" else floors
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

@@ -17,7 +17,7 @@ from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
 from optimum_optin.compensation import dense_passes
 from optimum_optin.divergence import Divergence, measure_divergence
 from optimum_optin.masking import masked
-from optimum_optin.pruner import _TRIALS, _split
+from optimum_optin.pruning import _TRIALS, _split
 from optimum_optin.surgery import rewrite
 from optimum_optin.trials import least_divergent
 
@@ -95,7 +95,7 @@ def test_the_search_takes_the_cut_that_the_trial_found(monkeypatch):
         tried.extend(candidates)
         return 2
 
-    monkeypatch.setattr("optimum_optin.pruner.least_divergent", third)
+    monkeypatch.setattr("optimum_optin.pruning.least_divergent", third)
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(64), CONFIG)
     assert len(tried) == len(_TRIALS)
@@ -109,14 +109,14 @@ def test_the_search_takes_the_cut_that_the_trial_found(monkeypatch):
 
 
 def test_equal_cuts_are_not_tried(monkeypatch):
-    monkeypatch.setattr("optimum_optin.pruner.least_divergent", None)
+    monkeypatch.setattr("optimum_optin.pruning.least_divergent", None)
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(64), dataclasses.replace(CONFIG, output_weight=0.0))
     assert pruner.report.flops_achieved <= 0.4
 
 
 def test_without_a_head_there_are_no_trials(monkeypatch):
-    monkeypatch.setattr("optimum_optin.pruner.least_divergent", None)
+    monkeypatch.setattr("optimum_optin.pruning.least_divergent", None)
     pruner = OptinPruner(tiny_model(base=True))
     pruner.prune(tiny_samples(64), CONFIG)
     assert pruner.report.output_weight == CONFIG.output_weight

@@ -19,10 +19,10 @@ from optimum_optin.architectures import find_groups
 from optimum_optin.costs import cost_tables, dense_cost
 from optimum_optin.data import calibration_batches, mean_tokens
 from optimum_optin.fingerprint import fingerprint
-from optimum_optin.groups import HEADS, Batch, Group, Masks
+from optimum_optin.groups import Batch, Group, Masks
 from optimum_optin.plugin import structure_of_model
+from optimum_optin.pruning import ranked
 from optimum_optin.scoring import score
-from optimum_optin.search import search
 from optimum_optin.structure import masks_of
 from optimum_optin.trajectory import observed
 
@@ -168,10 +168,11 @@ METHODS = {
 
 
 def _searcher(problem, scores):
-    combined = scores.combine()
-    ordered = {group.key: combined[group.key] for group in problem.groups}
-    floors = {HEADS: scores.config.min_heads}
-    return lambda budget: Cut(search(ordered, problem.costs, budget, floors))
+    def cut(budget):
+        config = replace(scores.config, flops=budget / problem.dense_cost)
+        return Cut(ranked(scores, problem.groups, problem.costs, config))
+
+    return cut
 
 
 @register_scorer("random")
