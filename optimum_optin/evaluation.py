@@ -60,11 +60,27 @@ def evaluate_glue(
     }
 
 
-def compared(samples: GlueSamples, measured: Mapping[str, Measured]) -> dict:
-    """An entry of `PruningReport.evaluations` from what was measured of the `"dense"` and the `"pruned"` model."""
+def compare_glue(
+    models: Mapping[str, PreTrainedModel],
+    processor: Any,
+    task: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    max_samples: int | None = None,
+) -> dict:
+    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; arguments as of `evaluate_glue`.
+
+    Returns:
+        An entry of `PruningReport.evaluations`.
+    """
+    samples = read_glue(task, data_dir=data_dir, split=split, max_samples=max_samples)
+    for model in models.values():
+        check_model(model, processor, samples.task)
     metrics: dict[str, dict[str, float]] = {name: {} for name in samples.task.metrics}
-    for which, by_name in measured.items():
-        for name, (value, error) in by_name.items():
+    for which, model in models.items():
+        for name, (value, error) in measure(model, processor, samples, batch_size).items():
             metrics[name] |= {which: value, f"{which}_error": error}
     return {**describe(samples), "metrics": metrics}
 

@@ -34,10 +34,24 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
     Raises:
         ValueError: unknown task.
     """
-    loaded = _model_class(model, task, _hub_options(kwargs)).from_pretrained(model, **kwargs)
+    loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
     if "device_map" not in kwargs:
         loaded = loaded.to(PartialState().device)
     return loaded.eval()
+
+
+def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
+    """The class to load a checkpoint with; arguments as of `load_model`."""
+    if task is None:
+        architectures = AutoConfig.from_pretrained(model, **_hub_options(kwargs)).architectures or [""]
+        if not hasattr(transformers, architectures[0]):
+            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
+        return getattr(transformers, architectures[0], AutoModel)
+    from optimum.exporters.tasks import TasksManager  # slow to import
+
+    if task not in TasksManager.get_all_tasks():
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
+    return TasksManager.get_model_class_for_task(task)
 
 
 def load_processor(model: str | os.PathLike, **kwargs) -> Any:
@@ -56,16 +70,3 @@ def load_processor(model: str | os.PathLike, **kwargs) -> Any:
 
 def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-
-
-def _model_class(model: str | os.PathLike, task: str | None, hub: dict[str, Any]) -> type:
-    if task is None:
-        architectures = AutoConfig.from_pretrained(model, **hub).architectures or [""]
-        if not hasattr(transformers, architectures[0]):
-            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
-        return getattr(transformers, architectures[0], AutoModel)
-    from optimum.exporters.tasks import TasksManager  # slow to import
-
-    if task not in TasksManager.get_all_tasks():
-        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
-    return TasksManager.get_model_class_for_task(task)

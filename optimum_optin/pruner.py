@@ -21,18 +21,17 @@ from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
-from .evaluation import compared, measure
+from .evaluation import compare_glue
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
-from .glue import read_glue
 from .groups import Batch, Group
-from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
+from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
 from .loading import load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .processes import is_main, wait
 from .pruning import Pruned, floors_of, prune_model, ranked
 from .remote_code import write_remote_code
-from .report import PruningPlan, PruningReport, layers_of
+from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
 from .structure import Structure, compose, structure_of
@@ -247,11 +246,18 @@ class OptinPruner:
             ValueError: see `optimum_optin.evaluation.evaluate_glue`; raised before the first forward pass.
             ConnectionError: the Hub does not answer; give `data_dir`.
         """
-        samples = read_glue(task, data_dir=data_dir, split=split, max_samples=max_samples)
-        measured = {"dense": measure(self.model, self.processor, samples, batch_size)}
+        models = {"dense": self.model}
         if self.pruned_model is not None:
-            measured["pruned"] = measure(self._reloaded(), self.processor, samples, batch_size)
-        entry = compared(samples, measured)
+            models["pruned"] = self._reloaded()
+        entry = compare_glue(
+            models,
+            self.processor,
+            task,
+            data_dir=data_dir,
+            split=split,
+            batch_size=batch_size,
+            max_samples=max_samples,
+        )
         if self.report is not None:
             self.report = self.report.evaluated(entry)
         return entry
@@ -323,9 +329,7 @@ class OptinPruner:
             RuntimeError: nothing was pruned yet.
         """
         model, report = self._pruned()
-        return model_card(
-            model, report, name=repo_id or "path/to/pruned-model", processor=self.processor, commit=self._commit
-        )
+        return model_card(model, report, name=repo_id or "path/to/pruned-model", processor=self.processor)
 
     def push_to_hub(
         self,
@@ -357,6 +361,7 @@ class OptinPruner:
             ValueError: not a repository's name, a pull request to a branch, or scores of another model.
             OfflineModeIsEnabled: the offline flag is set.
             LocalTokenNotFoundError: there is no token.
+            ConnectionError: the Hub does not answer.
             HfHubHTTPError: the Hub refuses, or fails more often than its client retries.
         """
         _, report = self._pruned()
@@ -366,15 +371,16 @@ class OptinPruner:
             scores.check(fingerprint(self.model))
         if not is_main():
             return None
-        repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
-        existing = read_card(repo_id, token=token, revision=revision)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with reaching(repo_id), tempfile.TemporaryDirectory() as name:
+            repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
+            existing, folder = read_card(repo_id, token=token, revision=revision), Path(name)
             self._write(folder, existing, repo_id, revision=revision)
             if scores is not None:
                 scores.write(folder / SCORES_FOLDER)
-            message = commit_message or f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
-            return commit_folder(folder, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
+            message = commit_message or commit_title(report)
+            return commit_files(
+                files_in(folder), repo_id, token=token, revision=revision, message=message, create_pr=create_pr
+            )
 
     def to_dict(self) -> dict:
         """The pruner's default configuration, JSON-able."""
@@ -453,7 +459,15 @@ class OptinPruner:
             output_weight=pruned.output_weight,
             divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
             calibration=calibration,
+            base=self._base(),
         )
+
+    def _base(self) -> dict[str, str | None] | None:
+        """The dense model on the Hub, `None` if it came from elsewhere."""
+        name = str(self.model.config._name_or_path or "")
+        # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
+        known = name and (self._commit or hub_commit(name))
+        return {"repo_id": name, "commit": self._commit} if known else None
 
     def _calibration(self, batches: Sequence[Batch]) -> dict | None:
         """What is known of the calibration data, if these are the last ones that the pruner made batches of."""
@@ -482,7 +496,6 @@ class OptinPruner:
             name=name,
             revision=revision,
             processor=self.processor,
-            commit=self._commit,
             weights=weight_bytes(folder),
             remote_code=(folder / REMOTE_FILE).is_file(),
             existing=existing_card,
