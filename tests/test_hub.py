@@ -1,7 +1,9 @@
 """Pushing to and loading from a Hub on the loopback, with the real client."""
 
+import dataclasses
 import json
 import socket
+import sys
 
 import huggingface_hub
 import pytest
@@ -9,7 +11,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from tiny import tiny_batch, tiny_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel, pipeline
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, Scores
@@ -82,6 +84,23 @@ def test_the_plain_push_of_a_pruned_model_keeps_its_structure(hub, pruners):
     _assert_same(loaded, pruners[0].pruned_model)
     loaded.push_to_hub("me/again")
     _assert_same(_load("me/again"), pruners[0].pruned_model)
+
+
+def test_remote_code_comes_from_the_hub(hub, pruners, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    pruner = OptinPruner(pruners[0].model, word_tokenizer())
+    pruner.prune(TEXTS, dataclasses.replace(CONFIG, remote_code=True))
+    pruner.push_to_hub("me/small")
+    assert "modeling_optin.py" in hub.files("me/small")
+    loaded = _load("me/small", trust_remote_code=True)
+    assert type(loaded).__module__.startswith("transformers_modules.me.small.")
+    _assert_same(loaded, pruner.pruned_model)
+    classify = pipeline("text-classification", model="me/small", trust_remote_code=True)
+    assert type(classify.model).__module__ == type(loaded).__module__ and len(classify(TEXTS)) == len(TEXTS)
+    loaded.push_to_hub("me/again")  # the code goes along
+    _assert_same(_load("me/again", trust_remote_code=True), pruner.pruned_model)
+    _assert_same(_load("me/small"), pruner.pruned_model)
 
 
 def test_private(hub, pruners, monkeypatch):
