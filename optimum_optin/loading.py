@@ -7,6 +7,7 @@ from typing import Any
 
 import transformers
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
@@ -32,9 +33,12 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
         **kwargs: passed to `from_pretrained`.
 
     Raises:
-        ValueError: unknown task.
+        ValueError: unknown task, or damaged weights.
     """
-    loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
+    try:
+        loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
+    except SafetensorError as error:  # which does not say of what
+        raise ValueError(f"the weights of {model} are damaged: {error}.") from error
     if "device_map" not in kwargs:
         loaded = loaded.to(PartialState().device)
     return loaded.eval()

@@ -34,6 +34,7 @@ from .remote_code import write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
+from .sources import read_calibration
 from .structure import Structure, compose, structure_of
 from .uniform import check_uniform
 
@@ -124,7 +125,8 @@ class OptinPruner:
         """A random sample of a data set for `score` and `prune`.
 
         Args:
-            dataset_name: Hub id, local folder or loader name (`"csv"`, `"json"`, ...).
+            dataset_name: Hub id, local folder, local file (CSV, TSV, JSON, JSONL, Parquet, text), or a loader's name
+                (`"csv"`, `"json"`, ...) with `data_files=`.
             config_name: its configuration, e.g. `"sst2"` of `"glue"`.
             split: take calibration data from train, never from what you evaluate on.
             num_samples: samples to draw at most.
@@ -136,7 +138,11 @@ class OptinPruner:
         """
         from datasets import load_dataset  # slow to import, and only needed here
 
-        dataset = load_dataset(dataset_name, config_name, split=split, **kwargs).shuffle(seed=seed)
+        if Path(dataset_name).is_file() and not kwargs:
+            dataset = read_calibration(dataset_name, split=split)
+        else:
+            dataset = load_dataset(dataset_name, config_name, split=split, **kwargs)
+        dataset = dataset.shuffle(seed=seed)
         if kwargs.get("streaming"):
             drawn = list(dataset.take(num_samples))
         else:

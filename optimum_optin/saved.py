@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import AutoConfig, PreTrainedModel
 
 from .card import model_card, own_text, retitled, weight_bytes
-from .folders import atomic_folder
+from .folders import WEIGHTS, atomic_folder
 from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
 from .loading import load_processor, model_class
 from .plugin import METHOD, REMOTE_FILE
@@ -81,7 +81,7 @@ def push_folder(
         scores: folder of saved scores to upload as well.
 
     Raises:
-        FileNotFoundError: no model in the folder, or no scores.
+        FileNotFoundError: no model in the folder, no weights, or no scores.
         ValueError: not a pruned model, not a repository's name, or a pull request to a branch.
         OfflineModeIsEnabled, LocalTokenNotFoundError, ConnectionError, HfHubHTTPError: see `OptinPruner.push_to_hub`.
     """
@@ -89,6 +89,8 @@ def push_folder(
     read_config(folder)
     check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
     files: dict[str, Path | bytes] = {**files_in(folder)}
+    if not any(WEIGHTS.fullmatch(name) for name in files):
+        raise FileNotFoundError(f"{folder} holds no weights: model.safetensors is missing.")
     if scores is not None:
         Scores.from_pretrained(scores)
         files |= {f"{SCORES_FOLDER}/{name}": file for name, file in files_in(Path(scores)).items()}

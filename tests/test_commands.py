@@ -39,6 +39,9 @@ def place(tmp_path_factory):
     (place / "texts.txt").write_text("\n".join(TEXTS))
     write_sst2(place / "glue")
     (place / "damaged").mkdir()
+    (place / "torn").mkdir()
+    for file in (place / "dense").iterdir():
+        (place / "torn" / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".json" else 5000])
     (place / "damaged" / "config.json").write_text('{"quantization_config": {"quant_method": "optimum_optin"}}')
     data = [str(place / "dense"), "--calibration", str(place / "texts.txt")]
     measured = ["--evaluate", "glue/sst2", "--data-dir", str(place / "glue"), "--benchmark"]
@@ -46,6 +49,7 @@ def place(tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
         patch.setenv("HF_DATASETS_CACHE", str(cache))  # of other processes
         assert run("prune", [*data, *FAST, *measured, "--output", str(place / "pruned")]) == 0
+        shutil.copytree(place / "pruned", place / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
         assert run("score", [*data, "--probes", "8", "--output", str(place / "scores")]) == 0
         yield place
 
@@ -261,6 +265,8 @@ def nothing_sent(hub, monkeypatch):
         ("info {damaged}", "structure must map group names to entries"),
         ("push {dense} me/name --token x", "was not pruned with optimum-optin"),
         ("push {pruned} a/b/c --token x", "a/b/c"),
+        ("push {empty} me/name --token x", "holds no weights"),
+        ("evaluate --task sst2 --model {torn} --data-dir {glue}", "torn are damaged"),
         ("push {pruned} me/name", "cannot push to me/name without a token: run `hf auth login`"),
         ("push {pruned} me/name --token x --scores {dense}", "holds no scores"),
         ("push {pruned} me/name --token x --create-pr --revision half", "create_pr=True opens a pull request to main"),
@@ -273,7 +279,7 @@ def nothing_sent(hub, monkeypatch):
 )
 @pytest.mark.usefixtures("nothing_long", "nothing_sent")
 def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, words, message):
-    paths = {name: place / name for name in ("dense", "pruned", "scores", "glue", "damaged")}
+    paths = {name: place / name for name in ("dense", "pruned", "scores", "glue", "damaged", "torn", "empty")}
     command, *words = words.format(**paths, texts=place / "texts.txt", out=tmp_path / "out").split()
     capsys.readouterr()
     assert run(command, [*words, "--json"]) == 2
