@@ -132,6 +132,13 @@ def test_prune_from_scores_and_dry_run(place, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_of_several_processes_one_prints(place, capsys, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr("optimum_optin.commands.run.is_main", lambda: False)
+    assert run("info", [str(place / "pruned")]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_plan_takes_several_budgets(place, capsys):
     arguments = ("plan", place / "dense", "--scores", place / "scores")
     plans = _json(capsys, *arguments, "--flops", "0.7", "0.3", "--min-neurons", "2")["plans"]

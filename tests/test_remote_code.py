@@ -24,6 +24,7 @@ from optimum_optin.surgery import rewrite
 
 ARCHITECTURES = known_architectures()
 LOAD_ALONE = Path(__file__).with_name("load_alone.py")
+LOADING = LOAD_ALONE.parents[1] / "docs/source/guides/loading.mdx"
 BATCH = {name: value[:1] for name, value in tiny_batch(tiny_model()).items()}  # no padding: one batch for all families
 
 
@@ -173,11 +174,18 @@ def test_an_excerpt_stands_alone():
 
 
 def test_without_anything_the_warning_names_the_package(models, tmp_path):
-    """docs/source/guides/loading.mdx quotes it."""
-    models["bert"].save_pretrained(tmp_path / "plain")
-    message = r"(?s)Unknown quantization type, got optimum_optin - .*MISMATCH.*RuntimeError: You set `ignore_mismatched"
-    with pytest.raises(AssertionError, match=message):
+    """The card and docs/source/guides/loading.mdx quote it."""
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(), OptinConfig(flops=0.6, probes=4), save_dir=tmp_path / "plain")
+    with pytest.raises(AssertionError) as error:
         load_alone("without", [tmp_path / "plain"], tmp_path)
+    quoted = (
+        "Unknown quantization type, got optimum_optin",
+        "RuntimeError: You set `ignore_mismatched_sizes` to `False`",
+    )
+    assert "MISMATCH" in str(error.value)
+    for page in (str(error.value), (tmp_path / "plain" / "README.md").read_text(), LOADING.read_text()):
+        assert all(words in page for words in quoted)
     entry = json.loads((tmp_path / "plain" / "config.json").read_text())["quantization_config"]
     assert "import optimum_optin" in entry["how_to_load"]
     again = copy.deepcopy(models["bert"])

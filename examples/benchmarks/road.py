@@ -2,9 +2,9 @@
 
     python examples/benchmarks/road.py outputs/glue/sst2 --glue-dir GLUE
 
-The model is an SST-2 classifier in a folder (`examples/finetune_glue.py sst2`), GLUE is read from TSV files, and the Hub
-is the tests' own on the loopback (`tests/hub_server.py`): no time is spent on a network. Each way runs in a process of
-its own, imports included, and what it pushed is loaded back.
+The model is an SST-2 classifier in a folder (`examples/finetune_glue.py sst2`), GLUE is read from TSV files, and the
+Hub is the tests' own on the loopback (`tests/hub_server.py`): no time is spent on a network. Each way runs in a process
+of its own, imports included, and what it pushed is loaded back.
 """
 
 import argparse
@@ -38,10 +38,12 @@ print(pipeline("text-classification", model="{repo}")("a gripping film"))"""
 
 
 def timed(words, environment):
-    """Run Python with these arguments; its wall-clock seconds and what it printed."""
-    started = time.perf_counter()
+    """Run Python with these arguments; its seconds, by the clock and of processor, and what it printed."""
+    started, before = time.perf_counter(), os.times()
     done = subprocess.run([sys.executable, *words], env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return time.perf_counter() - started, done.stdout
+    seconds, after = time.perf_counter() - started, os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return f"{seconds:.0f} s ({processor:.0f} s of processor)", done.stdout
 
 
 def main():
@@ -64,7 +66,7 @@ def main():
         for way, words in (("command", command), ("python", ["-c", PYTHON.format(**places)])):
             seconds, printed = timed(words, environment)
             loading, answer = timed(["-c", LOAD.format(repo=f"me/by-{way}")], environment)
-            print(f"{way}: {seconds:.0f} s, loaded back in {loading:.0f} s: {answer.strip()}\n{printed}", flush=True)
+            print(f"{way}: {seconds}; loaded back in {loading}: {answer.strip()}\n{printed}", flush=True)
 
 
 if __name__ == "__main__":
