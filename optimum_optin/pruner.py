@@ -138,10 +138,10 @@ class OptinPruner:
         """
         from datasets import load_dataset  # slow to import, and only needed here
 
-        if Path(dataset_name).is_file() and not kwargs:
-            dataset = read_calibration(dataset_name, split=split)
-        else:
+        if kwargs or Path(dataset_name).is_dir():
             dataset = load_dataset(dataset_name, config_name, split=split, **kwargs)
+        else:
+            dataset = read_calibration(dataset_name, config_name, split=split)
         dataset = dataset.shuffle(seed=seed)
         if kwargs.get("streaming"):
             drawn = list(dataset.take(num_samples))

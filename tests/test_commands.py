@@ -118,6 +118,23 @@ def test_prune_does_what_python_does(place):
     assert report.latency["batch_size"] == 8
 
 
+def test_the_report_knows_a_data_set_of_the_hub(place, tmp_path, monkeypatch, capsys):
+    def load(name, config, split):
+        assert (name, config, split) == ("nyu-mll/glue", "sst2", "validation")
+        return datasets.Dataset.from_dict({"sentence": TEXTS})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    data = ("--calibration", "nyu-mll/glue:sst2", "--calibration-split", "validation", "--num-samples", "16")
+    made = _json(capsys, "prune", place / "dense", *data, *FAST, "--seed", "3", "--output", tmp_path / "out")
+    drawn = {"dataset": "nyu-mll/glue", "config": "sst2", "split": "validation", "num_samples": 16, "seed": 3}
+    assert made["calibration"] == {"samples": 16, **drawn}
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), flags=re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("path/to/the/dense/model", str(place / "dense")), names := {})
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(value, model[name]) for name, value in names["model"].state_dict().items())
+
+
 def test_prune_from_scores_and_dry_run(place, tmp_path, capsys):
     data = (place / "dense", "--calibration", place / "texts.txt", "--scores", place / "scores")
     made = _json(capsys, "prune", *data, "--flops", "0.4", "--output", tmp_path / "out")
@@ -134,7 +151,7 @@ def test_prune_from_scores_and_dry_run(place, tmp_path, capsys):
 
 def test_of_several_processes_one_prints(place, capsys, monkeypatch):
     capsys.readouterr()
-    monkeypatch.setattr("optimum_optin.commands.run.is_main", lambda: False)
+    monkeypatch.setattr(sys.modules[make_parser.__module__], "is_main", lambda: False)
     assert run("info", [str(place / "pruned")]) == 0
     assert capsys.readouterr().out == ""
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..config import OptinConfig
 from ..folders import check_folder
+from ..hub import is_hub_id
 from ..loading import load_model
 from ..pruner import OptinPruner
 from ..report import REPORT_FILE, PruningReport
@@ -107,10 +108,20 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--text-columns", nargs="+", metavar="NAME", help="one or two columns that hold the text")
 
 
-def load_calibration(arguments: argparse.Namespace):
+def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config: OptinConfig):
     """The calibration data named, `None` if none are."""
     if arguments.calibration is None:
         return None
+    name, _, named = arguments.calibration.partition(":")
+    if arguments.text_columns is None and is_hub_id(name):
+        # By the pruner: its report and card then say what was drawn.
+        return pruner.get_calibration_dataset(
+            name,
+            arguments.calibration_config or named or None,
+            split=arguments.calibration_split,
+            num_samples=config.num_samples,
+            seed=config.seed,
+        )
     return read_calibration(
         arguments.calibration,
         arguments.calibration_config,

@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         check_push(arguments.push_to_hub, token=token, revision=None, create_pr=False)
     scores = Scores.from_pretrained(arguments.scores) if arguments.scores else None
     config = load_config(arguments, scores.config if scores else None)
-    calibration = load_calibration(arguments)
     pruner = load_pruner(arguments)
+    calibration = load_calibration(arguments, pruner, config)
     if arguments.dry_run:
         plan = pruner.plan(scores or pruner.score(calibration, config), config=config)
         return plan.to_dict(), str(plan)
