@@ -7,7 +7,8 @@ single process, but for rounding. Alone, every function here does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -57,6 +58,14 @@ def take_from_main(*tensors: Tensor) -> None:
     if process_count() > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
+
+
+def on_main(compute: Callable[[], Any]) -> Any:
+    """What the main process computes, on every process."""
+    result = [compute() if is_main() else None]
+    if process_count() > 1:
+        torch.distributed.broadcast_object_list(result, src=0)
+    return result[0]
 
 
 def wait() -> None:

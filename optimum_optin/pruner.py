@@ -28,7 +28,7 @@ from .groups import Batch, Group
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
 from .loading import load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
-from .processes import is_main, wait
+from .processes import is_main, on_main, wait
 from .pruning import Pruned, floors_of, prune_model, ranked
 from .remote_code import write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
@@ -236,7 +236,8 @@ class OptinPruner:
     ) -> dict:
         """Measure the dense and, if there is one, the pruned model on a GLUE task; the report keeps both.
 
-        The pruned model is saved and loaded again first: what is measured is what a user gets.
+        The pruned model is saved and loaded again first: what is measured is what a user gets. Of several processes,
+        the main one measures, and all return the same.
 
         Args:
             task: `"sst2"` or `"glue/sst2"`, and so on.
@@ -252,24 +253,15 @@ class OptinPruner:
             ValueError: see `optimum_optin.evaluation.evaluate_glue`; raised before the first forward pass.
             ConnectionError: the Hub does not answer; give `data_dir`.
         """
-        models = {"dense": self.model}
-        if self.pruned_model is not None:
-            models["pruned"] = self._reloaded()
-        entry = compare_glue(
-            models,
-            self.processor,
-            task,
-            data_dir=data_dir,
-            split=split,
-            batch_size=batch_size,
-            max_samples=max_samples,
-        )
+        options = {"data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
+        entry = on_main(lambda: compare_glue(self._models(), self.processor, task, **options))
         if self.report is not None:
             self.report = self.report.evaluated(entry)
         return entry
 
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
-        """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
+        """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it. Of
+        several processes, the main one does.
 
         Args:
             batch_size: samples per forward pass.
@@ -284,13 +276,8 @@ class OptinPruner:
             ValueError: see `optimum_optin.benchmark.latency_entry`.
         """
         _, report = self._pruned()
-        entry = latency_entry(
-            self.model,
-            self._reloaded(),
-            tokens=report.tokens if tokens is None else tokens,
-            batch_size=batch_size,
-            repeats=repeats,
-        )
+        options = {"tokens": report.tokens if tokens is None else tokens, "batch_size": batch_size, "repeats": repeats}
+        entry = on_main(lambda: latency_entry(*self._models().values(), **options))
         self.report = dataclasses.replace(report, latency=entry)
         return entry
 
@@ -508,13 +495,15 @@ class OptinPruner:
         )
         card.save(folder / CARD_FILE)
 
-    def _reloaded(self) -> PreTrainedModel:
-        """The pruned model as a user gets it: from disk."""
-        model, _ = self._pruned()
+    def _models(self) -> dict[str, PreTrainedModel]:
+        """What to measure: the dense model and, if there is one, the pruned one as a user gets it, from disk."""
+        if self.pruned_model is None:
+            return {"dense": self.model}
+        model = self.pruned_model
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             loaded = type(model).from_pretrained(folder, dtype=model.dtype)
-        return loaded.to(self.model.device).eval()
+        return {"dense": self.model, "pruned": loaded.to(self.model.device).eval()}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None or self.report is None:
