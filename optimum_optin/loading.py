@@ -6,10 +6,11 @@ import os
 from typing import Any
 
 import transformers
-from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
+
+from .processes import state
 
 logger = logging.get_logger(__name__)
 
@@ -40,7 +41,7 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
     except SafetensorError as error:  # which does not say of what
         raise ValueError(f"the weights of {model} are damaged: {error}.") from error
     if "device_map" not in kwargs:
-        loaded = loaded.to(PartialState().device)
+        loaded = loaded.to(state().device)
     return loaded.eval()
 
 

@@ -19,16 +19,15 @@ SCORERS = {"surgeon": 100, "gauss_newton": 60, "exact": 16}  # samples for each
 SCRIPT = """
 import sys
 import torch
-from accelerate import PartialState
 from pathlib import Path
 from safetensors.torch import save_file
 from tiny import tiny_model, tiny_samples
 from test_processes import SCORERS, config
-from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin import OptinConfig, OptinPruner, processes
 from words import TEXTS, word_tokenizer
 
 torch.set_num_threads(1)
-state = PartialState(cpu=True)
+state = processes.state()  # a script need not make one
 assert state.num_processes == 2
 for scorer, count in SCORERS.items():
     folder = Path(sys.argv[1], scorer)
@@ -62,7 +61,7 @@ def shared(tmp_path_factory):
     here = Path(__file__).parent
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
     done = subprocess.run(
         [*command, str(script), str(folder)], check=False, env=environment, capture_output=True, text=True
     )
