@@ -64,21 +64,14 @@ def evaluate_glue(
 
 
 def compare_glue(
-    models: Mapping[str, PreTrainedModel],
-    processor: Any,
-    task: str,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    split: str | None = None,
-    batch_size: int = 32,
-    max_samples: int | None = None,
+    models: Mapping[str, PreTrainedModel], processor: Any, task: str, *, batch_size: int = 32, **options
 ) -> dict:
-    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; arguments as of `evaluate_glue`.
+    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; `options` are of `read_glue`.
 
     Returns:
         An entry of `PruningReport.evaluations`.
     """
-    samples = read_glue(task, data_dir=data_dir, split=split, max_samples=max_samples)
+    samples = read_glue(task, **options)
     for model in models.values():
         check_model(model, processor, samples.task)
     metrics: dict[str, dict[str, float]] = {name: {} for name in samples.task.metrics}
