@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from .groups import HEADS, NEURONS, Group, Producer
+from .groups import HEADS, NEURONS, Group, Producer, attribute
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ class Sublayer:
         width: consumer input columns per unit, or the path of the attribute that holds the number.
         core: path of the attention module, replaced when all its heads go.
         counters: attributes to keep true, path -> `"units"` or `"features"` (units * width).
-        shared_bias: see `Group`.
+        tables: see `Group`; those that a model does not have are passed over.
+        shared_bias: see `Group`; an argument of the layer itself has no path before its name.
+        scale: see `Group`.
         config_fields: see `Group`.
+        otherwise: what a layer has instead in models that lack one of these linears.
     """
 
     role: str
@@ -35,8 +38,11 @@ class Sublayer:
     width: int | str = 1
     core: str | None = None
     counters: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, int] = field(default_factory=dict)
     shared_bias: str | None = None
+    scale: str | None = None
     config_fields: tuple[str, ...] = ()
+    otherwise: Sublayer | None = None
 
 
 @dataclass(frozen=True)
@@ -123,11 +129,13 @@ def find_groups(model: nn.Module) -> list[Group]:
 
 
 def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group | None:
+    if sublayer.otherwise and not _has_linears(model.get_submodule(path), sublayer):
+        return _group(model, layer, path, sublayer.otherwise)
     try:
         consumer = model.get_submodule(f"{path}.{sublayer.consumer}")
         if consumer.in_features == 0:
             return None
-        width = sublayer.width if isinstance(sublayer.width, int) else _attribute(model, f"{path}.{sublayer.width}")
+        width = sublayer.width if isinstance(sublayer.width, int) else attribute(model, f"{path}.{sublayer.width}")
         for producer in sublayer.producers:
             _check_producer(model.get_submodule(f"{path}.{producer.path}"), producer, consumer)
         if not isinstance(width, int) or width < 1 or consumer.in_features % width:
@@ -146,9 +154,24 @@ def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group
         producers=tuple(Producer(f"{path}.{producer.path}", producer.parts) for producer in sublayer.producers),
         core=sublayer.core and f"{path}.{sublayer.core}",
         counters={f"{path}.{name}": features[kind] for name, kind in sublayer.counters.items()},
-        shared_bias=sublayer.shared_bias,
+        tables={
+            f"{path}.{name}": dim for name, dim in sublayer.tables.items() if _holds(model.get_submodule(path), name)
+        },
+        shared_bias=sublayer.shared_bias and f"{path}.{sublayer.shared_bias}",
+        scale=sublayer.scale and f"{path}.{sublayer.scale}",
         config_fields=sublayer.config_fields,
     )
+
+
+def _has_linears(layer: nn.Module, sublayer: Sublayer) -> bool:
+    return all(_holds(layer, path) for path in (sublayer.consumer, *(each.path for each in sublayer.producers)))
+
+
+def _holds(module: nn.Module, path: str) -> bool:
+    """Whether there is something at a path, module or parameter."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module is not None
 
 
 def _check_producer(module: nn.Module, producer: Producer, consumer: nn.Module) -> None:
@@ -194,11 +217,6 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
 def _base_prefix(model: nn.Module) -> str:
     is_base = getattr(model, "base_model", model) is model
     return "" if is_base else f"{model.base_model_prefix}."
-
-
-def _attribute(model: nn.Module, path: str):
-    module, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(module), name)
 
 
 def _producers(producers: Iterable[Producer | str]) -> tuple[Producer, ...]:
@@ -254,7 +272,7 @@ register_architecture(
                 "attention.attn.o",
                 counters={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
                 # The encoder computes one position bias for all layers, so each layer picks its heads from it.
-                shared_bias="position_bias",
+                shared_bias="attention.attn.position_bias",
             ),
             _BERT_FFN,
         ),
@@ -272,3 +290,94 @@ register_architecture(
         pre_norm=True,
     ),
 )
+
+_QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+_VIT_FFN = neurons(["mlp.fc1"], "mlp.fc2", config_fields=("intermediate_size",))
+
+_VIT = Stack("layers", (heads("attention", "attention.head_dim", _QKV, "attention.o_proj"), _VIT_FFN), pre_norm=True)
+
+for _model_type in ("vit", "deit"):
+    register_architecture(_model_type, _VIT)
+
+register_architecture(
+    "beit",
+    Stack(
+        "layers",
+        (
+            heads(
+                "attention",
+                "attention.head_dim",
+                _QKV,
+                "attention.o_proj",
+                # A model has one of both: a table in every layer, or one for all, added to the mask.
+                tables={"relative_position_bias.relative_position_bias_table": 1},
+                shared_bias="attention_mask",
+                scale="lambda_1",
+            ),
+            replace(_VIT_FFN, scale="lambda_2"),
+        ),
+        pre_norm=True,
+    ),
+)
+
+_DINOV2 = Stack(
+    "encoder.layer",
+    (
+        heads("attention", "attention.head_dim", _QKV, "attention.o_proj", scale="layer_scale1.lambda1"),
+        # The config has a whole number, mlp_ratio, in place of a size.
+        neurons(
+            ["mlp.fc1"],
+            "mlp.fc2",
+            scale="layer_scale2.lambda1",
+            otherwise=neurons(["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj", scale="layer_scale2.lambda1"),
+        ),
+    ),
+    pre_norm=True,
+)
+
+for _model_type in ("dinov2", "dinov2_with_registers"):
+    register_architecture(_model_type, _DINOV2)
+
+_DINOV3_FFN = {"scale": "layer_scale2.lambda1", "config_fields": ("intermediate_size",)}
+
+register_architecture(
+    "dinov3_vit",
+    Stack(
+        "layer",
+        (
+            heads(
+                "attention",
+                "attention.head_dim",
+                _QKV,
+                "attention.o_proj",
+                counters={"attention.num_heads": "units"},
+                scale="layer_scale1.lambda1",
+            ),
+            neurons(
+                ["mlp.gate_proj", "mlp.up_proj"],
+                "mlp.down_proj",
+                otherwise=neurons(["mlp.up_proj"], "mlp.down_proj", **_DINOV3_FFN),
+                **_DINOV3_FFN,
+            ),
+        ),
+        pre_norm=True,
+    ),
+)
+
+_CLIP = Stack(
+    "encoder.layers",
+    (
+        heads(
+            "self_attn",
+            "self_attn.head_dim",
+            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "self_attn.out_proj",
+            counters={"self_attn.num_heads": "units"},
+        ),
+        _VIT_FFN,
+    ),
+    pre_norm=True,
+)
+
+for _model_type in ("clip_vision_model", "clip_text_model", "siglip_vision_model"):
+    register_architecture(_model_type, _CLIP)

@@ -25,7 +25,7 @@ from .evaluation import compared, measure
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .glue import read_glue
-from .groups import Batch, Group
+from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
 from .loading import load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
@@ -415,7 +415,7 @@ class OptinPruner:
                     "pass calibration= as well, or set compensation='none'."
                 )
             check_tokens(self.model, batches)
-        costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches))
+        costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches, self.model))
         check_budget(costs, config.flops * dense_cost(costs), floors_of(config, groups))
         return scores or score(self.model, groups, batches, config), batches or []
 
@@ -431,7 +431,7 @@ class OptinPruner:
         )
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
         source = self._drawn[1] if self._drawn[0] is calibration else {}
-        self._calibrated = batches, {"samples": sum(len(next(iter(batch.values()))) for batch in batches), **source}
+        self._calibrated = batches, {"samples": sum(map(samples_in, batches)), **source}
         return batches
 
     def _report(self, pruned: Pruned, scores: Scores, config: OptinConfig, calibration: dict | None) -> PruningReport:

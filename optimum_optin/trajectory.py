@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import Batch, token_rows
+from .images import image_tokens
 from .losses import BINARY, CATEGORICAL, REAL, token_features
 
 
@@ -84,18 +85,19 @@ def hidden_states(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def draw_rows(batch: Batch, rows: int, generator: torch.Generator) -> Tensor:
+def draw_rows(batch: Batch, rows: int, generator: torch.Generator, image_tokens: int | None = None) -> Tensor:
     """The token positions to compare: drawn once per batch, padding excluded.
 
     Args:
         batch: model inputs; without an attention mask every token counts.
         rows: how many, at most; fewer where the batch has fewer tokens.
         generator: source of the draw.
+        image_tokens: see `token_mask`.
 
     Returns:
         Indices into batch * tokens, shape (K,).
     """
-    valid = token_rows(batch)
+    valid = token_rows(batch, image_tokens)
     order = torch.randperm(len(valid), generator=generator)
     return valid[order[:rows].to(valid.device)]
 
@@ -117,7 +119,7 @@ class Output:
 
 
 def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
-    """Run the model; return what L_KD compares: logits, else the pooled output, else nothing.
+    """Run the model; return what L_KD compares: logits or projected embeddings, else the pooled output, else nothing.
 
     Args:
         model: the model.
@@ -131,21 +133,30 @@ def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | No
     if logits is None:
         logits = outputs.get("prediction_logits")
     if logits is None:
-        pooled = outputs.get("pooler_output")
-        return None if pooled is None else Output(pooled, REAL, of_head=False)
+        return _embedding(outputs)
     if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[rows]
-    elif logits.shape == batch["input_ids"].shape and logits.shape[1] != model.config.num_labels:
+        logits = logits.flatten(0, 1)
+        logits = logits[rows[rows < len(logits)]]  # BEiT's masked images have none for the class token
+    elif (
+        "input_ids" in batch and logits.shape == batch["input_ids"].shape and logits.shape[1] != model.config.num_labels
+    ):
         return Output(logits.flatten()[rows][:, None], BINARY)  # ELECTRA's discriminator: replaced or not
     return Output(
         logits, _OUTPUT_KINDS.get(model.config.problem_type) or (CATEGORICAL if logits.shape[1] > 1 else REAL)
     )
 
 
+def _embedding(outputs: Mapping[str, Tensor]) -> Output | None:
+    for name, of_head in (("image_embeds", True), ("text_embeds", True), ("pooler_output", False)):
+        if outputs.get(name) is not None:
+            return Output(outputs[name], REAL, of_head)
+    return None
+
+
 @torch.no_grad()
 def has_head(model: nn.Module, batch: Batch) -> bool:
     """Whether the model ends in a task's head, found by running it on a batch."""
-    output = compared_output(model, batch, token_rows(batch))
+    output = compared_output(model, batch, token_rows(batch, image_tokens(model, batch)))
     return output is not None and output.of_head
 
 

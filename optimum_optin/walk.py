@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import HEADS, Batch, Group, token_mask
+from .groups import HEADS, Batch, Group, attribute, token_mask
+from .images import image_tokens
 from .losses import probe_output
 from .masking import differentiable
 from .sensitivity import token_weights
@@ -74,7 +75,7 @@ class Walk:
             group.key: seen[group.producers[0].path].input for group in groups if group.producers[0].path in seen
         }
         self.targets = {
-            group.key: _residual(self.hidden, groups[:index], group, seen) + seen[group.consumer].output
+            group.key: _residual(dense, self.hidden, groups[:index], group, seen) + _written(dense, group, seen)
             for index, group in enumerate(groups)
         }
         self.hidden = output
@@ -103,12 +104,12 @@ class PrunedWalk:
         return self._rows(read, self.dense.sources[group.key] - read, weights)
 
     def output_errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> Rows:
-        """What the group's consumer reads in the pruned model, and what its output lacks."""
+        """What the group's consumer reads in the pruned model, and what the stream lacks after the sublayer."""
         with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
             self._run(pruned, path)
-        consumer = seen[group.consumer]
-        lacking = self.dense.targets[group.key] - _residual(self.hidden, earlier, group, seen) - consumer.output
-        return self._rows(consumer.input, lacking, self.dense.start.weights[group.key])
+        stream = _residual(pruned, self.hidden, earlier, group, seen) + _written(pruned, group, seen)
+        lacking = self.dense.targets[group.key] - stream
+        return self._rows(seen[group.consumer].input, lacking, self.dense.start.weights[group.key])
 
     def leave(self, pruned: nn.Module, path: str) -> None:
         """Run the refitted pruned layer."""
@@ -122,13 +123,21 @@ class PrunedWalk:
         return inputs[valid], errors[valid], weights.to(inputs.device)[valid]
 
 
-def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]) -> Tensor:
+def _residual(
+    model: nn.Module, hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]
+) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
     if group.pre_norm:
-        return sum((seen[before.consumer].output for before in earlier), hidden)
+        return sum((_written(model, before, seen) for before in earlier), hidden)
     producer = group.producers[0].path
     # Producers go with the last head; attention comes first, where the stream is the layer's input.
     return seen[producer].input if producer in seen else hidden
+
+
+def _written(model: nn.Module, group: Group, seen: Mapping[str, Passage]) -> Tensor:
+    """What a sublayer adds to the residual stream."""
+    output = seen[group.consumer].output
+    return output if group.scale is None else output * attribute(model, group.scale)
 
 
 def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
@@ -164,7 +173,7 @@ def dense_pass(
         temperature: see `probe_output`.
         generator: source of rows and functional, in this order.
     """
-    compared = draw_rows(batch, rows, generator)
+    compared = draw_rows(batch, rows, generator, image_tokens(model, batch))
     with (
         differentiable(model, groups[0]),
         called(model) as calls,
@@ -194,7 +203,8 @@ class Calls:
             gradients: of a random functional of the logits by each group's consumer's output, in order of the
                 groups; `None` without a head: then every token counts the same.
         """
-        valid = token_mask(batch)
+        is_text = "input_ids" in batch
+        valid = token_mask(batch, None if is_text else self.hidden.shape[1])
         if gradients is None:
             weights = {group.key: valid.float() for group in groups}
         else:
@@ -225,6 +235,8 @@ def called(model: nn.Module) -> Iterator[Calls]:
     calls = Calls()
     with ExitStack() as stack:
         for name, path in find_layers(model).items():
-            handle = model.get_submodule(path).register_forward_pre_hook(calls.hook(name), with_kwargs=True)
+            # First of the hooks: a layer pruned before may slice what it is called with.
+            layer = model.get_submodule(path)
+            handle = layer.register_forward_pre_hook(calls.hook(name), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield calls

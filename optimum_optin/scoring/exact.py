@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group
+from ..images import image_tokens
 from ..losses import manifold_distance, output_distance
 from ..masking import masked
 from ..processes import my_share, progress
@@ -34,7 +35,7 @@ def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Bat
     bar = progress(range(len(mine) * len(masked_units)), "exact scores", "unit")
     for index in mine:
         batch = batches[index]
-        rows = draw_rows(batch, config.rows, streams[index])
+        rows = draw_rows(batch, config.rows, streams[index], image_tokens(model, batch))
         with recorded(model, layers) as dense_outputs:
             dense_final = compared_output(model, batch, rows)
         dense = trajectory_features(dense_outputs, rows)

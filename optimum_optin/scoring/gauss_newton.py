@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Batch, Group
+from ..groups import Batch, Group, samples_in
+from ..images import image_tokens
 from ..losses import probe_manifold, probe_output
 from ..masking import masked
 from ..processes import my_share, progress
@@ -33,12 +34,15 @@ def score_gauss_newton(
     layers = find_layers(model)
     streams = generators(config.seed, len(batches) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
-    rows = [draw_rows(batch, config.rows, stream) for batch, stream in zip(batches, streams, strict=False)]
+    rows = [
+        draw_rows(batch, config.rows, stream, image_tokens(model, batch))
+        for batch, stream in zip(batches, streams, strict=False)
+    ]
     totals: Terms = {}
     for probe in progress(my_share(config.probes), "Gauss-Newton scores", "probe"):
         generator = streams[len(batches) + probe]
         batch, compared = batches[probe % len(batches)], rows[probe % len(batches)]
-        size, device = len(next(iter(batch.values()))), next(iter(batch.values())).device
+        size, device = samples_in(batch), next(iter(batch.values())).device
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
         with masked(model, groups, masks), recorded(model, layers) as outputs:
             final = compared_output(model, batch, compared)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group, token_mask
+from ..images import image_tokens
 from ..losses import probe_manifold, probe_output
 from ..masking import differentiable
 from ..processes import add_up, my_share, progress
@@ -67,7 +68,8 @@ def _probe(
     generator: torch.Generator,
 ) -> Start:
     """Add a minibatch, and one probe of each term on it, to the sums, in place; return what a walk starts from."""
-    compared = draw_rows(batch, rows, generator)
+    tokens = image_tokens(model, batch)
+    compared = draw_rows(batch, rows, generator, tokens)
     with (
         differentiable(model, groups[0]),
         called(model) as calls,
@@ -81,7 +83,7 @@ def _probe(
         functionals["output"] = probe_output(final.values, temperature, final.kind, generator)
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
-    valid = token_mask(batch)
+    valid = token_mask(batch, tokens)
     for group in groups:
         sums[group.key].add_inputs(_rows(seen[group.consumer].input.detach(), valid))
     leaves = [seen[group.consumer].output for group in groups]
