@@ -364,20 +364,19 @@ register_architecture(
     ),
 )
 
-_CLIP = Stack(
-    "encoder.layers",
-    (
-        heads(
-            "self_attn",
-            "self_attn.head_dim",
-            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-            "self_attn.out_proj",
-            counters={"self_attn.num_heads": "units"},
-        ),
-        _VIT_FFN,
-    ),
-    pre_norm=True,
+_CLIP_HEADS = heads(
+    "self_attn",
+    "self_attn.head_dim",
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "self_attn.out_proj",
+    counters={"self_attn.num_heads": "units"},
 )
 
-for _model_type in ("clip_vision_model", "clip_text_model", "siglip_vision_model"):
-    register_architecture(_model_type, _CLIP)
+for _model_type in ("clip_vision_model", "clip_text_model"):
+    register_architecture(_model_type, Stack("encoder.layers", (_CLIP_HEADS, _VIT_FFN), pre_norm=True))
+
+register_architecture(
+    "siglip_vision_model",
+    # The pooling head, which stays whole, reads intermediate_size as well.
+    Stack("encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True),
+)

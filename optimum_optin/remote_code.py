@@ -105,4 +105,9 @@ AUTO_QUANTIZER_MAPPING.setdefault(METHOD, OptinHfQuantizer)"""
 _SUBCLASS = '''class {name}(transformers.{name}):
     """`transformers.{name}`, pruned."""
 
-    optin_convert = staticmethod(convert_model)'''
+    optin_convert = staticmethod(convert_model)
+
+    @classmethod
+    def is_custom_code(cls):
+        """No: the modules are those of transformers, so their weights are to be renamed on load as there (ViT)."""
+        return False'''
