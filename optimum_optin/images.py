@@ -220,11 +220,11 @@ def _processed(images: Sequence[Any], model: nn.Module, processor: Any) -> list[
     pixels, problems = [], []
     for image in images:
         try:
-            opened = _opened(image).convert(mode)  # reads the file
+            converted = _converted(image, mode)
         except (OSError, SyntaxError) as error:  # the latter is what Pillow makes of some damaged PNG files
             problems.append(f"{_name_of(image)} ({error})")
             continue
-        pixels.append(processor(images=[opened], return_tensors="pt")["pixel_values"][0])
+        pixels.append(processor(images=[converted], return_tensors="pt")["pixel_values"][0])
     if not pixels:
         raise ValueError(f"none of the {len(images)} calibration images can be read; the first: {problems[0]}.")
     for problem in problems:
@@ -232,11 +232,24 @@ def _processed(images: Sequence[Any], model: nn.Module, processor: Any) -> list[
     return pixels
 
 
-def _opened(image: Any):
+def _converted(image: Any, mode: str):
+    """Pillow's image of this mode; a file is read and closed."""
+    if not _is_undecoded(image) and not isinstance(image, (str, Path)):
+        return _image(image).convert(mode)
+    file = image
     if _is_undecoded(image):
-        image = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
-    if isinstance(image, (str, Path, io.BytesIO)):
-        return _pillow().open(image)
+        file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+        if isinstance(file, str) and not Path(file).exists():  # somewhere on the Hub, or in an archive
+            from datasets import Image  # slow to import
+
+            return Image().decode_example(image).convert(mode)
+    from PIL import ImageOps
+
+    with _pillow().open(file) as opened:
+        return ImageOps.exif_transpose(opened).convert(mode)  # upright, as `datasets` reads it
+
+
+def _image(image: Any):
     if isinstance(image, (np.ndarray, Tensor)):
         array = np.asarray(image)
         if array.dtype != np.uint8:

@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -40,12 +40,24 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
     return loaded.eval()
 
 
-def load_processor(model: str | os.PathLike, **kwargs) -> Any:
-    """The checkpoint's processor, `None` with a warning if it has none; of `kwargs`, the Hub's options are used."""
+def load_processor(model: str | os.PathLike, *, images: bool = False, **kwargs) -> Any:
+    """The checkpoint's processor, `None` with a warning if it has none.
+
+    Args:
+        model: Hub id or local folder.
+        images: whether the model takes images alone: of what a dual model's checkpoint has, they need one part.
+        **kwargs: as of `load_model`; the Hub's options are used.
+    """
     try:
-        processor = AutoProcessor.from_pretrained(model, **_hub_options(kwargs))
+        processor = (AutoImageProcessor if images else AutoProcessor).from_pretrained(model, **_hub_options(kwargs))
     except (OSError, ValueError):
         processor = None
+    except ImportError as error:  # Pillow is not there; pixel values need no processor
+        logger.warning(f"the image processor of {model} cannot be loaded: {error}")
+        return None
+    if processor is None and images:
+        logger.warning(f"{model} has no image processor: pass processor=, or calibration data that are pixel values.")
+        return None
     # Without tokenizer files, transformers v5 makes a tokenizer that knows special tokens only.
     specials = getattr(processor, "all_special_ids", None)
     if processor is None or (specials is not None and len(processor) <= len(specials)):

@@ -27,6 +27,7 @@ from .folders import atomic_folder, check_folder
 from .glue import read_glue
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
+from .images import takes_images
 from .loading import load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .processes import is_main, wait
@@ -44,7 +45,8 @@ class OptinPruner:
 
     Args:
         model: the dense model; it is never changed.
-        processor: its tokenizer; may be `None` if calibration data come tokenised.
+        processor: its tokenizer or image processor; may be `None` if calibration data come tokenised, or as pixel
+            values.
         config: default configuration of `score`, `plan` and `prune`.
 
     Attributes:
@@ -108,7 +110,7 @@ class OptinPruner:
         if isinstance(model, PreTrainedModel):
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
-        pruner = cls(loaded, processor or load_processor(model, **kwargs), config)
+        pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
         pruner._commit = hub_commit(str(model), **kwargs)
         return pruner
 
@@ -197,8 +199,8 @@ class OptinPruner:
         the same model.
 
         Args:
-            calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
-                dicts, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
+            calibration: a `datasets.Dataset`, a list of strings, of pairs of strings, of tokenised dicts, of images
+                or of pixel values, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
                 loaded from disk and compensation is wanted.
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model, for any budget without scoring again.
