@@ -243,10 +243,9 @@ def _converted(image: Any, mode: str):
             from datasets import Image  # slow to import
 
             return Image().decode_example(image).convert(mode)
-    from PIL import ImageOps
-
-    with _pillow().open(file) as opened:
-        return ImageOps.exif_transpose(opened).convert(mode)  # upright, as `datasets` reads it
+    pillow = _pillow()
+    with pillow.Image.open(file) as opened:
+        return pillow.ImageOps.exif_transpose(opened).convert(mode)  # upright, as `datasets` reads it
 
 
 def _image(image: Any):
@@ -259,7 +258,7 @@ def _image(image: Any):
             )
         if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
             array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
-        return _pillow().fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
+        return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
     return image
 
 
@@ -272,7 +271,8 @@ def _name_of(image: Any) -> str:
 def _pillow():
     """Pillow, which only images need."""
     try:
-        from PIL import Image
+        import PIL.Image
+        import PIL.ImageOps
     except ImportError as error:
         raise ImportError("calibration with images needs Pillow: pip install pillow.") from error
-    return Image
+    return PIL
