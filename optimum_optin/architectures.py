@@ -205,7 +205,14 @@ def row_of(model_type: str | None) -> tuple[Stack, ...]:
 
 
 def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _ARCHITECTURES and hasattr(config, "vision_config"):
+        prefix = type(config).__name__.removesuffix("Config")
+        raise ValueError(
+            f"this {model_type!r} model has towers of their own: load one by {prefix}VisionModel.from_pretrained or the "
+            f"like, and prune that; known: {', '.join(known_architectures())}."
+        )
     stacks = row_of(model_type)
     if getattr(model.config, "is_decoder", False):
         raise ValueError(

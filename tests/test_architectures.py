@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from tiny import CASES, TINY, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
-from transformers import AutoModel
+from transformers import AutoModel, CLIPConfig, SiglipConfig
 
 from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_architectures, masked, neurons
 from optimum_optin.architectures import find_layers, register_architecture
@@ -195,6 +195,15 @@ def test_unknown_architecture_shows_how_to_register():
         from optimum_optin import architectures
 
         architectures._ARCHITECTURES.pop("nonesuch", None)
+
+
+@pytest.mark.parametrize("dual", [CLIPConfig, SiglipConfig], ids=["clip", "siglip"])
+def test_a_dual_model_is_refused_with_its_towers(dual):
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModel.from_config(dual(text_config=shape, vision_config=shape | {"image_size": 32, "patch_size": 16}))
+    message = f"'{model.config.model_type}' model has towers of their own: .*{dual.__name__[:4]}.*VisionModel.from_pre"
+    with pytest.raises(ValueError, match=message):
+        OptinPruner(model)
 
 
 def test_a_row_that_does_not_fit_the_model_says_where():
