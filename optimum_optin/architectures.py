@@ -210,8 +210,8 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
     if model_type not in _ARCHITECTURES and hasattr(config, "vision_config"):
         prefix = type(config).__name__.removesuffix("Config")
         raise ValueError(
-            f"this {model_type!r} model has towers of their own: load one by {prefix}VisionModel.from_pretrained or the "
-            f"like, and prune that; known: {', '.join(known_architectures())}."
+            f"this {model_type!r} model has towers of their own: load one by {prefix}VisionModel.from_pretrained or "
+            f"the like, and prune that; known: {', '.join(known_architectures())}."
         )
     stacks = row_of(model_type)
     if getattr(model.config, "is_decoder", False):
