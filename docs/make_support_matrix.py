@@ -48,6 +48,8 @@ def _remarks(stacks):
             yield from (
                 f"`{each.path}` packs {each.parts} projections" for each in sublayer.producers if each.parts > 1
             )
+            if sublayer.windowed:
+                yield "windows"
             if sublayer.tables:
                 yield f"`{', '.join(sublayer.tables)}` is sliced with the heads"
             if sublayer.shared_bias:

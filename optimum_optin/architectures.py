@@ -27,6 +27,8 @@ class Sublayer:
         counters: attributes to keep true, path -> `"units"` or `"features"` (units * width).
         tables: see `Group`; those that a model does not have are passed over.
         shared_bias: see `Group`; an argument of the layer itself has no path before its name.
+        windowed: see `Group`.
+        stream: see `Group`.
         scale: see `Group`.
         config_fields: see `Group`.
         otherwise: what a layer has instead in models that lack one of these linears.
@@ -40,6 +42,8 @@ class Sublayer:
     counters: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, int] = field(default_factory=dict)
     shared_bias: str | None = None
+    windowed: bool = False
+    stream: str | None = None
     scale: str | None = None
     config_fields: tuple[str, ...] = ()
     otherwise: Sublayer | None = None
@@ -50,16 +54,19 @@ class Stack:
     """A list of like layers.
 
     Args:
-        layers: path of the list below the base model, e.g. `"encoder.layer"`.
+        layers: path of the list below the base model, e.g. `"encoder.layer"`; of a list for each stage, e.g.
+            `"encoder.layers.*.blocks"`.
         sublayers: what each layer holds, in order of execution.
         name: the stack's name in masks and on disk; distinct for each stack of an architecture.
         pre_norm: whether layers normalise the input of a sublayer, rather than its sum with the residual.
+        between: path of what ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
     """
 
     layers: str
     sublayers: tuple[Sublayer, ...]
     name: str = "layers"
     pre_norm: bool = False
+    between: str | None = None
 
 
 _ARCHITECTURES: dict[str, tuple[Stack, ...]] = {}
@@ -101,11 +108,20 @@ def find_layers(model: nn.Module) -> dict[str, str]:
     layers = {}
     for stack in _stacks_of(model):
         path = _base_prefix(model) + stack.layers
+        before, staged, after = path.partition(".*")
         try:
-            count = len(model.get_submodule(path))
+            stages = range(len(model.get_submodule(before))) if staged else [0]
+            lists = [f"{before}.{stage}{after}" if staged else path for stage in stages]
+            paths = [[f"{each}.{index}" for index in range(len(model.get_submodule(each)))] for each in lists]
         except AttributeError as error:
             raise ValueError(f"this {model.config.model_type!r} model has no layers at {path}: {error}.") from error
-        layers |= {f"{stack.name}.{index}": f"{path}.{index}" for index in range(count)}
+        count = 0
+        for stage, found in zip(stages, paths, strict=True):
+            layers |= {f"{stack.name}.{count + index}": layer for index, layer in enumerate(found)}
+            count += len(found)
+            end = stack.between and _base_prefix(model) + stack.between.replace("*", str(stage))
+            if end and _holds(model, end):
+                layers[f"{stack.name}.between.{stage}"] = end
     return layers
 
 
@@ -120,8 +136,8 @@ def find_groups(model: nn.Module) -> list[Group]:
     stacks = {stack.name: stack for stack in _stacks_of(model)}
     groups = []
     for layer, path in find_layers(model).items():
-        stack = stacks[layer.rpartition(".")[0]]
-        for sublayer in stack.sublayers:
+        stack = stacks.get(layer.rpartition(".")[0])
+        for sublayer in stack.sublayers if stack else ():  # what ends a stage has no units
             group = _group(model, layer, path, sublayer)
             if group is not None:
                 groups.append(replace(group, pre_norm=stack.pre_norm))
@@ -158,6 +174,8 @@ def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group
             f"{path}.{name}": dim for name, dim in sublayer.tables.items() if _holds(model.get_submodule(path), name)
         },
         shared_bias=sublayer.shared_bias and f"{path}.{sublayer.shared_bias}",
+        windowed=sublayer.windowed,
+        stream=sublayer.stream and f"{path}.{sublayer.stream}",
         scale=sublayer.scale and f"{path}.{sublayer.scale}",
         config_fields=sublayer.config_fields,
     )
@@ -386,4 +404,24 @@ register_architecture(
     "siglip_vision_model",
     # The pooling head, which stays whole, reads intermediate_size as well.
     Stack("encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True),
+)
+
+register_architecture(
+    "swin",
+    Stack(
+        "encoder.layers.*.blocks",
+        (
+            heads(
+                "attention",
+                "attention.head_dim",
+                _QKV,
+                "attention.o_proj",
+                tables={"attention.relative_position_bias.relative_position_bias_table": 1},
+                windowed=True,
+            ),
+            neurons(["mlp.fc1"], "mlp.fc2", stream="layernorm_after"),
+        ),
+        pre_norm=True,
+        between="encoder.layers.*.downsample",
+    ),
 )

@@ -87,6 +87,9 @@ class Group:
             whole stack, to be sliced to the kept heads (MPNet).
         pre_norm: whether the layer normalises a sublayer's input, so that consumers write to the
             residual stream directly; otherwise it normalises their sum with the residual.
+        windowed: whether its linears see the tokens in windows, in another order than the residual stream.
+        stream: path of a module whose input is the residual stream before the sublayer; `None` where that can be told
+            from what the sublayers before it write.
         scale: path of the numbers, one for each channel, that the consumer's output is multiplied by before it joins
             the residual stream (layer scale); `None` where there are none.
         config_fields: attributes of the model's config that transformers' own class reads this size from, each
@@ -104,6 +107,8 @@ class Group:
     tables: Mapping[str, int] = field(default_factory=dict)
     shared_bias: str | None = None
     pre_norm: bool = False
+    windowed: bool = False
+    stream: str | None = None
     scale: str | None = None
     config_fields: tuple[str, ...] = ()
 

@@ -163,8 +163,27 @@ def has_head(model: nn.Module, batch: Batch) -> bool:
 _OUTPUT_KINDS = {"multi_label_classification": BINARY, "regression": REAL}
 
 
-def trajectory_features(outputs: Mapping[str, Any], rows: Tensor) -> dict[str, Tensor]:
+def layer_rows(rows: Tensor, hidden: Tensor, image_tokens: int | None = None) -> Tensor:
+    """The rows of a layer's hidden states that stand for rows of the first layer's; not all of them in the end.
+
+    Args:
+        rows: indices into batch * tokens of the first layer.
+        hidden: hidden states of the layer, whose tokens may be fewer, each in the place of several.
+        image_tokens: tokens of the first layer; `None` for text, which keeps its length.
+    """
+    rows = rows.to(hidden.device)
+    if image_tokens is None or image_tokens == hidden.shape[1]:
+        return rows
+    return (rows * hidden.shape[1] // image_tokens).unique()
+
+
+def trajectory_features(outputs: Mapping[str, Any], rows: Tensor, image_tokens: int | None = None) -> dict[str, Tensor]:
     """Normalised features of the compared tokens after each layer: name -> shape (K, channels).
+
+    Args:
+        outputs: what the layers returned, by name.
+        rows: see `draw_rows`.
+        image_tokens: see `layer_rows`.
 
     Raises:
         ValueError: a layer's output is not finite. The message names the first such layer.
@@ -172,7 +191,7 @@ def trajectory_features(outputs: Mapping[str, Any], rows: Tensor) -> dict[str, T
     features = {}
     for name, output in outputs.items():
         hidden = hidden_states(output)
-        features[name] = token_features(hidden, rows.to(hidden.device))
+        features[name] = token_features(hidden, layer_rows(rows, hidden, image_tokens))
         if not features[name].isfinite().all():
             raise ValueError(
                 f"the output of {name} is not finite on the calibration data: "

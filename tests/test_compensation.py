@@ -130,16 +130,19 @@ def test_errors_are_what_a_pre_norm_stream_lacks(model_type, layers, norm, role)
 @pytest.mark.parametrize("model_type", CASES, ids=CASES)
 @pytest.mark.parametrize("empty", [False, True], ids=["some", "whole sublayers"])
 def test_fresh_data_come_closer_to_the_dense_outputs(model_type, empty):
-    model = tiny_model(model_type)
-    masks = random_masks(find_groups(model), share=0.6)
-    if empty:
-        masks["layers.1.heads"][:] = False
-        masks["layers.2.neurons"][:] = False
-    pruned = _pruned(model, masks)
-    fresh = calibration_batches(tiny_samples(64, seed=5, model=model), model)
-    before = _distance(pruned, model, fresh)
-    compensate(model, pruned, calibration_batches(tiny_samples(200, model=model), model))
-    assert _distance(pruned, model, fresh) < (0.9 if empty else 0.6) * before
+    before = after = 0
+    for seed in range(2):  # by chance, a removal may hurt the outputs of one model little
+        model = tiny_model(model_type, seed=seed)
+        masks = random_masks(find_groups(model), share=0.6, seed=seed)
+        if empty:
+            masks["layers.1.heads"][:] = False
+            masks["layers.2.neurons"][:] = False
+        pruned = _pruned(model, masks)
+        fresh = calibration_batches(tiny_samples(64, seed=5, model=model), model)
+        before += _distance(pruned, model, fresh)
+        compensate(model, pruned, calibration_batches(tiny_samples(200, model=model), model))
+        after += _distance(pruned, model, fresh)
+    assert after < (0.9 if empty else 0.6) * before
 
 
 def test_the_dense_model_and_the_rest_of_the_pruned_one_are_untouched():

@@ -13,12 +13,15 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 from words import TEXTS, word_tokenizer
 
-from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.benchmark import latency_entry
+from optimum_optin.compensation import dense_passes
 from optimum_optin.data import calibration_batches, mean_tokens, probe_batch
 from optimum_optin.groups import token_mask
 from optimum_optin.images import image_tokens
 from optimum_optin.sources import read_calibration
+from optimum_optin.trajectory import layer_rows
+from optimum_optin.walk import PrunedWalk, Walk
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -259,7 +262,15 @@ def test_text_models_need_no_pillow(monkeypatch):
 
 @pytest.mark.parametrize(
     ("model_type", "special"),
-    [("vit", 1), ("deit", 2), ("beit", 1), ("dinov2_with_registers", 3), ("dinov3_vit", 3), ("siglip_vision_model", 0)],
+    [
+        ("vit", 1),
+        ("deit", 2),
+        ("beit", 1),
+        ("dinov2_with_registers", 3),
+        ("dinov3_vit", 3),
+        ("siglip_vision_model", 0),
+        ("swin", 48),
+    ],
 )
 def test_tokens_are_those_of_the_first_layer(model_type, special):
     model = tiny_model(model_type)
@@ -289,6 +300,28 @@ def test_tokens_that_no_image_has_are_refused():
             latency_entry(model, model, tokens=tokens)
     with pytest.raises(ValueError, match="makes of an image: 17"):
         probe_batch(tiny_model("dinov2"), 1)
+
+
+def test_rows_of_a_later_stage_hold_those_of_the_first():
+    rows = torch.tensor([0, 15, 16, 17, 47])  # of 3 images of 16 tokens
+    assert layer_rows(rows, torch.empty(3, 16, 5), 16).tolist() == rows.tolist()
+    assert layer_rows(rows, torch.empty(3, 4, 5), 16).tolist() == [0, 3, 4, 11]
+    assert layer_rows(torch.arange(48), torch.empty(3, 4, 5), 16).tolist() == list(range(12))
+
+
+@torch.no_grad()
+def test_windows_filled_up_with_zeros_have_no_weight():
+    model = tiny_model("swin with padded windows")
+    batch = tiny_batch(model)
+    groups = find_groups(model)
+    group = groups[0]
+    walk = Walk(*dense_passes(model, [batch], OptinConfig()))
+    pruned_walk = PrunedWalk(walk)
+    walk.enter("layers.0", model, "swin.encoder.layers.0.blocks.0", groups[:2])
+    inputs, errors, weights = pruned_walk.output_errors(model, "swin.encoder.layers.0.blocks.0", group, [])
+    assert len(inputs) == len(errors) == len(weights) == 3 * 9 * 9
+    assert int((weights > 0).sum()) == 3 * 8 * 8  # the grid is of 8 x 8 patches, in windows of 3
+    assert not errors.any()
 
 
 def test_masked_images_and_distilled_heads_are_compared_by_their_logits():

@@ -27,8 +27,8 @@ from optimum_optin.search import search_uniform
 from optimum_optin.surgery import rewrite
 from optimum_optin.uniform import record_sizes
 
-# DINOv2's config has no size of its own for neurons; SigLIP's size is that of the pooling head, too.
-INEXPRESSIBLE = ["dinov2", "dinov2_with_registers", "siglip_vision_model"]
+# DINOv2's and Swin's configs have no size of their own for neurons; SigLIP's size is that of the pooling head, too.
+INEXPRESSIBLE = ["dinov2", "dinov2_with_registers", "siglip_vision_model", "swin"]
 ARCHITECTURES = [name for name in known_architectures() if name not in INEXPRESSIBLE]
 each_architecture = pytest.mark.parametrize("model_type", ARCHITECTURES, ids=ARCHITECTURES)
 DOCS = Path(__file__).parents[1] / "docs"

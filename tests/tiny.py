@@ -45,6 +45,17 @@ VISION_SHAPE = {
 }
 BEIT_SHAPE = {**VISION_SHAPE, "layer_scale_init_value": 0.5, "drop_path_rate": 0.0}
 DINOV2_SHAPE = {**{name: size for name, size in VISION_SHAPE.items() if name != "intermediate_size"}, "mlp_ratio": 2}
+SWIN_SHAPE = {
+    "image_size": 16,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 1],  # the second layer shifts its windows
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "mlp_ratio": 1.5,
+    "drop_path_rate": 0.0,
+    "num_labels": 3,
+}
 CLIP_TEXT_SHAPE = {**SHAPE, "projection_dim": 16, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 
 # model type -> (class with a head, base model, configuration)
@@ -80,6 +91,7 @@ TINY = {
     "mpnet": (tr.MPNetForSequenceClassification, tr.MPNetModel, tr.MPNetConfig(**SHAPE)),
     "roberta": (tr.RobertaForSequenceClassification, tr.RobertaModel, tr.RobertaConfig(**SHAPE)),
     "siglip_vision_model": (tr.SiglipVisionModel, tr.SiglipVisionModel, tr.SiglipVisionConfig(**VISION_SHAPE)),
+    "swin": (tr.SwinForImageClassification, tr.SwinModel, tr.SwinConfig(**SWIN_SHAPE)),
     "vit": (tr.ViTForImageClassification, tr.ViTModel, tr.ViTConfig(**VISION_SHAPE)),
     "xlm-roberta": (tr.XLMRobertaForSequenceClassification, tr.XLMRobertaModel, tr.XLMRobertaConfig(**SHAPE)),
 }
@@ -99,6 +111,7 @@ VARIANTS = {
     "beit without layer scale": ("beit", None, {"layer_scale_init_value": 0.0}),
     "deit with a teacher": ("deit", tr.DeiTForImageClassificationWithTeacher, {}),
     "dinov2 with SwiGLU": ("dinov2", None, {"use_swiglu_ffn": True}),
+    "swin with padded windows": ("swin", None, {"window_size": 3}),
     "dinov3 with a gated MLP": ("dinov3_vit", None, {"use_gated_mlp": True, "key_bias": True}),
 }
 CASES = [*sorted(TINY), *VARIANTS]
