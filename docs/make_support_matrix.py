@@ -16,6 +16,7 @@ TASKS = {
     "token classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     "question answering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     "masked LM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "image classification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 }
 TABLE = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end of table -->)", flags=re.DOTALL)
 
@@ -47,8 +48,18 @@ def _remarks(stacks):
             yield from (
                 f"`{each.path}` packs {each.parts} projections" for each in sublayer.producers if each.parts > 1
             )
+            if sublayer.windowed:
+                yield "windows"
+            if sublayer.tables:
+                yield f"`{', '.join(sublayer.tables)}` is sliced with the heads"
             if sublayer.shared_bias:
-                yield f"a hook in every layer picks its heads from `{sublayer.shared_bias}`"
+                owner, _, argument = sublayer.shared_bias.rpartition(".")
+                of = f" of `{owner}`" if owner else ""
+                yield f"where layers share a bias, a hook in each picks its heads from `{argument}`{of}"
+            if sublayer.otherwise:
+                yield f"gated or plain {sublayer.role}"
+    if any(sublayer.scale for stack in stacks for sublayer in stack.sublayers):
+        yield "layer scale"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ def read_arguments(description: str, model: str, data: str) -> argparse.Namespac
     parser.add_argument(
         "--data",
         default=data,
-        help="a .csv, .tsv, .json, .jsonl or .parquet file, half of which is measured on, or a Hub data set with "
-        "splits train and validation, as name or name:configuration (default: %(default)s)",
+        help="a .csv, .tsv, .json, .jsonl or .parquet file, half of which is measured on, or a folder or Hub data set "
+        "(name or name:configuration) with splits train and validation (default: %(default)s)",
     )
     parser.add_argument("--flops", type=float, default=0.6, help="share of MACs to keep (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=512, help="rows to calibrate on (default: %(default)s)")
@@ -35,8 +35,8 @@ def prune_and_measure(arguments: argparse.Namespace, task: str, prepare: Callabl
     Args:
         arguments: from `read_arguments`.
         task: as `OptinPruner.from_pretrained` takes it.
-        prepare: (rows, tokenizer) -> what `OptinPruner.prune` calibrates on.
-        measure: (model, tokenizer, rows) -> the metric.
+        prepare: (rows, processor) -> what `OptinPruner.prune` calibrates on.
+        measure: (model, processor, rows) -> the metric.
     """
     logging.set_verbosity_error()
     pruner = OptinPruner.from_pretrained(arguments.model, task=task)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from .groups import HEADS, NEURONS, Group, Producer
+from .groups import HEADS, NEURONS, Group, Producer, attribute
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,13 @@ class Sublayer:
         width: consumer input columns per unit, or the path of the attribute that holds the number.
         core: path of the attention module, replaced when all its heads go.
         counters: attributes to keep true, path -> `"units"` or `"features"` (units * width).
-        shared_bias: see `Group`.
+        tables: see `Group`; those that a model does not have are passed over.
+        shared_bias: see `Group`; an argument of the layer itself has no path before its name.
+        windowed: see `Group`.
+        stream: see `Group`.
+        scale: see `Group`.
         config_fields: see `Group`.
+        otherwise: what a layer has instead in models that lack one of these linears.
     """
 
     role: str
@@ -35,8 +40,13 @@ class Sublayer:
     width: int | str = 1
     core: str | None = None
     counters: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, int] = field(default_factory=dict)
     shared_bias: str | None = None
+    windowed: bool = False
+    stream: str | None = None
+    scale: str | None = None
     config_fields: tuple[str, ...] = ()
+    otherwise: Sublayer | None = None
 
 
 @dataclass(frozen=True)
@@ -44,16 +54,19 @@ class Stack:
     """A list of like layers.
 
     Args:
-        layers: path of the list below the base model, e.g. `"encoder.layer"`.
+        layers: path of the list below the base model, e.g. `"encoder.layer"`; of a list for each stage, e.g.
+            `"encoder.layers.*.blocks"`.
         sublayers: what each layer holds, in order of execution.
         name: the stack's name in masks and on disk; distinct for each stack of an architecture.
         pre_norm: whether layers normalise the input of a sublayer, rather than its sum with the residual.
+        between: path of what ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
     """
 
     layers: str
     sublayers: tuple[Sublayer, ...]
     name: str = "layers"
     pre_norm: bool = False
+    between: str | None = None
 
 
 _ARCHITECTURES: dict[str, tuple[Stack, ...]] = {}
@@ -95,11 +108,20 @@ def find_layers(model: nn.Module) -> dict[str, str]:
     layers = {}
     for stack in _stacks_of(model):
         path = _base_prefix(model) + stack.layers
+        before, staged, after = path.partition(".*")
         try:
-            count = len(model.get_submodule(path))
+            stages = range(len(model.get_submodule(before))) if staged else [0]
+            lists = [f"{before}.{stage}{after}" if staged else path for stage in stages]
+            paths = [[f"{each}.{index}" for index in range(len(model.get_submodule(each)))] for each in lists]
         except AttributeError as error:
             raise ValueError(f"this {model.config.model_type!r} model has no layers at {path}: {error}.") from error
-        layers |= {f"{stack.name}.{index}": f"{path}.{index}" for index in range(count)}
+        count = 0
+        for stage, found in zip(stages, paths, strict=True):
+            layers |= {f"{stack.name}.{count + index}": layer for index, layer in enumerate(found)}
+            count += len(found)
+            end = stack.between and _base_prefix(model) + stack.between.replace("*", str(stage))
+            if end and _holds(model, end):
+                layers[f"{stack.name}.between.{stage}"] = end
     return layers
 
 
@@ -114,8 +136,8 @@ def find_groups(model: nn.Module) -> list[Group]:
     stacks = {stack.name: stack for stack in _stacks_of(model)}
     groups = []
     for layer, path in find_layers(model).items():
-        stack = stacks[layer.rpartition(".")[0]]
-        for sublayer in stack.sublayers:
+        stack = stacks.get(layer.rpartition(".")[0])
+        for sublayer in stack.sublayers if stack else ():  # what ends a stage has no units
             group = _group(model, layer, path, sublayer)
             if group is not None:
                 groups.append(replace(group, pre_norm=stack.pre_norm))
@@ -123,11 +145,13 @@ def find_groups(model: nn.Module) -> list[Group]:
 
 
 def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group | None:
+    if sublayer.otherwise and not _has_linears(model.get_submodule(path), sublayer):
+        return _group(model, layer, path, sublayer.otherwise)
     try:
         consumer = model.get_submodule(f"{path}.{sublayer.consumer}")
         if consumer.in_features == 0:
             return None
-        width = sublayer.width if isinstance(sublayer.width, int) else _attribute(model, f"{path}.{sublayer.width}")
+        width = sublayer.width if isinstance(sublayer.width, int) else attribute(model, f"{path}.{sublayer.width}")
         for producer in sublayer.producers:
             _check_producer(model.get_submodule(f"{path}.{producer.path}"), producer, consumer)
         if not isinstance(width, int) or width < 1 or consumer.in_features % width:
@@ -146,9 +170,26 @@ def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group
         producers=tuple(Producer(f"{path}.{producer.path}", producer.parts) for producer in sublayer.producers),
         core=sublayer.core and f"{path}.{sublayer.core}",
         counters={f"{path}.{name}": features[kind] for name, kind in sublayer.counters.items()},
-        shared_bias=sublayer.shared_bias,
+        tables={
+            f"{path}.{name}": dim for name, dim in sublayer.tables.items() if _holds(model.get_submodule(path), name)
+        },
+        shared_bias=sublayer.shared_bias and f"{path}.{sublayer.shared_bias}",
+        windowed=sublayer.windowed,
+        stream=sublayer.stream and f"{path}.{sublayer.stream}",
+        scale=sublayer.scale and f"{path}.{sublayer.scale}",
         config_fields=sublayer.config_fields,
     )
+
+
+def _has_linears(layer: nn.Module, sublayer: Sublayer) -> bool:
+    return all(_holds(layer, path) for path in (sublayer.consumer, *(each.path for each in sublayer.producers)))
+
+
+def _holds(module: nn.Module, path: str) -> bool:
+    """Whether there is something at a path, module or parameter."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module is not None
 
 
 def _check_producer(module: nn.Module, producer: Producer, consumer: nn.Module) -> None:
@@ -182,7 +223,14 @@ def row_of(model_type: str | None) -> tuple[Stack, ...]:
 
 
 def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _ARCHITECTURES and hasattr(config, "vision_config"):
+        prefix = type(config).__name__.removesuffix("Config")
+        raise ValueError(
+            f"this {model_type!r} model has towers of their own: load one by {prefix}VisionModel.from_pretrained or "
+            f"the like, and prune that; known: {', '.join(known_architectures())}."
+        )
     stacks = row_of(model_type)
     if getattr(model.config, "is_decoder", False):
         raise ValueError(
@@ -194,11 +242,6 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
 def _base_prefix(model: nn.Module) -> str:
     is_base = getattr(model, "base_model", model) is model
     return "" if is_base else f"{model.base_model_prefix}."
-
-
-def _attribute(model: nn.Module, path: str):
-    module, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(module), name)
 
 
 def _producers(producers: Iterable[Producer | str]) -> tuple[Producer, ...]:
@@ -254,7 +297,7 @@ register_architecture(
                 "attention.attn.o",
                 counters={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
                 # The encoder computes one position bias for all layers, so each layer picks its heads from it.
-                shared_bias="position_bias",
+                shared_bias="attention.attn.position_bias",
             ),
             _BERT_FFN,
         ),
@@ -270,5 +313,115 @@ register_architecture(
             neurons([Producer("mlp.Wi", parts=2)], "mlp.Wo", config_fields=("intermediate_size",)),
         ),
         pre_norm=True,
+    ),
+)
+
+_QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+_VIT_FFN = neurons(["mlp.fc1"], "mlp.fc2", config_fields=("intermediate_size",))
+
+_VIT = Stack("layers", (heads("attention", "attention.head_dim", _QKV, "attention.o_proj"), _VIT_FFN), pre_norm=True)
+
+for _model_type in ("vit", "deit"):
+    register_architecture(_model_type, _VIT)
+
+register_architecture(
+    "beit",
+    Stack(
+        "layers",
+        (
+            heads(
+                "attention",
+                "attention.head_dim",
+                _QKV,
+                "attention.o_proj",
+                # A model has one of both: a table in every layer, or one for all, added to the mask.
+                tables={"relative_position_bias.relative_position_bias_table": 1},
+                shared_bias="attention_mask",
+                scale="lambda_1",
+            ),
+            replace(_VIT_FFN, scale="lambda_2"),
+        ),
+        pre_norm=True,
+    ),
+)
+
+_DINOV2 = Stack(
+    "encoder.layer",
+    (
+        heads("attention", "attention.head_dim", _QKV, "attention.o_proj", scale="layer_scale1.lambda1"),
+        # The config has a whole number, mlp_ratio, in place of a size.
+        neurons(
+            ["mlp.fc1"],
+            "mlp.fc2",
+            scale="layer_scale2.lambda1",
+            otherwise=neurons(["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj", scale="layer_scale2.lambda1"),
+        ),
+    ),
+    pre_norm=True,
+)
+
+for _model_type in ("dinov2", "dinov2_with_registers"):
+    register_architecture(_model_type, _DINOV2)
+
+_DINOV3_FFN = {"scale": "layer_scale2.lambda1", "config_fields": ("intermediate_size",)}
+
+register_architecture(
+    "dinov3_vit",
+    Stack(
+        "layer",
+        (
+            heads(
+                "attention",
+                "attention.head_dim",
+                _QKV,
+                "attention.o_proj",
+                counters={"attention.num_heads": "units"},
+                scale="layer_scale1.lambda1",
+            ),
+            neurons(
+                ["mlp.gate_proj", "mlp.up_proj"],
+                "mlp.down_proj",
+                otherwise=neurons(["mlp.up_proj"], "mlp.down_proj", **_DINOV3_FFN),
+                **_DINOV3_FFN,
+            ),
+        ),
+        pre_norm=True,
+    ),
+)
+
+_CLIP_HEADS = heads(
+    "self_attn",
+    "self_attn.head_dim",
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "self_attn.out_proj",
+    counters={"self_attn.num_heads": "units"},
+)
+
+for _model_type in ("clip_vision_model", "clip_text_model"):
+    register_architecture(_model_type, Stack("encoder.layers", (_CLIP_HEADS, _VIT_FFN), pre_norm=True))
+
+register_architecture(
+    "siglip_vision_model",
+    # The pooling head, which stays whole, reads intermediate_size as well.
+    Stack("encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True),
+)
+
+register_architecture(
+    "swin",
+    Stack(
+        "encoder.layers.*.blocks",
+        (
+            heads(
+                "attention",
+                "attention.head_dim",
+                _QKV,
+                "attention.o_proj",
+                tables={"attention.relative_position_bias.relative_position_bias_table": 1},
+                windowed=True,
+            ),
+            neurons(["mlp.fc1"], "mlp.fc2", stream="layernorm_after"),
+        ),
+        pre_norm=True,
+        between="encoder.layers.*.downsample",
     ),
 )

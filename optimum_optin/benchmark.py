@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .data import max_tokens, probe_batch
+from .images import takes_images
 from .masking import frozen
 
 
@@ -74,9 +75,9 @@ def latency_entry(
     for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-    if tokens > max_tokens(dense):
+    if not takes_images(dense) and tokens > max_tokens(dense):
         raise ValueError(f"tokens={tokens} must be at most {max_tokens(dense)}, what the model takes.")
-    batch = {name: value.repeat(batch_size, 1) for name, value in probe_batch(dense, tokens).items()}
+    batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
     times = compare_latency(dense, pruned, batch, repeats)
     return {
         "device": dense.device.type,

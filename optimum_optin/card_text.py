@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import OptinConfig
 from .groups import HEADS, NEURONS
@@ -18,6 +18,12 @@ from .tasks import auto_class_of, task_of
 from .version import __version__
 
 _BAR = 16  # characters
+# Class -> what to call it, and what loads it.
+_PROCESSORS = (
+    (PreTrainedTokenizerBase, "tokenizer", "AutoTokenizer"),
+    (ImageProcessingMixin, "processor", "AutoImageProcessor"),
+)
+_OTHER_PROCESSOR = ("processor", "AutoProcessor")
 
 
 def card_text(
@@ -84,8 +90,8 @@ def _loading(
 ) -> str:
     classes = {"model": auto_class_of(model)}
     if processor is not None:
-        tokenizer = isinstance(processor, PreTrainedTokenizerBase)
-        classes["tokenizer" if tokenizer else "processor"] = "AutoTokenizer" if tokenizer else "AutoProcessor"
+        variable, loader = next((each for kind, *each in _PROCESSORS if isinstance(processor, kind)), _OTHER_PROCESSOR)
+        classes[variable] = loader
     address = f'"{name}"' if revision is None else f'"{name}", revision="{revision}"'
     lines = [
         f"from transformers import {', '.join(classes.values())}",

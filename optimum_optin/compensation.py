@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from .architectures import find_groups, find_layers
 from .config import OptinConfig
-from .groups import Batch, Group, token_mask
+from .groups import Batch, Group, attribute, token_mask
+from .images import image_tokens
 from .masking import frozen
 from .processes import my_share, progress, take_from_main
 from .randomness import generators
@@ -29,6 +30,7 @@ logger = logging.get_logger(__name__)
 Walks = list[PrunedWalk | None]
 """One walk for each batch; `None` where another process has it."""
 
+_LEAST_SCALE = 1e-3  # of the mean
 _HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
 
 
@@ -115,7 +117,7 @@ def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks
 
 def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
     """Warn if there are fewer calibration tokens than the widest consumer has inputs."""
-    tokens = sum(int(token_mask(batch).sum()) for batch in batches)
+    tokens = sum(int(token_mask(batch, image_tokens(model, batch)).sum()) for batch in batches)
     inputs = max((model.get_submodule(group.consumer).in_features for group in find_groups(model)), default=0)
     if tokens < inputs:
         logger.warning(
@@ -129,16 +131,17 @@ def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: Walks, s
     producers = [find_module(pruned, producer.path) for producer in group.producers]
     if None in producers:  # they went with the last head
         return
-    intercept = all(producer.bias is not None for producer in producers)
     fit, held_out = _sums(
         producers[0], producers[0].in_features, walks, lambda walk: walk.input_errors(pruned, path, group)
     )
-    change, shift = _solved(fit, held_out, intercept, strength)
-    for producer in producers:
-        weight = producer.weight.double()
-        producer.weight += (weight @ change).to(producer.weight)
-        if intercept:
-            producer.bias += (weight @ shift).to(producer.bias)
+    # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
+    for intercept in sorted({producer.bias is not None for producer in producers}):
+        change, shift = _solved(fit, held_out, intercept, strength)
+        for producer in (each for each in producers if (each.bias is not None) == intercept):
+            weight = producer.weight.double()
+            producer.weight += (weight @ change).to(producer.weight)
+            if intercept:
+                producer.bias += (weight @ shift).to(producer.bias)
 
 
 def _refit_consumer(
@@ -149,9 +152,18 @@ def _refit_consumer(
         consumer, consumer.out_features, walks, lambda walk: walk.output_errors(pruned, path, group, earlier)
     )
     weight, bias = _solved(fit, held_out, consumer.bias is not None, strength)
+    if group.scale is not None:  # the errors are those of the stream
+        share = _inverse(attribute(pruned, group.scale), weight)
+        weight, bias = weight * share[:, None], bias * share
     consumer.weight += weight.to(consumer.weight)
     if consumer.bias is not None:
         consumer.bias += bias.to(consumer.bias)
+
+
+def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
+    """What a channel's change is to be multiplied by before its layer scale; 0 for channels as good as switched off."""
+    scale = torch.as_tensor(scale).to(like).expand(len(like))
+    return torch.where(scale.abs() > _LEAST_SCALE * scale.abs().mean(), 1 / scale, 0)
 
 
 def _sums(

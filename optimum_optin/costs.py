@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .groups import HEADS, Group, Masks
+from .images import probe_images
 from .masking import frozen
+from .trajectory import observed
 
 
 def cost_tables(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[str, Tensor]:
@@ -25,12 +27,17 @@ def cost_tables(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[
     Args:
         model: the model as it is now.
         groups: its groups.
-        tokens: T, tokens of one sequence.
+        tokens: T, tokens of one sequence; of an image, tokens of the first layer.
 
     Returns:
         Group key -> MACs of keeping n units, float64, shape (units + 1,).
     """
-    return {group.key: torch.arange(group.units + 1).double() * _unit_macs(model, group, tokens) for group in groups}
+    groups = list(groups)
+    lengths = _lengths(model, groups, tokens)
+    return {
+        group.key: torch.arange(group.units + 1).double() * _unit_macs(model, group, *lengths[group.key])
+        for group in groups
+    }
 
 
 def kept_share(costs: Mapping[str, Tensor], masks: Masks) -> float:
@@ -61,12 +68,23 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _unit_macs(model: nn.Module, group: Group, tokens: int) -> int:
+@torch.no_grad()
+def _lengths(model: nn.Module, groups: list[Group], tokens: int) -> dict[str, tuple[int, int]]:
+    """Group key -> tokens that its linears see, and tokens that each attends to."""
+    if not any(group.windowed for group in groups):
+        return dict.fromkeys((group.key for group in groups), (tokens, tokens))
+    with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
+        model(**probe_images(model, tokens))
+    shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)
+    return {key: (shape[0] * shape[1], shape[1]) for key, shape in shapes.items()}
+
+
+def _unit_macs(model: nn.Module, group: Group, tokens: int, attended: int) -> int:
     width = group.width
     macs = tokens * width * model.get_submodule(group.consumer).out_features
     for producer in group.producers:
         macs += tokens * width * producer.parts * model.get_submodule(producer.path).in_features
-    return macs + (2 * tokens**2 * width if group.role == HEADS else 0)
+    return macs + (2 * tokens * attended * width if group.role == HEADS else 0)
 
 
 def _count_cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:

@@ -1,4 +1,4 @@
-"""Calibration data: from whatever the user has to batches of model inputs."""
+"""Calibration data: from whatever the user has to batches of model inputs. Images are in `images.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .groups import Batch, token_mask
+from .groups import Batch, samples_in, token_mask
+from .images import check_images, image_batches, image_tokens, is_image, probe_images, takes_images
 
 # Text columns of GLUE and the like, in the order in which a tokenizer wants them.
 _TEXT_COLUMNS = (
@@ -43,9 +44,11 @@ def calibration_batches(
 
     Args:
         data: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised dicts, the
-            output of a tokenizer, or a `DataLoader` whose batches are used as they come.
+            output of a tokenizer, or a `DataLoader` whose batches are used as they come. For a model of images: a
+            `datasets.Dataset`, a list of what `images.image_batches` takes, the output of an image processor, an array
+            or tensor of images, or a `DataLoader`.
         model: the model the batches are for.
-        processor: its tokenizer; not needed for tokenised data.
+        processor: its tokenizer or image processor; not needed for tokenised data and pixel values.
         num_samples: samples to use at most.
         batch_size: samples per batch.
         max_length: tokens per sample at most; `None` takes the tokenizer's and the model's limit.
@@ -55,11 +58,14 @@ def calibration_batches(
         Batches on the CPU; name -> tensor with the batch first.
 
     Raises:
-        ValueError: no data, no text or input columns, samples that are all padding or too long, or
-            token ids outside the vocabulary.
+        ValueError: no data, no text, image or input columns, samples that are all padding or too long, token ids
+            outside the vocabulary, images of a size that the model does not take, or no image that can be read.
     """
     if isinstance(data, DataLoader):
         batches = _loaded(data, model, num_samples)
+    elif takes_images(model):
+        samples = _draw(undecoded(data), num_samples, seed)
+        batches = image_batches(samples, model, processor, batch_size)
     else:
         samples = _draw(data, num_samples, seed)
         padded = padded_batches(samples, model, processor, batch_size=batch_size, max_length=max_length)
@@ -93,17 +99,23 @@ def padded_batches(
 
 
 def probe_batch(model: nn.Module, tokens: int) -> Batch:
-    """One sample of `tokens` tokens on the model's device, for counting what a forward pass costs."""
+    """One sample of `tokens` tokens on the model's device, for counting what a forward pass costs.
+
+    Raises:
+        ValueError: the model makes another number of tokens of an image.
+    """
+    if takes_images(model):
+        return probe_images(model, tokens)
     ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
     if getattr(model.config, "pad_token_id", None) == 1:  # RoBERTa counts positions by padding
         ids.zero_()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def mean_tokens(batches: Sequence[Batch]) -> int:
-    """Mean length of the samples in tokens, padding excluded, rounded, at least 1."""
-    samples = sum(len(batch["input_ids"]) for batch in batches)
-    tokens = sum(int(token_mask(batch).sum()) for batch in batches)
+def mean_tokens(batches: Sequence[Batch], model: nn.Module | None = None) -> int:
+    """Mean length of the samples in tokens, padding excluded, rounded, at least 1; images need the model."""
+    samples = sum(map(samples_in, batches))
+    tokens = sum(int(token_mask(batch, model and image_tokens(model, batch)).sum()) for batch in batches)
     return max(1, round(tokens / samples))
 
 
@@ -111,10 +123,13 @@ def check_batches(batches: Sequence[Batch], model: nn.Module) -> None:
     """Raise if the model cannot take these batches.
 
     Raises:
-        ValueError: no batches, samples that are all padding or too long, token ids outside the vocabulary.
+        ValueError: see `calibration_batches`.
     """
     if not batches:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
+    if takes_images(model):
+        check_images(batches, model)
+        return
     vocabulary, longest = model.config.vocab_size, max_tokens(model)
     for number, batch in enumerate(batches):
         ids = batch["input_ids"]
@@ -143,6 +158,15 @@ def max_tokens(model: nn.Module) -> int:
     return getattr(model.config, "max_position_embeddings", None) or 512
 
 
+def undecoded(data: Any) -> Any:
+    """A `datasets.Dataset` whose images are opened by us, who can name the file that cannot be; others as they are."""
+    features = getattr(data, "features", None) or {}
+    for name, feature in features.items():
+        if type(feature).__name__ == "Image":
+            data = data.with_format(None).cast_column(name, type(feature)(decode=False))
+    return data
+
+
 def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, ...]:
     """The columns to feed a tokenizer: a known pair or single, else the only one or two that hold text.
 
@@ -165,6 +189,8 @@ def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, .
 
 
 def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
+    if isinstance(data, Mapping) and "pixel_values" in data:  # what an image processor returns
+        data = data["pixel_values"]
     if isinstance(data, Mapping) and "input_ids" in data:  # what a tokenizer returns
         if isinstance(data["input_ids"][0], int):
             data = [data]
@@ -201,6 +227,9 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
 
 def _texts(samples: list[Any]) -> list[tuple[str, ...]]:
     """One string, or a pair, per sample."""
+    first = samples[0]
+    if any(map(is_image, first.values() if isinstance(first, Mapping) else _sequence(first))):
+        raise ValueError("the calibration data hold images, but this is a model of text: give text.")
     if all(isinstance(sample, Mapping) for sample in samples):
         columns = list(samples[0])
         strings = [name for name in columns if any(isinstance(sample.get(name), str) for sample in samples)]
@@ -246,7 +275,7 @@ def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batc
                     f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them."
                 )
         batches.append({name: value[:num_samples] for name, value in inputs.items()})
-        num_samples -= len(inputs["input_ids"])
+        num_samples -= samples_in(inputs)
         if num_samples <= 0:
             break
     return batches
@@ -255,10 +284,11 @@ def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batc
 def _model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     names = _accepted(model)
     inputs = {name: value for name, value in sample.items() if name in names and name not in _TARGETS}
-    if "input_ids" not in inputs:
+    needed = "pixel_values" if takes_images(model) else "input_ids"
+    if needed not in inputs:
         raise ValueError(
             f"calibration data lacks the model's inputs: it has {', '.join(map(str, sample)) or 'nothing'}, "
-            "the model needs 'input_ids'."
+            f"the model needs {needed!r}."
         )
     return inputs
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import Batch, token_rows
+from .groups import Batch, samples_in, token_rows
+from .images import image_tokens
 from .losses import BINARY, CATEGORICAL, REAL, output_distance
 from .masking import frozen
 from .processes import add_up, my_share, process_count
-from .trajectory import Output, compared_output, hidden_states, recorded
+from .trajectory import Output, compared_output, hidden_states, layer_rows, recorded
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def measure_divergence(
     if shared:
         for each in sums:
             each.add_up()
-    samples = sum(len(batch["input_ids"]) for batch in batches)
+    samples = sum(map(samples_in, batches))
     return [Divergence(each.distance(), each.agreement(), samples, held_out) for each in sums]
 
 
@@ -108,10 +109,12 @@ def _agreeing(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
 
 
 def _output(model: nn.Module, batch: Batch) -> Output:
-    rows = token_rows(batch)
+    tokens = image_tokens(model, batch)
+    rows = token_rows(batch, tokens)
     with recorded(model, dict([list(find_layers(model).items())[-1]])) as last:
         output = compared_output(model, batch, rows)
     if output is not None and output.of_head:
         return output
     (hidden,) = last.values()
-    return Output(hidden_states(hidden).flatten(0, 1)[rows], REAL, of_head=False)
+    hidden = hidden_states(hidden)
+    return Output(hidden.flatten(0, 1)[layer_rows(rows, hidden, tokens)], REAL, of_head=False)

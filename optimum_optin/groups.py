@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 HEADS = "heads"
 NEURONS = "neurons"
@@ -24,15 +25,35 @@ Batch = Mapping[str, Tensor]
 """A model's inputs by name, each with the batch as first dimension."""
 
 
-def token_mask(batch: Batch) -> Tensor:
-    """Which tokens of a batch are real, padding excluded: shape (batch, tokens), boolean."""
+def samples_in(batch: Batch) -> int:
+    """How many samples a batch has."""
+    return len(next(iter(batch.values())))
+
+
+def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:
+    """Which tokens of a batch are real, padding excluded: shape (batch, tokens), boolean.
+
+    Args:
+        batch: model inputs.
+        image_tokens: tokens that the model makes of an image (`images.image_tokens`), all of them real; `None` for
+            text, whose inputs are its tokens.
+    """
+    if image_tokens is not None:
+        device = next(iter(batch.values())).device
+        return torch.ones(samples_in(batch), image_tokens, dtype=torch.bool, device=device)
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
-def token_rows(batch: Batch) -> Tensor:
-    """Where the real tokens of a batch are: indices into batch * tokens, shape (real tokens,)."""
-    return token_mask(batch).flatten().nonzero().flatten()
+def token_rows(batch: Batch, image_tokens: int | None = None) -> Tensor:
+    """Where the real tokens of a batch are: indices into batch * tokens, shape (real tokens,); see `token_mask`."""
+    return token_mask(batch, image_tokens).flatten().nonzero().flatten()
+
+
+def attribute(model: nn.Module, path: str) -> Any:
+    """What a module's attribute holds, e.g. `"layers.0.attention.head_dim"`."""
+    module, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(module), name)
 
 
 @dataclass(frozen=True)
@@ -61,10 +82,16 @@ class Group:
         producers: the linears that write them.
         core: path of the module to replace when every unit goes, `None` where empty linears will do.
         counters: attributes to update, path -> features per unit (1 counts units).
-        shared_bias: name of the `core` argument that carries one position bias per head for the
+        tables: learned tables with an entry per head, to be sliced: path of the parameter -> its dimension of heads.
+        shared_bias: path of a module and the name of its argument that carries one position bias per head for the
             whole stack, to be sliced to the kept heads (MPNet).
         pre_norm: whether the layer normalises a sublayer's input, so that consumers write to the
             residual stream directly; otherwise it normalises their sum with the residual.
+        windowed: whether its linears see the tokens in windows, in another order than the residual stream.
+        stream: path of a module whose input is the residual stream before the sublayer; `None` where that can be told
+            from what the sublayers before it write.
+        scale: path of the numbers, one for each channel, that the consumer's output is multiplied by before it joins
+            the residual stream (layer scale); `None` where there are none.
         config_fields: attributes of the model's config that transformers' own class reads this size from, each
             proportional to `units`; none if it cannot be built with fewer units.
     """
@@ -77,8 +104,12 @@ class Group:
     producers: tuple[Producer, ...]
     core: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, int] = field(default_factory=dict)
     shared_bias: str | None = None
     pre_norm: bool = False
+    windowed: bool = False
+    stream: str | None = None
+    scale: str | None = None
     config_fields: tuple[str, ...] = ()
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from .processes import state
@@ -59,12 +59,24 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
     return TasksManager.get_model_class_for_task(task)
 
 
-def load_processor(model: str | os.PathLike, **kwargs) -> Any:
-    """The checkpoint's processor, `None` with a warning if it has none; of `kwargs`, the Hub's options are used."""
+def load_processor(model: str | os.PathLike, *, images: bool = False, **kwargs) -> Any:
+    """The checkpoint's processor, `None` with a warning if it has none.
+
+    Args:
+        model: Hub id or local folder.
+        images: whether the model takes images alone: of what a dual model's checkpoint has, they need one part.
+        **kwargs: as of `load_model`; the Hub's options are used.
+    """
     try:
-        processor = AutoProcessor.from_pretrained(model, **_hub_options(kwargs))
+        processor = (AutoImageProcessor if images else AutoProcessor).from_pretrained(model, **_hub_options(kwargs))
     except (OSError, ValueError):
         processor = None
+    except ImportError as error:  # Pillow is not there; pixel values need no processor
+        logger.warning(f"the image processor of {model} cannot be loaded: {error}")
+        return None
+    if processor is None and images:
+        logger.warning(f"{model} has no image processor: pass processor=, or calibration data that are pixel values.")
+        return None
     # Without tokenizer files, transformers v5 makes a tokenizer that knows special tokens only.
     specials = getattr(processor, "all_special_ids", None)
     if processor is None or (specials is not None and len(processor) <= len(specials)):

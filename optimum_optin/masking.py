@@ -75,10 +75,10 @@ def _is_chunked(module: nn.Module) -> bool:
 
 def _masking_hook(mask: Tensor, width: int):
     def hook(module: nn.Module, args: tuple) -> tuple:
-        units = args[0]  # (batch, tokens, units * width)
+        units = args[0]  # (batch, tokens, units * width), or the windows of one sample after those of another
         columns = mask.to(units).repeat_interleave(width, dim=-1)
         if columns.dim() == 2:
-            columns = columns.unsqueeze(1)  # (batch, 1, units * width)
+            columns = columns.repeat_interleave(len(units) // len(columns), dim=0).unsqueeze(1)
         return (units * columns, *args[1:])
 
     return hook

@@ -24,8 +24,9 @@ from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
-from .groups import Batch, Group
+from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
+from .images import takes_images
 from .loading import load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .processes import is_main, on_main, wait
@@ -44,7 +45,8 @@ class OptinPruner:
 
     Args:
         model: the dense model; it is never changed.
-        processor: its tokenizer; may be `None` if calibration data come tokenised.
+        processor: its tokenizer or image processor; may be `None` if calibration data come tokenised, or as pixel
+            values.
         config: default configuration of `score`, `plan` and `prune`.
 
     Attributes:
@@ -108,7 +110,7 @@ class OptinPruner:
         if isinstance(model, PreTrainedModel):
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
-        pruner = cls(loaded, processor or load_processor(model, **kwargs), config)
+        pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
         pruner._commit = hub_commit(str(model), **kwargs)
         return pruner
 
@@ -202,8 +204,8 @@ class OptinPruner:
         the same model.
 
         Args:
-            calibration: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised
-                dicts, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
+            calibration: a `datasets.Dataset`, a list of strings, of pairs of strings, of tokenised dicts, of images
+                or of pixel values, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
                 loaded from disk and compensation is wanted.
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model, for any budget without scoring again.
@@ -414,7 +416,7 @@ class OptinPruner:
                     "pass calibration= as well, or set compensation='none'."
                 )
             check_tokens(self.model, batches)
-        costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches))
+        costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches, self.model))
         check_budget(costs, config.flops * dense_cost(costs), floors_of(config, groups))
         return scores or score(self.model, groups, batches, config), batches or []
 
@@ -430,7 +432,7 @@ class OptinPruner:
         )
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
         source = self._drawn[1] if self._drawn[0] is calibration else {}
-        self._calibrated = batches, {"samples": sum(len(next(iter(batch.values()))) for batch in batches), **source}
+        self._calibrated = batches, {"samples": sum(map(samples_in, batches)), **source}
         return batches
 
     def _report(self, pruned: Pruned, scores: Scores, config: OptinConfig, calibration: dict | None) -> PruningReport:

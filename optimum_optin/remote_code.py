@@ -63,7 +63,9 @@ def _auto_classes(config: PreTrainedConfig) -> dict[str, str]:
         mapping = getattr(auto, "_model_mapping", None)
         if name.startswith("AutoModel") and mapping is not None and type(config) in mapping:
             found = mapping[type(config)]
-            classes[name] = (found[0] if isinstance(found, tuple) else found).__name__
+            found = [each.__name__ for each in (found if isinstance(found, tuple) else (found,))]
+            saved = [each for each in found if each in (config.architectures or ())]
+            classes[name] = (saved or found)[0]
     return classes
 
 
@@ -103,4 +105,9 @@ AUTO_QUANTIZER_MAPPING.setdefault(METHOD, OptinHfQuantizer)"""
 _SUBCLASS = '''class {name}(transformers.{name}):
     """`transformers.{name}`, pruned."""
 
-    optin_convert = staticmethod(convert_model)'''
+    optin_convert = staticmethod(convert_model)
+
+    @classmethod
+    def is_custom_code(cls):
+        """No: the modules are those of transformers, so their weights are to be renamed on load as there (ViT)."""
+        return False'''

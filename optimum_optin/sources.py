@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .images import IMAGE_SUFFIXES
+
 # Suffix -> loader of `datasets` and its options.
 _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
@@ -16,7 +18,6 @@ _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".txt": ("text", {}),
 }
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def read_calibration(
@@ -29,11 +30,12 @@ def read_calibration(
     """Calibration samples from a file, a folder or the Hub.
 
     Args:
-        source: a CSV, TSV, JSON, JSONL, Parquet or text file (a sample per line), a folder of such files of one
-            kind, or a Hub id, which may name its configuration (`"nyu-mll/glue:sst2"`).
+        source: a CSV, TSV, JSON, JSONL, Parquet or text file (a sample per line), an image, a folder of such files of
+            one kind, or a Hub id, which may name its configuration (`"nyu-mll/glue:sst2"`). Images may have a
+            `metadata.csv` or the like beside them, and be sorted into folders by class.
         config_name: configuration of the data set on the Hub.
-        split: split of the data set; in a folder, files named like `test.csv` or `dev.csv` are no part of train. A
-            single file has no splits.
+        split: split of the data set; in a folder, files named like `test.csv` or `dev.csv`, or in folders of such
+            names, are no part of train. A single file has no splits.
         text_columns: one or two columns that hold the text; `None` leaves the choice to `OptinPruner.prune`.
 
     Returns:
@@ -58,15 +60,17 @@ def _read_files(path: Path, split: str):
 
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     suffixes = sorted({file.suffix.lower() for file in files})
-    if any(suffix in _IMAGES for suffix in suffixes):
-        raise ValueError(f"{path} holds images, which cannot calibrate yet: give text.")
-    kinds = [suffix for suffix in suffixes if suffix in _LOADERS]
-    if len(kinds) != 1:
+    kinds = {file.suffix.lower() for file in files if file.stem != "metadata"} & set(_LOADERS)
+    images = any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+    if len(kinds) + images != 1:
         found = ", ".join(suffixes) or "nothing"
-        raise ValueError(f"{path} must hold files of one kind of {', '.join(_LOADERS)}; it has {found}.")
+        raise ValueError(f"{path} must hold files of one kind of {', '.join(_LOADERS)}, or images; it has {found}.")
+    if images:
+        place = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
+        return load_dataset("imagefolder", split=split if path.is_dir() else "train", **place)
     # A single file is read whole whatever its name; in a folder, names like test.csv tell the splits.
     dataset = load_dataset(str(path), split=split) if path.is_dir() else _read_file(path)
-    return dataset.filter(lambda row: row["text"].strip()) if kinds == [".txt"] else dataset
+    return dataset.filter(lambda row: row["text"].strip()) if kinds == {".txt"} else dataset
 
 
 def _read_file(file: Path):
@@ -89,7 +93,7 @@ def _read_hub(source: str, config_name: str | None, split: str):
 
 
 def _looks_local(source: str) -> bool:
-    return source.startswith(("/", ".", "~")) or Path(source).suffix.lower() in (*_LOADERS, *_IMAGES)
+    return source.startswith(("/", ".", "~")) or Path(source).suffix.lower() in (*_LOADERS, *IMAGE_SUFFIXES)
 
 
 def _chosen(dataset, columns: Sequence[str]):

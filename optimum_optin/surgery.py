@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .groups import Group, Masks
+from .groups import Group, Masks, attribute
 
 
 def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
@@ -82,7 +83,8 @@ class HeadSelector:
         return args, {**kwargs, self.argument: self._select(kwargs.get(self.argument))}
 
     def _select(self, bias: Tensor | None) -> Tensor | None:
-        return bias if bias is None else bias[:, self.kept]
+        # Without a bias, an attention mask is the same for all heads.
+        return bias if bias is None or bias.shape[1] == 1 else bias[:, self.kept]
 
 
 def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
@@ -92,16 +94,23 @@ def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
         rows = torch.cat([columns + part * size for part in range(producer.parts)])
         slice_outputs(model.get_submodule(producer.path), rows)
     slice_inputs(model.get_submodule(group.consumer), columns)
+    for path, dim in group.tables.items():
+        _set(model, path, _sliced(attribute(model, path), dim, kept))
     for path, features in group.counters.items():
-        module, _, name = path.rpartition(".")
-        setattr(model.get_submodule(module), name, len(kept) * features)
+        _set(model, path, len(kept) * features)
     if len(kept) == 0:
         for path in (group.consumer, *(producer.path for producer in group.producers)):
             _keep_from_quantizers(model.get_submodule(path))
     if group.core and len(kept) == 0:
         _remove_core(model, group)
     elif group.shared_bias:
-        _select_heads(model.get_submodule(group.core), group.shared_bias, kept)
+        reader, _, argument = group.shared_bias.rpartition(".")
+        _select_heads(model.get_submodule(reader), argument, kept)
+
+
+def _set(model: nn.Module, path: str, value: Any) -> None:
+    module, _, name = path.rpartition(".")
+    setattr(model.get_submodule(module), name, value)
 
 
 def _keep_from_quantizers(module: nn.Module) -> None:
@@ -116,15 +125,20 @@ def _remove_core(model: nn.Module, group: Group) -> None:
     core = model.get_submodule(group.core)
     removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
     model.set_submodule(group.core, removed.train(core.training))
+    for path in group.tables:
+        # What makes a bias of a table cannot reshape an empty one either; `None` says that there is no bias.
+        maker = path.rpartition(".")[0]
+        if not maker.startswith(f"{group.core}."):
+            _set(model, maker, None)
 
 
-def _select_heads(core: nn.Module, argument: str, kept: Tensor) -> None:
-    for hook in core._forward_pre_hooks.values():
+def _select_heads(reader: nn.Module, argument: str, kept: Tensor) -> None:
+    for hook in reader._forward_pre_hooks.values():
         if isinstance(hook, HeadSelector):  # pruned before: `kept` picks among the heads it selects
             hook.kept = [hook.kept[index] for index in kept]
             return
-    position = list(inspect.signature(core.forward).parameters).index(argument)
-    core.register_forward_pre_hook(HeadSelector(argument, position, kept.tolist()), with_kwargs=True)
+    position = list(inspect.signature(reader.forward).parameters).index(argument)
+    reader.register_forward_pre_hook(HeadSelector(argument, position, kept.tolist()), with_kwargs=True)
 
 
 @singledispatch

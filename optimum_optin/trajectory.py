@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import Batch, token_rows
+from .images import image_tokens
 from .losses import BINARY, CATEGORICAL, REAL, token_features
 
 
@@ -84,18 +85,19 @@ def hidden_states(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def draw_rows(batch: Batch, rows: int, generator: torch.Generator) -> Tensor:
+def draw_rows(batch: Batch, rows: int, generator: torch.Generator, image_tokens: int | None = None) -> Tensor:
     """The token positions to compare: drawn once per batch, padding excluded.
 
     Args:
         batch: model inputs; without an attention mask every token counts.
         rows: how many, at most; fewer where the batch has fewer tokens.
         generator: source of the draw.
+        image_tokens: see `token_mask`.
 
     Returns:
         Indices into batch * tokens, shape (K,).
     """
-    valid = token_rows(batch)
+    valid = token_rows(batch, image_tokens)
     order = torch.randperm(len(valid), generator=generator)
     return valid[order[:rows].to(valid.device)]
 
@@ -117,7 +119,7 @@ class Output:
 
 
 def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
-    """Run the model; return what L_KD compares: logits, else the pooled output, else nothing.
+    """Run the model; return what L_KD compares: logits or projected embeddings, else the pooled output, else nothing.
 
     Args:
         model: the model.
@@ -131,29 +133,57 @@ def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | No
     if logits is None:
         logits = outputs.get("prediction_logits")
     if logits is None:
-        pooled = outputs.get("pooler_output")
-        return None if pooled is None else Output(pooled, REAL, of_head=False)
+        return _embedding(outputs)
     if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[rows]
-    elif logits.shape == batch["input_ids"].shape and logits.shape[1] != model.config.num_labels:
+        logits = logits.flatten(0, 1)
+        logits = logits[rows[rows < len(logits)]]  # BEiT's masked images have none for the class token
+    elif (
+        "input_ids" in batch and logits.shape == batch["input_ids"].shape and logits.shape[1] != model.config.num_labels
+    ):
         return Output(logits.flatten()[rows][:, None], BINARY)  # ELECTRA's discriminator: replaced or not
     return Output(
         logits, _OUTPUT_KINDS.get(model.config.problem_type) or (CATEGORICAL if logits.shape[1] > 1 else REAL)
     )
 
 
+def _embedding(outputs: Mapping[str, Tensor]) -> Output | None:
+    for name, of_head in (("image_embeds", True), ("text_embeds", True), ("pooler_output", False)):
+        if outputs.get(name) is not None:
+            return Output(outputs[name], REAL, of_head)
+    return None
+
+
 @torch.no_grad()
 def has_head(model: nn.Module, batch: Batch) -> bool:
     """Whether the model ends in a task's head, found by running it on a batch."""
-    output = compared_output(model, batch, token_rows(batch))
+    output = compared_output(model, batch, token_rows(batch, image_tokens(model, batch)))
     return output is not None and output.of_head
 
 
 _OUTPUT_KINDS = {"multi_label_classification": BINARY, "regression": REAL}
 
 
-def trajectory_features(outputs: Mapping[str, Any], rows: Tensor) -> dict[str, Tensor]:
+def layer_rows(rows: Tensor, hidden: Tensor, image_tokens: int | None = None) -> Tensor:
+    """The rows of a layer's hidden states that stand for rows of the first layer's; not all of them in the end.
+
+    Args:
+        rows: indices into batch * tokens of the first layer.
+        hidden: hidden states of the layer, whose tokens may be fewer, each in the place of several.
+        image_tokens: tokens of the first layer; `None` for text, which keeps its length.
+    """
+    rows = rows.to(hidden.device)
+    if image_tokens is None or image_tokens == hidden.shape[1]:
+        return rows
+    return (rows * hidden.shape[1] // image_tokens).unique()
+
+
+def trajectory_features(outputs: Mapping[str, Any], rows: Tensor, image_tokens: int | None = None) -> dict[str, Tensor]:
     """Normalised features of the compared tokens after each layer: name -> shape (K, channels).
+
+    Args:
+        outputs: what the layers returned, by name.
+        rows: see `draw_rows`.
+        image_tokens: see `layer_rows`.
 
     Raises:
         ValueError: a layer's output is not finite. The message names the first such layer.
@@ -161,7 +191,7 @@ def trajectory_features(outputs: Mapping[str, Any], rows: Tensor) -> dict[str, T
     features = {}
     for name, output in outputs.items():
         hidden = hidden_states(output)
-        features[name] = token_features(hidden, rows.to(hidden.device))
+        features[name] = token_features(hidden, layer_rows(rows, hidden, image_tokens))
         if not features[name].isfinite().all():
             raise ValueError(
                 f"the output of {name} is not finite on the calibration data: "

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import HEADS, Batch, Group, token_mask
+from .groups import HEADS, Batch, Group, attribute, samples_in, token_mask
+from .images import image_tokens
 from .losses import probe_output
 from .masking import differentiable
 from .sensitivity import token_weights
@@ -37,13 +38,13 @@ class Start:
     """What the dense model says about a batch, whatever is pruned; see `dense_pass`.
 
     Args:
-        valid: the real tokens, shape (batch, tokens).
+        valid: the real tokens, shape (batch, tokens); `None` for images, whose tokens are all real.
         hidden: the first layer's input, shape (batch, tokens, channels).
         calls: how every layer is called, by name.
-        weights: group key -> weight of every token, shape (batch, tokens).
+        weights: group key -> weight of every token, shape (batch, tokens) as the group's consumer sees them.
     """
 
-    valid: Tensor
+    valid: Tensor | None
     hidden: Tensor
     calls: dict[str, _Call]
     weights: dict[str, Tensor]
@@ -74,7 +75,7 @@ class Walk:
             group.key: seen[group.producers[0].path].input for group in groups if group.producers[0].path in seen
         }
         self.targets = {
-            group.key: _residual(self.hidden, groups[:index], group, seen) + seen[group.consumer].output
+            group.key: _residual(dense, self.hidden, groups[:index], group, seen) + _written(dense, group, seen)
             for index, group in enumerate(groups)
         }
         self.hidden = output
@@ -97,18 +98,18 @@ class PrunedWalk:
         with observed(pruned, [producer], stop_after=producer) as seen:
             self._run(pruned, path)
         read = seen[producer].input
-        start = self.dense.start
-        # Attention reads every token for the sake of others: the weights at its output do not apply.
-        weights = start.valid.float() if group.role == HEADS else start.weights[group.key]
+        weights = self._weights(group)
+        if group.role == HEADS:  # attention reads every token for the sake of others: its output's weights do not apply
+            weights = (weights > 0).float()
         return self._rows(read, self.dense.sources[group.key] - read, weights)
 
     def output_errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> Rows:
-        """What the group's consumer reads in the pruned model, and what its output lacks."""
+        """What the group's consumer reads in the pruned model, and what the stream lacks after the sublayer."""
         with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
             self._run(pruned, path)
-        consumer = seen[group.consumer]
-        lacking = self.dense.targets[group.key] - _residual(self.hidden, earlier, group, seen) - consumer.output
-        return self._rows(consumer.input, lacking, self.dense.start.weights[group.key])
+        stream = _residual(pruned, self.hidden, earlier, group, seen) + _written(pruned, group, seen)
+        lacking = self.dense.targets[group.key] - stream
+        return self._rows(seen[group.consumer].input, lacking, self._weights(group))
 
     def leave(self, pruned: nn.Module, path: str) -> None:
         """Run the refitted pruned layer."""
@@ -117,23 +118,44 @@ class PrunedWalk:
     def _run(self, pruned: nn.Module, path: str) -> Tensor:
         return self.dense.call.run(pruned.get_submodule(path), self.hidden)
 
+    def _weights(self, group: Group) -> Tensor:
+        weights = self.dense.start.weights[group.key]
+        if group.windowed:  # windows are filled up with zeros, whose output is dropped
+            weights = weights * self.dense.sources[group.key].any(-1).to(weights)
+        return weights
+
     def _rows(self, inputs: Tensor, errors: Tensor, weights: Tensor) -> Rows:
+        rows = inputs, errors, weights.to(inputs.device)
+        if self.dense.start.valid is None:
+            return tuple(each.flatten(0, 1) for each in rows)
         valid = self.dense.start.valid.to(inputs.device)
-        return inputs[valid], errors[valid], weights.to(inputs.device)[valid]
+        return tuple(each[valid] for each in rows)
 
 
-def _residual(hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]) -> Tensor:
+def _residual(
+    model: nn.Module, hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]
+) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
+    if group.windowed:  # not in the order of its output, which is all there is to aim at
+        return hidden.new_zeros(())
+    if group.stream:
+        return seen[group.stream].input
     if group.pre_norm:
-        return sum((seen[before.consumer].output for before in earlier), hidden)
+        return sum((_written(model, before, seen) for before in earlier), hidden)
     producer = group.producers[0].path
     # Producers go with the last head; attention comes first, where the stream is the layer's input.
     return seen[producer].input if producer in seen else hidden
 
 
+def _written(model: nn.Module, group: Group, seen: Mapping[str, Passage]) -> Tensor:
+    """What a sublayer adds to the residual stream."""
+    output = seen[group.consumer].output
+    return output if group.scale is None else output * attribute(model, group.scale)
+
+
 def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
     """The modules to observe: consumers, and the first producers as far as they are still there."""
-    wanted = [path for group in groups for path in (group.consumer, group.producers[0].path)]
+    wanted = [path for group in groups for path in (group.consumer, group.producers[0].path, group.stream) if path]
     return [path for path in wanted if find_module(model, path) is not None]
 
 
@@ -164,7 +186,7 @@ def dense_pass(
         temperature: see `probe_output`.
         generator: source of rows and functional, in this order.
     """
-    compared = draw_rows(batch, rows, generator)
+    compared = draw_rows(batch, rows, generator, image_tokens(model, batch))
     with (
         differentiable(model, groups[0]),
         called(model) as calls,
@@ -172,10 +194,11 @@ def dense_pass(
     ):
         output = compared_output(model, batch, compared)
         gradients = None
+        written = [seen[group.consumer].output for group in groups]
         if output is not None and output.of_head:
             functional = probe_output(output.values, temperature, output.kind, generator)
-            gradients = torch.autograd.grad(functional, [seen[group.consumer].output for group in groups])
-    return calls.start(batch, groups, gradients)
+            gradients = torch.autograd.grad(functional, written)
+    return calls.start(batch, groups, written, gradients)
 
 
 class Calls:
@@ -185,22 +208,31 @@ class Calls:
         self.hidden: Tensor | None = None
         self.by_layer: dict[str, _Call] = {}
 
-    def start(self, batch: Batch, groups: Sequence[Group], gradients: Sequence[Tensor] | None) -> Start:
+    def start(
+        self,
+        batch: Batch,
+        groups: Sequence[Group],
+        outputs: Sequence[Tensor],
+        gradients: Sequence[Tensor] | None,
+    ) -> Start:
         """What a walk starts from.
 
         Args:
             batch: the batch that ran.
             groups: the model's groups.
-            gradients: of a random functional of the logits by each group's consumer's output, in order of the
-                groups; `None` without a head: then every token counts the same.
+            outputs: of each group's consumer, shape (batch, tokens, channels), or the windows of one sample after
+                those of another.
+            gradients: of a random functional of the logits by each of these outputs; `None` without a head: then every
+                token counts the same.
         """
-        valid = token_mask(batch)
-        if gradients is None:
-            weights = {group.key: valid.float() for group in groups}
-        else:
-            weights = {
-                group.key: token_weights(gradient, valid) for group, gradient in zip(groups, gradients, strict=True)
-            }
+        valid = token_mask(batch) if "input_ids" in batch else None
+        weights = {}
+        for group, output, gradient in zip(groups, outputs, gradients or [None] * len(groups), strict=True):
+            # A sample's windows follow each other.
+            sizes = output.shape[:2] if valid is not None else (samples_in(batch), -1)
+            real = torch.ones(output.shape[:2], dtype=torch.bool).view(sizes) if valid is None else valid
+            weight = real.float() if gradient is None else token_weights(gradient.reshape(*real.shape, -1), real)
+            weights[group.key] = weight.view(output.shape[:2])
         return Start(valid, self.hidden, self.by_layer, weights)
 
     def hook(self, name: str) -> Callable[..., None]:
@@ -225,6 +257,8 @@ def called(model: nn.Module) -> Iterator[Calls]:
     calls = Calls()
     with ExitStack() as stack:
         for name, path in find_layers(model).items():
-            handle = model.get_submodule(path).register_forward_pre_hook(calls.hook(name), with_kwargs=True)
+            # First of the hooks: a layer pruned before may slice what it is called with.
+            layer = model.get_submodule(path)
+            handle = layer.register_forward_pre_hook(calls.hook(name), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield calls

@@ -7,6 +7,7 @@ loaded through Auto classes, with its remote code if it has any, then trained fo
 """
 
 import importlib.util
+import json
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -20,34 +21,55 @@ class Blocker(MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+def auto_class(folder):
+    """The name of the Auto class for a saved model."""
+    (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    for task in ("SequenceClassification", "ImageClassification"):
+        if f"For{task}" in name:
+            return f"AutoModelFor{task}"
+    return "AutoModel"
+
+
+def used(outputs):
+    """What the model is used for."""
+    return outputs.logits if "logits" in outputs else outputs.pooler_output
+
+
+def _in_half(batch):
+    return {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
+
+
 def main(mode, results, batch, *folders):
     """Load each folder; the results' names are `folder name.what`."""
     if mode == "without" and importlib.util.find_spec("optimum_optin"):  # installed among its dependencies
         sys.meta_path.insert(0, Blocker())
 
     import torch
+    import transformers as tr
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModel, AutoModelForSequenceClassification
 
-    batch = load_file(batch)
+    inputs = load_file(batch)
     outputs = {}
     for folder in map(Path, folders):
         trust = {"trust_remote_code": True} if (folder / "modeling_optin.py").exists() else {}
-        model = AutoModelForSequenceClassification.from_pretrained(folder, **trust)
-        half = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16, **trust)
+        auto = getattr(tr, auto_class(folder))
+        model = auto.from_pretrained(folder, **trust)
+        half = auto.from_pretrained(folder, dtype=torch.bfloat16, **trust)
+        takes_images = model.main_input_name == "pixel_values"
+        batch = {name: value for name, value in inputs.items() if (name == "pixel_values") == takes_images}
         assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
         with torch.no_grad():
-            outputs[f"{folder.name}.logits"] = model(**batch).logits
-            outputs[f"{folder.name}.half"] = half(**batch).logits.float()
-            outputs[f"{folder.name}.hidden"] = AutoModel.from_pretrained(folder, **trust)(**batch)[0]
+            outputs[f"{folder.name}.logits"] = used(model(**batch))
+            outputs[f"{folder.name}.half"] = used(half(**_in_half(batch))).float()
+            outputs[f"{folder.name}.hidden"] = tr.AutoModel.from_pretrained(folder, **trust)(**batch)[0]
 
-        model(**batch).logits.square().sum().backward()
+        used(model(**batch)).square().sum().backward()
         torch.optim.SGD(model.parameters(), lr=0.01).step()
         model.save_pretrained(folder / "tuned")
-        again = AutoModelForSequenceClassification.from_pretrained(folder / "tuned", **trust)
+        again = auto.from_pretrained(folder / "tuned", **trust)
         with torch.no_grad():
-            outputs[f"{folder.name}.tuned"] = model(**batch).logits
-            outputs[f"{folder.name}.tuned again"] = again(**batch).logits
+            outputs[f"{folder.name}.tuned"] = used(model(**batch))
+            outputs[f"{folder.name}.tuned again"] = used(again(**batch))
         if mode == "late":
             import optimum_optin  # noqa: F401
     save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, results)

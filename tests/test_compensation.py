@@ -4,17 +4,17 @@ import copy
 
 import pytest
 import torch
-from tiny import random_masks, tiny_batch, tiny_model, tiny_samples
+from tiny import CASES, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 
-from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups, known_architectures
+from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
 from optimum_optin.compensation import compensate, dense_passes
 from optimum_optin.data import calibration_batches
+from optimum_optin.groups import token_mask
+from optimum_optin.images import image_tokens
 from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import hidden_states, observed, recorded
 from optimum_optin.walk import PrunedWalk, Walk
-
-ARCHITECTURES = known_architectures()
 
 
 def _with_twins(model_type):
@@ -28,8 +28,8 @@ def _with_twins(model_type):
                 for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
                     parts = parameter.view(producer.parts, 2, half, -1)
                     parts[:, 1] = parts[:, 0]
-            if group.shared_bias:
-                table = model.get_submodule(f"{model.base_model_prefix}.encoder").relative_attention_bias.weight
+        for name, table in model.named_parameters():
+            if "relative_attention_bias" in name or "relative_position_bias_table" in name:  # (distances, heads)
                 table[:, table.shape[1] // 2 :] = table[:, : table.shape[1] // 2].clone()
     return model
 
@@ -41,21 +41,16 @@ def _pruned(model, masks):
 
 
 @torch.no_grad()
-def _logits(model, batch):
-    return model(**batch).logits
-
-
-@torch.no_grad()
 def _distance(one, other, batches):
-    return sum(float((one(**batch).logits - other(**batch).logits).square().sum()) for batch in batches)
+    return sum(float((output_of(one, batch) - output_of(other, batch)).square().sum()) for batch in batches)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES, ids=ARCHITECTURES)
+@pytest.mark.parametrize("model_type", CASES, ids=CASES)
 def test_twins_take_over(model_type):
     model = _with_twins(model_type)
     masks = {group.key: torch.arange(group.units) < group.units // 2 for group in find_groups(model)}
     pruned = _pruned(model, masks)
-    batches = calibration_batches(tiny_samples(200), model)
+    batches = calibration_batches(tiny_samples(200, model=model), model)
     before = _distance(pruned, model, batches)
     compensate(model, pruned, batches)
     assert _distance(pruned, model, batches) < 1e-3 * before
@@ -81,7 +76,7 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
     sums = []
     for each in (dense, pruned):
         with observed(each, [f"bert.encoder.layer.1.{norm}"]) as seen:
-            _logits(each, batch)
+            output_of(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
     walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
@@ -98,44 +93,56 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
 
 @torch.no_grad()
 @pytest.mark.parametrize("role", ["heads", "neurons"])
-def test_errors_are_what_a_pre_norm_stream_lacks(role):
-    """Before ModernBERT's second norm is the stream after attention, after the layer that after both sublayers."""
-    dense = tiny_model("modernbert")
+@pytest.mark.parametrize(
+    ("model_type", "layers", "norm"),
+    [
+        ("modernbert", "model.layers", "mlp_norm"),
+        ("beit", "beit.layers", "layernorm_after"),  # with layer scale, as the next
+        ("dinov2", "dinov2.encoder.layer", "norm2"),
+    ],
+    ids=["modernbert", "beit", "dinov2"],
+)
+def test_errors_are_what_a_pre_norm_stream_lacks(model_type, layers, norm, role):
+    """Before the second norm is the stream after attention, after the layer that after both sublayers."""
+    dense = tiny_model(model_type)
     groups = find_groups(dense)
     pruned = _pruned(dense, {group.key: torch.arange(group.units) < group.units // 2 for group in groups})
     batch = tiny_batch(dense)
     streams = []
     for each in (dense, pruned):
-        with recorded(each, {"layer": "model.layers.1"}) as after, observed(each, ["model.layers.1.mlp_norm"]) as seen:
-            _logits(each, batch)
-        stream = seen["model.layers.1.mlp_norm"].input if role == "heads" else hidden_states(after["layer"])
-        streams.append(stream[batch["attention_mask"].bool()])
+        with recorded(each, {"layer": f"{layers}.1"}) as after, observed(each, [f"{layers}.1.{norm}"]) as seen:
+            output_of(each, batch)
+        stream = seen[f"{layers}.1.{norm}"].input if role == "heads" else hidden_states(after["layer"])
+        streams.append(stream[token_mask(batch, image_tokens(dense, batch))])
 
     walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
     pruned_walk = PrunedWalk(walk)
     for number in range(2):
         inside = [group for group in groups if group.layer == f"layers.{number}"]
-        walk.enter(f"layers.{number}", dense, f"model.layers.{number}", inside)
+        walk.enter(f"layers.{number}", dense, f"{layers}.{number}", inside)
         if number == 0:
-            pruned_walk.leave(pruned, "model.layers.0")
+            pruned_walk.leave(pruned, f"{layers}.0")
     index = [group.role for group in inside].index(role)
-    _, errors, _ = pruned_walk.output_errors(pruned, "model.layers.1", inside[index], inside[:index])
+    _, errors, _ = pruned_walk.output_errors(pruned, f"{layers}.1", inside[index], inside[:index])
     torch.testing.assert_close(errors, streams[0] - streams[1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES, ids=ARCHITECTURES)
+@pytest.mark.parametrize("model_type", CASES, ids=CASES)
 @pytest.mark.parametrize("empty", [False, True], ids=["some", "whole sublayers"])
 def test_fresh_data_come_closer_to_the_dense_outputs(model_type, empty):
-    model = tiny_model(model_type)
-    masks = random_masks(find_groups(model), share=0.6)
-    if empty:
-        masks["layers.1.heads"][:] = False
-        masks["layers.2.neurons"][:] = False
-    pruned = _pruned(model, masks)
-    fresh = calibration_batches(tiny_samples(64, seed=5), model)
-    before = _distance(pruned, model, fresh)
-    compensate(model, pruned, calibration_batches(tiny_samples(200), model))
-    assert _distance(pruned, model, fresh) < (0.9 if empty else 0.6) * before
+    before = after = 0
+    for seed in range(2):  # by chance, a removal may hurt the outputs of one model little
+        model = tiny_model(model_type, seed=seed)
+        masks = random_masks(find_groups(model), share=0.6, seed=seed)
+        if empty:
+            masks["layers.1.heads"][:] = False
+            masks["layers.2.neurons"][:] = False
+        pruned = _pruned(model, masks)
+        fresh = calibration_batches(tiny_samples(64, seed=5, model=model), model)
+        before += _distance(pruned, model, fresh)
+        compensate(model, pruned, calibration_batches(tiny_samples(200, model=model), model))
+        after += _distance(pruned, model, fresh)
+    assert after < (0.9 if empty else 0.6) * before
 
 
 def test_the_dense_model_and_the_rest_of_the_pruned_one_are_untouched():
@@ -168,7 +175,7 @@ def test_a_chunked_feed_forward_changes_nothing(model_type, scorer):
         sizes = {getattr(module, "chunk_size_feed_forward", size) for module in pruner.model.modules()}
         assert sizes == {size}
     batch = tiny_batch(pruned[0])
-    torch.testing.assert_close(_logits(pruned[0], batch), _logits(pruned[1], batch), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output_of(pruned[0], batch), output_of(pruned[1], batch), atol=1e-4, rtol=1e-4)
 
 
 def test_a_single_batch_is_split_by_tokens_to_choose_by():
@@ -233,7 +240,7 @@ def test_tied_consumers_come_apart():
     config = OptinConfig(flops=0.5, probes=8)
     tied, untied = (OptinPruner(each).prune(tiny_samples(), config) for each in (model, apart))
     batch = tiny_batch(model)
-    torch.testing.assert_close(_logits(tied, batch), _logits(untied, batch), atol=0, rtol=0)
+    torch.testing.assert_close(output_of(tied, batch), output_of(untied, batch), atol=0, rtol=0)
 
 
 @torch.no_grad()
@@ -249,6 +256,6 @@ def test_producers_undo_what_their_input_tells_of_an_error():
     written = []
     for model in (dense, pruned):
         with observed(model, paths) as seen:
-            _logits(model, batch)
+            output_of(model, batch)
         written.append(torch.cat([seen[path].output for path in paths]))
     torch.testing.assert_close(written[1], written[0], atol=0.02, rtol=0.02)

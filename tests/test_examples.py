@@ -14,9 +14,10 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     DistilBertModel,
+    ViTImageProcessorPil,
 )
 from words import TEXTS, word_tokenizer
-from workshop import NEXT, write_rows
+from workshop import NEXT, write_images, write_rows
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORDS = [text.split() for text in TEXTS]
@@ -53,11 +54,28 @@ def test_it_prunes_and_measures(script, tmp_path, monkeypatch, capsys):
     word_tokenizer().save_pretrained(tmp_path / "dense")
     write_rows(tmp_path / "rows.jsonl", columns)
     arguments = [str(tmp_path / "dense"), "--data", str(tmp_path / "rows.jsonl"), "--save-dir", str(tmp_path / "out")]
+    run(script, arguments, monkeypatch)
+    assert re.search(r"\w+, 12 rows: -?\d+\.\d% -> -?\d+\.\d%; saved", capsys.readouterr().out)
+    assert AutoConfig.from_pretrained(tmp_path / "out").quantization_config["quant_method"] == "optimum_optin"
+
+
+def test_it_prunes_and_measures_with_images(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("PIL")
+    write_images(tmp_path / "photos", count=12)
+    tiny_model("vit", num_labels=2).save_pretrained(tmp_path / "dense")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "dense")
+    folders = {"--data": "photos", "--save-dir": "out"}
+    options = [str(part) for name, folder in folders.items() for part in (name, tmp_path / folder)]
+    run("prune_image_classification", [str(tmp_path / "dense"), *options], monkeypatch)
+    assert re.search(r"accuracy, 12 rows: \d+\.\d% -> \d+\.\d%; saved", capsys.readouterr().out)
+    assert AutoConfig.from_pretrained(tmp_path / "out").quantization_config["quant_method"] == "optimum_optin"
+
+
+def run(script, arguments, monkeypatch):
+    """Run an example as from the command line."""
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     monkeypatch.syspath_prepend(EXAMPLES)
     runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
-    assert re.search(r"\w+, 12 rows: -?\d+\.\d% -> -?\d+\.\d%; saved", capsys.readouterr().out)
-    assert AutoConfig.from_pretrained(tmp_path / "out").quantization_config["quant_method"] == "optimum_optin"
 
 
 def test_the_notebook_was_run_from_top_to_bottom():

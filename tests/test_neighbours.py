@@ -15,11 +15,14 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny import tiny_batch, tiny_model, tiny_samples
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     Trainer,
     TrainingArguments,
+    ViTImageProcessorPil,
     pipeline,
 )
 from words import TEXTS, word_tokenizer
@@ -218,6 +221,62 @@ def test_sentence_transformers(bert, tmp_path):
     embed.save_pretrained(str(tmp_path))
     again = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
     torch.testing.assert_close(again.encode(TEXTS[:4], convert_to_tensor=True), embeddings, atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture(scope="module", params=["vit", "beit with a shared bias", "dinov2 with SwiGLU"])
+def images(request, tmp_path_factory):
+    """A pruned classifier of images and its processor on disk."""
+    pytest.importorskip("PIL")
+    model, folder = tiny_model(request.param), tmp_path_factory.mktemp("images")
+    with torch.no_grad():  # units that do nothing are pruned first
+        for group in find_groups(model):
+            model.get_submodule(group.consumer).weight.mul_(1e-6 if group.key == "layers.1.heads" else 1)
+    pruner = OptinPruner(model, ViTImageProcessorPil(size={"height": 16, "width": 16}))
+    config = OptinConfig(flops=0.5, probes=4, min_heads=0)
+    pruner.prune(tiny_samples(model=model), config, save_dir=folder)
+    assert pruner.report.layers["layers.1"]["heads"]["kept"] == 0
+    return folder
+
+
+def load_images(folder):
+    return AutoModelForImageClassification.from_pretrained(folder)
+
+
+def test_image_pipeline(images):
+    from PIL import Image
+
+    picture = Image.new("L", (20, 24), 99)
+    (pixels,) = AutoImageProcessor.from_pretrained(images)(picture.convert("RGB"))["pixel_values"]
+    expected = logits_of(load_images(images), {"pixel_values": torch.as_tensor(pixels)[None]}).softmax(-1)
+    answers = pipeline("image-classification", model=str(images), device="cpu")(picture)
+    assert answers[0]["score"] == pytest.approx(float(expected.max()), abs=1e-6)
+
+
+def test_images_torch_compile_and_export(images, tmp_path):
+    model = load_images(images)
+    batch = tiny_batch(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(logits_of(compiled, batch), logits_of(model, batch), atol=1e-6, rtol=1e-6)
+    with torch.no_grad():
+        program = torch.export.export(model, (), kwargs=batch)
+    torch.export.save(program, tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(logits_of(exported, batch), logits_of(model, batch), atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_head_for_another_data_set(images):
+    model = AutoModelForImageClassification.from_pretrained(images, num_labels=7, ignore_mismatched_sizes=True)
+    batch = tiny_batch(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = model(**batch, labels=torch.tensor([0, 3, 6])).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
 
 
 class Accuracy(evaluate.Metric):

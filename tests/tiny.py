@@ -3,6 +3,8 @@
 import torch
 import transformers as tr
 
+from optimum_optin.images import takes_images
+
 SHAPE = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -32,21 +34,97 @@ MODERNBERT_SHAPE = {
     "global_attn_every_n_layers": 2,
 }
 
-# model type -> (sequence classifier, base model, configuration)
+VISION_SHAPE = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "num_labels": 3,
+}
+BEIT_SHAPE = {**VISION_SHAPE, "layer_scale_init_value": 0.5, "drop_path_rate": 0.0}
+DINOV2_SHAPE = {**{name: size for name, size in VISION_SHAPE.items() if name != "intermediate_size"}, "mlp_ratio": 2}
+SWIN_SHAPE = {
+    "image_size": 16,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 1],  # the second layer shifts its windows
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "mlp_ratio": 1.5,
+    "drop_path_rate": 0.0,
+    "num_labels": 3,
+}
+CLIP_TEXT_SHAPE = {**SHAPE, "projection_dim": 16, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+
+# model type -> (class with a head, base model, configuration)
 TINY = {
     "bert": (tr.BertForSequenceClassification, tr.BertModel, tr.BertConfig(**SHAPE)),
+    "beit": (
+        tr.BeitForImageClassification,
+        tr.BeitModel,
+        tr.BeitConfig(use_relative_position_bias=True, **BEIT_SHAPE),
+    ),
     "camembert": (tr.CamembertForSequenceClassification, tr.CamembertModel, tr.CamembertConfig(**SHAPE)),
+    "clip_text_model": (tr.CLIPTextModelWithProjection, tr.CLIPTextModel, tr.CLIPTextConfig(**CLIP_TEXT_SHAPE)),
+    "clip_vision_model": (
+        tr.CLIPVisionModelWithProjection,
+        tr.CLIPVisionModel,
+        tr.CLIPVisionConfig(projection_dim=16, **VISION_SHAPE),
+    ),
+    "deit": (tr.DeiTForImageClassification, tr.DeiTModel, tr.DeiTConfig(**VISION_SHAPE)),
+    "dinov2": (tr.Dinov2ForImageClassification, tr.Dinov2Model, tr.Dinov2Config(**DINOV2_SHAPE)),
+    "dinov2_with_registers": (
+        tr.Dinov2WithRegistersForImageClassification,
+        tr.Dinov2WithRegistersModel,
+        tr.Dinov2WithRegistersConfig(num_register_tokens=2, **DINOV2_SHAPE),
+    ),
+    "dinov3_vit": (
+        tr.DINOv3ViTModel,
+        tr.DINOv3ViTModel,
+        tr.DINOv3ViTConfig(num_register_tokens=2, **VISION_SHAPE),
+    ),
     "distilbert": (tr.DistilBertForSequenceClassification, tr.DistilBertModel, tr.DistilBertConfig(**DISTILBERT_SHAPE)),
     "electra": (tr.ElectraForSequenceClassification, tr.ElectraModel, tr.ElectraConfig(embedding_size=16, **SHAPE)),
     "modernbert": (tr.ModernBertForSequenceClassification, tr.ModernBertModel, tr.ModernBertConfig(**MODERNBERT_SHAPE)),
     "mpnet": (tr.MPNetForSequenceClassification, tr.MPNetModel, tr.MPNetConfig(**SHAPE)),
     "roberta": (tr.RobertaForSequenceClassification, tr.RobertaModel, tr.RobertaConfig(**SHAPE)),
+    "siglip_vision_model": (tr.SiglipVisionModel, tr.SiglipVisionModel, tr.SiglipVisionConfig(**VISION_SHAPE)),
+    "swin": (tr.SwinForImageClassification, tr.SwinModel, tr.SwinConfig(**SWIN_SHAPE)),
+    "vit": (tr.ViTForImageClassification, tr.ViTModel, tr.ViTConfig(**VISION_SHAPE)),
     "xlm-roberta": (tr.XLMRobertaForSequenceClassification, tr.XLMRobertaModel, tr.XLMRobertaConfig(**SHAPE)),
 }
+# Other forms of these: name -> model type, class (`None` for the same), changes of the configuration
+VARIANTS = {
+    "beit without bias": (
+        "beit",
+        None,
+        {"use_relative_position_bias": False, "use_absolute_position_embeddings": True},
+    ),
+    "beit with a shared bias": (
+        "beit",
+        None,
+        {"use_relative_position_bias": False, "use_shared_relative_position_bias": True},
+    ),
+    "beit with both biases": ("beit", None, {"use_shared_relative_position_bias": True, "use_mean_pooling": False}),
+    "beit without layer scale": ("beit", None, {"layer_scale_init_value": 0.0}),
+    "deit with a teacher": ("deit", tr.DeiTForImageClassificationWithTeacher, {}),
+    "dinov2 with SwiGLU": ("dinov2", None, {"use_swiglu_ffn": True}),
+    "swin with padded windows": ("swin", None, {"window_size": 3}),
+    "dinov3 with a gated MLP": ("dinov3_vit", None, {"use_gated_mlp": True, "key_bias": True}),
+}
+CASES = [*sorted(TINY), *VARIANTS]
 
 
 def tiny_model(model_type="bert", base=False, model_class=None, seed=0, **changes):
-    """A tiny model in evaluation mode; weights are perturbed, since at initialisation wrong code can look right."""
+    """A tiny model in evaluation mode; weights are perturbed, since at initialisation wrong code can look right.
+
+    `model_type` may name one of `VARIANTS`.
+    """
+    if model_type in VARIANTS:
+        model_type, variant_class, settings = VARIANTS[model_type]
+        model_class, changes = model_class or variant_class, {**settings, **changes}
     classifier, base_class, config = TINY[model_type]
     settings = config.to_dict()
     if "num_labels" in changes:  # the names would win
@@ -60,9 +138,28 @@ def tiny_model(model_type="bert", base=False, model_class=None, seed=0, **change
     return model
 
 
+def load(model, folder, **options):
+    """A saved model of the same class, through the Auto class where that makes it."""
+    for auto in (tr.AutoModelForSequenceClassification, tr.AutoModelForImageClassification):
+        classes = auto._model_mapping.get(type(model.config), None)
+        if type(model) in (classes if isinstance(classes, tuple) else (classes,)):
+            return auto.from_pretrained(folder, **options)
+    return type(model).from_pretrained(folder, **options)
+
+
+@torch.no_grad()
+def output_of(model, batch):
+    """What a model is used for: logits, embeddings, or the pooled output of a model without a head."""
+    outputs = model(**batch)
+    names = ("logits", "image_embeds", "text_embeds", "pooler_output")
+    return next(outputs[name] for name in names if outputs.get(name) is not None)
+
+
 def tiny_batch(model, seed=0, samples=3, tokens=14):
-    """A padded batch of token ids for a tiny model."""
+    """A batch for a tiny model: padded token ids, or pixels."""
     generator = torch.Generator().manual_seed(seed)
+    if takes_images(model):
+        return {"pixel_values": torch.randn(samples, 3, 16, 16, generator=generator)}
     ids = torch.randint(5, 95, (samples, tokens), generator=generator)
     mask = torch.ones_like(ids)
     for sample in range(1, samples):
@@ -71,9 +168,11 @@ def tiny_batch(model, seed=0, samples=3, tokens=14):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def tiny_samples(count=24, seed=0):
-    """Tokenised samples of different lengths."""
+def tiny_samples(count=24, seed=0, model=None):
+    """Tokenised samples of different lengths, or pixel values for a model of images."""
     generator = torch.Generator().manual_seed(seed)
+    if takes_images(model):
+        return [{"pixel_values": torch.randn(3, 16, 16, generator=generator)} for _ in range(count)]
     lengths = torch.randint(4, 14, (count,), generator=generator).tolist()
     return [{"input_ids": torch.randint(5, 95, (length,), generator=generator).tolist()} for length in lengths]
 

@@ -1,7 +1,9 @@
 """A folder in which the pages' code runs offline: tiny models and data under the names that the pages use."""
 
+import importlib.util
 import json
 
+import numpy as np
 import transformers as tr
 from tiny import tiny_model
 from words import TEXTS, word_tokenizer
@@ -13,6 +15,11 @@ MODELS = {
     "dslim/bert-base-NER": ("bert", tr.BertForTokenClassification),
     "sentence-transformers/all-MiniLM-L6-v2": ("bert", tr.BertModel),
     "textattack/bert-base-uncased-SST-2": ("bert", tr.BertForSequenceClassification),
+}
+IMAGE_MODELS = {
+    "facebook/dinov2-small": ("dinov2", tr.Dinov2Model),
+    "google/vit-base-patch16-224": ("vit", tr.ViTForImageClassification),
+    "openai/clip-vit-base-patch32": ("clip_vision_model", tr.CLIPVisionModelWithProjection),
 }
 NEXT = TEXTS[1:] + TEXTS[:1]
 # the name of a data set -> configuration, columns of the split train and, alike, of validation
@@ -28,6 +35,12 @@ def set_up(folder):
     for name, (model_type, model_class) in MODELS.items():
         tiny_model(model_type, model_class=model_class, num_labels=2).save_pretrained(folder / name)
         word_tokenizer().save_pretrained(folder / name)
+    if importlib.util.find_spec("PIL"):
+        for name, (model_type, model_class) in IMAGE_MODELS.items():
+            tiny_model(model_type, model_class=model_class, num_labels=2).save_pretrained(folder / name)
+            tr.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / name)
+        for name in ("ethz/food101", "photos"):
+            write_images(folder / name)
     for name, (configuration, columns) in DATASETS.items():
         write_rows(folder / name / "train.jsonl", columns)
         write_rows(folder / name / "validation.jsonl", columns)
@@ -38,6 +51,18 @@ def set_up(folder):
     (folder / "GLUE/SST-2").mkdir(parents=True)
     (folder / "GLUE/SST-2/dev.tsv").write_text(f"sentence\tlabel\n{sentences}", encoding="utf-8")
     write_rows(folder / "ner.jsonl", {"tokens": [text.split() for text in TEXTS]})
+
+
+def write_images(folder, count=24):
+    """Random images in folders by class, below train and validation."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 20, 24, 3), dtype=np.uint8)
+    for split in ("train", "validation"):
+        for index, image in enumerate(pixels):
+            file = folder / split / f"LABEL_{index % 2}" / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
 
 
 def write_rows(path, columns):

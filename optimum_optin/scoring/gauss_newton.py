@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Batch, Group
+from ..groups import Batch, Group, samples_in
+from ..images import image_tokens
 from ..losses import probe_manifold, probe_output
 from ..masking import masked
 from ..processes import my_share, progress
@@ -33,16 +34,19 @@ def score_gauss_newton(
     layers = find_layers(model)
     streams = generators(config.seed, len(batches) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
-    rows = [draw_rows(batch, config.rows, stream) for batch, stream in zip(batches, streams, strict=False)]
+    tokens = [image_tokens(model, batch) for batch in batches]
+    drawn = zip(batches, streams, tokens, strict=False)
+    rows = [draw_rows(batch, config.rows, stream, count) for batch, stream, count in drawn]
     totals: Terms = {}
     for probe in progress(my_share(config.probes), "Gauss-Newton scores", "probe"):
         generator = streams[len(batches) + probe]
-        batch, compared = batches[probe % len(batches)], rows[probe % len(batches)]
-        size, device = len(next(iter(batch.values()))), next(iter(batch.values())).device
+        index = probe % len(batches)
+        batch, compared = batches[index], rows[index]
+        size, device = samples_in(batch), next(iter(batch.values())).device
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
         with masked(model, groups, masks), recorded(model, layers) as outputs:
             final = compared_output(model, batch, compared)
-        features = trajectory_features(outputs, compared)
+        features = trajectory_features(outputs, compared, tokens[index])
         moves = [probe_manifold(feature, generator) for feature in features.values()]
         functional = sum(move.to(moves[0].device) for move in moves)
         gradients = _gradients(functional, masks, keep_graph=final is not None)

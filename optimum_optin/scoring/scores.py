@@ -191,7 +191,7 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
     scored = result if isinstance(result, Scored) else Scored(result)
     _check_terms(scored.terms, groups, config.scorer)
     seconds = time.perf_counter() - started
-    return Scores(scored.terms, config, identity, mean_tokens(batches), seconds, batches, scored.starts)
+    return Scores(scored.terms, config, identity, mean_tokens(batches, model), seconds, batches, scored.starts)
 
 
 def check_finite(model: nn.Module) -> None:

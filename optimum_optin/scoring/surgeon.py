@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group, token_mask
+from ..images import image_tokens
 from ..losses import probe_manifold, probe_output
 from ..masking import differentiable
 from ..processes import add_up, my_share, progress
@@ -67,7 +68,8 @@ def _probe(
     generator: torch.Generator,
 ) -> Start:
     """Add a minibatch, and one probe of each term on it, to the sums, in place; return what a walk starts from."""
-    compared = draw_rows(batch, rows, generator)
+    tokens = image_tokens(model, batch)
+    compared = draw_rows(batch, rows, generator, tokens)
     with (
         differentiable(model, groups[0]),
         called(model) as calls,
@@ -75,13 +77,13 @@ def _probe(
         recorded(model, find_layers(model)) as outputs,
     ):
         final = compared_output(model, batch, compared)
-    features = trajectory_features(outputs, compared)
+    features = trajectory_features(outputs, compared, tokens)
     functionals = {}
     if final is not None:  # drawn first, as in `dense_pass`
         functionals["output"] = probe_output(final.values, temperature, final.kind, generator)
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
-    valid = token_mask(batch)
+    valid = token_mask(batch) if tokens is None else None
     for group in groups:
         sums[group.key].add_inputs(_rows(seen[group.consumer].input.detach(), valid))
     leaves = [seen[group.consumer].output for group in groups]
@@ -90,7 +92,7 @@ def _probe(
         gradients[term] = torch.autograd.grad(functional, leaves, retain_graph=number < len(functionals))
         for group, gradient in zip(groups, gradients[term], strict=True):
             sums[group.key].add_gradients(term, _rows(gradient, valid))
-    return calls.start(batch, groups, gradients["output"] if final is not None and final.of_head else None)
+    return calls.start(batch, groups, leaves, gradients["output"] if final is not None and final.of_head else None)
 
 
 def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
@@ -115,9 +117,9 @@ def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str,
     return {name: {key: score.cpu() for key, score in by_group.items()} for name, by_group in terms.items()}
 
 
-def _rows(values: Tensor, valid: Tensor) -> Tensor:
-    """The real tokens' rows; of a model spread over devices, on the layer's own."""
-    return values[valid.to(values.device)]
+def _rows(values: Tensor, valid: Tensor | None) -> Tensor:
+    """The real tokens' rows, all of an image; of a model spread over devices, on the layer's own."""
+    return values.flatten(0, 1) if valid is None else values[valid.to(values.device)]
 
 
 class _Sums:

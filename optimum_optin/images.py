@@ -1,0 +1,278 @@
+"""Calibration images: from whatever the user has to batches of pixel values."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import ImageProcessingMixin
+from transformers.utils import logging
+
+from .architectures import find_layers
+from .groups import Batch
+
+logger = logging.get_logger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_IMAGE_COLUMNS = ("image", "img")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
+
+
+def takes_images(model: nn.Module) -> bool:
+    """Whether the model's input is images alone."""
+    return getattr(model, "main_input_name", None) == "pixel_values"
+
+
+@torch.no_grad()
+def image_tokens(model: nn.Module, batch: Batch) -> int | None:
+    """How many tokens the first layer gets of each image, class token and the like included; `None` for text."""
+    if "pixel_values" not in batch:
+        return None
+    counts: list[int] = []
+
+    def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]  # (batch, tokens, channels)
+        counts.append(hidden.shape[1])
+        raise _Counted
+
+    first = model.get_submodule(next(iter(find_layers(model).values())))
+    handle = first.register_forward_pre_hook(count, with_kwargs=True, prepend=True)
+    try:
+        with suppress(_Counted):
+            model(**{name: value[:1] for name, value in batch.items()})
+    finally:
+        handle.remove()
+    return counts[0]
+
+
+class _Counted(Exception):
+    """Ends a forward pass early."""
+
+
+def image_batches(samples: Sequence[Any], model: nn.Module, processor: Any, batch_size: int) -> list[Batch]:
+    """Batches of pixel values in the model's precision.
+
+    A file that cannot be read is left out, with a warning that names it.
+
+    Args:
+        samples: images (Pillow's, arrays of whole numbers, paths of files), pixel values of shape (channels, height,
+            width), tuples that begin with one of these, or dicts that hold one of these under `pixel_values`, `image`
+            or the only column with images.
+        model: the model the batches are for.
+        processor: its image processor; not needed for pixel values.
+        batch_size: images per batch.
+
+    Raises:
+        ValueError: something that is no image, images without a processor, or no readable file.
+    """
+    found = [_found(sample, model) for sample in samples]
+    if all(_is_processed(image) for image in found):
+        pixels = [torch.as_tensor(image) for image in found]
+    else:
+        pixels = _processed(found, model, _image_processor(processor))
+    sizes = {tuple(each.shape) for each in pixels}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"calibration images differ in size once processed, {', '.join(map(str, sorted(sizes)))}: let the image "
+            "processor resize or crop them."
+        )
+    parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
+    return [{"pixel_values": torch.stack(part).to(model.dtype)} for part in parts]
+
+
+@torch.no_grad()
+def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
+    """Raise if the model cannot take these batches, found by running it on one image of each size.
+
+    Raises:
+        ValueError: pixel values of another form or size, or that are not finite.
+    """
+    channels, size = getattr(model.config, "num_channels", 3), image_size(model)
+    for number, batch in enumerate(batches):
+        pixels = batch["pixel_values"]
+        if pixels.dim() != 4 or not pixels.is_floating_point() or pixels.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values of a batch must be floating-point numbers of shape (batch, {channels}, height, width), "
+                f"got {pixels.dtype} of shape {tuple(pixels.shape)}: use the model's image processor."
+            )
+        if len(pixels) == 0 or not pixels.isfinite().all():
+            raise ValueError(f"pixel_values of calibration batch {number} are empty, or NaN or infinite: check them.")
+    for shape in sorted({batch["pixel_values"].shape[1:] for batch in batches}):
+        batch = next(batch for batch in batches if batch["pixel_values"].shape[1:] == shape)
+        try:
+            model(**{name: value[:1].to(model.device) for name, value in batch.items()})
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"this {model.config.model_type!r} model cannot take images of {shape[1]} x {shape[2]} pixels, it was "
+                f"made for {size[0]} x {size[1]}: resize them with its image processor ({error})."
+            ) from error
+
+
+def probe_images(model: nn.Module, tokens: int) -> Batch:
+    """One blank image of which the model makes so many tokens, on its device.
+
+    Raises:
+        ValueError: there is no such image.
+    """
+    height, width = image_size(model)
+    batch = _blank(model, height, width)
+    usual = image_tokens(model, batch)
+    if usual != tokens:  # a model that interpolates its position embeddings takes other sizes, too
+        patch = _pair(model.config.patch_size)
+        patches = tokens - usual + (height // patch[0]) * (width // patch[1])
+        rows = max((rows for rows in range(1, math.isqrt(max(patches, 0)) + 1) if patches % rows == 0), default=0)
+        batch = _blank(model, rows * patch[0], patches // max(rows, 1) * patch[1])
+        try:
+            fits = rows > 0 and image_tokens(model, batch) == tokens
+        except (ValueError, RuntimeError):
+            fits = False
+        if not fits:
+            raise ValueError(f"tokens={tokens} is not what this model makes of an image: {usual}.")
+    return batch
+
+
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that the model was made for."""
+    return _pair(model.config.image_size)
+
+
+def is_image(value: Any) -> bool:
+    """Whether something is an image, or pixel values."""
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim in (2, 3)
+    return any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__)  # Pillow may not be there
+
+
+def _blank(model: nn.Module, height: int, width: int) -> Batch:
+    channels = getattr(model.config, "num_channels", 3)
+    return {"pixel_values": torch.zeros(1, channels, height, width, dtype=model.dtype, device=model.device)}
+
+
+def _pair(size: int | Iterable[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _found(sample: Any, model: nn.Module) -> Any:
+    """The image in a sample: pixel values, something that Pillow made or can open, or an array."""
+    value = sample
+    if isinstance(value, Mapping) and "pixel_values" in value:
+        value = torch.as_tensor(np.asarray(value["pixel_values"]))
+        value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
+    elif isinstance(value, Mapping):
+        value = value[_image_column(value, model)]
+    elif isinstance(value, (tuple, list)) and value:  # image and label, as of torchvision's data sets
+        value = value[0]
+    if is_image(value) or _is_file(value) or _is_undecoded(value):
+        return value
+    kind = "text" if isinstance(value, str) else type(value).__name__
+    raise ValueError(
+        f"{model.config.model_type!r} is a model of images, but the calibration data hold {kind}, {sample!r:.80}: give "
+        "images, paths of image files, pixel values, or a data set with a column of images."
+    )
+
+
+def _image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
+    images = [name for name, value in sample.items() if is_image(value) or _is_undecoded(value)]
+    known = [name for name in _IMAGE_COLUMNS if name in images] or images
+    if len(known) != 1 and not set(known) & set(_IMAGE_COLUMNS):
+        raise ValueError(
+            f"cannot tell the column of images among {', '.join(map(str, sample)) or 'none'}, and "
+            f"{model.config.model_type!r} is a model of images: rename it to 'image'."
+        )
+    return known[0]
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, (str, Path)) and Path(value).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_undecoded(value: Any) -> bool:
+    """Whether this is an image as `datasets` keeps it."""
+    return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
+
+
+def _is_processed(image: Any) -> bool:
+    return isinstance(image, (np.ndarray, Tensor)) and torch.as_tensor(image).is_floating_point()
+
+
+def _image_processor(processor: Any) -> Any:
+    processor = getattr(processor, "image_processor", processor)
+    if not isinstance(processor, ImageProcessingMixin):
+        given = "none" if processor is None else type(processor).__name__
+        raise ValueError(
+            f"images need an image processor, got {given}: pass processor=AutoImageProcessor.from_pretrained(...), or "
+            "pixel values."
+        )
+    return processor
+
+
+def _processed(images: Sequence[Any], model: nn.Module, processor: Any) -> list[Tensor]:
+    """Pixel values, each of shape (channels, height, width)."""
+    mode = _MODES[getattr(model.config, "num_channels", 3)]
+    pixels, problems = [], []
+    for image in images:
+        try:
+            converted = _converted(image, mode)
+        except (OSError, SyntaxError) as error:  # the latter is what Pillow makes of some damaged PNG files
+            problems.append(f"{_name_of(image)} ({error})")
+            continue
+        pixels.append(processor(images=[converted], return_tensors="pt")["pixel_values"][0])
+    if not pixels:
+        raise ValueError(f"none of the {len(images)} calibration images can be read; the first: {problems[0]}.")
+    for problem in problems:
+        logger.warning(f"left out of the calibration data, as it cannot be read: {problem}.")
+    return pixels
+
+
+def _converted(image: Any, mode: str):
+    """Pillow's image of this mode; a file is read and closed."""
+    if not _is_undecoded(image) and not isinstance(image, (str, Path)):
+        return _image(image).convert(mode)
+    file = image
+    if _is_undecoded(image):
+        file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+        if isinstance(file, str) and not Path(file).exists():  # somewhere on the Hub, or in an archive
+            from datasets import Image  # slow to import
+
+            return Image().decode_example(image).convert(mode)
+    pillow = _pillow()
+    with pillow.Image.open(file) as opened:
+        return pillow.ImageOps.exif_transpose(opened).convert(mode)  # upright, as `datasets` reads it
+
+
+def _image(image: Any):
+    if isinstance(image, (np.ndarray, Tensor)):
+        array = np.asarray(image)
+        if array.dtype != np.uint8:
+            raise ValueError(
+                f"an image given as an array must have numbers from 0 to 255 (uint8), got {array.dtype}: give "
+                "floating-point arrays only if all of them are pixel values."
+            )
+        if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
+            array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
+        return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
+    return image
+
+
+def _name_of(image: Any) -> str:
+    if _is_undecoded(image):
+        return image["path"] or "an image without a path"
+    return str(image) if isinstance(image, (str, Path)) else getattr(image, "filename", None) or repr(image)
+
+
+def _pillow():
+    """Pillow, which only images need."""
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise ImportError("calibration with images needs Pillow: pip install pillow.") from error
+    return PIL

@@ -1,0 +1,352 @@
+"""Calibration images in all accepted forms, and what is refused."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from tiny import output_of, tiny_batch, tiny_model, tiny_samples
+from torch.utils.data import DataLoader
+from transformers import AutoImageProcessor, ViTImageProcessorPil
+from words import TEXTS, word_tokenizer
+
+from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin.benchmark import latency_entry
+from optimum_optin.compensation import dense_passes
+from optimum_optin.data import calibration_batches, mean_tokens, probe_batch
+from optimum_optin.groups import token_mask
+from optimum_optin.images import image_tokens
+from optimum_optin.sources import read_calibration
+from optimum_optin.trajectory import layer_rows
+from optimum_optin.walk import PrunedWalk, Walk
+
+Image = pytest.importorskip("PIL.Image")
+
+ARRAYS = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+IMAGES = [Image.fromarray(array) for array in ARRAYS]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("vit")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return ViTImageProcessorPil(size={"height": 16, "width": 16})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images in folders by class."""
+    for index, image in enumerate(IMAGES):
+        (tmp_path / "data" / f"class {index % 2}").mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "data" / f"class {index % 2}" / f"{index}.png")
+    return tmp_path / "data"
+
+
+def _pixels(batches):
+    """All images, in an order of their own."""
+    images = torch.cat([batch["pixel_values"] for batch in batches])
+    return images[images.flatten(1).sum(1).argsort()]
+
+
+def _dataset(**columns):
+    return Dataset.from_dict({"image": IMAGES, **columns}, features=Features({"image": datasets.Image(), **FEATURES}))
+
+
+FEATURES = {"label": ClassLabel(names=["a", "b"])}
+LABELS = {"label": [0, 1] * 6}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda processor, folder: IMAGES,
+        lambda processor, folder: list(ARRAYS),
+        lambda processor, folder: ARRAYS,
+        lambda processor, folder: torch.from_numpy(ARRAYS).permute(0, 3, 1, 2),
+        lambda processor, folder: [(image, 0) for image in IMAGES],
+        lambda processor, folder: (image for image in IMAGES),
+        lambda processor, folder: [{"img": image, "label": 0} for image in IMAGES],
+        lambda processor, folder: _dataset(**LABELS),
+        lambda processor, folder: _dataset(**LABELS).with_format("torch"),
+        lambda processor, folder: _dataset(**LABELS).with_format("numpy").rename_column("image", "photo"),
+        lambda processor, folder: list(_dataset(**LABELS)),
+        lambda processor, folder: processor(images=IMAGES, return_tensors="pt"),
+        lambda processor, folder: processor(images=IMAGES, return_tensors="pt")["pixel_values"],
+        lambda processor, folder: processor(images=IMAGES)["pixel_values"],
+        lambda processor, folder: [processor(images=image, return_tensors="pt") for image in IMAGES],
+        lambda processor, folder: Dataset.from_dict({**processor(images=IMAGES), **LABELS}),
+        lambda processor, folder: DataLoader(_processed(processor), 5),
+        lambda processor, folder: sorted(folder.rglob("*.png")),
+        lambda processor, folder: [str(file) for file in folder.rglob("*.png")],
+        lambda processor, folder: read_calibration(folder),
+    ],
+    ids=[
+        "images",
+        "arrays",
+        "one array",
+        "one tensor of bytes",
+        "pairs with labels",
+        "generator",
+        "dicts",
+        "dataset",
+        "torch",
+        "numpy, odd column",
+        "decoded rows",
+        "batch of the processor",
+        "pixel tensor",
+        "pixel arrays",
+        "batches of one",
+        "pixel dataset",
+        "loader",
+        "paths",
+        "names of files",
+        "image folder",
+    ],
+)
+def test_every_form_gives_the_same_pixels(model, processor, folder, make):
+    batches = calibration_batches(make(processor, folder), model, processor, batch_size=5)
+    assert all(set(batch) == {"pixel_values"} and len(batch["pixel_values"]) <= 5 for batch in batches)
+    expected = _pixels([processor(images=IMAGES, return_tensors="pt")])
+    torch.testing.assert_close(_pixels(batches), expected, atol=1e-6, rtol=0)
+
+
+def _processed(processor):
+    pixels = processor(images=IMAGES, return_tensors="pt")["pixel_values"]
+    return [{"pixel_values": image, "labels": 0} for image in pixels]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "CMYK", "1"])
+def test_images_of_all_modes_are_converted(model, processor, mode):
+    (batch,) = calibration_batches([image.convert(mode) for image in IMAGES[:3]], model, processor)
+    (expected,) = calibration_batches([image.convert(mode).convert("RGB") for image in IMAGES[:3]], model, processor)
+    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=0, rtol=0)
+
+
+def test_images_of_different_sizes_and_forms(model, processor):
+    mixed = [IMAGES[0], ARRAYS[1], IMAGES[2].resize((50, 9)), ARRAYS[3, :, :, 0], ARRAYS[4, :, :, :1]]
+    (batch,) = calibration_batches(mixed, model, processor)
+    assert batch["pixel_values"].shape == (5, 3, 16, 16)
+
+
+def test_a_model_of_grayscale_images():
+    model = tiny_model("vit", num_channels=1)
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5])
+    (batch,) = calibration_batches(IMAGES[:3], model, processor)
+    assert batch["pixel_values"].shape == (3, 1, 16, 16)
+    assert probe_batch(model, 17)["pixel_values"].shape == (1, 1, 16, 16)
+
+
+def test_the_draw_is_seeded_and_limited(model, processor):
+    def draw(seed):
+        return _pixels(calibration_batches(IMAGES, model, processor, num_samples=4, seed=seed))
+
+    assert len(draw(0)) == 4
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_pixels_have_the_models_precision(processor):
+    model = tiny_model("beit").bfloat16()  # one that does not convert them itself
+    pruner = OptinPruner(model, processor)
+    pruned = pruner.prune(IMAGES, OptinConfig(flops=0.6, probes=4))
+    assert output_of(pruned, {"pixel_values": tiny_batch(model)["pixel_values"].bfloat16()}).isfinite().all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"no image at all", None], ids=["empty", "text", "cut off"])
+def test_files_that_cannot_be_read_are_named_and_left_out(model, processor, folder, caplog, damage):
+    file = folder / "class 0" / "4.png"
+    file.write_bytes(file.read_bytes()[:300] if damage is None else damage)
+    for data in (read_calibration(folder), list(folder.rglob("*.png"))):
+        caplog.clear()
+        assert len(_pixels(calibration_batches(data, model, processor))) == 11
+        assert "left out of the calibration data, as it cannot be read" in caplog.text
+        assert str(file) in caplog.text
+    with pytest.raises(ValueError, match=r"none of the 1 calibration images can be read; the first: .*4\.png"):
+        calibration_batches([file], model, processor)
+
+
+def test_files_are_read_upright(tmp_path, model, processor):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    IMAGES[0].save(tmp_path / "lying.png", exif=exif)
+    (lying,) = calibration_batches([tmp_path / "lying.png"], model, processor)
+    (turned,) = calibration_batches([IMAGES[0].rotate(-90, expand=True)], model, processor)
+    torch.testing.assert_close(lying["pixel_values"], turned["pixel_values"], atol=0, rtol=0)
+
+
+def test_a_folder_with_splits_and_metadata(tmp_path, model, processor):
+    tmp_path = tmp_path / "data"
+    for split, part in (("train", IMAGES[:8]), ("test", IMAGES[8:])):
+        (tmp_path / split).mkdir(parents=True)
+        for index, image in enumerate(part):
+            image.save(tmp_path / split / f"{index}.JPG")
+        rows = [json.dumps({"file_name": f"{index}.JPG", "note": "x"}) for index in range(len(part))]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(rows))
+    assert len(_pixels(calibration_batches(read_calibration(tmp_path), model, processor))) == 8
+    assert len(read_calibration(tmp_path, split="test")) == 4
+    assert len(read_calibration(tmp_path / "train" / "0.JPG")) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "calibration data is empty"),
+        (TEXTS, "'vit' is a model of images, but the calibration data hold text, 'the "),
+        (Dataset.from_dict({"text": TEXTS}), "cannot tell the column of images among text"),
+        ([{"one": IMAGES[0], "other": IMAGES[1]}], "cannot tell the column of images among one, other"),
+        ([{"input_ids": [5, 6]}], "cannot tell the column of images among input_ids"),
+        ([3.5], "the calibration data hold float, 3.5"),
+        (IMAGES[0], "must be a Dataset, a list or a DataLoader, got Image"),
+        (list(ARRAYS.astype(np.int64)), r"numbers from 0 to 255 \(uint8\), got int64"),
+        ([IMAGES[0], torch.rand(3, 16, 16)], "floating-point arrays only if all of them are pixel values"),
+        ([torch.rand(3, 20, 20)], "'vit' model cannot take images of 20 x 20 pixels, it was made for 16 x 16"),
+        ([torch.rand(3, 16, 16), torch.rand(3, 20, 20)], "differ in size once processed"),
+        ([torch.rand(1, 16, 16)], r"shape \(batch, 3, height, width\), got torch.float32 of shape \(1, 1, 16, 16\)"),
+        ([torch.rand(3, 16, 16) / 0], "empty, or NaN or infinite"),
+        (DataLoader([{"image": torch.ones(3, 16, 16)}]), "it has image, the model needs 'pixel_values'"),
+        (DataLoader([{"pixel_values": torch.ones(3, 16, 16, dtype=torch.uint8)}]), "must be floating-point"),
+    ],
+    ids=[
+        "nothing",
+        "text",
+        "text column",
+        "two images",
+        "token ids",
+        "a number",
+        "one image",
+        "long numbers",
+        "mixed",
+        "another size",
+        "two sizes",
+        "grayscale pixels",
+        "not finite",
+        "loader without pixels",
+        "bytes in a loader",
+    ],
+)
+def test_unusable_data_is_refused(model, processor, data, message):
+    with pytest.raises(ValueError, match=message):
+        calibration_batches(data, model, processor)
+
+
+def test_a_processor_of_another_kind_is_refused(model):
+    with pytest.raises(ValueError, match="images need an image processor, got none"):
+        calibration_batches(IMAGES, model)
+    with pytest.raises(ValueError, match="images need an image processor, got .*Tokenizer"):
+        calibration_batches(IMAGES, model, word_tokenizer())
+
+
+@pytest.mark.parametrize("data", [IMAGES, [{"text": IMAGES[0]}], [{"a": 1, "b": IMAGES[0]}]], ids=["list", "a", "b"])
+def test_images_for_a_model_of_text_are_refused(data):
+    with pytest.raises(ValueError, match="hold images, but this is a model of text"):
+        calibration_batches(data, tiny_model(), word_tokenizer())
+
+
+def test_text_models_need_no_pillow(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    calibration_batches(TEXTS, tiny_model(), word_tokenizer())
+    with pytest.raises(ImportError, match="needs Pillow: pip install pillow"):
+        calibration_batches([io.BytesIO().getvalue() or "a.png"], tiny_model("vit"), ViTImageProcessorPil())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "special"),
+    [
+        ("vit", 1),
+        ("deit", 2),
+        ("beit", 1),
+        ("dinov2_with_registers", 3),
+        ("dinov3_vit", 3),
+        ("siglip_vision_model", 0),
+        ("swin", 48),
+    ],
+)
+def test_tokens_are_those_of_the_first_layer(model_type, special):
+    model = tiny_model(model_type)
+    batch = tiny_batch(model)
+    assert image_tokens(model, batch) == 16 + special
+    assert token_mask(batch, 16 + special).shape == (3, 16 + special)
+    assert mean_tokens([batch], model) == 16 + special
+    assert image_tokens(tiny_model(), tiny_batch(tiny_model())) is None
+
+
+@pytest.mark.parametrize("model_type", ["dinov2", "dinov2_with_registers", "dinov3_vit"])
+def test_a_model_that_interpolates_takes_other_sizes(model_type, tmp_path):
+    model = tiny_model(model_type)
+    special = image_tokens(model, tiny_batch(model)) - 16
+    samples = [torch.randn(3, 24, 32) for _ in range(16)]
+    pruner = OptinPruner(model)
+    pruner.prune(samples, OptinConfig(flops=0.6, probes=4), save_dir=tmp_path / "pruned")
+    assert pruner.report.tokens == 48 + special
+    assert image_tokens(model, probe_batch(model, 48 + special)) == 48 + special
+    assert pruner.benchmark(batch_size=2, repeats=1)["tokens"] == 48 + special
+
+
+def test_tokens_that_no_image_has_are_refused():
+    model = tiny_model("vit")
+    for tokens in (1, 16, 30):
+        with pytest.raises(ValueError, match=f"tokens={tokens} is not what this model makes of an image: 17"):
+            latency_entry(model, model, tokens=tokens)
+    with pytest.raises(ValueError, match="makes of an image: 17"):
+        probe_batch(tiny_model("dinov2"), 1)
+
+
+def test_rows_of_a_later_stage_hold_those_of_the_first():
+    rows = torch.tensor([0, 15, 16, 17, 47])  # of 3 images of 16 tokens
+    assert layer_rows(rows, torch.empty(3, 16, 5), 16).tolist() == rows.tolist()
+    assert layer_rows(rows, torch.empty(3, 4, 5), 16).tolist() == [0, 3, 4, 11]
+    assert layer_rows(torch.arange(48), torch.empty(3, 4, 5), 16).tolist() == list(range(12))
+
+
+@torch.no_grad()
+def test_windows_filled_up_with_zeros_have_no_weight():
+    model = tiny_model("swin with padded windows")
+    batch = tiny_batch(model)
+    groups = find_groups(model)
+    group = groups[0]
+    walk = Walk(*dense_passes(model, [batch], OptinConfig()))
+    pruned_walk = PrunedWalk(walk)
+    walk.enter("layers.0", model, "swin.encoder.layers.0.blocks.0", groups[:2])
+    inputs, errors, weights = pruned_walk.output_errors(model, "swin.encoder.layers.0.blocks.0", group, [])
+    assert len(inputs) == len(errors) == len(weights) == 3 * 9 * 9
+    assert int((weights > 0).sum()) == 3 * 8 * 8  # the grid is of 8 x 8 patches, in windows of 3
+    assert not errors.any()
+
+
+def test_masked_images_and_distilled_heads_are_compared_by_their_logits():
+    import transformers as tr
+
+    for model in (tiny_model("beit", model_class=tr.BeitForMaskedImageModeling), tiny_model("deit with a teacher")):
+        scores = OptinPruner(model).score(tiny_samples(model=model), OptinConfig(probes=8))
+        assert set(scores.terms) == {"trajectory", "output"}
+
+
+def test_from_a_folder_to_a_folder(model, processor, folder, tmp_path):
+    model.save_pretrained(tmp_path / "dense")
+    processor.save_pretrained(tmp_path / "dense")
+    pruner = OptinPruner.from_pretrained(tmp_path / "dense", task="image-classification")
+    pruner.prune(read_calibration(folder), OptinConfig(flops=0.6, probes=4), save_dir=tmp_path / "pruned")
+    assert pruner.report.tokens == 17
+    assert pruner.report.calibration == {"samples": 12}
+    card = (tmp_path / "pruned" / "README.md").read_text(encoding="utf-8")
+    assert "AutoModelForImageClassification" in card
+    assert 'AutoImageProcessor.from_pretrained("pruned")' in card
+    AutoImageProcessor.from_pretrained(tmp_path / "pruned")
+    assert pruner.benchmark(batch_size=2, repeats=1)["tokens"] == 17
+
+
+def test_a_folder_without_an_image_processor_says_so(model, tmp_path, caplog):
+    model.save_pretrained(tmp_path)
+    assert OptinPruner.from_pretrained(tmp_path).processor is None
+    assert "has no image processor: pass processor=, or calibration data that are pixel values" in caplog.text
