@@ -16,8 +16,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .card_text import Origin, card_text
-from .hub import CARD_FILE, hub_commit
+from .card_text import card_text
+from .hub import CARD_FILE
 from .report import PruningReport
 from .tasks import task_of
 
@@ -40,7 +40,6 @@ def model_card(
     name: str,
     revision: str | None = None,
     processor: Any = None,
-    commit: str | None = None,
     weights: int | None = None,
     remote_code: bool = False,
     existing: str | None = None,
@@ -53,14 +52,12 @@ def model_card(
         name: what the card tells users to load: a Hub id, or a folder.
         revision: the branch of it.
         processor: its tokenizer or the like.
-        commit: of the base model on the Hub; `None` if it is not known.
         weights: size of the weight files in bytes; `None` if there are no files yet.
         remote_code: whether the files bring code to load with.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
-    origin, base = _origin(model, commit)
-    ours = _metadata(title, task_of(model), report, origin, base)
+    ours = _metadata(title, task_of(model), report, _base_card(model, report))
     card = ModelCard(f"---\n{{}}\n---\n\n# {title}\n") if existing is None else _parse(existing)
     _merge(card.data, ours)
     written = card_text(
@@ -71,7 +68,6 @@ def model_card(
         processor=processor,
         weights=weights,
         remote_code=remote_code,
-        origin=origin,
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
     card.text, found = _PART.subn(lambda _: part, card.text, count=1)
@@ -80,31 +76,46 @@ def model_card(
     return card
 
 
+def own_text(content: str, title: str) -> bool:
+    """Whether a card says more than we wrote: another heading than `# title`, or text outside of our part."""
+    lines = _PART.sub("", _parse(content).text).split("\n")
+    return [line.strip() for line in lines if line.strip()] != [f"# {title}"]
+
+
+def retitled(content: str, title: str) -> str:
+    """A card without text of its own, under another heading."""
+    card = _parse(content)
+    card.text = f"\n# {title}\n"
+    if card.data.model_name:
+        card.data.model_name = title
+    return str(card)
+
+
 def weight_bytes(folder: Path) -> int:
     """Size of a folder's weight files."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _origin(model: PreTrainedModel, commit: str | None) -> tuple[Origin, ModelCardData]:
-    """Where the dense model came from, and its card's metadata, empty if there is no card to be had."""
+def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
+    """The metadata of the dense model's card, empty if there is no card to be had."""
     path = str(model.config._name_or_path or "")
-    if not path:  # the model was made in memory
-        return Origin(), ModelCardData()
-    # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
-    hub_id = path if commit or hub_commit(path) else None
+    if not report.base and not path:  # the model was made in memory
+        return ModelCardData()
     try:
-        file = hf_hub_download(hub_id, CARD_FILE, revision=commit) if hub_id else Path(path, CARD_FILE)
-        base = ModelCard(Path(file).read_text(encoding="utf-8-sig")).data
+        if report.base:
+            file = hf_hub_download(report.base["repo_id"], CARD_FILE, revision=report.base["commit"])
+        else:
+            file = Path(path, CARD_FILE)
+        return ModelCard(Path(file).read_text(encoding="utf-8-sig")).data
     except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
-        base = ModelCardData()
-    return Origin(hub_id, commit), base
+        return ModelCardData()
 
 
-def _metadata(
-    title: str, task: str | None, report: PruningReport, origin: Origin, base: ModelCardData
-) -> ModelCardData:
-    base_model = origin.hub_id or base.get("base_model")  # of a local folder, its own card may know the ancestor
+def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
+    base_model = (
+        report.base["repo_id"] if report.base else base.get("base_model")
+    )  # of a local folder, its own card may know the ancestor
     calibration = (report.calibration or {}).get("dataset")
     results = _results(report, task)
     return ModelCardData(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,19 +26,6 @@ _PROCESSORS = (
 _OTHER_PROCESSOR = ("processor", "AutoProcessor")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the dense model came from.
-
-    Args:
-        hub_id: its repository, `None` if it was a local folder or a model object.
-        commit: the commit it was loaded from, `None` if that is not known.
-    """
-
-    hub_id: str | None = None
-    commit: str | None = None
-
-
 def card_text(
     model: PreTrainedModel,
     report: PruningReport,
@@ -49,7 +35,6 @@ def card_text(
     processor: Any = None,
     weights: int | None = None,
     remote_code: bool = False,
-    origin: Origin = Origin(),
 ) -> str:
     """Our part of the card.
 
@@ -61,10 +46,9 @@ def card_text(
         processor: its tokenizer or the like.
         weights: size of the weight files in bytes.
         remote_code: whether the files bring code to load with.
-        origin: where the dense model came from.
     """
     sections = [
-        _summary(report, origin),
+        _summary(report),
         "## Load it",
         _loading(model, report, name, revision, processor=processor, remote_code=remote_code),
         "## Before and after",
@@ -75,7 +59,7 @@ def card_text(
         _layers(report.layers),
         "## How it was made",
         _calibration(report),
-        _reproduction(model, report, origin),
+        _reproduction(model, report),
         "## Limits",
         _LIMITS,
         "## Citation",
@@ -84,8 +68,8 @@ def card_text(
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(report: PruningReport, origin: Origin) -> str:
-    base = f"`{origin.hub_id}`" if origin.hub_id else "a trained model"
+def _summary(report: PruningReport) -> str:
+    base = f"`{report.base['repo_id']}`" if report.base else "a trained model"
     return (
         f"This is {base}, made smaller without training: {_kept(report.layers, HEADS)} attention heads and "
         f"{_kept(report.layers, NEURONS)} feed-forward neurons are left. The others were removed by optimum-optin, "
@@ -213,11 +197,11 @@ def _calibration(report: PruningReport) -> str:
     )
 
 
-def _reproduction(model: PreTrainedModel, report: PruningReport, origin: Origin) -> str:
-    task = task_of(model)
-    arguments = [f'"{origin.hub_id}"' if origin.hub_id else '"path/to/the/dense/model"']
+def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
+    task, base = task_of(model), report.base or {}
+    arguments = [f'"{base["repo_id"]}"' if base else '"path/to/the/dense/model"']
     arguments += [f'task="{task}"'] if task else []
-    arguments += [f'revision="{origin.commit}"'] if origin.commit else []
+    arguments += [f'revision="{base["commit"]}"'] if base.get("commit") else []
     defaults = OptinConfig().to_dict()
     settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
     lines = [

@@ -11,12 +11,15 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .data import check_batches, padded_batches
 from .glue import DATASET, GlueSamples, GlueTask, read_glue
 from .masking import frozen
 from .metrics import metrics_of, standard_error
+
+logger = logging.get_logger(__name__)
 
 Measured = dict[str, tuple[float, float]]
 """Metric -> its value and its standard error."""
@@ -60,11 +63,20 @@ def evaluate_glue(
     }
 
 
-def compared(samples: GlueSamples, measured: Mapping[str, Measured]) -> dict:
-    """An entry of `PruningReport.evaluations` from what was measured of the `"dense"` and the `"pruned"` model."""
+def compare_glue(
+    models: Mapping[str, PreTrainedModel], processor: Any, task: str, *, batch_size: int = 32, **options
+) -> dict:
+    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; `options` are of `read_glue`.
+
+    Returns:
+        An entry of `PruningReport.evaluations`.
+    """
+    samples = read_glue(task, **options)
+    for model in models.values():
+        check_model(model, processor, samples.task)
     metrics: dict[str, dict[str, float]] = {name: {} for name in samples.task.metrics}
-    for which, by_name in measured.items():
-        for name, (value, error) in by_name.items():
+    for which, model in models.items():
+        for name, (value, error) in measure(model, processor, samples, batch_size).items():
             metrics[name] |= {which: value, f"{which}_error": error}
     return {**describe(samples), "metrics": metrics}
 
@@ -136,11 +148,19 @@ def label_order(id2label: Mapping[int, str], labels: Sequence[str]) -> list[int]
     """For each label of a task, the model's index of it: by name if the model has the same names, else by index.
 
     Args:
-        id2label: the model's index -> name; case, spaces and hyphens do not matter.
+        id2label: the model's index -> name; case, spaces and hyphens do not matter. A warning is given if they name
+            something else.
         labels: the task's names in the data set's order.
     """
     indices = {_name(name): index for index, name in id2label.items()}
-    return [indices[label] for label in labels] if set(indices) == set(labels) else list(range(len(labels)))
+    if set(indices) == set(labels):
+        return [indices[label] for label in labels]
+    if any(name not in ("", "label") for name in indices):  # `LABEL_0` and `0` say nothing
+        logger.warning(
+            f"the model's classes are called {', '.join(map(str, id2label.values()))}, the task's {', '.join(labels)}: "
+            "they are matched by index; check that the model is one for this task."
+        )
+    return list(range(len(labels)))
 
 
 def _name(label: str) -> str:

@@ -1,9 +1,11 @@
-"""The Hub: what a push checks, and how a folder becomes one commit."""
+"""The Hub: what a push checks, and how files become one commit."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    constants,
     hf_hub_url,
     is_offline_mode,
     try_to_load_from_cache,
@@ -63,6 +66,25 @@ def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, 
         )
 
 
+@contextmanager
+def reaching(repo_id: str) -> Iterator[None]:
+    """Say what to do if the Hub does not answer.
+
+    Raises:
+        ConnectionError: instead of the error of the client's transport.
+    """
+    try:
+        yield
+    except Exception as error:
+        # By name: the transport's package is not the same in all versions of huggingface_hub.
+        if all(kind.__name__ != "TransportError" for kind in type(error).__mro__):
+            raise
+        raise ConnectionError(
+            f"cannot push to {repo_id}: {constants.ENDPOINT} does not answer ({error}). The model is not lost: "
+            "save_pretrained keeps it in a folder, and `optimum-cli optin push` uploads that later."
+        ) from error
+
+
 def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None) -> str:
     """Create the repository and the branch where they are missing; returns the id with its owner."""
     api = _api(token)
@@ -84,23 +106,43 @@ def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -
     return response.content.decode("utf-8-sig")
 
 
-def commit_folder(
-    folder: Path, repo_id: str, *, token: str | bool | None, revision: str | None, message: str, create_pr: bool
+def commit_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    token: str | bool | None,
+    revision: str | None,
+    message: str,
+    create_pr: bool,
 ) -> CommitInfo:
-    """Upload a folder in one commit, which also deletes weights of an earlier model under other names."""
+    """Upload files in one commit, which also deletes weights of an earlier model under other names.
+
+    Args:
+        files: path in the repository -> file or content.
+        repo_id: from `open_repo`.
+        token: see `OptinPruner.push_to_hub`.
+        revision: the branch, which exists.
+        message: the commit's title.
+        create_pr: open a pull request instead.
+    """
     api = _api(token)
-    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     there = api.list_repo_files(repo_id, revision=revision)
     stale = [name for name in there if WEIGHTS.fullmatch(name) and name not in files]
     # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
     return api.create_commit(
         repo_id,
         [CommitOperationDelete(name) for name in stale]
-        + [CommitOperationAdd(name, file) for name, file in files.items()],
+        + [CommitOperationAdd(name, content) for name, content in files.items()],
         commit_message=message,
         revision=revision,
         create_pr=create_pr,
     )
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Path inside a folder -> file, without hidden files and folders (`.git`, `.cache`)."""
+    files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {path.as_posix(): file for path, file in files.items() if not any(part[0] == "." for part in path.parts)}
 
 
 def is_hub_id(name: str) -> bool:

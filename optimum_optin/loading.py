@@ -6,9 +6,11 @@ import os
 from typing import Any
 
 import transformers
-from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
+
+from .processes import state
 
 logger = logging.get_logger(__name__)
 
@@ -32,12 +34,29 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
         **kwargs: passed to `from_pretrained`.
 
     Raises:
-        ValueError: unknown task.
+        ValueError: unknown task, or damaged weights.
     """
-    loaded = _model_class(model, task, _hub_options(kwargs)).from_pretrained(model, **kwargs)
+    try:
+        loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
+    except SafetensorError as error:  # which does not say of what
+        raise ValueError(f"the weights of {model} are damaged: {error}.") from error
     if "device_map" not in kwargs:
-        loaded = loaded.to(PartialState().device)
+        loaded = loaded.to(state().device)
     return loaded.eval()
+
+
+def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
+    """The class to load a checkpoint with; arguments as of `load_model`."""
+    if task is None:
+        architectures = AutoConfig.from_pretrained(model, **_hub_options(kwargs)).architectures or [""]
+        if not hasattr(transformers, architectures[0]):
+            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
+        return getattr(transformers, architectures[0], AutoModel)
+    from optimum.exporters.tasks import TasksManager  # slow to import
+
+    if task not in TasksManager.get_all_tasks():
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
+    return TasksManager.get_model_class_for_task(task)
 
 
 def load_processor(model: str | os.PathLike, *, images: bool = False, **kwargs) -> Any:
@@ -68,16 +87,3 @@ def load_processor(model: str | os.PathLike, *, images: bool = False, **kwargs) 
 
 def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-
-
-def _model_class(model: str | os.PathLike, task: str | None, hub: dict[str, Any]) -> type:
-    if task is None:
-        architectures = AutoConfig.from_pretrained(model, **hub).architectures or [""]
-        if not hasattr(transformers, architectures[0]):
-            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
-        return getattr(transformers, architectures[0], AutoModel)
-    from optimum.exporters.tasks import TasksManager  # slow to import
-
-    if task not in TasksManager.get_all_tasks():
-        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
-    return TasksManager.get_model_class_for_task(task)

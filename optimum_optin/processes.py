@@ -7,28 +7,41 @@ single process, but for rounding. Alone, every function here does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
 
+def state() -> PartialState:
+    """Accelerate's state of the processes, made if nobody did.
+
+    Where processes were launched on the CPU it is made for that: left to itself, Accelerate takes each of them for a
+    single one.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu="LOCAL_RANK" in os.environ and on_cpu)
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes and reports."""
-    return PartialState().is_main_process
+    return state().is_main_process
 
 
 def process_count() -> int:
     """How many processes there are."""
-    return PartialState().num_processes
+    return state().num_processes
 
 
 def my_share(count: int) -> range:
     """Which of `count` batches (probes, groups) this process works on."""
-    state = PartialState()
-    return range(state.process_index, count, state.num_processes)
+    here = state()
+    return range(here.process_index, count, here.num_processes)
 
 
 def check_processes(batches: int) -> None:
@@ -59,9 +72,17 @@ def take_from_main(*tensors: Tensor) -> None:
             torch.distributed.broadcast(tensor, src=0)
 
 
+def on_main(compute: Callable[[], Any]) -> Any:
+    """What the main process computes, on every process."""
+    result = [compute() if is_main() else None]
+    if process_count() > 1:
+        torch.distributed.broadcast_object_list(result, src=0)
+    return result[0]
+
+
 def wait() -> None:
     """Wait for the other processes."""
-    PartialState().wait_for_everyone()
+    state().wait_for_everyone()
 
 
 def progress(items: Iterable, description: str, unit: str) -> tqdm:

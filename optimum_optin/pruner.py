@@ -21,21 +21,21 @@ from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
 from .data import calibration_batches, mean_tokens, probe_batch
-from .evaluation import compared, measure
+from .evaluation import compare_glue
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
-from .glue import read_glue
 from .groups import Batch, Group, samples_in
-from .hub import CARD_FILE, check_push, commit_folder, hub_commit, is_hub_id, open_repo, read_card
+from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
 from .images import takes_images
 from .loading import load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
-from .processes import is_main, wait
+from .processes import is_main, on_main, wait
 from .pruning import Pruned, floors_of, prune_model, ranked
 from .remote_code import write_remote_code
-from .report import PruningPlan, PruningReport, layers_of
+from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
+from .sources import read_calibration
 from .structure import Structure, compose, structure_of
 from .uniform import check_uniform
 
@@ -127,7 +127,8 @@ class OptinPruner:
         """A random sample of a data set for `score` and `prune`.
 
         Args:
-            dataset_name: Hub id, local folder or loader name (`"csv"`, `"json"`, ...).
+            dataset_name: Hub id, local folder, local file (CSV, TSV, JSON, JSONL, Parquet, text), or a loader's name
+                (`"csv"`, `"json"`, ...) with `data_files=`.
             config_name: its configuration, e.g. `"sst2"` of `"glue"`.
             split: take calibration data from train, never from what you evaluate on.
             num_samples: samples to draw at most.
@@ -139,7 +140,11 @@ class OptinPruner:
         """
         from datasets import load_dataset  # slow to import, and only needed here
 
-        dataset = load_dataset(dataset_name, config_name, split=split, **kwargs).shuffle(seed=seed)
+        if kwargs or Path(dataset_name).is_dir():
+            dataset = load_dataset(dataset_name, config_name, split=split, **kwargs)
+        else:
+            dataset = read_calibration(dataset_name, config_name, split=split)
+        dataset = dataset.shuffle(seed=seed)
         if kwargs.get("streaming"):
             drawn = list(dataset.take(num_samples))
         else:
@@ -233,7 +238,8 @@ class OptinPruner:
     ) -> dict:
         """Measure the dense and, if there is one, the pruned model on a GLUE task; the report keeps both.
 
-        The pruned model is saved and loaded again first: what is measured is what a user gets.
+        The pruned model is saved and loaded again first: what is measured is what a user gets. Of several processes,
+        the main one measures, and all return the same.
 
         Args:
             task: `"sst2"` or `"glue/sst2"`, and so on.
@@ -249,17 +255,15 @@ class OptinPruner:
             ValueError: see `optimum_optin.evaluation.evaluate_glue`; raised before the first forward pass.
             ConnectionError: the Hub does not answer; give `data_dir`.
         """
-        samples = read_glue(task, data_dir=data_dir, split=split, max_samples=max_samples)
-        measured = {"dense": measure(self.model, self.processor, samples, batch_size)}
-        if self.pruned_model is not None:
-            measured["pruned"] = measure(self._reloaded(), self.processor, samples, batch_size)
-        entry = compared(samples, measured)
+        options = {"data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
+        entry = on_main(lambda: compare_glue(self._models(), self.processor, task, **options))
         if self.report is not None:
             self.report = self.report.evaluated(entry)
         return entry
 
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
-        """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
+        """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it. Of
+        several processes, the main one does.
 
         Args:
             batch_size: samples per forward pass.
@@ -274,13 +278,8 @@ class OptinPruner:
             ValueError: see `optimum_optin.benchmark.latency_entry`.
         """
         _, report = self._pruned()
-        entry = latency_entry(
-            self.model,
-            self._reloaded(),
-            tokens=report.tokens if tokens is None else tokens,
-            batch_size=batch_size,
-            repeats=repeats,
-        )
+        options = {"tokens": report.tokens if tokens is None else tokens, "batch_size": batch_size, "repeats": repeats}
+        entry = on_main(lambda: latency_entry(*self._models().values(), **options))
         self.report = dataclasses.replace(report, latency=entry)
         return entry
 
@@ -325,9 +324,7 @@ class OptinPruner:
             RuntimeError: nothing was pruned yet.
         """
         model, report = self._pruned()
-        return model_card(
-            model, report, name=repo_id or "path/to/pruned-model", processor=self.processor, commit=self._commit
-        )
+        return model_card(model, report, name=repo_id or "path/to/pruned-model", processor=self.processor)
 
     def push_to_hub(
         self,
@@ -359,6 +356,7 @@ class OptinPruner:
             ValueError: not a repository's name, a pull request to a branch, or scores of another model.
             OfflineModeIsEnabled: the offline flag is set.
             LocalTokenNotFoundError: there is no token.
+            ConnectionError: the Hub does not answer.
             HfHubHTTPError: the Hub refuses, or fails more often than its client retries.
         """
         _, report = self._pruned()
@@ -368,15 +366,16 @@ class OptinPruner:
             scores.check(fingerprint(self.model))
         if not is_main():
             return None
-        repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
-        existing = read_card(repo_id, token=token, revision=revision)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with reaching(repo_id), tempfile.TemporaryDirectory() as name:
+            repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
+            existing, folder = read_card(repo_id, token=token, revision=revision), Path(name)
             self._write(folder, existing, repo_id, revision=revision)
             if scores is not None:
                 scores.write(folder / SCORES_FOLDER)
-            message = commit_message or f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
-            return commit_folder(folder, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
+            message = commit_message or commit_title(report)
+            return commit_files(
+                files_in(folder), repo_id, token=token, revision=revision, message=message, create_pr=create_pr
+            )
 
     def to_dict(self) -> dict:
         """The pruner's default configuration, JSON-able."""
@@ -455,7 +454,15 @@ class OptinPruner:
             output_weight=pruned.output_weight,
             divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
             calibration=calibration,
+            base=self._base(),
         )
+
+    def _base(self) -> dict[str, str | None] | None:
+        """The dense model on the Hub, `None` if it came from elsewhere."""
+        name = str(self.model.config._name_or_path or "")
+        # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
+        known = name and (self._commit or hub_commit(name))
+        return {"repo_id": name, "commit": self._commit} if known else None
 
     def _calibration(self, batches: Sequence[Batch]) -> dict | None:
         """What is known of the calibration data, if these are the last ones that the pruner made batches of."""
@@ -484,20 +491,21 @@ class OptinPruner:
             name=name,
             revision=revision,
             processor=self.processor,
-            commit=self._commit,
             weights=weight_bytes(folder),
             remote_code=(folder / REMOTE_FILE).is_file(),
             existing=existing_card,
         )
         card.save(folder / CARD_FILE)
 
-    def _reloaded(self) -> PreTrainedModel:
-        """The pruned model as a user gets it: from disk."""
-        model, _ = self._pruned()
+    def _models(self) -> dict[str, PreTrainedModel]:
+        """What to measure: the dense model and, if there is one, the pruned one as a user gets it, from disk."""
+        if self.pruned_model is None:
+            return {"dense": self.model}
+        model = self.pruned_model
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             loaded = type(model).from_pretrained(folder, dtype=model.dtype)
-        return loaded.to(self.model.device).eval()
+        return {"dense": self.model, "pruned": loaded.to(self.model.device).eval()}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None or self.report is None:

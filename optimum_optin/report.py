@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +75,8 @@ class PruningReport:
         calibration: what it was pruned on: `{"samples": 512, "dataset": "nyu-mll/glue", "config": "sst2", "split":
             "train", "num_samples": 512, "seed": 0}`, of data that `get_calibration_dataset` did not draw from the Hub
             `samples` only; `None` if no data were used.
+        base: the dense model on the Hub, `{"repo_id": "google-bert/bert-base-uncased", "commit": "86b5e09..."}`, with
+            `None` for a commit that is not known; `None` if it came from elsewhere.
     """
 
     flops_requested: float
@@ -92,6 +94,7 @@ class PruningReport:
     evaluations: list[dict] = field(default_factory=list)
     latency: dict | None = None
     calibration: dict | None = None
+    base: dict[str, str | None] | None = None
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
@@ -122,7 +125,7 @@ class PruningReport:
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
                 *_diverged(self.divergence),
-                *_evaluated(self.evaluations),
+                *(line for entry in self.evaluations for line in evaluation_lines(entry)),
                 *([] if self.latency is None else [latency_line(self.latency)]),
                 layer_table(self.layers),
             ]
@@ -136,6 +139,21 @@ def layers_of(structure: Structure) -> Layers:
         layer, _, role = key.rpartition(".")
         layers.setdefault(layer, {})[role] = {"kept": len(entry.kept), "units": entry.units}
     return layers
+
+
+def commit_title(report: PruningReport) -> str:
+    """The title of a commit that brings the model to the Hub."""
+    return f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
+
+
+def evaluation_lines(entry: Mapping) -> list[str]:
+    """A line for each metric of an entry of `PruningReport.evaluations`."""
+    return [
+        f"{entry['task']}, {entry['split']}, {entry['samples']} samples: {name} "
+        f"{100 * values['dense']:.1f} ± {100 * values['dense_error']:.1f} -> "
+        f"{100 * values['pruned']:.1f} ± {100 * values['pruned_error']:.1f}"
+        for name, values in entry["metrics"].items()
+    ]
 
 
 def latency_line(latency: Mapping) -> str:
@@ -169,16 +187,6 @@ def _diverged(divergence: Mapping[str, float] | None) -> list[str]:
     return [
         f"outputs against the dense model's, {divergence['samples']} {kind} samples: divergence "
         f"{divergence['distance']:.4g}{agreed}"
-    ]
-
-
-def _evaluated(evaluations: Sequence[Mapping]) -> list[str]:
-    return [
-        f"{entry['task']}, {entry['split']}, {entry['samples']} samples: {name} "
-        f"{100 * values['dense']:.1f} ± {100 * values['dense_error']:.1f} -> "
-        f"{100 * values['pruned']:.1f} ± {100 * values['pruned_error']:.1f}"
-        for entry in evaluations
-        for name, values in entry["metrics"].items()
     ]
 
 

@@ -84,7 +84,12 @@ def _read_hub(source: str, config_name: str | None, split: str):
     from datasets import load_dataset  # slow to import
 
     name, _, named = source.partition(":")
-    return load_dataset(name, config_name or named or None, split=split)
+    try:
+        return load_dataset(name, config_name or named or None, split=split)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"cannot read {name} from the Hub: {error}. Without it, give a file or a folder."
+        ) from error
 
 
 def _looks_local(source: str) -> bool:

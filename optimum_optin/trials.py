@@ -19,7 +19,7 @@ from .groups import Batch, Group, Masks
 from .surgery import rewrite
 from .walk import Start
 
-_STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
+STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
 
 
 def least_divergent(
@@ -43,6 +43,6 @@ def least_divergent(
     for pruned, masks in zip(models, candidates, strict=True):
         rewrite(pruned, groups, masks)
     if starts:
-        refit(dense, models, starts, _STRENGTH)
+        refit(dense, models, starts, STRENGTH)
     distances = [each.distance for each in measure_divergence(dense, models, held_out)]
     return min(range(len(distances)), key=lambda index: (math.isnan(distances[index]), distances[index]))

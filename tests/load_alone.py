@@ -1,11 +1,12 @@
 """Run by tests in a process of its own: load saved models as a user would, and write down what they compute.
 
-    python load_alone.py blocked|late results.safetensors batch.safetensors folder...
+    python load_alone.py without|late results.safetensors batch.safetensors folder...
 
-`blocked`: optimum_optin cannot be imported. `late`: it is imported after the first folder was loaded. Every folder is
+`without`: there is no optimum_optin. `late`: it is imported after the first folder was loaded. Every folder is
 loaded through Auto classes, with its remote code if it has any, then trained for a step, saved and loaded again.
 """
 
+import importlib.util
 import json
 import sys
 from importlib.abc import MetaPathFinder
@@ -40,7 +41,7 @@ def _in_half(batch):
 
 def main(mode, results, batch, *folders):
     """Load each folder; the results' names are `folder name.what`."""
-    if mode == "blocked":
+    if mode == "without" and importlib.util.find_spec("optimum_optin"):  # installed among its dependencies
         sys.meta_path.insert(0, Blocker())
 
     import torch
@@ -72,7 +73,7 @@ def main(mode, results, batch, *folders):
         if mode == "late":
             import optimum_optin  # noqa: F401
     save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, results)
-    assert ("optimum_optin" in sys.modules) == (mode != "blocked")
+    assert ("optimum_optin" in sys.modules) == (mode == "late")
 
 
 if __name__ == "__main__":

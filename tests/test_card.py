@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 
 import datasets
 import huggingface_hub
@@ -166,23 +164,6 @@ def test_the_code_that_made_it_makes_it_again(tmp_path, monkeypatch):
     pruner.prune(TEXTS, CONFIG)  # other data: their name is not known
     assert pruner.report.calibration == {"samples": len(TEXTS)}
     assert "sst2" not in pruner.create_model_card().text
-
-
-def test_what_it_says_of_loading_without_us_is_true(pruner, tmp_path):
-    pruner.save_pretrained(tmp_path / "small")
-    said = ModelCard.load(tmp_path / "small" / "README.md").text
-    program = (
-        "import sys; from transformers import AutoModelForSequenceClassification as Auto; "
-        "Auto.from_pretrained(sys.argv[1])"
-    )
-    arguments = [sys.executable, "-c", program, str(tmp_path / "small")]
-    printed = subprocess.run(arguments, check=False, capture_output=True, text=True)
-    assert printed.returncode != 0
-    for words in (
-        "Unknown quantization type, got optimum_optin",
-        "RuntimeError: You set `ignore_mismatched_sizes` to `False`",
-    ):
-        assert words in said and words in printed.stderr
 
 
 def test_an_existing_card_is_updated(pruner, tmp_path):

@@ -1,9 +1,11 @@
 """`optimum-cli optin`: every command, its exit codes and what it writes."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +19,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
-from optimum_optin import OptinConfig, OptinPruner, PruningReport
-from optimum_optin.commands import push, run
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
+from optimum_optin.commands import run
 from optimum_optin.commands.arguments import load_config
 from optimum_optin.commands.options import argument_texts
 from optimum_optin.commands.run import COMMANDS, make_parser
@@ -38,6 +40,9 @@ def place(tmp_path_factory):
     (place / "texts.txt").write_text("\n".join(TEXTS))
     write_sst2(place / "glue")
     (place / "damaged").mkdir()
+    (place / "torn").mkdir()
+    for file in (place / "dense").iterdir():
+        (place / "torn" / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".json" else 5000])
     (place / "damaged" / "config.json").write_text('{"quantization_config": {"quant_method": "optimum_optin"}}')
     data = [str(place / "dense"), "--calibration", str(place / "texts.txt")]
     measured = ["--evaluate", "glue/sst2", "--data-dir", str(place / "glue"), "--benchmark"]
@@ -45,6 +50,7 @@ def place(tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
         patch.setenv("HF_DATASETS_CACHE", str(cache))  # of other processes
         assert run("prune", [*data, *FAST, *measured, "--output", str(place / "pruned")]) == 0
+        shutil.copytree(place / "pruned", place / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
         assert run("score", [*data, "--probes", "8", "--output", str(place / "scores")]) == 0
         yield place
 
@@ -113,6 +119,23 @@ def test_prune_does_what_python_does(place):
     assert report.latency["batch_size"] == 8
 
 
+def test_the_report_knows_a_data_set_of_the_hub(place, tmp_path, monkeypatch, capsys):
+    def load(name, config, split):
+        assert (name, config, split) == ("nyu-mll/glue", "sst2", "validation")
+        return datasets.Dataset.from_dict({"sentence": TEXTS})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    data = ("--calibration", "nyu-mll/glue:sst2", "--calibration-split", "validation", "--num-samples", "16")
+    made = _json(capsys, "prune", place / "dense", *data, *FAST, "--seed", "3", "--output", tmp_path / "out")
+    drawn = {"dataset": "nyu-mll/glue", "config": "sst2", "split": "validation", "num_samples": 16, "seed": 3}
+    assert made["calibration"] == {"samples": 16, **drawn}
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), flags=re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("path/to/the/dense/model", str(place / "dense")), names := {})
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(value, model[name]) for name, value in names["model"].state_dict().items())
+
+
 def test_prune_from_scores_and_dry_run(place, tmp_path, capsys):
     data = (place / "dense", "--calibration", place / "texts.txt", "--scores", place / "scores")
     made = _json(capsys, "prune", *data, "--flops", "0.4", "--output", tmp_path / "out")
@@ -125,6 +148,13 @@ def test_prune_from_scores_and_dry_run(place, tmp_path, capsys):
     plan = _json(capsys, "prune", place / "dense", "--calibration", place / "texts.txt", *FAST, "--dry-run")
     assert plan["flops_requested"] == 0.5
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_of_several_processes_one_prints(place, capsys, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr(sys.modules[make_parser.__module__], "is_main", lambda: False)
+    assert run("info", [str(place / "pruned")]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_plan_takes_several_budgets(place, capsys):
@@ -164,34 +194,59 @@ def test_info_reads_no_weights(place, tmp_path, capsys):
     assert str(report) in printed and "glue/sst2" in printed and "latency" in printed
 
 
-def test_push_uploads_the_folder_in_one_commit(place, monkeypatch, capsys):
-    calls = []
+def test_push_uploads_the_folder_in_one_commit(place, hub, capsys):
+    options = ("--private", "--revision", "small", "--commit-message", "first", "--scores", place / "scores")
+    pushed = _json(capsys, "push", place / "pruned", "name", *options, "--token", "hf_me")  # the token's owner's
+    assert pushed["repo_id"] == "me/name"
+    assert pushed["url"].endswith(hub.repos["me/name"].find("small").oid)
+    assert hub.repos["me/name"].private
+    assert (hub.commits("me/name"), hub.commits("me/name", "small")) == ([], ["first"])
+    assert Scores.from_pretrained("me/name", revision="small").tokens == PruningReport.load(place / "pruned").tokens
+    there = AutoModelForSequenceClassification.from_pretrained("me/name", revision="small").state_dict()
+    here = AutoModelForSequenceClassification.from_pretrained(place / "pruned").state_dict()
+    assert all(torch.equal(value, there[name]) for name, value in here.items())
 
-    class Api:
-        def __init__(self, token):
-            calls.append(("token", token))
 
-        def create_repo(self, repo_id, **options):
-            calls.append(("create_repo", repo_id, options))
-            return SimpleNamespace(repo_id=f"me/{repo_id}")
+def test_prune_pushes_at_the_end(place, tmp_path, hub, capsys):
+    data = (place / "dense", "--calibration", place / "texts.txt", *FAST, "--output", tmp_path / "out")
+    made = _json(capsys, "prune", *data, "--push-to-hub", "me/small", "--private")
+    assert made["url"].endswith(hub.repos["me/small"].find("main").oid) and hub.repos["me/small"].private
+    for name in ("model.safetensors", "config.json", "optin_report.json", "tokenizer.json"):
+        assert hub.files("me/small")[name] == (tmp_path / "out" / name).read_bytes(), name
 
-        def create_branch(self, repo_id, **options):
-            calls.append(("create_branch", repo_id, options))
 
-        def upload_folder(self, **options):
-            calls.append(("upload_folder", options))
-            return SimpleNamespace(pr_url=None, commit_url="address")
+def test_figures_of_evaluate_and_benchmark_go_into_report_and_card(place, tmp_path, capsys):
+    folder = shutil.copytree(place / "pruned", tmp_path / "pruned")
+    report = PruningReport.load(folder)
+    dataclasses.replace(report, evaluations=[], latency=None).save(folder)
+    compared = ("--model", folder, "--dense", place / "dense")
+    glue = ("--task", "sst2", "--data-dir", place / "glue")
+    before = (folder / "README.md").read_text()
+    entry = _json(capsys, "evaluate", *compared, *glue)
+    assert (folder / "README.md").read_text() == before and PruningReport.load(folder).evaluations == []
+    assert entry == {"model": str(folder), **report.evaluations[0]}
+    _json(capsys, "evaluate", *compared, *glue, "--update")
+    assert PruningReport.load(folder).evaluations == report.evaluations
+    assert (folder / "README.md").read_text() != before  # the benchmark is gone
+    latency = _json(capsys, "benchmark", *compared, "--repeats", "2", "--update")
+    assert latency == {"model": str(folder), "dense": str(place / "dense"), **PruningReport.load(folder).latency}
+    card = (folder / "README.md").read_text()
+    assert "| glue/sst2 | validation |" in card and f"{latency['pruned_ms']:.1f} ms" in card
+    assert _figures(card) == _figures(before), "all else stays as prune wrote it"
+    AutoModelForSequenceClassification.from_pretrained(folder)
 
-    monkeypatch.setattr(push, "HfApi", Api)
-    options = ("--token", "hf_x", "--private", "--revision", "small", "--commit-message", "first")
-    assert _json(capsys, "push", place / "pruned", "name", *options) == {"repo_id": "name", "url": "address"}
-    upload = {"revision": "small", "create_pr": False, "commit_message": "first"}
-    assert calls == [
-        ("token", "hf_x"),
-        ("create_repo", "name", {"private": True, "exist_ok": True}),
-        ("create_branch", "me/name", {"branch": "small", "exist_ok": True}),
-        ("upload_folder", {"repo_id": "me/name", "folder_path": str(place / "pruned"), **upload}),
-    ]
+
+def _figures(card):
+    return [line for line in card.splitlines() if not re.search("latency|Latency", line)]
+
+
+def test_a_uniform_folder_is_pruned_too(place, tmp_path, hub, capsys):
+    out = tmp_path / "out"
+    data = (place / "dense", "--calibration", place / "texts.txt", "--flops", "0.8", "--layout", "uniform")
+    _json(capsys, "prune", *data, "--output", out)
+    assert _json(capsys, "info", out)["layers"] == PruningReport.load(out).layers
+    _json(capsys, "push", out, "me/uniform")
+    assert "import optimum_optin" not in hub.files("me/uniform")["README.md"].decode().split("## Before and after")[0]
 
 
 # Exit codes
@@ -204,9 +259,11 @@ def nothing_long(monkeypatch):
 
 
 @pytest.fixture
-def no_token(monkeypatch):
-    """Nobody is logged in."""
-    monkeypatch.setattr(push, "get_token", lambda: None)
+def nothing_sent(hub, monkeypatch):
+    """Nobody is logged in, and the Hub must not be asked for anything."""
+    monkeypatch.delenv("HF_TOKEN")
+    yield
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(
@@ -233,12 +290,21 @@ def no_token(monkeypatch):
         ("info {damaged}", "structure must map group names to entries"),
         ("push {dense} me/name --token x", "was not pruned with optimum-optin"),
         ("push {pruned} a/b/c --token x", "a/b/c"),
-        ("push {pruned} me/name", "no Hub token: log in with"),
+        ("push {empty} me/name --token x", "holds no weights"),
+        ("evaluate --task sst2 --model {torn} --data-dir {glue}", "torn are damaged"),
+        ("push {pruned} me/name", "cannot push to me/name without a token: run `hf auth login`"),
+        ("push {pruned} me/name --token x --scores {dense}", "holds no scores"),
+        ("push {pruned} me/name --token x --create-pr --revision half", "create_pr=True opens a pull request to main"),
+        ("prune {dense} --calibration {texts} --output {out} --push-to-hub me/name", "without a token"),
+        ("prune {dense} --calibration {texts} --output {out} --push-to-hub a/b/c --token x", "a/b/c"),
+        ("evaluate --task sst2 --model {pruned} --update", "--update needs --dense DENSE"),
+        ("evaluate --task sst2 --model {dense} --dense {dense} --update", "dense has no optin_report.json"),
+        ("benchmark --model {dense} --dense {dense} --update", "dense has no optin_report.json"),
     ],
 )
-@pytest.mark.usefixtures("nothing_long", "no_token")
+@pytest.mark.usefixtures("nothing_long", "nothing_sent")
 def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, words, message):
-    paths = {name: place / name for name in ("dense", "pruned", "scores", "glue", "damaged")}
+    paths = {name: place / name for name in ("dense", "pruned", "scores", "glue", "damaged", "torn", "empty")}
     command, *words = words.format(**paths, texts=place / "texts.txt", out=tmp_path / "out").split()
     capsys.readouterr()
     assert run(command, [*words, "--json"]) == 2
@@ -247,7 +313,7 @@ def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, words, message
     assert message in printed.err
     assert printed.err.splitlines()[-1].startswith(f"optimum-cli optin {command}: error: ")
     assert "Traceback" not in printed.err
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_exit_code_is_the_programs(register, place):
@@ -323,14 +389,19 @@ def test_optimum_cli_knows_optin():
 
 @installed
 def test_help_of_optin_imports_nothing_heavy():
+    """Nothing that Optimum does not import for its own help: some of its plug-ins (optimum-quanto) import torch."""
     code = (
-        "import runpy, sys\nsys.argv = ['optimum-cli', 'optin', '--help']\n"
+        "import runpy, sys\n"
         "try:\n    runpy.run_module('optimum.commands.optimum_cli', run_name='__main__')\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'optimum_optin'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "print(sorted(heavy), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    imported = [
+        subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stderr
+        for words in (["--help"], ["optin", "--help"])
+    ]
+    own, ours = (set(ast.literal_eval(stderr.strip().splitlines()[-1])) for stderr in imported)
+    assert ours <= own
 
 
 @installed

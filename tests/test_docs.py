@@ -41,11 +41,11 @@ def filled(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("page", [page for page in [MARKDOWN[0], *SITE] if _blocks(page)], ids=_name)
+@pytest.mark.usefixtures("hub")  # what the pages push and load from there
 def test_code_runs_from_top_to_bottom(page, filled, tmp_path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(filled, tmp_path / "here"))
     monkeypatch.setattr(architectures, "_ARCHITECTURES", dict(architectures._ARCHITECTURES))
     monkeypatch.setattr(registry, "_SCORERS", dict(registry._SCORERS))
-    monkeypatch.setattr(OptinPruner, "push_to_hub", lambda self, repo_id, **kwargs: None)
     names = {}
     if page.name in ("faq.mdx", "loading.mdx"):  # whose readers have a pruned model
         pruner, calibration = OptinPruner.from_pretrained("textattack/bert-base-uncased-SST-2"), ["the cat sat"] * 16

@@ -8,7 +8,7 @@ from tiny import SHAPE, TINY, tiny_model
 from tsv import write_sst2, write_tsv
 from words import TEXTS, word_tokenizer
 
-from optimum_optin import OptinConfig, OptinPruner, PruningReport
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, evaluation
 from optimum_optin.evaluation import evaluate_glue, label_order, predict
 from optimum_optin.glue import TASKS, read_glue
 
@@ -61,6 +61,16 @@ def test_permuted_labels_are_mapped_by_name():
     assert label_order({0: "not entailment", 1: "Entailment"}, TASKS["rte"].labels) == [1, 0]
     assert label_order({0: "POS", 1: "NEG"}, TASKS["sst2"].labels) == [1, 0]
     assert label_order({0: "LABEL_0", 1: "LABEL_1"}, TASKS["sst2"].labels) == [0, 1]
+
+
+def test_labels_of_another_task_are_announced(monkeypatch):
+    said = []
+    monkeypatch.setattr(evaluation.logger, "warning", said.append)
+    for names in (["LABEL_0", "LABEL_1"], [0, 1], ["Positive", "negative"]):
+        label_order(dict(enumerate(names)), ["negative", "positive"])
+    assert not said
+    assert label_order({0: "negative", 1: "positive"}, ["unacceptable", "acceptable"]) == [0, 1]
+    assert "called negative, positive, the task's unacceptable, acceptable: they are matched by index" in said[0]
 
 
 def test_a_permuted_head_gives_the_same_figures(sst2):

@@ -1,44 +1,22 @@
 """Pushing to and loading from a Hub on the loopback, with the real client."""
 
+import dataclasses
 import json
 import socket
-from types import SimpleNamespace
+import sys
 
 import huggingface_hub
 import pytest
 import torch
-from hub_server import HubServer
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from tiny import tiny_batch, tiny_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel
-from transformers.utils import hub as transformers_hub
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel, pipeline
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, Scores
 
 CONFIG = OptinConfig(flops=0.5, probes=8)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A running Hub that the client takes for the only one; the user is logged in as `me`."""
-    with HubServer() as server:
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,  # its storage speaks a protocol of its own
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
-        monkeypatch.setattr(transformers_hub, "_hf_api", None)
-        monkeypatch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=lambda seconds: None))
-        monkeypatch.setenv("HF_TOKEN", "hf_me")
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +84,23 @@ def test_the_plain_push_of_a_pruned_model_keeps_its_structure(hub, pruners):
     _assert_same(loaded, pruners[0].pruned_model)
     loaded.push_to_hub("me/again")
     _assert_same(_load("me/again"), pruners[0].pruned_model)
+
+
+def test_remote_code_comes_from_the_hub(hub, pruners, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    pruner = OptinPruner(pruners[0].model, word_tokenizer())
+    pruner.prune(TEXTS, dataclasses.replace(CONFIG, remote_code=True))
+    pruner.push_to_hub("me/small")
+    assert "modeling_optin.py" in hub.files("me/small")
+    loaded = _load("me/small", trust_remote_code=True)
+    assert type(loaded).__module__.startswith("transformers_modules.me.small.")
+    _assert_same(loaded, pruner.pruned_model)
+    classify = pipeline("text-classification", model="me/small", trust_remote_code=True)
+    assert type(classify.model).__module__ == type(loaded).__module__ and len(classify(TEXTS)) == len(TEXTS)
+    loaded.push_to_hub("me/again")  # the code goes along
+    _assert_same(_load("me/again", trust_remote_code=True), pruner.pruned_model)
+    _assert_same(_load("me/small"), pruner.pruned_model)
 
 
 def test_private(hub, pruners, monkeypatch):
@@ -260,7 +255,7 @@ def test_no_network(hub, pruners, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
-    with pytest.raises(Exception, match="[Rr]efused"):
+    with pytest.raises(ConnectionError, match="127.0.0.1.* does not answer .*save_pretrained keeps it"):
         pruners[0].push_to_hub("me/small")
 
 

@@ -11,22 +11,23 @@ import torch
 from accelerate import dispatch_model
 from safetensors.torch import load_file
 from tiny import tiny_batch, tiny_model, tiny_samples
+from tsv import write_sst2
 
-from optimum_optin import OptinConfig, OptinPruner, Scores, processes
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, processes
 
 SCORERS = {"surgeon": 100, "gauss_newton": 60, "exact": 16}  # samples for each
 SCRIPT = """
 import sys
 import torch
-from accelerate import PartialState
 from pathlib import Path
 from safetensors.torch import save_file
 from tiny import tiny_model, tiny_samples
 from test_processes import SCORERS, config
-from optimum_optin import OptinPruner
+from optimum_optin import OptinConfig, OptinPruner, processes
+from words import TEXTS, word_tokenizer
 
 torch.set_num_threads(1)
-state = PartialState(cpu=True)
+state = processes.state()  # a script need not make one
 assert state.num_processes == 2
 for scorer, count in SCORERS.items():
     folder = Path(sys.argv[1], scorer)
@@ -36,6 +37,11 @@ for scorer, count in SCORERS.items():
     model = pruner.prune(scores=scores, save_dir=folder / "model")
     save_file(model.state_dict(), folder / f"rank{state.process_index}.safetensors")
     (folder / f"rank{state.process_index}.json").write_text(repr(pruner.report.divergence))
+pruner = OptinPruner(tiny_model(num_labels=2), word_tokenizer())
+pruner.prune(TEXTS, OptinConfig(probes=4))
+pruner.evaluate("sst2", data_dir=sys.argv[1])
+pruner.benchmark(batch_size=1, repeats=1)
+pruner.report.save(Path(sys.argv[1], "measured", str(state.process_index)))
 """
 
 
@@ -49,10 +55,13 @@ def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     script = folder / "script.py"
     script.write_text(SCRIPT)
+    write_sst2(folder)
+    for rank in "01":
+        (folder / "measured" / rank).mkdir(parents=True)
     here = Path(__file__).parent
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
     done = subprocess.run(
         [*command, str(script), str(folder)], check=False, env=environment, capture_output=True, text=True
     )
@@ -79,6 +88,12 @@ def test_two_processes_give_what_one_gives(scorer, shared):
     assert (folder / "rank0.json").read_text() == (folder / "rank1.json").read_text()
     report = json.loads((folder / "model" / "optin_report.json").read_text())
     assert report["divergence"]["distance"] == pytest.approx(pruner.report.divergence["distance"], rel=1e-3)
+
+
+def test_what_is_measured_is_the_same_on_both(shared):
+    one, other = (PruningReport.load(shared / "measured" / rank) for rank in "01")
+    assert one.latency == other.latency and one.latency["pruned_ms"] > 0
+    assert one.evaluations == other.evaluations and 0 <= one.evaluations[0]["metrics"]["accuracy"]["pruned"] <= 1
 
 
 def test_more_processes_than_batches_are_refused_before_work(monkeypatch):

@@ -5,6 +5,7 @@ import doctest
 import importlib
 import re
 
+import datasets
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -56,7 +57,7 @@ def test_a_folder_without_tokenizer_still_prunes_tokenised_data(tmp_path):
     pruner.prune(tiny_samples(), FAST)
 
 
-def test_get_calibration_dataset_reads_local_files(pruner, tmp_path):
+def test_get_calibration_dataset_reads_local_files(pruner, tmp_path, monkeypatch):
     file = tmp_path / "train.csv"
     Dataset.from_dict({"text": TEXTS, "label": [0] * len(TEXTS)}).to_csv(file)
     drawn = pruner.get_calibration_dataset(
@@ -65,6 +66,8 @@ def test_get_calibration_dataset_reads_local_files(pruner, tmp_path):
     assert len(drawn) == 10
     assert set(drawn["text"]) <= set(TEXTS)
     pruner.prune(drawn)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert list(pruner.get_calibration_dataset(str(file), num_samples=10, seed=3)["text"]) == list(drawn["text"])
 
 
 def test_report_is_counted_and_saved(pruner, tmp_path):

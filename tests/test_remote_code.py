@@ -1,4 +1,4 @@
-"""Folders with remote code: they load where the package is missing, and beside it."""
+"""Folders with remote code: they load in an environment without the package, and beside it."""
 
 import ast
 import copy
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from optimum_optin.structure import structure_of
 from optimum_optin.surgery import rewrite
 
 LOAD_ALONE = Path(__file__).with_name("load_alone.py")
+LOADING = LOAD_ALONE.parents[1] / "docs/source/guides/loading.mdx"
 # No padding: one batch of text for all families, and one of images.
 BATCH = {name: value[:1] for name, value in tiny_batch(tiny_model()).items()}
 PIXELS = tiny_batch(tiny_model("vit"))
@@ -42,15 +44,22 @@ def load_alone(mode, folders, place):
     """What a process of its own computes with saved models; see `load_alone.py`."""
     save_file(BATCH | PIXELS, place / "batch.safetensors")
     results = place / f"{mode}.safetensors"
-    environment = os.environ | {
-        "HF_MODULES_CACHE": str(place / f"modules-{mode}"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(LOAD_ALONE.parents[1]),  # for the mode that imports the package late
-    }
-    arguments = [sys.executable, LOAD_ALONE, mode, results, place / "batch.safetensors", *folders]
+    environment = os.environ | {"HF_MODULES_CACHE": str(place / f"modules-{mode}"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(LOAD_ALONE.parents[1]) if mode == "late" else ""
+    python = _without_the_package(place / "venv") if mode == "without" else sys.executable
+    arguments = [python, LOAD_ALONE, mode, results, place / "batch.safetensors", *folders]
     done = subprocess.run(arguments, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return load_file(results)
+
+
+def _without_the_package(folder):
+    """Python of a new virtual environment that has what this one has, but for packages installed from a checkout."""
+    venv.create(folder, symlinks=True, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    ours = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "dependencies.pth").write_text("\n".join(ours))
+    return folder / "bin" / "python"
 
 
 def _pruned(model_type):
@@ -70,7 +79,7 @@ def models():
     return {model_type: _pruned(model_type) for model_type in CASES}
 
 
-@pytest.fixture(scope="module", params=["blocked", "late"])
+@pytest.fixture(scope="module", params=["without", "late"])
 def loaded(request, models, tmp_path_factory):
     """Results of a process without the package, and of one that imports it after the first folder's code."""
     place = tmp_path_factory.mktemp(request.param)
@@ -179,11 +188,18 @@ def test_an_excerpt_stands_alone():
 
 
 def test_without_anything_the_warning_names_the_package(models, tmp_path):
-    """docs/source/guides/loading.mdx quotes it."""
-    models["bert"].save_pretrained(tmp_path / "plain")
-    message = r"(?s)Unknown quantization type, got optimum_optin - .*MISMATCH.*RuntimeError: You set `ignore_mismatched"
-    with pytest.raises(AssertionError, match=message):
-        load_alone("blocked", [tmp_path / "plain"], tmp_path)
+    """The card and docs/source/guides/loading.mdx quote it."""
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(), OptinConfig(flops=0.6, probes=4), save_dir=tmp_path / "plain")
+    with pytest.raises(AssertionError) as error:
+        load_alone("without", [tmp_path / "plain"], tmp_path)
+    quoted = (
+        "Unknown quantization type, got optimum_optin",
+        "RuntimeError: You set `ignore_mismatched_sizes` to `False`",
+    )
+    assert "MISMATCH" in str(error.value)
+    for page in (str(error.value), (tmp_path / "plain" / "README.md").read_text(), LOADING.read_text()):
+        assert all(words in page for words in quoted)
     entry = json.loads((tmp_path / "plain" / "config.json").read_text())["quantization_config"]
     assert "import optimum_optin" in entry["how_to_load"]
     again = copy.deepcopy(models["bert"])

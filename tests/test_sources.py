@@ -80,6 +80,15 @@ def test_the_hub_is_asked(monkeypatch, source, config_name, expected):
     assert len(read_calibration(source, config_name, split="validation")) == len(TEXTS)
 
 
+def test_a_hub_that_does_not_answer(monkeypatch):
+    def load(*_, **__):
+        raise ConnectionError("Couldn't reach 'imdb'")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ConnectionError, match="cannot read imdb from the Hub: Couldn't reach .* give a file or a"):
+        read_calibration("imdb")
+
+
 def test_what_cannot_be_read_is_refused(folder):
     for missing in ("./nowhere", "nowhere.csv", "/nowhere/at/all"):
         with pytest.raises(FileNotFoundError, match="no file or folder"):

@@ -88,7 +88,7 @@ def alone(pruned, tmp_path_factory):
     place = tmp_path_factory.mktemp("alone")
     for model_type, pruner in pruned.items():
         pruner.save_pretrained(place / model_type)
-    return place, load_alone("blocked", [place / model_type for model_type in pruned], place)
+    return place, load_alone("without", [place / model_type for model_type in pruned], place)
 
 
 @each_architecture

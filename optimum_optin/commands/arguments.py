@@ -7,8 +7,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from ..config import OptinConfig
+from ..folders import check_folder
+from ..hub import is_hub_id
+from ..loading import load_model
 from ..pruner import OptinPruner
+from ..report import REPORT_FILE, PruningReport
+from ..saved import read_report
 from ..sources import read_calibration
 from .options import add_options, given
 
@@ -49,6 +56,39 @@ def loading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given(arguments, (*_LOADING, "trust_remote_code"))
 
 
+def add_comparison(parser: argparse.ArgumentParser, required: bool) -> None:
+    """The dense model to compare with, and whether the folder keeps the figures."""
+    parser.add_argument("--dense", required=required, metavar="DENSE", help="local folder or Hub id of the dense model")
+    parser.add_argument(
+        "--update", action="store_true", help="note the figures in the pruned folder's report and model card"
+    )
+
+
+def load_dense(arguments: argparse.Namespace) -> PreTrainedModel:
+    """The dense model named; revision and subfolder are the pruned one's."""
+    loading = loading_options(arguments)
+    return load_model(
+        arguments.dense, None, **{name: loading[name] for name in loading if name not in ("revision", "subfolder")}
+    )
+
+
+def report_to_update(arguments: argparse.Namespace) -> PruningReport | None:
+    """The pruned folder's report if it is to be updated, else `None`.
+
+    Raises:
+        ValueError: there is none, or nothing to compare with.
+    """
+    if not arguments.update:
+        return None
+    if arguments.dense is None:
+        raise ValueError("--update needs --dense DENSE, the model to compare with.")
+    report = read_report(arguments.model)
+    if report is None:
+        raise ValueError(f"--update needs a folder that `optin prune` saved: {arguments.model} has no {REPORT_FILE}.")
+    check_folder(arguments.model)
+    return report
+
+
 def load_pruner(arguments: argparse.Namespace) -> OptinPruner:
     """The pruner of the model named."""
     return OptinPruner.from_pretrained(arguments.model, arguments.task, **loading_options(arguments))
@@ -68,10 +108,20 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--text-columns", nargs="+", metavar="NAME", help="one or two columns that hold the text")
 
 
-def load_calibration(arguments: argparse.Namespace):
+def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config: OptinConfig):
     """The calibration data named, `None` if none are."""
     if arguments.calibration is None:
         return None
+    name, _, named = arguments.calibration.partition(":")
+    if arguments.text_columns is None and is_hub_id(name):
+        # By the pruner: its report and card then say what was drawn.
+        return pruner.get_calibration_dataset(
+            name,
+            arguments.calibration_config or named or None,
+            split=arguments.calibration_split,
+            num_samples=config.num_samples,
+            seed=config.seed,
+        )
     return read_calibration(
         arguments.calibration,
         arguments.calibration_config,

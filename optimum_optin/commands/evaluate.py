@@ -1,13 +1,18 @@
-"""Measure a model, pruned or not, on a GLUE task with the task's official metrics."""
+"""Measure a model, pruned or not, on a GLUE task with the task's official metrics; with --dense, next to the dense one.
+
+Revision and subfolder are those of --model.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from ..evaluation import evaluate_glue
+from ..evaluation import compare_glue, evaluate_glue
 from ..glue import find_task
 from ..loading import load_model, load_processor
-from .arguments import add_loading, loading_options
+from ..report import evaluation_lines
+from ..saved import write_report
+from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
 
 _OPTIONS = ("data_dir", "split", "batch_size", "max_samples")
@@ -17,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `evaluate` takes."""
     parser.add_argument("--task", required=True, help="GLUE task, e.g. glue/sst2")
     parser.add_argument("--model", required=True, metavar="MODEL", help="local folder or Hub id of the model")
+    add_comparison(parser, required=False)
     add_options(parser, evaluate_glue, _OPTIONS)
     add_loading(parser)
 
@@ -24,11 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Load and measure."""
     find_task(arguments.task)  # an unknown one is refused before the model is loaded
-    loading = loading_options(arguments)
+    report = report_to_update(arguments)
+    loading, options = loading_options(arguments), given(arguments, _OPTIONS)
     model = load_model(arguments.model, None, **loading)
     processor = load_processor(arguments.model, **loading)
-    entry = evaluate_glue(model, processor, arguments.task, **given(arguments, _OPTIONS))
-    lines = [f"{entry['task']}, {entry['split']}, {entry['samples']} samples"]
-    for name, measured in entry["metrics"].items():
-        lines.append(f"{name}: {100 * measured['value']:.1f} ± {100 * measured['error']:.1f}")
+    if arguments.dense is None:
+        entry = evaluate_glue(model, processor, arguments.task, **options)
+        lines = [f"{entry['task']}, {entry['split']}, {entry['samples']} samples"]
+        for name, measured in entry["metrics"].items():
+            lines.append(f"{name}: {100 * measured['value']:.1f} ± {100 * measured['error']:.1f}")
+    else:
+        entry = compare_glue({"dense": load_dense(arguments), "pruned": model}, processor, arguments.task, **options)
+        lines = evaluation_lines(entry)
+    if report is not None:
+        write_report(arguments.model, report.evaluated(entry))
     return {"model": arguments.model, **entry}, "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Prune a model in one shot, without training, and save the smaller one with its processor and report."""
+"""Prune a model in one shot, without training, and save the smaller one with its processor, report and model card."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 from ..evaluation import check_model
 from ..folders import check_folder
 from ..glue import read_glue
+from ..hub import check_push
 from ..pruner import OptinPruner
 from ..scoring import Scores
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
@@ -23,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data-dir", metavar="DIR", help="GLUE as TSV files (SST-2/dev.tsv, ...), for --evaluate")
     parser.add_argument("--benchmark", action="store_true", help="time the dense model against the pruned one")
+    parser.add_argument("--push-to-hub", metavar="REPO_ID", help="repository to upload the result to")
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="make that repository private, if it is created"
+    )
     add_calibration(parser)
     add_config(parser)
 
@@ -35,10 +40,13 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         raise ValueError("give --calibration DATA, or --scores DIR of an earlier `optin score`.")
     if arguments.output is not None:
         check_folder(arguments.output)
+    token = getattr(arguments, "token", None)
+    if arguments.push_to_hub is not None:
+        check_push(arguments.push_to_hub, token=token, revision=None, create_pr=False)
     scores = Scores.from_pretrained(arguments.scores) if arguments.scores else None
     config = load_config(arguments, scores.config if scores else None)
-    calibration = load_calibration(arguments)
     pruner = load_pruner(arguments)
+    calibration = load_calibration(arguments, pruner, config)
     if arguments.dry_run:
         plan = pruner.plan(scores or pruner.score(calibration, config), config=config)
         return plan.to_dict(), str(plan)
@@ -49,7 +57,13 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     if arguments.evaluate or arguments.benchmark:
         _measure(pruner, arguments)
         pruner.save_pretrained(arguments.output)
-    return {"output": arguments.output, **pruner.report.to_dict()}, f"{pruner.report}\nsaved to {arguments.output}"
+    data, text = {"output": arguments.output}, f"{pruner.report}\nsaved to {arguments.output}"
+    if arguments.push_to_hub is not None:
+        commit = pruner.push_to_hub(arguments.push_to_hub, private=arguments.private, token=token)
+        if commit is not None:  # of several processes, the main one uploads
+            data["url"] = commit.commit_url
+            text += f"\npushed to {commit.commit_url}"
+    return {**data, **pruner.report.to_dict()}, text
 
 
 def _measure(pruner: OptinPruner, arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from ..processes import is_main
 from . import benchmark, evaluate, info, plan, prune, push, score
 
 COMMANDS = {
@@ -52,7 +53,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
         return 2 if _is_bad_input(error) else 1
-    print(json.dumps(data, indent=2) if parsed.json else text)
+    if is_main():  # under `accelerate launch`, one result
+        print(json.dumps(data, indent=2) if parsed.json else text)
     return 0
 
 

@@ -23,8 +23,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         raise ValueError("give --calibration DATA.")
     check_folder(arguments.output)
     config = load_config(arguments)
-    calibration = load_calibration(arguments)
-    scores = load_pruner(arguments).score(calibration, config)
+    pruner = load_pruner(arguments)
+    scores = pruner.score(load_calibration(arguments, pruner, config), config)
     scores.save_pretrained(arguments.output)
     units = sum(len(score) for score in next(iter(scores.terms.values())).values())
     data = {

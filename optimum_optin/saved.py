@@ -1,0 +1,136 @@
+"""A saved pruned model: what its folder holds, what was measured since, and its way to the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo, ModelCard
+from transformers import AutoConfig, PreTrainedModel
+
+from .card import model_card, own_text, retitled, weight_bytes
+from .folders import WEIGHTS, atomic_folder
+from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
+from .loading import load_processor, model_class
+from .plugin import METHOD, REMOTE_FILE
+from .report import REPORT_FILE, PruningReport, commit_title
+from .scoring import SCORES_FOLDER, Scores
+
+
+def read_config(folder: str | os.PathLike) -> dict:
+    """The `config.json` of a saved pruned model.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: the model is dense, or its `config.json` is damaged.
+    """
+    file = Path(folder, "config.json")
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    free = (config.get("quantization_config") or {}).get("quant_method") == METHOD
+    if not free and read_report(folder) is None:  # of layout="uniform", only the report tells
+        raise ValueError(
+            f"{folder} was not pruned with optimum-optin: its config.json names no structure, and there is no "
+            f"{REPORT_FILE}."
+        )
+    return config
+
+
+def read_report(folder: str | os.PathLike) -> PruningReport | None:
+    """The report of a saved model, `None` if there is none."""
+    return PruningReport.load(folder) if Path(folder, REPORT_FILE).is_file() else None
+
+
+def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
+    """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither."""
+    folder = Path(folder).resolve()
+    card = _card(folder, report, _own_card(folder), name=folder.name)
+    with atomic_folder(folder) as draft:
+        report.save(draft)
+        card.save(draft / CARD_FILE)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    scores: str | os.PathLike | None = None,
+) -> CommitInfo:
+    """Upload a saved pruned model to the Hub, in one commit: its files, and its card for that address.
+
+    Args:
+        folder: of a pruned model.
+        repo_id: `"user/name"`; created if missing. Text that somebody wrote into its card stays, unless the
+            folder's card has text of its own.
+        private: make the repository private, if it is created.
+        token: Hub token; `None` takes the one of `hf auth login` or of HF_TOKEN.
+        revision: branch to push to, created from `main` if missing; `None` takes `main`.
+        commit_message: the commit's title.
+        create_pr: open a pull request instead of committing.
+        scores: folder of saved scores to upload as well.
+
+    Raises:
+        FileNotFoundError: no model in the folder, no weights, or no scores.
+        ValueError: not a pruned model, not a repository's name, or a pull request to a branch.
+        OfflineModeIsEnabled, LocalTokenNotFoundError, ConnectionError, HfHubHTTPError: see `OptinPruner.push_to_hub`.
+    """
+    folder = Path(folder).resolve()
+    read_config(folder)
+    check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
+    files: dict[str, Path | bytes] = {**files_in(folder)}
+    if not any(WEIGHTS.fullmatch(name) for name in files):
+        raise FileNotFoundError(f"{folder} holds no weights: model.safetensors is missing.")
+    if scores is not None:
+        Scores.from_pretrained(scores)
+        files |= {f"{SCORES_FOLDER}/{name}": file for name, file in files_in(Path(scores)).items()}
+    report = read_report(folder)
+    message = commit_message or (commit_title(report) if report else "Upload pruned model")
+    with reaching(repo_id):
+        repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
+        if report is not None:
+            existing = _card_to_push(folder, repo_id, read_card(repo_id, token=token, revision=revision))
+            files[CARD_FILE] = str(_card(folder, report, existing, name=repo_id, revision=revision)).encode()
+        return commit_files(files, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
+
+
+def _own_card(folder: Path) -> str | None:
+    card = folder / CARD_FILE
+    return card.read_text(encoding="utf-8-sig") if card.is_file() else None
+
+
+def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
+    """The card to update: the folder's if a person worked on it, else the repository's, else the folder's."""
+    here = _own_card(folder)
+    if here is None or own_text(here, folder.name):
+        return here or there
+    return there or retitled(here, repo_id.rpartition("/")[2])
+
+
+def _card(
+    folder: Path, report: PruningReport, existing: str | None, *, name: str, revision: str | None = None
+) -> ModelCard:
+    config, loader = AutoConfig.from_pretrained(folder), model_class(folder, None)
+    make = loader if issubclass(loader, PreTrainedModel) else loader.from_config
+    with torch.device("meta"):  # no weights: the card needs the class and the data type
+        skeleton = make(config).to(config.dtype)
+    return model_card(
+        skeleton,
+        report,
+        name=name,
+        revision=revision,
+        processor=load_processor(folder),
+        weights=weight_bytes(folder),
+        remote_code=(folder / REMOTE_FILE).is_file(),
+        existing=existing,
+    )
