@@ -115,7 +115,8 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
 def mean_tokens(batches: Sequence[Batch], model: nn.Module | None = None) -> int:
     """Mean length of the samples in tokens, padding excluded, rounded, at least 1; images need the model."""
     samples = sum(map(samples_in, batches))
-    tokens = sum(int(token_mask(batch, model and image_tokens(model, batch)).sum()) for batch in batches)
+    lengths = [None if model is None else image_tokens(model, batch) for batch in batches]
+    tokens = sum(int(token_mask(batch, length).sum()) for batch, length in zip(batches, lengths, strict=True))
     return max(1, round(tokens / samples))
 
 
