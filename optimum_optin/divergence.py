@@ -68,19 +68,22 @@ def measure_divergence(
 
 
 class _Sums:
-    """Running sums over outputs, float64: their number, distance, how many agree, and for real ones of squares."""
+    """Running sums over outputs, float64: their number, distance, how many agree; of real ones error and squares."""
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # outputs, distance, agreeing, squared error, squares
-        self.total: Tensor | None = None  # of the dense model's outputs, shape (channels,)
+        self.total: Tensor | None = None  # of the dense model's real outputs, shape (channels,)
         self.real = False
 
     def add(self, student: Tensor, teacher: Tensor, kind: str) -> None:
         self.real = kind == REAL
         distance = output_distance(student, teacher, 1.0, kind) * len(teacher)
-        sums = [distance.new_tensor(len(teacher)), distance, _agreeing(student, teacher, kind)]
-        sums += [(student - teacher).square().sum(), teacher.double().square().sum()]
-        sums, total = torch.stack([each.double() for each in sums]), teacher.double().sum(0)
+        error = squares = total = distance.new_zeros(())
+        if self.real:  # of a vocabulary's logits, these would be large copies for nothing
+            error, squares = (student - teacher).square().sum(), teacher.double().square().sum()
+            total = teacher.double().sum(0)
+        sums = [distance.new_tensor(len(teacher)), distance, _agreeing(student, teacher, kind), error, squares]
+        sums, total = torch.stack([each.double() for each in sums]), total.double()
         self.sums = sums if self.sums is None else self.sums + sums
         self.total = total if self.total is None else self.total + total
 
