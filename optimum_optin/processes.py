@@ -7,6 +7,8 @@ single process, but for rounding. Alone, every function here does nothing.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,7 +27,16 @@ def state() -> PartialState:
     single one.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu="LOCAL_RANK" in os.environ and on_cpu)
+    here = PartialState(cpu="LOCAL_RANK" in os.environ and on_cpu)
+    if here.num_processes > 1:
+        _leave_at_exit()
+    return here
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """Have the group of processes closed at the end: with its threads running, an interpreter that ends may abort."""
+    atexit.register(lambda: PartialState().destroy_process_group())
 
 
 def is_main() -> bool:
