@@ -60,6 +60,8 @@ class Stack:
         name: the stack's name in masks and on disk; distinct for each stack of an architecture.
         pre_norm: whether layers normalise the input of a sublayer, rather than its sum with the residual.
         between: path of what ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
+        keys: path of the linear that makes the keys in each layer, where tokens may be merged between layers: nothing
+            in a layer may depend on where a token is.
     """
 
     layers: str
@@ -67,6 +69,7 @@ class Stack:
     name: str = "layers"
     pre_norm: bool = False
     between: str | None = None
+    keys: str | None = None
 
 
 _ARCHITECTURES: dict[str, tuple[Stack, ...]] = {}
@@ -142,6 +145,23 @@ def find_groups(model: nn.Module) -> list[Group]:
             if group is not None:
                 groups.append(replace(group, pre_norm=stack.pre_norm))
     return groups
+
+
+def key_projections(model: nn.Module) -> dict[str, str]:
+    """Layer -> path of the linear that makes its keys, gone or not; see `Stack.keys`.
+
+    Raises:
+        ValueError: tokens of this architecture cannot be merged.
+    """
+    stacks = _stacks_of(model)
+    if len(stacks) > 1 or stacks[0].keys is None:
+        able = [name for name, row in sorted(_ARCHITECTURES.items()) if all(stack.keys for stack in row)]
+        raise ValueError(
+            f"tokens of a {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The others "
+            "are no models of images, or attention in them depends on where a token is (windows, relative or rotary "
+            "positions): set tokens='none'."
+        )
+    return {layer: f"{path}.{stacks[0].keys}" for layer, path in find_layers(model).items()}
 
 
 def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group | None:
@@ -319,7 +339,12 @@ register_architecture(
 _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _VIT_FFN = neurons(["mlp.fc1"], "mlp.fc2", config_fields=("intermediate_size",))
 
-_VIT = Stack("layers", (heads("attention", "attention.head_dim", _QKV, "attention.o_proj"), _VIT_FFN), pre_norm=True)
+_VIT = Stack(
+    "layers",
+    (heads("attention", "attention.head_dim", _QKV, "attention.o_proj"), _VIT_FFN),
+    pre_norm=True,
+    keys="attention.k_proj",
+)
 
 for _model_type in ("vit", "deit"):
     register_architecture(_model_type, _VIT)
@@ -358,6 +383,7 @@ _DINOV2 = Stack(
         ),
     ),
     pre_norm=True,
+    keys="attention.k_proj",
 )
 
 for _model_type in ("dinov2", "dinov2_with_registers"):
@@ -397,13 +423,17 @@ _CLIP_HEADS = heads(
     counters={"self_attn.num_heads": "units"},
 )
 
-for _model_type in ("clip_vision_model", "clip_text_model"):
-    register_architecture(_model_type, Stack("encoder.layers", (_CLIP_HEADS, _VIT_FFN), pre_norm=True))
+_CLIP_TEXT = Stack("encoder.layers", (_CLIP_HEADS, _VIT_FFN), pre_norm=True)
+
+register_architecture("clip_text_model", _CLIP_TEXT)
+register_architecture("clip_vision_model", replace(_CLIP_TEXT, keys="self_attn.k_proj"))
 
 register_architecture(
     "siglip_vision_model",
     # The pooling head, which stays whole, reads intermediate_size as well.
-    Stack("encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True),
+    Stack(
+        "encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True, keys="self_attn.k_proj"
+    ),
 )
 
 register_architecture(

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from .architectures import find_groups, find_layers
 from .groups import HEADS, Group, Masks
 from .images import probe_images
 from .masking import frozen
+from .schedule import TokenSchedule
 from .trajectory import observed
 
 
-def cost_tables(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[str, Tensor]:
+def cost_tables(
+    model: nn.Module, groups: Iterable[Group], tokens: int, schedule: TokenSchedule | None = None
+) -> dict[str, Tensor]:
     """MACs of keeping n units of each group.
 
     A unit costs tokens x (its producers' rows + its consumer's columns); a head adds the attention
@@ -28,16 +32,39 @@ def cost_tables(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[
         model: the model as it is now.
         groups: its groups.
         tokens: T, tokens of one sequence; of an image, tokens of the first layer.
+        schedule: tokens that are merged on the way; `None` for none.
 
     Returns:
         Group key -> MACs of keeping n units, float64, shape (units + 1,).
     """
     groups = list(groups)
-    lengths = _lengths(model, groups, tokens)
+    lengths = _lengths(model, groups, tokens, schedule)
     return {
         group.key: torch.arange(group.units + 1).double() * _unit_macs(model, group, *lengths[group.key])
         for group in groups
     }
+
+
+def layer_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[str, list[float]]:
+    """Layer -> MACs of its groups with n tokens, `tokens` + 1 numbers."""
+    totals: dict[str, Tensor] = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in find_layers(model)}
+    counts = torch.arange(tokens + 1).double()
+    for group in groups:
+        once, twice = (_unit_macs(model, group, count, count) for count in (1, 2))
+        squared = (twice - 2 * once) / 2  # MACs are a * n + b * n^2
+        totals[group.layer] += group.units * ((once - squared) * counts + squared * counts.square())
+    return {layer: total.tolist() for layer, total in totals.items()}
+
+
+def matching_cost(model: nn.Module, schedule: TokenSchedule, tokens: int) -> float:
+    """MACs of comparing tokens in order to merge them."""
+    widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
+    macs = 0
+    for layer, length in schedule.lengths(find_layers(model), tokens).items():
+        if schedule.merges.get(layer):
+            free = length - schedule.protected
+            macs += (free // 2) * (free - free // 2) * widths.get(layer, model.config.hidden_size)
+    return float(macs)
 
 
 def kept_share(costs: Mapping[str, Tensor], masks: Masks) -> float:
@@ -69,10 +96,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _lengths(model: nn.Module, groups: list[Group], tokens: int) -> dict[str, tuple[int, int]]:
+def _lengths(
+    model: nn.Module, groups: list[Group], tokens: int, schedule: TokenSchedule | None
+) -> dict[str, tuple[int, int]]:
     """Group key -> tokens that its linears see, and tokens that each attends to."""
     if not any(group.windowed for group in groups):
-        return dict.fromkeys((group.key for group in groups), (tokens, tokens))
+        layers = find_layers(model)
+        lengths = schedule.lengths(layers, tokens) if schedule else dict.fromkeys(layers, tokens)
+        return {group.key: (lengths[group.layer],) * 2 for group in groups}
     with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
         model(**probe_images(model, tokens))
     shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)

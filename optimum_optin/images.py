@@ -138,6 +138,13 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
     return batch
 
 
+def prefix_tokens(model: nn.Module) -> int:
+    """How many tokens come before an image's patches: class, distillation, register tokens."""
+    height, width = image_size(model)
+    rows, columns = _pair(model.config.patch_size)
+    return image_tokens(model, _blank(model, height, width)) - (height // rows) * (width // columns)
+
+
 def image_size(model: nn.Module) -> tuple[int, int]:
     """Height and width of the images that the model was made for."""
     return _pair(model.config.image_size)

@@ -18,8 +18,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import find_groups
+from .schedule import TokenSchedule
 from .structure import Structure, compose, masks_of, structure_from_json, structure_to_json
 from .surgery import rewrite
+from .token_merging import attach_merging
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 1
@@ -32,22 +34,32 @@ class OptinStructureConfig(QuantizationConfigMixin):
     Args:
         structure: JSON form of the structure, see `optimum_optin.structure`.
         format_version: version of that form.
+        tokens: JSON form of the schedule of token merging (`TokenSchedule.to_json`); `None` for none.
 
     Raises:
         ValueError: a newer format, or a damaged entry.
     """
 
-    def __init__(self, structure: Mapping[str, Mapping] | None = None, format_version: int = FORMAT_VERSION, **kwargs):
+    def __init__(
+        self,
+        structure: Mapping[str, Mapping] | None = None,
+        format_version: int = FORMAT_VERSION,
+        tokens: Mapping | None = None,
+        **kwargs,
+    ):
         if format_version != FORMAT_VERSION:
             raise ValueError(
                 f"this model was saved in format {format_version} of optimum-optin, which knows format "
                 f"{FORMAT_VERSION}: upgrade with `pip install -U optimum-optin`."
             )
         structure_from_json(structure)
+        if tokens is not None:
+            TokenSchedule.from_json(tokens)
         self.quant_method = METHOD
         self.format_version = format_version
         self.how_to_load = _HOW_TO_LOAD
         self.structure = structure
+        self.tokens = tokens
 
 
 # For whoever follows the advice in that warning, to delete the entry in config.json.
@@ -64,9 +76,11 @@ class OptinHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
         structure = structure_from_json(self.quantization_config.structure)
+        tokens = self.quantization_config.tokens
+        schedule = None if tokens is None else TokenSchedule.from_json(tokens)
         del model.config.quantization_config  # convert_model notes it again, now that it is true
         # A class from a folder's remote code brings the code and the row that the folder was saved with.
-        getattr(model, "optin_convert", convert_model)(model, structure)
+        getattr(model, "optin_convert", convert_model)(model, structure, schedule)
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
@@ -100,19 +114,40 @@ AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
 AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer
 
 
-def convert_model(model: PreTrainedModel, structure: Structure) -> None:
+def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:
     """Cut a model, or its skeleton on the meta device, to `structure`, in place, and note it in its config.
 
     Args:
         model: a dense model, or one whose groups have the units that `structure` counts.
         structure: what to keep; groups it does not name stay as they are.
+        schedule: tokens to merge while it runs; `None` for none.
 
     Raises:
-        ValueError: the structure does not fit the model; the message names the entry.
+        ValueError: the structure or the schedule does not fit the model; the message names the entry.
     """
     groups = find_groups(model)
     rewrite(model, groups, masks_of(structure, groups))
     record_structure(model, structure)
+    if schedule is not None:
+        merge_tokens_of(model, schedule)
+
+
+def merge_tokens_of(model: PreTrainedModel, schedule: TokenSchedule) -> None:
+    """Let a model merge tokens from now on, in place, and note it in its config beside the structure.
+
+    Raises:
+        ValueError: see `attach_merging`.
+    """
+    attach_merging(model, schedule)
+    model.config.quantization_config.tokens = schedule.to_json()
+
+
+def schedule_of_model(model: PreTrainedModel) -> TokenSchedule | None:
+    """The tokens that a model merges, `None` if it merges none."""
+    entry: Any = getattr(model.config, "quantization_config", None)
+    data = entry if isinstance(entry, Mapping) else vars(entry) if entry else {}
+    tokens = data.get("tokens") if data.get("quant_method") == METHOD else None
+    return None if tokens is None else TokenSchedule.from_json(tokens)
 
 
 def structure_of_model(model: PreTrainedModel) -> Structure:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .groups import Batch, token_rows
 from .images import image_tokens
 from .losses import BINARY, CATEGORICAL, REAL, token_features
+from .token_merging import MergedTokens
 
 
 @contextmanager
@@ -81,7 +82,9 @@ def replayed(model: nn.Module, layers: Mapping[str, str], outputs: Mapping[str, 
 
 
 def hidden_states(output: Any) -> Tensor:
-    """The hidden states, shape (batch, tokens, channels), in whatever a layer returns."""
+    """The hidden states, shape (batch, tokens, channels), in whatever a layer returns; merged tokens restored."""
+    if isinstance(output, MergedTokens):
+        return output.restored()
     return output if isinstance(output, Tensor) else output[0]
 
 
