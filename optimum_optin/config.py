@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class OptinConfig:
             alone (docs/source/guides/loading.mdx).
         remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
             package is not installed.
+        tokens: of models of images, `"auto"` spends a part of the budget on merging similar tokens where the family
+            allows and calibration data show that it pays, `"none"` merges none, and numbers give the pairs to merge
+            after each layer, 0 after the last (`--tokens 4,4,2,0`).
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
@@ -64,6 +68,7 @@ class OptinConfig:
     compensation: str = "ridge"
     layout: str = "free"
     remote_code: bool = False
+    tokens: str | Sequence[int] = "auto"
     min_heads: int = 1
     min_neurons: int = 0
     seed: int = 0
@@ -88,12 +93,24 @@ class OptinConfig:
             raise ValueError(f"search={self.search!r} must be 'measured' or 'ranked'.")
         if self.layout not in ("free", "uniform"):
             raise ValueError(f"layout={self.layout!r} must be 'free' or 'uniform'.")
+        self._check_tokens()
         if not isinstance(self.remote_code, bool):
             raise ValueError(f"remote_code={self.remote_code!r} must be True or False.")
         if self.remote_code and self.layout == "uniform":
             raise ValueError("remote_code=True is for layout='free': layout='uniform' loads with transformers alone.")
         if not isinstance(self.scorer, str):
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
+
+    def _check_tokens(self) -> None:
+        if self.tokens in ("auto", "none"):
+            return
+        if isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence):
+            raise ValueError(f"tokens={self.tokens!r} must be 'auto', 'none', or the pairs to merge after each layer.")
+        for pairs in self.tokens:
+            _check_integer("tokens", pairs, 0)
+        if self.layout == "uniform":
+            raise ValueError("tokens are merged by code that layout='uniform' does without: leave one of them.")
+        object.__setattr__(self, "tokens", list(self.tokens))  # as JSON has it
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""

@@ -56,8 +56,10 @@ def layer_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[
     return {layer: total.tolist() for layer, total in totals.items()}
 
 
-def matching_cost(model: nn.Module, schedule: TokenSchedule, tokens: int) -> float:
-    """MACs of comparing tokens in order to merge them."""
+def matching_cost(model: nn.Module, schedule: TokenSchedule | None, tokens: int) -> float:
+    """MACs of comparing tokens in order to merge them; 0 without a schedule."""
+    if schedule is None:
+        return 0.0
     widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
     macs = 0
     for layer, length in schedule.lengths(find_layers(model), tokens).items():
@@ -69,8 +71,12 @@ def matching_cost(model: nn.Module, schedule: TokenSchedule, tokens: int) -> flo
 
 def kept_share(costs: Mapping[str, Tensor], masks: Masks) -> float:
     """The share of the dense cost that `masks` keep, in [0, 1]."""
-    kept = sum(float(table[int(masks[key].sum())]) for key, table in costs.items())
-    return kept / dense_cost(costs)
+    return kept_cost(costs, masks) / dense_cost(costs)
+
+
+def kept_cost(costs: Mapping[str, Tensor], masks: Masks) -> float:
+    """What the units that `masks` keep cost."""
+    return sum(float(table[int(masks[key].sum())]) for key, table in costs.items())
 
 
 def dense_cost(costs: Mapping[str, Tensor]) -> float:

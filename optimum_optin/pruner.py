@@ -19,7 +19,8 @@ from .benchmark import latency_entry
 from .card import model_card, weight_bytes
 from .compensation import check_tokens
 from .config import OptinConfig
-from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_share
+from .choice import fixed_schedule, floors_of, priced, ranked, schedules
+from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_cost, matching_cost
 from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
@@ -30,7 +31,7 @@ from .images import takes_images
 from .loading import load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .processes import is_main, on_main, wait
-from .pruning import Pruned, floors_of, prune_model, ranked
+from .pruning import Pruned, prune_model
 from .remote_code import write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
@@ -182,9 +183,11 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         scores.check(fingerprint(self.model), config)
         groups = self._groups(config)
-        costs = cost_tables(self.model, groups, scores.tokens)
-        masks = ranked(scores, groups, costs, config)
-        achieved = kept_share(costs, masks)
+        schedule = schedules(self.model, groups, scores, config)[0]
+        masks = ranked(self.model, groups, scores, config, schedule).masks
+        dense = dense_cost(cost_tables(self.model, groups, scores.tokens))
+        left = kept_cost(cost_tables(self.model, groups, scores.tokens, schedule), masks)
+        achieved = (left + matching_cost(self.model, schedule, scores.tokens)) / dense
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
         return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), scores.removed(masks))
 
@@ -416,8 +419,9 @@ class OptinPruner:
                     "pass calibration= as well, or set compensation='none'."
                 )
             check_tokens(self.model, batches)
-        costs = cost_tables(self.model, groups, scores.tokens if scores else mean_tokens(batches, self.model))
-        check_budget(costs, config.flops * dense_cost(costs), floors_of(config, groups))
+        tokens = scores.tokens if scores else mean_tokens(batches, self.model)
+        schedule = fixed_schedule(self.model, config, tokens)
+        check_budget(*priced(self.model, groups, tokens, config, schedule), floors_of(config, groups))
         return scores or score(self.model, groups, batches, config), batches or []
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
@@ -438,8 +442,9 @@ class OptinPruner:
     def _report(self, pruned: Pruned, scores: Scores, config: OptinConfig, calibration: dict | None) -> PruningReport:
         tokens = scores.tokens
         batch = probe_batch(self.model, tokens)
-        models = (self.model, pruned.model)
-        dense, left = (dense_cost(cost_tables(model, find_groups(model), tokens)) for model in models)
+        dense = dense_cost(cost_tables(self.model, find_groups(self.model), tokens))
+        left = dense_cost(cost_tables(pruned.model, find_groups(pruned.model), tokens, pruned.schedule))
+        left += matching_cost(pruned.model, pruned.schedule, tokens)
         return PruningReport(
             flops_requested=config.flops,
             flops_achieved=left / dense,
@@ -449,6 +454,7 @@ class OptinPruner:
             params_dense=count_parameters(self.model),
             params_pruned=count_parameters(pruned.model),
             layers=layers_of(pruned.structure),
+            merges=dict(pruned.schedule.merges) if pruned.schedule else {},
             seconds={"score": scores.seconds, **pruned.seconds},
             config=config.to_dict(),
             output_weight=pruned.output_weight,

@@ -60,6 +60,7 @@ class PruningReport:
         params_dense: parameters of the dense model.
         params_pruned: parameters of the rewritten model.
         layers: what each layer keeps.
+        merges: layer -> pairs of tokens merged after it; empty if none are.
         seconds: wall-clock time by stage.
         config: the `OptinConfig` as a dict.
         output_weight: weight of the output term that the search took.
@@ -87,6 +88,7 @@ class PruningReport:
     params_dense: int
     params_pruned: int
     layers: Layers
+    merges: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     output_weight: float | None = None

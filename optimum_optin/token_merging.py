@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .architectures import find_groups, find_layers, key_projections
+from .config import OptinConfig
 from .groups import HEADS
 from .merging import match_tokens, merge_tokens, most_merges
 from .schedule import TokenSchedule
@@ -136,6 +137,17 @@ def merging(model: nn.Module, schedule: TokenSchedule) -> Iterator[None]:
         for handle in attach_merging(model, schedule):
             stack.callback(handle.remove)
         yield
+
+
+def merges_tokens(model: nn.Module, config: OptinConfig) -> bool:
+    """Whether a configuration leaves it to us how many tokens of a model to merge, and that can be done."""
+    if config.tokens != "auto" or config.layout == "uniform":
+        return False
+    try:
+        check_mergeable(model)
+    except ValueError:
+        return False
+    return True
 
 
 def check_mergeable(model: nn.Module) -> None:

@@ -11,38 +11,91 @@ import copy
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import nn
+from transformers.utils import logging
 
+from .choice import Choice, ranked, schedules
 from .compensation import refit
+from .config import OptinConfig
 from .divergence import measure_divergence
-from .groups import Batch, Group, Masks
+from .groups import Batch, Group
+from .scoring import Scores
 from .surgery import rewrite
+from .token_merging import attach_merging
+from .trajectory import has_head
 from .walk import Start
 
 STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
+_WEIGHTS = (1.0, 0.1, 10.0)  # of the output term, times the configured one
+_PART = 8  # trial cuts are refitted on this part of the batches
+logger = logging.get_logger(__name__)
+
+
+def choose(
+    model: nn.Module,
+    groups: Sequence[Group],
+    scores: Scores,
+    config: OptinConfig,
+    *,
+    starts: Sequence[Start | None],
+    held_out: Sequence[Batch],
+) -> Choice:
+    """The way to spend the budget that scores suggest or, if trial cuts can tell, the best of several.
+
+    First schedules of token merging are tried, then weights of the output term beside the best of them.
+
+    Args:
+        model: the dense model; unchanged.
+        groups: its groups.
+        scores: of its units, and of its tokens if some are to be merged.
+        config: the budget and the rest.
+        starts: for the trial refits (`dense_passes`); none for no refit.
+        held_out: calibration batches to compare outputs on; may be empty.
+    """
+    choices = [ranked(model, groups, scores, config, schedule) for schedule in schedules(model, groups, scores, config)]
+    # Without a head, no distance that we tried tells which cut serves better (docs/source/results.mdx).
+    if config.search != "measured" or not held_out or not has_head(model, held_out[0]):
+        return choices[0]
+    part = starts[: max(1, len(starts) // _PART)]
+    best = least_divergent(choices, model, groups=groups, starts=part, held_out=held_out)
+    weights = [config.output_weight * factor for factor in _WEIGHTS]
+    choices = [ranked(model, groups, scores, config, best.schedule, weight) for weight in weights]
+    return least_divergent(choices, model, groups=groups, starts=part, held_out=held_out)
 
 
 def least_divergent(
-    candidates: Sequence[Masks],
+    choices: Sequence[Choice],
     dense: nn.Module,
     *,
     groups: Sequence[Group],
-    starts: Sequence[Start],
+    starts: Sequence[Start | None],
     held_out: Sequence[Batch],
-) -> int:
-    """Index of the masks whose refitted model diverges least; the first of equal ones.
+) -> Choice:
+    """The choice whose refitted model diverges least; the first of equal ones.
 
     Args:
-        candidates: masks of one budget.
+        choices: at one budget.
         dense: the model; unchanged.
         groups: its groups.
         starts: for the trial refits (`dense_passes`); none for no refit.
         held_out: calibration batches to compare outputs on.
     """
-    models = [copy.deepcopy(dense) for _ in candidates]
-    for pruned, masks in zip(models, candidates, strict=True):
-        rewrite(pruned, groups, masks)
+    if all(_same(choices[0], other) for other in choices[1:]):
+        return choices[0]
+    models = [copy.deepcopy(dense) for _ in choices]
+    for pruned, choice in zip(models, choices, strict=True):
+        rewrite(pruned, groups, choice.masks)
     if starts:
         refit(dense, models, starts, STRENGTH)
+    for pruned, choice in zip(models, choices, strict=True):
+        if choice.schedule is not None:
+            attach_merging(pruned, choice.schedule)
     distances = [each.distance for each in measure_divergence(dense, models, held_out)]
-    return min(range(len(distances)), key=lambda index: (math.isnan(distances[index]), distances[index]))
+    logger.debug(f"divergence of trial cuts: {distances}")
+    return choices[min(range(len(choices)), key=lambda index: (math.isnan(distances[index]), distances[index]))]
+
+
+def _same(one: Choice, other: Choice) -> bool:
+    masks = all(torch.equal(mask, other.masks[key]) for key, mask in one.masks.items())
+    return masks and one.schedule == other.schedule

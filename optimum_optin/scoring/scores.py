@@ -21,12 +21,15 @@ from ..groups import Batch, Group, Masks
 from ..hub import is_hub_id
 from ..masking import frozen
 from ..processes import check_processes, is_main, wait
+from ..token_merging import merges_tokens
 from ..walk import Start
+from .merges import score_merges
 from .registry import Scored, Terms, get_scorer
 
 TENSORS_FILE = "optin_scores.safetensors"
 METADATA_FILE = "optin_scores.json"
 SCORES_FOLDER = "optin_scores"  # of a repository on the Hub
+_MERGES = ".tokens"  # ends a layer's name on disk
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Scores:
         fingerprint: of the model they belong to.
         tokens: mean length of the calibration samples, in tokens, rounded.
         seconds: wall-clock time the scoring took.
+        merges: term -> layer -> what each further pair of tokens merged after it costs (`score_merges`); empty where
+            tokens are not merged.
         batches: the calibration batches, for compensation; not saved.
         starts: what compensation starts from on each batch, if scoring found it on its way, `None` where another
             process did; not saved.
@@ -49,6 +54,7 @@ class Scores:
     fingerprint: str
     tokens: int
     seconds: float
+    merges: Terms = field(default_factory=dict)
     batches: Sequence[Batch] | None = field(default=None, repr=False, compare=False)
     starts: Sequence[Start | None] | None = field(default=None, repr=False, compare=False)
 
@@ -64,11 +70,26 @@ class Scores:
         Returns:
             Group key -> score, shape (units,).
         """
+        return self._combined(self.terms, output_weight)
+
+    def combine_merges(self, output_weight: float | None = None) -> dict[str, Tensor]:
+        """One number per pair of tokens, combined as the units' scores are.
+
+        Args:
+            output_weight: see `combine`.
+
+        Returns:
+            Layer -> what each further pair merged after it costs, shape (pairs,).
+        """
+        return self._combined(self.merges, output_weight)
+
+    def _combined(self, terms: Terms, output_weight: float | None) -> dict[str, Tensor]:
         weights = {"output": self.config.output_weight if output_weight is None else output_weight}
         combined: dict[str, Tensor] = {}
-        for term, by_group in self.terms.items():
-            scale = weights.get(term, 1.0) / max(float(sum(score.sum() for score in by_group.values())), 1e-300)
-            for key, score in by_group.items():
+        for term, by_key in terms.items():
+            total = float(sum(score.sum() for score in self.terms[term].values()))
+            scale = weights.get(term, 1.0) / max(total, 1e-300)
+            for key, score in by_key.items():
                 combined[key] = combined.get(key, 0) + scale * score
         return combined
 
@@ -116,9 +137,10 @@ class Scores:
     def write(self, save_directory: str | os.PathLike) -> None:
         """`save_pretrained` on this process, without waiting for others."""
         tensors = {
-            f"{term}/{key}": score.contiguous()
-            for term, by_group in self.terms.items()
-            for key, score in by_group.items()
+            f"{term}/{key}{suffix}": score.contiguous()
+            for terms, suffix in ((self.terms, ""), (self.merges, _MERGES))
+            for term, by_key in terms.items()
+            for key, score in by_key.items()
         }
         metadata = {
             "config": self.config.to_dict(),
@@ -162,11 +184,13 @@ class Scores:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.")
         terms: Terms = {}
+        merges: Terms = {}
         for name, score in load_file(folder / TENSORS_FILE).items():
             term, key = name.split("/", 1)
-            terms.setdefault(term, {})[key] = score
+            target = merges if key.endswith(_MERGES) else terms
+            target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
         metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-        return cls(terms, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+        return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
 
 
 def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scores:
@@ -188,10 +212,12 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
     started = time.perf_counter()
     with frozen(model):
         result = scorer(model, groups, batches, config)
+        merges = score_merges(model, batches, config) if merges_tokens(model, config) else {}
     scored = result if isinstance(result, Scored) else Scored(result)
     _check_terms(scored.terms, groups, config.scorer)
     seconds = time.perf_counter() - started
-    return Scores(scored.terms, config, identity, mean_tokens(batches, model), seconds, batches, scored.starts)
+    tokens = mean_tokens(batches, model)
+    return Scores(scored.terms, config, identity, tokens, seconds, merges, batches, scored.starts)
 
 
 def check_finite(model: nn.Module) -> None:

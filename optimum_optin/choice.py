@@ -1,0 +1,129 @@
+"""What a budget can be spent on: heads, neurons and tokens, by their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .architectures import find_layers
+from .config import OptinConfig
+from .costs import cost_tables, dense_cost, layer_costs, matching_cost
+from .groups import HEADS, NEURONS, Group, Masks
+from .images import prefix_tokens
+from .schedule import TokenSchedule, constant_schedule, scored_schedule
+from .scoring import Scores
+from .search import check_budget, search, search_uniform
+from .token_merging import check_mergeable
+from .uniform import uniform_floors
+
+_TOKEN_PARTS = (0.25, 0.5, 0.75, 1.0)  # exponents of the budget: the FLOPs that merging alone would leave
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to keep, and what to merge.
+
+    Args:
+        masks: group key -> what is kept.
+        output_weight: weight of the output term that they come from.
+        schedule: tokens to merge; `None` for none.
+    """
+
+    masks: Masks
+    output_weight: float
+    schedule: TokenSchedule | None = None
+
+
+def ranked(
+    model: nn.Module,
+    groups: Sequence[Group],
+    scores: Scores,
+    config: OptinConfig,
+    schedule: TokenSchedule | None = None,
+    output_weight: float | None = None,
+) -> Choice:
+    """What a search of the combined scores keeps under the budget beside a schedule of token merging.
+
+    Args:
+        model: the dense model.
+        groups: its groups.
+        scores: of its units.
+        config: budget, layout and floors.
+        schedule: tokens to merge; `None` for none.
+        output_weight: see `Scores.combine`; `None` takes the configuration's.
+
+    Raises:
+        ValueError: the budget does not pay for the least that must stay.
+    """
+    weight = config.output_weight if output_weight is None else output_weight
+    combined = scores.combine(weight)
+    costs, budget = priced(model, groups, scores.tokens, config, schedule)
+    find = search_uniform if config.layout == "uniform" else search
+    ordered = {group.key: combined[group.key] for group in groups}
+    return Choice(find(ordered, costs, budget, floors_of(config, groups)), weight, schedule)
+
+
+def priced(
+    model: nn.Module, groups: Sequence[Group], tokens: int, config: OptinConfig, schedule: TokenSchedule | None
+) -> tuple[dict[str, Tensor], float]:
+    """The costs of units beside a schedule (`cost_tables`), and what they may add up to under the budget."""
+    dense = dense_cost(cost_tables(model, groups, tokens))
+    return cost_tables(model, groups, tokens, schedule), config.flops * dense - matching_cost(model, schedule, tokens)
+
+
+def floors_of(config: OptinConfig, groups: Sequence[Group]) -> dict[str, int]:
+    """Role -> units that every group keeps at least."""
+    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons}
+    return uniform_floors(groups, floors) if config.layout == "uniform" else floors
+
+
+def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenSchedule | None:
+    """The schedule that a configuration prescribes by numbers, `None` if it does not.
+
+    Raises:
+        ValueError: it does not fit the model.
+    """
+    if isinstance(config.tokens, str):
+        return None
+    layers = list(find_layers(model))
+    if len(config.tokens) != len(layers):
+        raise ValueError(f"tokens={config.tokens} must have a number for each of the model's {len(layers)} layers.")
+    check_mergeable(model)
+    schedule = TokenSchedule(prefix_tokens(model), dict(zip(layers, config.tokens, strict=True)))
+    schedule.check(layers, tokens)
+    return schedule if any(config.tokens) else None
+
+
+def schedules(
+    model: nn.Module, groups: Sequence[Group], scores: Scores, config: OptinConfig
+) -> list[TokenSchedule | None]:
+    """The schedules of token merging to choose among, distinct, the best guess first; `None` among them for none."""
+    if config.tokens != "auto" or not scores.merges:
+        return [fixed_schedule(model, config, scores.tokens)]
+    layers, tokens, protected = list(find_layers(model)), scores.tokens, prefix_tokens(model)
+    costs = layer_costs(model, groups, tokens)
+    dense = sum(cost[tokens] for cost in costs.values())
+    losses = {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
+    found: list[TokenSchedule | None] = [None]
+    for part in _TOKEN_PARTS:
+        budget = dense * config.flops**part
+        for schedule in (
+            scored_schedule(layers, costs, losses, tokens, protected, budget),
+            constant_schedule(layers, costs, tokens, protected, budget),
+        ):
+            if schedule not in found and _affordable(model, groups, scores, config, schedule):
+                found.append(schedule)
+    return found
+
+
+def _affordable(
+    model: nn.Module, groups: Sequence[Group], scores: Scores, config: OptinConfig, schedule: TokenSchedule
+) -> bool:
+    """Whether the budget pays for the least that must stay of the units beside a schedule."""
+    try:
+        check_budget(*priced(model, groups, scores.tokens, config, schedule), floors_of(config, groups))
+    except ValueError:
+        return False
+    return True
