@@ -87,10 +87,10 @@ def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenS
     """
     if isinstance(config.tokens, str):
         return None
+    check_mergeable(model)
     layers = list(find_layers(model))
     if len(config.tokens) != len(layers):
         raise ValueError(f"tokens={config.tokens} must have a number for each of the model's {len(layers)} layers.")
-    check_mergeable(model)
     schedule = TokenSchedule(prefix_tokens(model), dict(zip(layers, config.tokens, strict=True)))
     schedule.check(layers, tokens)
     return schedule if any(config.tokens) else None

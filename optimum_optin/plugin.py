@@ -177,8 +177,11 @@ def check_structure(model: PreTrainedModel) -> None:
     """Raise if the model's modules are not what its config says earlier prunings left.
 
     Raises:
-        ValueError: names the first entry that does not fit.
+        ValueError: names the first entry that does not fit; or the model merges tokens, on top of which nothing can be
+            pruned.
     """
+    if schedule_of_model(model) is not None:
+        raise ValueError("this model merges tokens already, which comes last: prune the model that it was made from.")
     units = {group.key: group.units for group in find_groups(model)}
     for key, entry in structure_of_model(model).items():
         if len(entry.kept) != units.get(key, 0):

@@ -38,6 +38,7 @@ from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
 from .sources import read_calibration
 from .structure import Structure, compose, structure_of
+from .token_merging import merges_tokens
 from .uniform import check_uniform
 
 
@@ -411,6 +412,11 @@ class OptinPruner:
             get_scorer(config.scorer)
         else:
             scores.check(fingerprint(self.model), config)
+            if merges_tokens(self.model, config) and not scores.merges:
+                raise ValueError(
+                    "these scores hold no scores of tokens, which tokens='auto' needs: score again with it, or set "
+                    "tokens='none' or the pairs to merge after each layer."
+                )
         batches = scores.batches if scores and calibration is None else self._batches(calibration, config)
         if config.compensation != "none":
             if batches is None:

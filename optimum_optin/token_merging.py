@@ -58,6 +58,9 @@ class TokenMerger:
         self.tokens: MergedTokens | None = None  # what the layer got, while it runs
         self.keys: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tokens": None, "keys": None}  # copies and files have nothing on its way through them
+
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Forward pre-hook of the layer: unpack its input and mask its attention by sizes."""
         if getattr(module, "_is_replica", False):
@@ -68,7 +71,8 @@ class TokenMerger:
         self.tokens = args[0] if isinstance(args[0], MergedTokens) else None
         if self.tokens is None:
             return None
-        if (args[1] if len(args) > 1 else kwargs.get("attention_mask")) is not None:
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        if mask is not None and not torch.compiler.is_compiling():  # transformers traces with one that masks nothing
             raise ValueError("a model that merges tokens takes no attention_mask: its tokens are not where they were.")
         hidden, sizes, _ = self.tokens
         bias = sizes.log().to(hidden.dtype)[:, None, None]  # (batch, heads, queries, keys)

@@ -1,0 +1,332 @@
+"""Models that merge tokens, every family that can: against the dense model on averaged tokens, and on the way to disk."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from tiny import CASES, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
+from transformers import AutoModelForImageClassification, Dinov2Backbone
+
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
+from optimum_optin.architectures import find_layers, key_projections
+from optimum_optin.costs import cost_tables, count_macs, dense_cost, layer_costs, matching_cost
+from optimum_optin.images import image_tokens, prefix_tokens
+from optimum_optin.losses import manifold_distance, output_distance
+from optimum_optin.masking import frozen
+from optimum_optin.plugin import convert_model, merge_tokens_of
+from optimum_optin.schedule import TokenSchedule
+from optimum_optin.scoring.merges import score_merges
+from optimum_optin.structure import structure_of
+from optimum_optin.token_merging import attach_merging, merging
+from optimum_optin.trajectory import compared_output, draw_rows, recorded, trajectory_features
+
+
+def _mergeable(model_type):
+    try:
+        key_projections(tiny_model(model_type))
+    except ValueError:
+        return False
+    return True
+
+
+FAMILIES = [model_type for model_type in CASES if _mergeable(model_type)]
+each_family = pytest.mark.parametrize("model_type", FAMILIES, ids=FAMILIES)
+MERGES = {"layers.0": 5, "layers.1": 4}
+
+
+def _merging(model, merges=None):
+    """A copy of a model that merges tokens, as from disk."""
+    copied = copy.deepcopy(model)
+    convert_model(copied, {}, TokenSchedule(prefix_tokens(model), MERGES if merges is None else merges))
+    return copied
+
+
+def _average(places):
+    """Forward hook that gives every token the mean of those at its place."""
+
+    def hook(module, args, output):
+        averaged = output.clone()
+        for sample, places_of in enumerate(places):
+            for place in places_of.unique():
+                averaged[sample, places_of == place] = output[sample, places_of == place].mean(0)
+        return averaged
+
+    return hook
+
+
+def test_the_families_are_those_with_plain_attention():
+    assert {"vit", "deit", "deit with a teacher", "dinov2", "clip_vision_model", "siglip_vision_model"} <= set(FAMILIES)
+    assert not {"swin", "beit", "dinov3_vit", "bert", "clip_text_model"} & set(FAMILIES)
+
+
+@each_family
+def test_attention_by_size_is_attention_to_every_token_that_was_merged(model_type):
+    """A model that merges equals the dense one whose tokens are set to their mean after each layer."""
+    model = tiny_model(model_type)
+    batch = tiny_batch(model)
+    layers = find_layers(model)
+    merged = _merging(model)
+    with torch.no_grad(), recorded(merged, layers) as outputs:
+        merged(**batch)
+    oracle = copy.deepcopy(model)
+    for layer in MERGES:
+        oracle.get_submodule(layers[layer]).register_forward_hook(_average(outputs[layer].places))
+    dense, expected, got = (output_of(each, batch) for each in (model, oracle, merged))
+    assert (dense - expected).abs().max() > 1e-3, "merging must matter"
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    sizes, places = outputs["layers.1"].sizes, outputs["layers.1"].places
+    assert sizes.shape[1] == image_tokens(model, batch) - 9
+    counted = torch.zeros_like(sizes).scatter_add(1, places, torch.ones(places.shape))
+    assert torch.equal(counted, sizes) and (sizes[:, : prefix_tokens(model)] == 1).all()
+
+
+@each_family
+def test_all_tokens_are_back_at_the_end(model_type):
+    model = tiny_model(model_type)
+    batch = tiny_batch(model)
+    with torch.no_grad():
+        hidden = [
+            each.base_model(**batch).last_hidden_state if model.base_model is not model else each(**batch)[0]
+            for each in (model, _merging(model))
+        ]
+    assert hidden[0].shape == hidden[1].shape
+
+
+@each_family
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_pruned_and_merging_models_reload_equal_and_cost_what_is_counted(model_type, attention, tmp_path):
+    model = tiny_model(model_type)
+    model.set_attn_implementation(attention)
+    batch = tiny_batch(model)
+    groups = find_groups(model)
+    masks = random_masks(groups)
+    masks["layers.1.heads"][:] = False  # its tokens are compared without keys
+    schedule = TokenSchedule(prefix_tokens(model), MERGES)
+    pruned = copy.deepcopy(model)
+    convert_model(pruned, structure_of(groups, masks), schedule)
+    expected = output_of(pruned, batch)
+    pruned.save_pretrained(tmp_path / "first")
+    loaded = load(model, tmp_path / "first", attn_implementation=attention)
+    torch.testing.assert_close(output_of(loaded, batch), expected, atol=0, rtol=0)
+    loaded.save_pretrained(tmp_path / "second")
+    again = load(model, tmp_path / "second", attn_implementation=attention)
+    torch.testing.assert_close(output_of(again, batch), expected, atol=0, rtol=0)
+
+    one = {"pixel_values": batch["pixel_values"][:1]}
+    tokens = image_tokens(model, batch)
+    dense = dense_cost(cost_tables(model, groups, tokens))
+    left = dense_cost(cost_tables(loaded, find_groups(loaded), tokens, schedule))
+    left += matching_cost(loaded, schedule, tokens)
+    assert count_macs(model, one) - count_macs(loaded, one) == dense - left > 0
+
+
+def test_costs_by_length_are_those_of_the_tables():
+    model = tiny_model("vit")
+    groups = find_groups(model)
+    costs = layer_costs(model, groups, 17)
+    for tokens in (0, 1, 9, 17):
+        assert sum(cost[tokens] for cost in costs.values()) == dense_cost(cost_tables(model, groups, tokens))
+
+
+def test_copies_do_not_share_what_passes_through_them():
+    merged = _merging(tiny_model("vit"))
+    copied = copy.deepcopy(merged)
+
+    def owners(model):
+        return {id(hook.__self__) for module in model.modules() for hook in module._forward_hooks.values()}
+
+    assert owners(merged) and not owners(merged) & owners(copied)
+
+
+def test_what_is_merged_under_a_context_is_undone():
+    model = tiny_model("vit")
+    batch = tiny_batch(model)
+    dense = output_of(model, batch)
+    with merging(model, TokenSchedule(1, MERGES)):
+        assert not torch.equal(output_of(model, batch), dense)
+    assert torch.equal(output_of(model, batch), dense)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_gradients_are_the_same_with_checkpointing():
+    gradients = []
+    for checkpointing in (False, True):
+        model = _merging(tiny_model("vit")).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(**tiny_batch(model), labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append(model.vit.layers[0].mlp.fc1.weight.grad)
+    assert torch.equal(*gradients) and gradients[0].abs().max() > 0
+
+
+def test_it_compiles_whole_and_exports_for_any_batch():
+    model = _merging(tiny_model("dinov2"))
+    pixels = tiny_batch(model)["pixel_values"]
+    more = torch.cat([pixels, pixels.flip(0)])
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    shapes = {"pixel_values": {0: torch.export.Dim("batch", min=2, max=64)}}
+    exported = torch.export.export(model, (), {"pixel_values": pixels}, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        for each in (pixels, more):
+            expected = model(pixel_values=each).logits
+            torch.testing.assert_close(compiled(pixel_values=each).logits, expected)
+            torch.testing.assert_close(exported(pixel_values=each).logits, expected)
+
+
+def test_images_with_fewer_tokens_merge_as_many_as_have_a_partner():
+    model = _merging(tiny_model("dinov2"), {"layers.0": 8, "layers.1": 4})
+    small = {"pixel_values": torch.randn(2, 3, 8, 8)}  # four patches: two merge, then one
+    with torch.no_grad(), recorded(model, find_layers(model)) as outputs:
+        model(**small)
+    assert [outputs[f"layers.{index}"].hidden.shape[1] for index in range(2)] == [3, 2]
+
+
+def test_losses_of_merging_are_those_of_running_it():
+    model = tiny_model("vit")
+    batches = [tiny_batch(model, seed, samples=8) for seed in range(2)]
+    config = OptinConfig(rows=16)
+    layers = find_layers(model)
+    with frozen(model), torch.no_grad():
+        terms = score_merges(model, batches, config)
+        assert {term: list(by_layer) for term, by_layer in terms.items()} == {
+            term: ["layers.0", "layers.1"] for term in ("trajectory", "output")
+        }
+        total = {"trajectory": 0.0, "output": 0.0}
+        for index, batch in enumerate(batches):
+            rows = draw_rows(batch, 16, _stream(config, index), 17)
+            seen = []
+            for pairs in (0, 8):
+                with merging(model, TokenSchedule(1, {"layers.0": pairs})), recorded(model, layers) as outputs:
+                    final = compared_output(model, batch, rows)
+                seen.append((trajectory_features(outputs, rows, 17), final))
+            (dense, dense_final), (merged, final) = seen
+            for layer in ("layers.1", "layers.2"):
+                total["trajectory"] += float(manifold_distance(merged[layer], dense[layer])) / 2
+            total["output"] += float(output_distance(final.values, dense_final.values, 1.0, final.kind)) / 2
+    for term, by_layer in terms.items():
+        increments = by_layer["layers.0"]
+        assert increments.shape == (8,) and (increments.diff() >= 0).all()
+        assert float(increments.sum()) == pytest.approx(total[term], rel=1e-4)
+
+
+def _stream(config, index):
+    from optimum_optin.randomness import generators
+
+    return generators(config.seed, 2)[index]
+
+
+@pytest.mark.parametrize("tokens", ["auto", [4, 3, 0]])
+def test_a_budget_pays_for_tokens_heads_and_neurons(tokens, tmp_path):
+    model = tiny_model("vit")
+    pruner = OptinPruner(model)
+    config = OptinConfig(flops=0.5, tokens=tokens, probes=8)
+    pruned = pruner.prune(tiny_samples(32, model=model), config, save_dir=tmp_path)
+    report = PruningReport.load(tmp_path)
+    assert 0.45 < report.flops_achieved <= 0.5
+    one = {"pixel_values": torch.zeros(1, 3, 16, 16)}
+    counted = count_macs(model, one) - count_macs(load(model, tmp_path), one)
+    dense = dense_cost(cost_tables(model, find_groups(model), 17))
+    assert counted == pytest.approx((1 - report.flops_achieved) * dense)
+    if tokens != "auto":
+        assert report.merges == {"layers.0": 4, "layers.1": 3, "layers.2": 0}
+    batch = tiny_batch(model)
+    assert torch.equal(output_of(load(model, tmp_path), batch), output_of(pruned, batch))
+    assert pruner.convert_model is not None
+
+
+def test_none_merges_nothing_and_other_models_have_nothing_to_merge():
+    for model_type, tokens in (("vit", "none"), ("swin", "auto"), ("bert", "auto")):
+        model = tiny_model(model_type)
+        pruner = OptinPruner(model)
+        pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.5, tokens=tokens, probes=4))
+        assert pruner.report.merges == {}
+
+
+def test_scores_of_tokens_come_back_from_disk(tmp_path):
+    model = tiny_model("vit")
+    scores = OptinPruner(model).score(tiny_samples(16, model=model), OptinConfig(probes=4))
+    scores.save_pretrained(tmp_path)
+    loaded = Scores.from_pretrained(tmp_path)
+    assert scores.merges["output"].keys() == loaded.merges["output"].keys() == {"layers.0", "layers.1"}
+    for layer, loss in scores.combine_merges().items():
+        assert torch.equal(loaded.combine_merges()[layer], loss)
+    for key, score in scores.combine().items():
+        assert torch.equal(loaded.combine()[key], score)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokens", "message"),
+    [
+        ("vit", [4, 3], "must have a number for each of the model's 3 layers"),
+        ("vit", [9, 0, 0], "9 merges after layers.0, which has 17 tokens"),
+        ("vit", [0, 0, 1], "the last layer, save nothing"),
+        ("swin", [1, 0, 0], "tokens of a 'swin' model cannot be merged; those of clip_vision_model, deit, "),
+        ("bert", [1, 0, 0], "tokens of a 'bert' model cannot be merged"),
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused_before_work(model_type, tokens, message, monkeypatch):
+    model = tiny_model(model_type)
+    monkeypatch.setattr("optimum_optin.pruner.score", None)
+    with pytest.raises(ValueError, match=message):
+        OptinPruner(model).prune(tiny_samples(16, model=model), OptinConfig(flops=0.6, tokens=tokens))
+
+
+@pytest.mark.parametrize("tokens", ["some", 3, [1.5, 0], [-1], None])
+def test_tokens_of_another_kind_are_refused(tokens):
+    with pytest.raises(ValueError, match="tokens="):
+        OptinConfig(tokens=tokens)
+
+
+def test_scores_without_tokens_cannot_choose_a_schedule():
+    model = tiny_model("vit")
+    pruner = OptinPruner(model)
+    scores = pruner.score(tiny_samples(16, model=model), OptinConfig(probes=4, tokens="none"))
+    with pytest.raises(ValueError, match="no scores of tokens"):
+        pruner.prune(config=OptinConfig(probes=4, tokens="auto"), scores=scores)
+
+
+def test_a_model_that_merges_is_not_pruned_again():
+    with pytest.raises(ValueError, match="merges tokens already"):
+        OptinPruner(_merging(tiny_model("vit")))
+
+
+def test_what_cannot_run_with_merged_tokens_says_so():
+    model = _merging(tiny_model("vit"))
+    with pytest.raises(ValueError, match="takes no attention_mask"):
+        model(**tiny_batch(model), attention_mask=torch.eye(3, 17))
+    replica = copy.deepcopy(model)
+    for module in replica.modules():
+        module._is_replica = True  # what nn.DataParallel makes of them
+    with pytest.raises(RuntimeError, match=r"nn\.DataParallel"):
+        replica(**tiny_batch(model))
+    backbone = Dinov2Backbone(tiny_model("dinov2").config)
+    with pytest.raises(ValueError, match="cannot be merged: its feature maps"):
+        attach_merging(backbone, TokenSchedule(1, MERGES))
+    flash = tiny_model("vit")
+    flash.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="attn_implementation='flash_attention_2' cannot be merged"):
+        attach_merging(flash, TokenSchedule(1, MERGES))
+
+
+def test_remote_code_merges_too(tmp_path):
+    model = tiny_model("vit")
+    pruned = copy.deepcopy(model)
+    convert_model(pruned, structure_of(find_groups(model), random_masks(find_groups(model))), TokenSchedule(1, MERGES))
+    pruner = OptinPruner(model)
+    config = OptinConfig(flops=0.5, tokens=[4, 3, 0], probes=4, remote_code=True)
+    pruned = pruner.prune(tiny_samples(16, model=model), config, save_dir=tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
+    assert "TokenMerger" in (tmp_path / "modeling_optin.py").read_text()
+    hooks = [hook for module in loaded.modules() for hook in module._forward_hooks.values()]
+    assert inspect.getmodule(type(hooks[0].__self__)).__name__.startswith("transformers_modules.")
+    batch = tiny_batch(model)
+    assert torch.equal(output_of(loaded, batch), output_of(pruned, batch))
+
+
+def test_merge_tokens_of_notes_the_schedule():
+    model = tiny_model("vit")
+    groups = find_groups(model)
+    convert_model(model, structure_of(groups, random_masks(groups)))
+    merge_tokens_of(model, TokenSchedule(1, {"layers.0": 2, "layers.1": 0}))
+    assert model.config.to_dict()["quantization_config"]["tokens"] == {"protected": 1, "merges": {"layers.0": 2}}
