@@ -157,9 +157,9 @@ def key_projections(model: nn.Module) -> dict[str, str]:
     if len(stacks) > 1 or stacks[0].keys is None:
         able = [name for name, row in sorted(_ARCHITECTURES.items()) if all(stack.keys for stack in row)]
         raise ValueError(
-            f"tokens of a {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The others "
-            "are no models of images, or attention in them depends on where a token is (windows, relative or rotary "
-            "positions): set tokens='none'."
+            f"tokens of a {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
+            "others are no models of images, or attention in them depends on where a token is (windows, relative or "
+            "rotary positions): set tokens='none'."
         )
     return {layer: f"{path}.{stacks[0].keys}" for layer, path in find_layers(model).items()}
 
@@ -431,9 +431,7 @@ register_architecture("clip_vision_model", replace(_CLIP_TEXT, keys="self_attn.k
 register_architecture(
     "siglip_vision_model",
     # The pooling head, which stays whole, reads intermediate_size as well.
-    Stack(
-        "encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True, keys="self_attn.k_proj"
-    ),
+    Stack("encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True, keys="self_attn.k_proj"),
 )
 
 register_architecture(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .architectures import find_layers
 from .config import OptinConfig
-from .costs import cost_tables, dense_cost, layer_costs, matching_cost
+from .costs import cost_tables, dense_cost, matching_cost, token_costs
 from .groups import HEADS, NEURONS, Group, Masks
 from .images import prefix_tokens
 from .schedule import TokenSchedule, constant_schedule, scored_schedule
@@ -41,6 +41,7 @@ def ranked(
     groups: Sequence[Group],
     scores: Scores,
     config: OptinConfig,
+    *,
     schedule: TokenSchedule | None = None,
     output_weight: float | None = None,
 ) -> Choice:
@@ -102,17 +103,13 @@ def schedules(
     """The schedules of token merging to choose among, distinct, the best guess first; `None` among them for none."""
     if config.tokens != "auto" or not scores.merges:
         return [fixed_schedule(model, config, scores.tokens)]
-    layers, tokens, protected = list(find_layers(model)), scores.tokens, prefix_tokens(model)
-    costs = layer_costs(model, groups, tokens)
-    dense = sum(cost[tokens] for cost in costs.values())
+    costs = token_costs(model, groups, scores.tokens)
+    dense = costs.of(TokenSchedule(costs.protected))
     losses = {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
     found: list[TokenSchedule | None] = [None]
     for part in _TOKEN_PARTS:
         budget = dense * config.flops**part
-        for schedule in (
-            scored_schedule(layers, costs, losses, tokens, protected, budget),
-            constant_schedule(layers, costs, tokens, protected, budget),
-        ):
+        for schedule in (scored_schedule(costs, losses, budget), constant_schedule(costs, budget)):
             if schedule not in found and _affordable(model, groups, scores, config, schedule):
                 found.append(schedule)
     return found

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .architectures import find_groups, find_layers
 from .groups import HEADS, Group, Masks
-from .images import probe_images
+from .images import prefix_tokens, probe_images
 from .masking import frozen
-from .schedule import TokenSchedule
+from .schedule import TokenCosts, TokenSchedule
 from .trajectory import observed
 
 
@@ -45,28 +45,29 @@ def cost_tables(
     }
 
 
-def layer_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[str, list[float]]:
-    """Layer -> MACs of its groups with n tokens, `tokens` + 1 numbers."""
-    totals: dict[str, Tensor] = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in find_layers(model)}
+def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> TokenCosts:
+    """What merging tokens saves and costs, in MACs.
+
+    Args:
+        model: the model as it is now; see `check_mergeable`.
+        groups: its groups.
+        tokens: of the first layer.
+    """
+    groups = list(groups)
+    totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in find_layers(model)}
     counts = torch.arange(tokens + 1).double()
     for group in groups:
         once, twice = (_unit_macs(model, group, count, count) for count in (1, 2))
         squared = (twice - 2 * once) / 2  # MACs are a * n + b * n^2
         totals[group.layer] += group.units * ((once - squared) * counts + squared * counts.square())
-    return {layer: total.tolist() for layer, total in totals.items()}
+    pair = dict.fromkeys(totals, float(model.config.hidden_size))  # where there are no keys
+    pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
+    return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)
 
 
 def matching_cost(model: nn.Module, schedule: TokenSchedule | None, tokens: int) -> float:
     """MACs of comparing tokens in order to merge them; 0 without a schedule."""
-    if schedule is None:
-        return 0.0
-    widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
-    macs = 0
-    for layer, length in schedule.lengths(find_layers(model), tokens).items():
-        if schedule.merges.get(layer):
-            free = length - schedule.protected
-            macs += (free // 2) * (free - free // 2) * widths.get(layer, model.config.hidden_size)
-    return float(macs)
+    return token_costs(model, find_groups(model), tokens).matching(schedule) if schedule else 0.0
 
 
 def kept_share(costs: Mapping[str, Tensor], masks: Masks) -> float:

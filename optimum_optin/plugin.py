@@ -169,7 +169,9 @@ def structure_of_model(model: PreTrainedModel) -> Structure:
 def record_structure(model: PreTrainedModel, later: Structure) -> Structure:
     """Note in the model's config what was just cut, on top of earlier prunings; returns the whole."""
     structure = compose(structure_of_model(model), later)
-    model.config.quantization_config = OptinStructureConfig(structure_to_json(structure))
+    schedule = schedule_of_model(model)
+    tokens = None if schedule is None else schedule.to_json()
+    model.config.quantization_config = OptinStructureConfig(structure_to_json(structure), tokens=tokens)
     return structure
 
 

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from .architectures import find_groups
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
+from .choice import fixed_schedule, floors_of, priced, ranked, schedules
 from .compensation import check_tokens
 from .config import OptinConfig
-from .choice import fixed_schedule, floors_of, priced, ranked, schedules
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_cost, matching_cost
 from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
@@ -185,7 +185,7 @@ class OptinPruner:
         scores.check(fingerprint(self.model), config)
         groups = self._groups(config)
         schedule = schedules(self.model, groups, scores, config)[0]
-        masks = ranked(self.model, groups, scores, config, schedule).masks
+        masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
         dense = dense_cost(cost_tables(self.model, groups, scores.tokens))
         left = kept_cost(cost_tables(self.model, groups, scores.tokens, schedule), masks)
         achieved = (left + matching_cost(self.model, schedule, scores.tokens)) / dense

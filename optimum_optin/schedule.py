@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .merging import most_merges
 
@@ -86,74 +87,85 @@ class TokenSchedule:
         return cls(data["protected"], dict(data["merges"]))
 
 
-def constant_schedule(
-    layers: Iterable[str], costs: Mapping[str, list[float]], tokens: int, protected: int, budget: float
-) -> TokenSchedule | None:
+@dataclass(frozen=True)
+class TokenCosts:
+    """What a model costs by the number of its tokens, all units kept.
+
+    Args:
+        layers: layer -> its cost with n tokens, `tokens` + 1 numbers; in order of execution.
+        tokens: of the first layer.
+        protected: see `TokenSchedule`.
+        pair: cost of comparing two tokens after each layer, in order to merge.
+    """
+
+    layers: Mapping[str, Sequence[float]]
+    tokens: int
+    protected: int
+    pair: Mapping[str, float]
+
+    def of(self, schedule: TokenSchedule) -> float:
+        """The cost with a schedule of merging, matching included."""
+        lengths = schedule.lengths(self.layers, self.tokens)
+        return sum(self.layers[layer][length] for layer, length in lengths.items()) + self.matching(schedule)
+
+    def matching(self, schedule: TokenSchedule) -> float:
+        """The cost of comparing tokens alone."""
+        cost = 0.0
+        for layer, length in schedule.lengths(self.layers, self.tokens).items():
+            if schedule.merges.get(layer):
+                others = most_merges(length, self.protected)
+                cost += others * (length - self.protected - others) * self.pair[layer]
+        return cost
+
+
+def constant_schedule(costs: TokenCosts, budget: float) -> TokenSchedule | None:
     """The same number of merges after every layer, as few as fit the budget (ToMe); `None` if none do.
 
     Args:
-        layers: in order of execution.
-        costs: layer -> its cost with n tokens, `tokens` + 1 numbers.
-        tokens: of the first layer.
-        protected: see `TokenSchedule`.
-        budget: the most that all layers may cost.
+        costs: of the model.
+        budget: the most that the model may cost.
     """
-    layers = list(layers)
-    for merges in range(most_merges(tokens, protected) + 1):
-        counts, left = {}, tokens
-        for layer in layers[:-1]:
-            counts[layer] = min(merges, most_merges(left, protected))
+    for merges in range(most_merges(costs.tokens, costs.protected) + 1):
+        counts, left = {}, costs.tokens
+        for layer in list(costs.layers)[:-1]:
+            counts[layer] = min(merges, most_merges(left, costs.protected))
             left -= counts[layer]
-        schedule = TokenSchedule(protected, counts)
-        if _spent(schedule, layers, costs, tokens) <= budget:
+        schedule = TokenSchedule(costs.protected, counts)
+        if costs.of(schedule) <= budget:
             return schedule
     return None
 
 
-def scored_schedule(
-    layers: Iterable[str],
-    costs: Mapping[str, list[float]],
-    losses: Mapping[str, list[float]],
-    tokens: int,
-    protected: int,
-    budget: float,
-) -> TokenSchedule | None:
+def scored_schedule(costs: TokenCosts, losses: Mapping[str, Sequence[float]], budget: float) -> TokenSchedule | None:
     """Merge where a pair loses least for what it saves, one by one, until the budget holds; `None` if it never does.
 
     Args:
-        layers: in order of execution.
-        costs: layer -> its cost with n tokens, `tokens` + 1 numbers.
+        costs: of the model.
         losses: layer -> what each further pair merged after it is expected to lose, never falling.
-        tokens: of the first layer.
-        protected: see `TokenSchedule`.
-        budget: the most that all layers may cost.
+        budget: the most that the model may cost.
     """
-    layers = list(layers)
+    layers = list(costs.layers)
     counts = dict.fromkeys(layers[:-1], 0)
-    schedule = TokenSchedule(protected, counts)
-    while _spent(schedule, layers, costs, tokens) > budget:
-        best, best_rate = None, float("inf")
-        lengths = schedule.lengths(layers, tokens)
-        saved = 0.0  # by one token less in all later layers
-        for layer, later in zip(reversed(layers[:-1]), reversed(layers[1:]), strict=True):
-            saved += costs[later][lengths[later]] - costs[later][lengths[later] - 1]
+    schedule = TokenSchedule(costs.protected, counts)
+    while costs.of(schedule) > budget:
+        lengths = schedule.lengths(layers, costs.tokens)
+        best, least, saved = None, float("inf"), 0.0  # saved by one token less in all later layers
+        for layer, later in reversed(list(pairwise(layers))):
+            saved += costs.layers[later][lengths[later]] - costs.layers[later][lengths[later] - 1]
             further = losses[layer][counts[layer]] if counts[layer] < len(losses[layer]) else float("inf")
-            if further / saved < best_rate and _possible({**counts, layer: counts[layer] + 1}, tokens, protected):
-                best, best_rate = layer, further / saved
+            if further / saved < least and _possible({**counts, layer: counts[layer] + 1}, costs):
+                best, least = layer, further / saved
         if best is None:
             return None
         counts[best] += 1
-        schedule = TokenSchedule(protected, dict(counts))
+        schedule = TokenSchedule(costs.protected, dict(counts))
     return schedule
 
 
-def _possible(counts: Mapping[str, int], tokens: int, protected: int) -> bool:
+def _possible(counts: Mapping[str, int], costs: TokenCosts) -> bool:
+    tokens = costs.tokens
     for count in counts.values():
-        if count > most_merges(tokens, protected):
+        if count > most_merges(tokens, costs.protected):
             return False
         tokens -= count
     return True
-
-
-def _spent(schedule: TokenSchedule, layers: list[str], costs: Mapping[str, list[float]], tokens: int) -> float:
-    return sum(costs[layer][length] for layer, length in schedule.lengths(layers, tokens).items())

@@ -53,15 +53,18 @@ def choose(
         starts: for the trial refits (`dense_passes`); none for no refit.
         held_out: calibration batches to compare outputs on; may be empty.
     """
-    choices = [ranked(model, groups, scores, config, schedule) for schedule in schedules(model, groups, scores, config)]
+    found = schedules(model, groups, scores, config)
+    choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
     # Without a head, no distance that we tried tells which cut serves better (docs/source/results.mdx).
     if config.search != "measured" or not held_out or not has_head(model, held_out[0]):
         return choices[0]
-    part = starts[: max(1, len(starts) // _PART)]
-    best = least_divergent(choices, model, groups=groups, starts=part, held_out=held_out)
+    trial = {"groups": groups, "starts": starts[: max(1, len(starts) // _PART)], "held_out": held_out}
+    best = choices[0] if _all_same(choices) else least_divergent(choices, model, **trial)
     weights = [config.output_weight * factor for factor in _WEIGHTS]
-    choices = [ranked(model, groups, scores, config, best.schedule, weight) for weight in weights]
-    return least_divergent(choices, model, groups=groups, starts=part, held_out=held_out)
+    choices = [
+        ranked(model, groups, scores, config, schedule=best.schedule, output_weight=weight) for weight in weights
+    ]
+    return choices[0] if _all_same(choices) else least_divergent(choices, model, **trial)
 
 
 def least_divergent(
@@ -81,8 +84,6 @@ def least_divergent(
         starts: for the trial refits (`dense_passes`); none for no refit.
         held_out: calibration batches to compare outputs on.
     """
-    if all(_same(choices[0], other) for other in choices[1:]):
-        return choices[0]
     models = [copy.deepcopy(dense) for _ in choices]
     for pruned, choice in zip(models, choices, strict=True):
         rewrite(pruned, groups, choice.masks)
@@ -96,6 +97,9 @@ def least_divergent(
     return choices[min(range(len(choices)), key=lambda index: (math.isnan(distances[index]), distances[index]))]
 
 
-def _same(one: Choice, other: Choice) -> bool:
-    masks = all(torch.equal(mask, other.masks[key]) for key, mask in one.masks.items())
-    return masks and one.schedule == other.schedule
+def _all_same(choices: Sequence[Choice]) -> bool:
+    one = choices[0]
+    return all(
+        other.schedule == one.schedule and all(torch.equal(mask, other.masks[key]) for key, mask in one.masks.items())
+        for other in choices[1:]
+    )

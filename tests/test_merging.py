@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from optimum_optin.merging import match_tokens, merge_tokens, most_merges
-from optimum_optin.schedule import TokenSchedule, constant_schedule, scored_schedule
+from optimum_optin.schedule import TokenCosts, TokenSchedule, constant_schedule, scored_schedule
 
 LAYERS = [f"layers.{index}" for index in range(4)]
 
@@ -84,17 +84,22 @@ def test_schedules_round_trip():
 
 
 # Of a layer with n tokens: linears, and attention
-COSTS = {layer: [10.0 * n + n**2 for n in range(18)] for layer in LAYERS}
-DENSE = 4 * COSTS["layers.0"][17]
+COSTS = TokenCosts({layer: [10.0 * n + n**2 for n in range(18)] for layer in LAYERS}, 17, 1, dict.fromkeys(LAYERS, 0.1))
+DENSE = 4 * COSTS.layers["layers.0"][17]
 
 
 def _cost(schedule):
-    return sum(COSTS[layer][length] for layer, length in schedule.lengths(LAYERS, 17).items())
+    """Layers by their lengths, and every second token that can be merged compared with those between."""
+    cost = 0.0
+    for layer, length in schedule.lengths(LAYERS, 17).items():
+        free = length - 1
+        cost += 10.0 * length + length**2 + (0.1 * (free // 2) * (free - free // 2)) * bool(schedule.merges.get(layer))
+    return cost
 
 
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.6, 0.5])
 def test_a_constant_schedule_is_the_smallest_that_fits(share):
-    schedule = constant_schedule(LAYERS, COSTS, 17, 1, share * DENSE)
+    schedule = constant_schedule(COSTS, share * DENSE)
     pairs = schedule.merges["layers.0"]
     assert _cost(schedule) <= share * DENSE
     assert _cost(TokenSchedule(1, dict.fromkeys(LAYERS[:-1], pairs - 1))) > share * DENSE
@@ -104,15 +109,15 @@ def test_a_constant_schedule_is_the_smallest_that_fits(share):
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.6, 0.5])
 def test_a_scored_schedule_merges_where_that_is_cheap(share):
     losses = {"layers.0": [1.0] * 8, "layers.1": [9.0] * 8, "layers.2": [0.0] * 2 + [50.0] * 6}
-    schedule = scored_schedule(LAYERS, COSTS, losses, 17, 1, share * DENSE)
+    schedule = scored_schedule(COSTS, losses, share * DENSE)
     assert _cost(schedule) <= share * DENSE
     schedule.check(LAYERS, 17)
     assert schedule.merges["layers.2"] >= 2  # free of loss
-    # One pair after the first layer saves in three layers what one after the second does in two, at a ninth of the loss.
+    # A pair after the first layer saves in three layers, one after the second in two, at nine times the loss.
     assert schedule.merges["layers.1"] == 0 or schedule.merges["layers.0"] == 8
 
 
 def test_no_schedule_reaches_a_budget_below_what_merging_can_leave():
     losses = {layer: [1.0] * 8 for layer in LAYERS[:-1]}
-    assert scored_schedule(LAYERS, COSTS, losses, 17, 1, 0.3 * DENSE) is None
-    assert constant_schedule(LAYERS, COSTS, 17, 1, 0.3 * DENSE) is None
+    assert scored_schedule(COSTS, losses, 0.3 * DENSE) is None
+    assert constant_schedule(COSTS, 0.3 * DENSE) is None

@@ -1,4 +1,4 @@
-"""Models that merge tokens, every family that can: against the dense model on averaged tokens, and on the way to disk."""
+"""Models that merge tokens: against the dense model on averaged tokens, and on the way to disk."""
 
 import copy
 import inspect
@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, Dinov2Backbone
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
 from optimum_optin.architectures import find_layers, key_projections
-from optimum_optin.costs import cost_tables, count_macs, dense_cost, layer_costs, matching_cost
+from optimum_optin.costs import cost_tables, count_macs, dense_cost, matching_cost, token_costs
 from optimum_optin.images import image_tokens, prefix_tokens
 from optimum_optin.losses import manifold_distance, output_distance
 from optimum_optin.masking import frozen
@@ -124,9 +124,12 @@ def test_pruned_and_merging_models_reload_equal_and_cost_what_is_counted(model_t
 def test_costs_by_length_are_those_of_the_tables():
     model = tiny_model("vit")
     groups = find_groups(model)
-    costs = layer_costs(model, groups, 17)
+    costs = token_costs(model, groups, 17)
     for tokens in (0, 1, 9, 17):
-        assert sum(cost[tokens] for cost in costs.values()) == dense_cost(cost_tables(model, groups, tokens))
+        assert sum(cost[tokens] for cost in costs.layers.values()) == dense_cost(cost_tables(model, groups, tokens))
+    schedule = TokenSchedule(1, MERGES)
+    whole = dense_cost(cost_tables(model, groups, 17, schedule)) + matching_cost(model, schedule, 17)
+    assert costs.of(schedule) == whole
 
 
 def test_copies_do_not_share_what_passes_through_them():

@@ -14,12 +14,14 @@ from transformers import (
 )
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
+from optimum_optin.choice import Choice
 from optimum_optin.compensation import dense_passes
 from optimum_optin.divergence import Divergence, measure_divergence
 from optimum_optin.masking import masked
-from optimum_optin.pruning import _TRIALS, _split
+from optimum_optin.pruning import _split
+from optimum_optin.schedule import TokenSchedule
 from optimum_optin.surgery import rewrite
-from optimum_optin.trials import least_divergent
+from optimum_optin.trials import _WEIGHTS, least_divergent
 
 CONFIG = OptinConfig(flops=0.4, probes=8)
 
@@ -69,8 +71,20 @@ def test_the_least_divergent_candidate_wins():
     batches = [tiny_batch(dense, seed=seed) for seed in range(3)]
     for candidates in ([masks, mild], [mild, masks]):
         for starts in (dense_passes(dense, batches, CONFIG), []):
-            chosen = least_divergent(candidates, dense, groups=groups, starts=starts, held_out=batches)
-            assert candidates[chosen] is mild
+            choices = [Choice(each, 1.0) for each in candidates]
+            chosen = least_divergent(choices, dense, groups=groups, starts=starts, held_out=batches)
+            assert chosen.masks is mild
+
+
+def test_the_least_divergent_schedule_wins():
+    dense = tiny_model("vit")
+    groups = find_groups(dense)
+    masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
+    batches = [tiny_batch(dense, seed=seed) for seed in range(3)]
+    mild, wild = (Choice(masks, 1.0, TokenSchedule(1, {"layers.1": pairs})) for pairs in (1, 8))
+    for choices in ([wild, mild], [mild, wild]):
+        assert least_divergent(choices, dense, groups=groups, starts=[], held_out=batches) is mild
+    assert not dense.vit.layers[1]._forward_hooks
 
 
 @pytest.mark.parametrize("compensation", ["ridge", "none"])
@@ -81,7 +95,7 @@ def test_measured_search_keeps_one_of_the_ranked_cuts(compensation):
     scores = pruner.score(samples, config)
     pruner.prune(scores=scores, config=config)
     chosen = pruner.report.output_weight
-    assert chosen in [config.output_weight * factor for factor in _TRIALS]
+    assert chosen in [config.output_weight * factor for factor in _WEIGHTS]
     other = OptinPruner(pruner.model)
     other.prune(scores=scores, config=dataclasses.replace(config, search="ranked", output_weight=chosen))
     assert other.report.output_weight == chosen
@@ -93,14 +107,14 @@ def test_the_search_takes_the_cut_that_the_trial_found(monkeypatch):
 
     def third(candidates, dense, **kwargs):
         tried.extend(candidates)
-        return 2
+        return candidates[2]
 
-    monkeypatch.setattr("optimum_optin.pruning.least_divergent", third)
+    monkeypatch.setattr("optimum_optin.trials.least_divergent", third)
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(64), CONFIG)
-    assert len(tried) == len(_TRIALS)
-    assert pruner.report.output_weight == CONFIG.output_weight * _TRIALS[2]
-    kept = {key: int(mask.sum()) for key, mask in tried[2].items()}
+    assert len(tried) == len(_WEIGHTS)
+    assert pruner.report.output_weight == CONFIG.output_weight * _WEIGHTS[2]
+    kept = {key: int(mask.sum()) for key, mask in tried[2].masks.items()}
     assert kept == {
         f"{layer}.{role}": counts["kept"]
         for layer, roles in pruner.report.layers.items()
@@ -109,14 +123,14 @@ def test_the_search_takes_the_cut_that_the_trial_found(monkeypatch):
 
 
 def test_equal_cuts_are_not_tried(monkeypatch):
-    monkeypatch.setattr("optimum_optin.pruning.least_divergent", None)
+    monkeypatch.setattr("optimum_optin.trials.least_divergent", None)
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(64), dataclasses.replace(CONFIG, output_weight=0.0))
     assert pruner.report.flops_achieved <= 0.4
 
 
 def test_without_a_head_there_are_no_trials(monkeypatch):
-    monkeypatch.setattr("optimum_optin.pruning.least_divergent", None)
+    monkeypatch.setattr("optimum_optin.trials.least_divergent", None)
     pruner = OptinPruner(tiny_model(base=True))
     pruner.prune(tiny_samples(64), CONFIG)
     assert pruner.report.output_weight == CONFIG.output_weight
@@ -126,8 +140,8 @@ def test_a_cut_that_overflows_loses(monkeypatch):
     found = [Divergence(distance, None, 1, True) for distance in (float("nan"), 0.2, 0.1)]
     monkeypatch.setattr("optimum_optin.trials.measure_divergence", lambda *_: found)
     dense, _, masks = _pair()
-    chosen = least_divergent([masks] * 3, dense, groups=find_groups(dense), starts=[], held_out=[])
-    assert chosen == 2
+    choices = [Choice(masks, weight) for weight in (1.0, 2.0, 3.0)]
+    assert least_divergent(choices, dense, groups=find_groups(dense), starts=[], held_out=[]) is choices[2]
 
 
 @pytest.mark.parametrize("count", [2, 7, 64])

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
 from optimum_optin.architectures import find_groups
+from optimum_optin.choice import ranked
 from optimum_optin.costs import cost_tables, dense_cost
 from optimum_optin.data import calibration_batches, mean_tokens
 from optimum_optin.fingerprint import fingerprint
 from optimum_optin.groups import Batch, Group, Masks
 from optimum_optin.plugin import structure_of_model
-from optimum_optin.pruning import ranked
 from optimum_optin.scoring import score
 from optimum_optin.structure import masks_of
 from optimum_optin.trajectory import observed
@@ -170,7 +170,7 @@ METHODS = {
 def _searcher(problem, scores):
     def cut(budget):
         config = replace(scores.config, flops=budget / problem.dense_cost)
-        return Cut(ranked(scores, problem.groups, problem.costs, config))
+        return Cut(ranked(problem.model, problem.groups, scores, config).masks)
 
     return cut
 

@@ -17,11 +17,10 @@ import torch
 from tasks import add_task_arguments, load_task, pool
 
 from optimum_optin import OptinConfig, find_groups
+from optimum_optin.choice import ranked
 from optimum_optin.compensation import refit
-from optimum_optin.costs import cost_tables
 from optimum_optin.divergence import measure_divergence
 from optimum_optin.groups import token_mask
-from optimum_optin.pruning import ranked
 from optimum_optin.surgery import rewrite
 from optimum_optin.trials import STRENGTH
 
@@ -41,12 +40,12 @@ def main():
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     for seed in arguments.seeds:
         scores = task.pruner.score(task.calibration, OptinConfig(seed=seed))
-        costs = cost_tables(model, groups, scores.tokens)
         held_out = scores.batches[::HELD_OUT]
         starts = [start for index, start in enumerate(scores.starts) if index % HELD_OUT]
         for flops in arguments.flops:
             config = replace(scores.config, flops=flops)
-            masks = [ranked(scores, groups, costs, config, weight) for weight in arguments.weights]
+            weights = arguments.weights
+            masks = [ranked(model, groups, scores, config, output_weight=weight).masks for weight in weights]
             for part in arguments.parts:
                 trials = refitted(model, groups, masks, starts[: len(starts) // part], STRENGTH)
                 print(f"seed {seed}, {flops}, trial on 1/{part}:", distances(model, trials, held_out), flush=True)

@@ -7,14 +7,16 @@ the numbers tried, losses are taken as convex.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Batch
+from ..groups import Batch, token_rows
 from ..images import image_tokens, prefix_tokens
 from ..losses import manifold_distance, output_distance
 from ..merging import most_merges
@@ -48,54 +50,61 @@ def score_merges(model: nn.Module, batches: Sequence[Batch], config: OptinConfig
     most = most_merges(image_tokens(model, batches[0]), protected)
     tried = sorted({round(most * part / _PARTS) for part in range(1, _PARTS + 1)} - {0})
     streams = generators(config.seed, len(batches))
-    losses: dict[str, Tensor] = {}  # term -> shape (layers, numbers tried)
+    schedules = [[TokenSchedule(protected, {layer: pairs}) for pairs in tried] for layer in layers[:-1]]
+    has_output = _has_output(model, batches[0])
+    terms = ("trajectory", "output") if has_output else ("trajectory",)
+    losses = torch.zeros(len(terms), len(schedules), len(tried), dtype=torch.float64)
+    losses = losses.to(next(iter(batches[0].values())).device)
     mine = my_share(len(batches))
-    bar = progress(range(len(mine) * len(layers[:-1]) * len(tried)), "token scores", "schedule")
+    bar = progress(range(len(mine) * len(schedules) * len(tried)), "token scores", "schedule")
     for index in mine:
-        batch = batches[index]
-        rows = draw_rows(batch, config.rows, streams[index], image_tokens(model, batch))
-        for term, part in _losses(model, batch, rows, tried, protected, config.temperature, bar).items():
-            losses[term] = losses.get(term, 0) + part
-    terms: Terms = {}
-    for term, total in losses.items():
-        add_up(total)
-        curves = zip(layers[:-1], total.cpu() / len(batches), strict=True)
-        terms[term] = {layer: _increments(tried, curve) for layer, curve in curves}
-    return terms
+        rows = draw_rows(batches[index], config.rows, streams[index], image_tokens(model, batches[index]))
+        _add_losses(losses, model, batches[index], rows, schedules, temperature=config.temperature, bar=bar)
+    add_up(losses)
+    means = (losses / len(batches)).cpu()
+    return {
+        term: {layer: _increments(tried, curve) for layer, curve in zip(layers[:-1], mean, strict=True)}
+        for term, mean in zip(terms, means, strict=True)
+    }
 
 
-def _losses(
-    model: nn.Module, batch: Batch, rows: Tensor, tried: Sequence[int], protected: int, temperature: float, bar
-) -> dict[str, Tensor]:
-    """Term -> losses on one batch, shape (layers, numbers tried), float64."""
+def _add_losses(
+    losses: Tensor,
+    model: nn.Module,
+    batch: Batch,
+    rows: Tensor,
+    schedules: Sequence[Sequence[TokenSchedule]],
+    *,
+    temperature: float,
+    bar: tqdm,
+) -> None:
+    """Add the losses of each layer's schedules on one batch, in place; shape (terms, layers - 1, schedules)."""
     layers = find_layers(model)
-    names = list(layers)
     tokens = image_tokens(model, batch)
     with recorded(model, layers) as outputs:
         final = compared_output(model, batch, rows)
     outputs = dict(outputs)
     dense = trajectory_features(outputs, rows, tokens)
-    losses = {"trajectory": torch.zeros(len(names) - 1, len(tried), dtype=torch.float64, device=rows.device)}
-    if final is not None:
-        losses["output"] = torch.zeros_like(losses["trajectory"])
-    for position, layer in enumerate(names[:-1]):
-        later = names[position + 1 :]
-        for number, pairs in enumerate(tried):
+    for position, by_pairs in enumerate(schedules):
+        earlier, later = list(layers)[:position], list(layers)[position + 1 :]
+        for number, schedule in enumerate(by_pairs):
             with (
-                replayed(model, layers, {name: outputs[name] for name in names[:position]}),
-                merging(model, TokenSchedule(protected, {layer: pairs})),
+                replayed(model, layers, {name: outputs[name] for name in earlier}),
+                merging(model, schedule),
                 recorded(model, {name: layers[name] for name in later}) as merged,
             ):
                 output = compared_output(model, batch, rows)
             features = trajectory_features(merged, rows, tokens)
-            moved = sum(manifold_distance(features[name], dense[name]).to(rows.device) for name in later)
-            losses["trajectory"][position, number] = moved
+            for name in later:
+                losses[0, position, number] += manifold_distance(features[name], dense[name]).to(losses)
             if final is not None:
-                losses["output"][position, number] = output_distance(
-                    output.values, final.values, temperature, final.kind
-                )
+                diverged = output_distance(output.values, final.values, temperature, final.kind)
+                losses[1, position, number] += diverged.to(losses)
             bar.update()
-    return losses
+
+
+def _has_output(model: nn.Module, batch: Batch) -> bool:
+    return compared_output(model, batch, token_rows(batch, image_tokens(model, batch))) is not None
 
 
 def _increments(tried: Sequence[int], losses: Tensor) -> Tensor:
@@ -106,8 +115,8 @@ def _increments(tried: Sequence[int], losses: Tensor) -> Tensor:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
             hull.pop()
         hull.append(point)
-    slopes = [max(_slope(left, right), 0.0) for left, right in zip(hull[:-1], hull[1:], strict=True)]
-    widths = [right[0] - left[0] for left, right in zip(hull[:-1], hull[1:], strict=True)]
+    slopes = [max(_slope(left, right), 0.0) for left, right in itertools.pairwise(hull)]
+    widths = [right[0] - left[0] for left, right in itertools.pairwise(hull)]
     return torch.tensor(slopes, dtype=torch.float64).repeat_interleave(torch.tensor(widths))
 
 
