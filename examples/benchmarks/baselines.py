@@ -4,6 +4,7 @@ A method is a function from a `Problem` to a function from a budget to a `Cut`: 
 to repair what is left, if it has one. A new method is a new row of `METHODS`.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,13 +18,14 @@ from transformers import PreTrainedModel
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
 from optimum_optin.architectures import find_groups
 from optimum_optin.choice import ranked
-from optimum_optin.costs import cost_tables, dense_cost
+from optimum_optin.costs import cost_tables, dense_cost, token_costs
 from optimum_optin.data import calibration_batches, mean_tokens
 from optimum_optin.fingerprint import fingerprint
 from optimum_optin.groups import Batch, Group, Masks
-from optimum_optin.plugin import structure_of_model
+from optimum_optin.plugin import convert_model, structure_of_model
+from optimum_optin.schedule import constant_schedule, scored_schedule
 from optimum_optin.scoring import score
-from optimum_optin.structure import masks_of
+from optimum_optin.structure import masks_of, structure_of
 from optimum_optin.trajectory import observed
 
 
@@ -80,7 +82,7 @@ def pose(task: Task, seed: int) -> Problem:
     """The problem of a task: 512 calibration samples drawn with the seed."""
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     batches = calibration_batches(task.calibration, model, task.pruner.processor, seed=seed)
-    costs = cost_tables(model, groups, mean_tokens(batches))
+    costs = cost_tables(model, groups, mean_tokens(batches, model))
     return Problem(model, groups, batches, lambda: task.label(batches, seed), costs, seed)
 
 
@@ -114,6 +116,31 @@ def by_default(**options):
         def cut(budget):
             pruned = pruner.prune(scores=scores, config=replace(config, flops=budget / problem.dense_cost))
             return Cut(masks_of(structure_of_model(pruned), problem.groups), lambda: pruned)
+
+        return cut
+
+    return prepare
+
+
+def by_merging(scored):
+    """Token merging alone: where the scores say, or equally much after every layer (ToMe).
+
+    Args:
+        scored: which of both.
+    """
+
+    def prepare(problem):
+        config = OptinConfig(seed=problem.seed)
+        costs = token_costs(problem.model, problem.groups, mean_tokens(problem.batches, problem.model))
+        scores = score(problem.model, problem.groups, problem.batches, config) if scored else None
+        losses = scores and {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
+        masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in problem.groups}
+
+        def cut(budget):
+            schedule = scored_schedule(costs, losses, budget) if scored else constant_schedule(costs, budget)
+            model = copy.deepcopy(problem.model)
+            convert_model(model, structure_of(problem.groups, masks), schedule)
+            return Cut(masks, lambda: model)
 
         return cut
 
@@ -155,6 +182,9 @@ def kprune(problem):
 METHODS = {
     "default": Method(by_default(), own=True),
     "unrepaired": Method(by_default(compensation="none"), own=True),
+    "width": Method(by_default(tokens="none"), own=True),
+    "tokens": Method(by_merging(scored=True), own=True),
+    "constant": Method(by_merging(scored=False), own=True),
     "mixed": Method(by_scorer("surgeon")),
     "trajectory": Method(by_scorer("surgeon", output_weight=0.0)),
     "output": Method(by_scorer("surgeon", output_weight=1e6)),

