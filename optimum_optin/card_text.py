@@ -56,7 +56,7 @@ def card_text(
         *_accuracy(report),
         *_divergence(report),
         "## What is kept",
-        _layers(report.layers),
+        _layers(report.layers, report.merges),
         "## How it was made",
         _calibration(report),
         _reproduction(model, report),
@@ -75,7 +75,16 @@ def _summary(report: PruningReport) -> str:
         f"{_kept(report.layers, NEURONS)} feed-forward neurons are left. The others were removed by optimum-optin, "
         "which implements one-shot pruning with OPTIN (Khaki & Plataniotis, ICLR 2024, "
         "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary `transformers` model with "
-        "smaller layers."
+        f"smaller layers{_merging(report)}."
+    )
+
+
+def _merging(report: PruningReport) -> str:
+    if not report.merges:
+        return ""
+    return (
+        f" that merges {sum(report.merges.values())} of {report.tokens} tokens on the way, as ToMe does (Bolya et al., "
+        "ICLR 2023, [arXiv 2210.09461](https://arxiv.org/abs/2210.09461)), and has all of them again in the end"
     )
 
 
@@ -175,12 +184,13 @@ def _divergence(report: PruningReport) -> list[str]:
     ]
 
 
-def _layers(layers: Layers) -> str:
+def _layers(layers: Layers, merges: Mapping[str, int]) -> str:
     rows = [
         (layer, _count(roles, HEADS), _bar(roles, HEADS), _count(roles, NEURONS), _bar(roles, NEURONS))
+        + ((str(merges.get(layer, 0)),) if merges else ())
         for layer, roles in layers.items()
     ]
-    return _table(("layer", "heads", "kept", "neurons", "kept"), rows)
+    return _table(("layer", "heads", "kept", "neurons", "kept") + (("tokens merged after",) if merges else ()), rows)
 
 
 def _calibration(report: PruningReport) -> str:

@@ -190,7 +190,8 @@ class OptinPruner:
         left = kept_cost(cost_tables(self.model, groups, scores.tokens, schedule), masks)
         achieved = (left + matching_cost(self.model, schedule, scores.tokens)) / dense
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
-        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), scores.removed(masks))
+        merges = schedule.to_json()["merges"] if schedule else {}
+        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), merges, scores.removed(masks))
 
     @torch.inference_mode(False)
     def prune(
@@ -460,7 +461,7 @@ class OptinPruner:
             params_dense=count_parameters(self.model),
             params_pruned=count_parameters(pruned.model),
             layers=layers_of(pruned.structure),
-            merges=dict(pruned.schedule.merges) if pruned.schedule else {},
+            merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
             seconds={"score": scores.seconds, **pruned.seconds},
             config=config.to_dict(),
             output_weight=pruned.output_weight,

@@ -27,6 +27,7 @@ class PruningPlan:
         flops_achieved: the share that the chosen masks keep.
         tokens: sequence length that the MACs are counted at.
         layers: what each layer keeps.
+        merges: layer -> pairs of tokens merged after it; empty if none are.
         predicted: term -> what the scores expect the removal to cost (`Scores.removed`).
     """
 
@@ -34,6 +35,7 @@ class PruningPlan:
     flops_achieved: float
     tokens: int
     layers: Layers
+    merges: dict[str, int] = field(default_factory=dict)
     predicted: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
@@ -43,7 +45,7 @@ class PruningPlan:
     def __str__(self) -> str:
         return (
             f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
-            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{layer_table(self.layers)}"
+            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{layer_table(self.layers, self.merges)}"
         )
 
 
@@ -129,7 +131,7 @@ class PruningReport:
                 *_diverged(self.divergence),
                 *(line for entry in self.evaluations for line in evaluation_lines(entry)),
                 *([] if self.latency is None else [latency_line(self.latency)]),
-                layer_table(self.layers),
+                layer_table(self.layers, self.merges),
             ]
         )
 
@@ -167,11 +169,12 @@ def latency_line(latency: Mapping) -> str:
     )
 
 
-def layer_table(layers: Layers) -> str:
-    """What each layer keeps, a line each."""
-    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}"]
+def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
+    """What each layer keeps and, if any do, merges, a line each."""
+    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}" + f"{'tokens merged':>16}" * bool(merges)]
     for layer, roles in layers.items():
-        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}")
+        merged = f"{merges.get(layer, 0):>16}" * bool(merges)
+        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}{merged}")
     return "\n".join(rows)
 
 

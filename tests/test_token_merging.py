@@ -235,7 +235,20 @@ def test_a_budget_pays_for_tokens_heads_and_neurons(tokens, tmp_path):
         assert report.merges == {"layers.0": 4, "layers.1": 3, "layers.2": 0}
     batch = tiny_batch(model)
     assert torch.equal(output_of(load(model, tmp_path), batch), output_of(pruned, batch))
-    assert pruner.convert_model is not None
+    assert f"merges {sum(report.merges.values())} of 17 tokens" in (tmp_path / "README.md").read_text()
+    assert "tokens merged" in str(report)
+
+
+def test_a_plan_shows_what_a_schedule_leaves():
+    model = tiny_model("vit")
+    pruner = OptinPruner(model)
+    config = OptinConfig(flops=0.5, tokens=[4, 3, 0], probes=4, search="ranked")
+    scores = pruner.score(tiny_samples(16, model=model), config)
+    plan = pruner.plan(scores)
+    pruner.prune(scores=scores)
+    assert plan.flops_achieved == pytest.approx(pruner.report.flops_achieved)
+    assert plan.layers == pruner.report.layers and plan.merges == pruner.report.merges
+    assert "tokens merged" in str(plan)
 
 
 def test_none_merges_nothing_and_other_models_have_nothing_to_merge():

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..card import weight_bytes
 from ..report import layer_table, layers_of
 from ..saved import read_config, read_report
+from ..schedule import TokenSchedule
 from ..structure import structure_from_json
 
 
@@ -21,6 +22,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     folder = Path(arguments.folder)
     config, report = read_config(folder), read_report(folder)
     layers = report.layers if report else layers_of(structure_from_json(config["quantization_config"].get("structure")))
+    tokens = (config.get("quantization_config") or {}).get("tokens")
+    merges = TokenSchedule.from_json(tokens).to_json()["merges"] if tokens else {}
     size = weight_bytes(folder)
     data = {
         "folder": str(folder),
@@ -28,7 +31,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         "architecture": (config.get("architectures") or [None])[0],
         "weights_bytes": size,
         "layers": layers,
+        "merges": merges,
         "report": report and report.to_dict(),
     }
     heading = f"{folder}: {data['architecture']}, {size / 1e6:.1f} MB of weights, pruned with optimum-optin"
-    return data, f"{heading}\n{report or layer_table(layers)}"
+    return data, f"{heading}\n{report or layer_table(layers, merges)}"

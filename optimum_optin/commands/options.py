@@ -28,7 +28,7 @@ def add_options(
         kind, default = _type(types[name]), parameters[name].default
         shown = default is not None and default is not False and default is not inspect.Parameter.empty
         text = f"{texts[name]} Default: {default}." if shown else texts[name]
-        option = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
+        option = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": _METAVARS[kind]}
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
 
@@ -52,7 +52,17 @@ def argument_texts(documented: Callable) -> dict[str, str]:
     return {name: text.replace("`", "").removesuffix(".") + "." for name, text in texts.items()}
 
 
-def _type(annotation: Any) -> type:
-    """The first plain type of an annotation like `int | None` or `str | os.PathLike | None`."""
+def word_or_numbers(text: str) -> str | list[int]:
+    """`"4,2,0"` as numbers; everything else as it is."""
+    return [int(number) for number in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else text
+
+
+def _type(annotation: Any) -> Callable[[str], Any]:
+    """What reads an annotation like `int | None` or `str | os.PathLike | None`: its first plain type."""
     named = typing.get_args(annotation) or (annotation,)
+    if Sequence[int] in named:
+        return word_or_numbers
     return next(kind for kind in _TYPES if kind in named)
+
+
+_METAVARS = {int: "INT", float: "FLOAT", str: "STR", word_or_numbers: "STR|INT,INT,..."}
