@@ -75,7 +75,8 @@ def test_every_field_of_the_configuration_is_an_option_with_its_help():
 
 
 def test_options_arrive_with_their_types():
-    words = "m --calibration d --flops 0.25 --min-heads 2 --max-length 9 --scorer exact --compensation none --tokens 4,2,0".split()
+    words = "m --calibration d --flops 0.25 --min-heads 2 --max-length 9 --scorer exact --compensation none".split()
+    words += ["--tokens", "4,2,0"]
     expected = OptinConfig(flops=0.25, min_heads=2, max_length=9, scorer="exact", compensation="none", tokens=[4, 2, 0])
     assert load_config(make_parser("prune").parse_args(words)) == expected
     defaults = make_parser("prune").parse_args(["m"])
