@@ -25,22 +25,20 @@ def match_tokens(keys: Tensor, merges: int, protected: int = 0) -> Tensor:
 
     Returns:
         The place of every token among the merged ones, shape (batch, tokens): protected tokens first, then those that
-        found no place elsewhere, most similar first, then their partners.
+        look for a partner and were not merged, then the partners.
     """
     batch, tokens, _ = keys.shape
     free = normalize(keys[:, protected:], dim=-1)
     partners, others = free[:, ::2], free[:, 1::2]  # the others look for a partner each
     similarity, partner = (others @ partners.transpose(1, 2)).max(-1)
-    order = similarity.argsort(dim=-1, descending=True, stable=True)
-    rank = order.argsort(dim=-1)  # of each token of `others`
-    left = others.shape[1] - merges
-    first_partner = protected + left
-    place = torch.where(rank < merges, first_partner + partner, protected + rank - merges)
-    places = torch.arange(partners.shape[1], device=keys.device).expand(batch, -1) + first_partner
+    chosen = similarity.topk(merges).indices
+    merged = torch.zeros_like(similarity, dtype=torch.bool).scatter(1, chosen, True)
+    own_place = protected + (~merged).cumsum(-1) - 1
+    first_partner = protected + others.shape[1] - merges
     matching = torch.empty(batch, tokens, dtype=torch.long, device=keys.device)
     matching[:, :protected] = torch.arange(protected, device=keys.device)
-    matching[:, protected::2] = places
-    matching[:, protected + 1 :: 2] = place
+    matching[:, protected::2] = torch.arange(partners.shape[1], device=keys.device) + first_partner
+    matching[:, protected + 1 :: 2] = torch.where(merged, first_partner + partner, own_place)
     return matching
 
 
@@ -57,8 +55,28 @@ def merge_tokens(hidden: Tensor, sizes: Tensor, matching: Tensor, merges: int) -
         Merged tokens, shape (batch, tokens - merges, channels), and their sizes, shape (batch, tokens - merges).
     """
     batch, tokens, channels = hidden.shape
-    merged_sizes = sizes.new_zeros(batch, tokens - merges).scatter_add(1, matching, sizes)
-    share = (sizes / merged_sizes.gather(1, matching)).to(hidden.dtype)
-    index = matching.unsqueeze(-1).expand(-1, -1, channels)
-    merged = hidden.new_zeros(batch, tokens - merges, channels).scatter_add(1, index, hidden * share.unsqueeze(-1))
-    return merged, merged_sizes
+    rows = _rows(matching, tokens - merges)
+    merged_sizes = sizes.new_zeros(batch * (tokens - merges)).index_add(0, rows, sizes.flatten())
+    share = (sizes.flatten() / merged_sizes[rows]).to(hidden.dtype)
+    merged = hidden.new_zeros(batch * (tokens - merges), channels)
+    merged = merged.index_add(0, rows, hidden.flatten(0, 1) * share.unsqueeze(-1))
+    return merged.view(batch, tokens - merges, channels), merged_sizes.view(batch, tokens - merges)
+
+
+def take_tokens(hidden: Tensor, places: Tensor) -> Tensor:
+    """Each sample's tokens at some places.
+
+    Args:
+        hidden: shape (batch, tokens, channels).
+        places: shape (batch, places).
+
+    Returns:
+        Shape (batch, places, channels).
+    """
+    return hidden.flatten(0, 1)[_rows(places, hidden.shape[1])].view(*places.shape, hidden.shape[-1])
+
+
+def _rows(places: Tensor, tokens: int) -> Tensor:
+    """Places in each sample as rows of all samples, several times faster to index on a CPU: shape (batch * places,)."""
+    first = torch.arange(places.shape[0], device=places.device) * tokens
+    return (places + first.unsqueeze(-1)).flatten()

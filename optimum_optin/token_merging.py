@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from .architectures import find_groups, find_layers, key_projections
 from .config import OptinConfig
 from .groups import HEADS
-from .merging import match_tokens, merge_tokens, most_merges
+from .merging import match_tokens, merge_tokens, most_merges, take_tokens
 from .schedule import TokenSchedule
 
 
@@ -37,7 +37,7 @@ class MergedTokens(NamedTuple):
 
     def restored(self) -> Tensor:
         """The hidden states of every token of the first layer."""
-        return self.hidden.gather(1, self.places.unsqueeze(-1).expand(-1, -1, self.hidden.shape[-1]))
+        return take_tokens(self.hidden, self.places)
 
 
 class TokenMerger:
