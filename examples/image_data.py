@@ -56,9 +56,7 @@ def fashion_pixels(images: Tensor) -> Tensor:
 
 def fashion_processor() -> ViTImageProcessorPil:
     """The image processor of models trained on Fashion-MNIST; for images with one channel."""
-    return ViTImageProcessorPil(
-        size={"height": 28, "width": 28}, image_mean=[FASHION_MEAN], image_std=[FASHION_STD]
-    )
+    return ViTImageProcessorPil(size={"height": 28, "width": 28}, image_mean=[FASHION_MEAN], image_std=[FASHION_STD])
 
 
 def read_fashion(split: str, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
