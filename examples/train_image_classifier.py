@@ -3,8 +3,8 @@
     python examples/train_image_classifier.py vit
     python examples/train_image_classifier.py swin --data-dir path/to/fashion-mnist
 
-A short plain loop: AdamW, a warm-up and a cosine, images flipped and shifted. On a CPU, one process per core is much
-faster than one process with a thread per core, and trains the same model but for rounding:
+A short plain loop: AdamW, a warm-up and a cosine, images flipped and shifted. Several processes share each batch and
+train the same model but for rounding; on a CPU with other work, one process per core beats one with many threads:
 
     torchrun --nproc-per-node 2 examples/train_image_classifier.py vit
 

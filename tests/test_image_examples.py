@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from tiny import tiny_model
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
 
@@ -16,6 +20,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import image_data
 import train_image_classifier
 from image_data import CIFAR10_CLASSES, FASHION_CLASSES, load_cifar10, load_fashion, read_cifar10, read_fashion
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    """Accelerate keeps one state for the process, precision included."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -105,6 +116,19 @@ def test_a_trained_classifier_loads(architecture, fashion, monkeypatch, capsys):
     config = AutoModelForImageClassification.from_pretrained(fashion / "out").config
     assert tuple(config.id2label.values()) == FASHION_CLASSES
     assert type(AutoImageProcessor.from_pretrained(fashion / "out")) is ViTImageProcessorPil
+
+
+def test_two_processes_train_the_same_model(fashion, monkeypatch):
+    options = ["vit", "--data-dir", str(fashion), "--no-bf16", "--batch-size", "10", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", ["train_image_classifier", *options, "--save-dir", str(fashion / "one")])
+    train_image_classifier.main()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", train_image_classifier.__file__]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    folder = ["--save-dir", str(fashion / "two")]
+    subprocess.run([*command, *options, *folder], env=environment, check=True, capture_output=True, timeout=300)
+    one, other = (load_file(fashion / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=0, msg=name)
 
 
 def test_augmented_images_are_shifts_of_the_image_or_its_mirror():
