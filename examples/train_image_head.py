@@ -28,7 +28,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of cifar10_jpeg.tar.xz")
     parser.add_argument("--save-dir", type=Path, help="(default: ~/.cache/optimum-optin/cifar10-dinov2)")
-    parser.add_argument("--train-images", type=int, default=15000, help="(default: %(default)s of 50,000)")
+    parser.add_argument("--train-images", type=int, default=10000, help="(default: %(default)s of 50,000)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast for features")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of images")
     arguments = parser.parse_args()
