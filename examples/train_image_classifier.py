@@ -62,7 +62,7 @@ def _sizes(layers):
 
 RECIPES = {
     "vit": Recipe(ViTForImageClassification, ViTConfig(**_sizes(layers=8)), epochs=10),
-    "deit": Recipe(DeiTForImageClassification, DeiTConfig(**_sizes(layers=6)), epochs=4),
+    "deit": Recipe(DeiTForImageClassification, DeiTConfig(**_sizes(layers=6)), epochs=6),
     "swin": Recipe(  # 14 x 14 patches in 4 windows of 7 x 7, then 7 x 7 in one
         SwinForImageClassification,
         SwinConfig(patch_size=2, embed_dim=64, depths=[2, 4], num_heads=[2, 4], window_size=7, drop_path_rate=0.0),
@@ -76,7 +76,7 @@ def main():
     parser.add_argument("architecture", choices=RECIPES)
     parser.add_argument("--data-dir", type=Path, help="folder of the IDX files (default: of the Debian package)")
     parser.add_argument("--save-dir", type=Path, help="(default: ~/.cache/optimum-optin/fashion-ARCHITECTURE)")
-    parser.add_argument("--epochs", type=int, help="(default: 10 for vit, 4 for deit, 3 for swin)")
+    parser.add_argument("--epochs", type=int, help="(default: 10 for vit, 6 for deit, 3 for swin)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast in training")
