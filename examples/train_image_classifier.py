@@ -38,8 +38,8 @@ from transformers import (
 from optimum_optin.folders import atomic_folder, check_folder
 
 SHIFT = 1  # in pixels
-# The libraries' 0.02 is for widths near 1,000. At 128 it keeps neurons near the origin, where they are all but linear:
-# training is slow, and any 128 neurons of a layer can stand in for the others.
+# The library's 0.02 suits widths near 1,000. At 128 it keeps neurons near the origin, where they are all but linear:
+# training is slow, and a third of a layer's neurons can stand in for the others.
 INITIAL_DEVIATION = 0.08
 
 
