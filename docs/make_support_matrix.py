@@ -23,13 +23,14 @@ TABLE = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end of table -->)", flags=re
 
 def support_matrix():
     """The table in Markdown: a row for every registered model type."""
-    rows = [["model type", *TASKS, "heads", "neurons", "remarks"]]
+    rows = [["model type", *TASKS, "heads", "neurons", "tokens", "remarks"]]
     rows.append(["---"] * len(rows[0]))
     for model_type in known_architectures():
         stacks = row_of(model_type)
         works = ["yes" if model_type in names else "" for names in TASKS.values()]
         consumers = [", ".join(_consumers(stacks, role)) for role in ("heads", "neurons")]
-        rows.append([f"`{model_type}`", *works, *consumers, "; ".join(_remarks(stacks))])
+        tokens = "yes" if all(stack.keys for stack in stacks) else ""
+        rows.append([f"`{model_type}`", *works, *consumers, tokens, "; ".join(_remarks(stacks))])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
