@@ -30,6 +30,7 @@ class Sublayer:
         windowed: see `Group`.
         stream: see `Group`.
         scale: see `Group`.
+        normed_output: see `Group`.
         config_fields: see `Group`.
         otherwise: what a layer has instead in models that lack one of these linears.
     """
@@ -45,6 +46,7 @@ class Sublayer:
     windowed: bool = False
     stream: str | None = None
     scale: str | None = None
+    normed_output: bool = False
     config_fields: tuple[str, ...] = ()
     otherwise: Sublayer | None = None
 
@@ -177,6 +179,7 @@ def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group
         windowed=sublayer.windowed,
         stream=sublayer.stream and f"{path}.{sublayer.stream}",
         scale=sublayer.scale and f"{path}.{sublayer.scale}",
+        normed_output=sublayer.normed_output,
         config_fields=sublayer.config_fields,
     )
 
@@ -389,7 +392,7 @@ register_architecture(
     ),
 )
 
-_CLIP_HEADS = heads(
+_TOWER_HEADS = heads(
     "self_attn",
     "self_attn.head_dim",
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -397,14 +400,15 @@ _CLIP_HEADS = heads(
     counters={"self_attn.num_heads": "units"},
 )
 
-for _model_type in ("clip_vision_model", "clip_text_model"):
-    register_architecture(_model_type, Stack("encoder.layers", (_CLIP_HEADS, _VIT_FFN), pre_norm=True))
+_CLIP_TOWER = Stack("encoder.layers", (_TOWER_HEADS, _VIT_FFN), pre_norm=True)
 
-register_architecture(
-    "siglip_vision_model",
-    # The pooling head, which stays whole, reads intermediate_size as well.
-    Stack("encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True),
-)
+for _model_type in ("clip_vision_model", "clip_text_model", "siglip_text_model"):
+    register_architecture(_model_type, _CLIP_TOWER)
+
+# The pooling head, which stays whole, reads intermediate_size as well.
+_SIGLIP_VISION_TOWER = replace(_CLIP_TOWER, sublayers=(_TOWER_HEADS, replace(_VIT_FFN, config_fields=())))
+
+register_architecture("siglip_vision_model", _SIGLIP_VISION_TOWER)
 
 register_architecture(
     "swin",
@@ -422,6 +426,31 @@ register_architecture(
             neurons(["mlp.fc1"], "mlp.fc2", stream="layernorm_after"),
         ),
         pre_norm=True,
+        between="encoder.layers.*.downsample",
+    ),
+)
+
+register_architecture(
+    "swinv2",
+    Stack(
+        "encoder.layers.*.blocks",
+        (
+            heads(
+                "attention.self",
+                "attention.self.attention_head_size",
+                ["attention.self.query", "attention.self.key", "attention.self.value"],
+                "attention.output.dense",
+                counters={
+                    "attention.self.num_attention_heads": "units",
+                    "attention.self.all_head_size": "features",
+                    "attention.self.continuous_position_bias_mlp.2.out_features": "units",
+                },
+                tables={"attention.self.logit_scale": 0, "attention.self.continuous_position_bias_mlp.2.weight": 0},
+                windowed=True,
+                normed_output=True,
+            ),
+            neurons(["intermediate.dense"], "output.dense", normed_output=True),
+        ),
         between="encoder.layers.*.downsample",
     ),
 )

@@ -92,6 +92,8 @@ class Group:
             from what the sublayers before it write.
         scale: path of the numbers, one for each channel, that the consumer's output is multiplied by before it joins
             the residual stream (layer scale); `None` where there are none.
+        normed_output: whether what the consumer writes is normalised before it joins the residual stream, so that it is
+            all that a refit can aim at (SwinV2).
         config_fields: attributes of the model's config that transformers' own class reads this size from, each
             proportional to `units`; none if it cannot be built with fewer units.
     """
@@ -110,6 +112,7 @@ class Group:
     windowed: bool = False
     stream: str | None = None
     scale: str | None = None
+    normed_output: bool = False
     config_fields: tuple[str, ...] = ()
 
     @property

@@ -136,7 +136,7 @@ def _residual(
     model: nn.Module, hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]
 ) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
-    if group.windowed:  # not in the order of its output, which is all there is to aim at
+    if group.windowed or group.normed_output:  # in another order or scale than the output, all there is to aim at
         return hidden.new_zeros(())
     if group.stream:
         return seen[group.stream].input

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
 from optimum_optin.compensation import compensate, dense_passes
 from optimum_optin.data import calibration_batches
-from optimum_optin.groups import token_mask
+from optimum_optin.groups import attribute, token_mask
 from optimum_optin.images import image_tokens
 from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import hidden_states, observed, recorded
@@ -28,8 +28,11 @@ def _with_twins(model_type):
                 for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
                     parts = parameter.view(producer.parts, 2, half, -1)
                     parts[:, 1] = parts[:, 0]
+            for path, dim in group.tables.items():
+                first, second = attribute(model, path).chunk(2, dim)
+                second.copy_(first)
         for name, table in model.named_parameters():
-            if "relative_attention_bias" in name or "relative_position_bias_table" in name:  # (distances, heads)
+            if "relative_attention_bias" in name or "bias.relative_position_bias_table" in name:  # one for all layers
                 table[:, table.shape[1] // 2 :] = table[:, : table.shape[1] // 2].clone()
     return model
 

@@ -56,6 +56,7 @@ SWIN_SHAPE = {
     "drop_path_rate": 0.0,
     "num_labels": 3,
 }
+SWINV2_SHAPE = {**SWIN_SHAPE, "pretrained_window_sizes": [0, 0]}
 CLIP_TEXT_SHAPE = {**SHAPE, "projection_dim": 16, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 
 # model type -> (class with a head, base model, configuration)
@@ -90,8 +91,14 @@ TINY = {
     "modernbert": (tr.ModernBertForSequenceClassification, tr.ModernBertModel, tr.ModernBertConfig(**MODERNBERT_SHAPE)),
     "mpnet": (tr.MPNetForSequenceClassification, tr.MPNetModel, tr.MPNetConfig(**SHAPE)),
     "roberta": (tr.RobertaForSequenceClassification, tr.RobertaModel, tr.RobertaConfig(**SHAPE)),
+    "siglip_text_model": (
+        tr.SiglipTextModel,
+        tr.SiglipTextModel,
+        tr.SiglipTextConfig(projection_size=16, **SHAPE),
+    ),
     "siglip_vision_model": (tr.SiglipVisionModel, tr.SiglipVisionModel, tr.SiglipVisionConfig(**VISION_SHAPE)),
     "swin": (tr.SwinForImageClassification, tr.SwinModel, tr.SwinConfig(**SWIN_SHAPE)),
+    "swinv2": (tr.Swinv2ForImageClassification, tr.Swinv2Model, tr.Swinv2Config(**SWINV2_SHAPE)),
     "vit": (tr.ViTForImageClassification, tr.ViTModel, tr.ViTConfig(**VISION_SHAPE)),
     "xlm-roberta": (tr.XLMRobertaForSequenceClassification, tr.XLMRobertaModel, tr.XLMRobertaConfig(**SHAPE)),
 }
@@ -112,6 +119,7 @@ VARIANTS = {
     "deit with a teacher": ("deit", tr.DeiTForImageClassificationWithTeacher, {}),
     "dinov2 with SwiGLU": ("dinov2", None, {"use_swiglu_ffn": True}),
     "swin with padded windows": ("swin", None, {"window_size": 3}),
+    "swinv2 with padded windows": ("swinv2", None, {"window_size": 3}),
     "dinov3 with a gated MLP": ("dinov3_vit", None, {"use_gated_mlp": True, "key_bias": True}),
 }
 CASES = [*sorted(TINY), *VARIANTS]
