@@ -62,6 +62,7 @@ class Stack:
         name: the stack's name in masks and on disk; distinct for each stack of an architecture.
         pre_norm: whether layers normalise the input of a sublayer, rather than its sum with the residual.
         between: path of what ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
+        reads: name of the model's input that its tokens are made of, in a model of several; `None` for the main input.
     """
 
     layers: str
@@ -69,6 +70,7 @@ class Stack:
     name: str = "layers"
     pre_norm: bool = False
     between: str | None = None
+    reads: str | None = None
 
 
 _ARCHITECTURES: dict[str, tuple[Stack, ...]] = {}
@@ -82,11 +84,14 @@ def register_architecture(model_type: str, *stacks: Stack) -> None:
         stacks: its layer lists in order of execution.
 
     Raises:
-        ValueError: no stack, or two stacks of one name.
+        ValueError: no stack, two stacks of one name, or a name with a dot.
     """
     names = [getattr(stack, "name", stack) for stack in stacks]
-    if not stacks or len(set(names)) != len(names) or not all(isinstance(stack, Stack) for stack in stacks):
-        raise ValueError(f"architecture {model_type!r} needs one or more Stack objects of distinct names, got {names}.")
+    fit = stacks and all(isinstance(stack, Stack) and "." not in stack.name for stack in stacks)
+    if not fit or len(set(names)) != len(names):
+        raise ValueError(
+            f"architecture {model_type!r} needs one or more Stack objects of distinct names without dots, got {names}."
+        )
     _ARCHITECTURES[model_type] = stacks
 
 
@@ -103,6 +108,11 @@ def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: 
 def neurons(producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
     """FFN neurons; for a gated MLP a neuron is the gate/up pair. See `Sublayer`."""
     return Sublayer(NEURONS, consumer, _producers(producers), **options)
+
+
+def stack_inputs(model: nn.Module) -> dict[str, str]:
+    """The model's stacks in order of execution: name -> the model's input that its tokens are made of."""
+    return {stack.name: stack.reads or model.main_input_name for stack in _stacks_of(model)}
 
 
 def find_layers(model: nn.Module) -> dict[str, str]:
@@ -235,6 +245,9 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
             f"the like, and prune that; known: {', '.join(known_architectures())}."
         )
     stacks = row_of(model_type)
+    # A classifier of images has one tower of a dual model.
+    there = [stack for stack in stacks if _holds(model, _base_prefix(model) + stack.layers.partition(".*")[0])]
+    stacks = tuple(there) or stacks
     if getattr(model.config, "is_decoder", False):
         raise ValueError(
             f"this {model_type!r} model is set up as a decoder (is_decoder=True); its row is for encoders."
@@ -245,6 +258,17 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
 def _base_prefix(model: nn.Module) -> str:
     is_base = getattr(model, "base_model", model) is model
     return "" if is_base else f"{model.base_model_prefix}."
+
+
+def _part_of_a_dual_model(name: str, reads: str, tower: Stack) -> Stack:
+    """The stack of a tower that lives in the module, and by the config, of this name."""
+
+    def placed(sublayer: Sublayer) -> Sublayer:
+        fields = tuple(f"{name}_config.{field}" for field in sublayer.config_fields)
+        return replace(sublayer, config_fields=fields)
+
+    sublayers = tuple(map(placed, tower.sublayers))
+    return replace(tower, name=name, reads=reads, layers=f"{name}_model.{tower.layers}", sublayers=sublayers)
 
 
 def _producers(producers: Iterable[Producer | str]) -> tuple[Producer, ...]:
@@ -409,6 +433,14 @@ for _model_type in ("clip_vision_model", "clip_text_model", "siglip_text_model")
 _SIGLIP_VISION_TOWER = replace(_CLIP_TOWER, sublayers=(_TOWER_HEADS, replace(_VIT_FFN, config_fields=())))
 
 register_architecture("siglip_vision_model", _SIGLIP_VISION_TOWER)
+
+# Both towers, or in a classifier of images one of them.
+for _model_type, _vision_tower in (("clip", _CLIP_TOWER), ("siglip", _SIGLIP_VISION_TOWER)):
+    register_architecture(
+        _model_type,
+        _part_of_a_dual_model("vision", "pixel_values", _vision_tower),
+        _part_of_a_dual_model("text", "input_ids", _CLIP_TOWER),
+    )
 
 register_architecture(
     "swin",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from .groups import HEADS, Group, Masks
-from .images import probe_images
+from .data import probe_batch
+from .groups import HEADS, Group, Masks, stack_of
 from .masking import frozen
 from .trajectory import observed
 
@@ -27,7 +27,7 @@ def cost_tables(model: nn.Module, groups: Iterable[Group], tokens: int) -> dict[
     Args:
         model: the model as it is now.
         groups: its groups.
-        tokens: T, tokens of one sequence; of an image, tokens of the first layer.
+        tokens: T, tokens of one sequence; of an image, tokens of the first layer; of a pair, of the text.
 
     Returns:
         Group key -> MACs of keeping n units, float64, shape (units + 1,).
@@ -71,10 +71,10 @@ def count_parameters(model: nn.Module) -> int:
 @torch.no_grad()
 def _lengths(model: nn.Module, groups: list[Group], tokens: int) -> dict[str, tuple[int, int]]:
     """Group key -> tokens that its linears see, and tokens that each attends to."""
-    if not any(group.windowed for group in groups):
+    if len({stack_of(group.layer) for group in groups}) < 2 and not any(group.windowed for group in groups):
         return dict.fromkeys((group.key for group in groups), (tokens, tokens))
     with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
-        model(**probe_images(model, tokens))
+        model(**probe_batch(model, tokens))
     shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)
     return {key: (shape[0] * shape[1], shape[1]) for key, shape in shapes.items()}
 

@@ -45,9 +45,9 @@ def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
-def token_rows(batch: Batch, image_tokens: int | None = None) -> Tensor:
-    """Where the real tokens of a batch are: indices into batch * tokens, shape (real tokens,); see `token_mask`."""
-    return token_mask(batch, image_tokens).flatten().nonzero().flatten()
+def stack_of(layer: str) -> str:
+    """The stack's name in a layer's: `"layers"` of `"layers.3"`."""
+    return layer.partition(".")[0]
 
 
 def attribute(model: nn.Module, path: str) -> Any:

@@ -80,7 +80,7 @@ def pose(task: Task, seed: int) -> Problem:
     """The problem of a task: 512 calibration samples drawn with the seed."""
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     batches = calibration_batches(task.calibration, model, task.pruner.processor, seed=seed)
-    costs = cost_tables(model, groups, mean_tokens(batches))
+    costs = cost_tables(model, groups, mean_tokens(batches, model))
     return Problem(model, groups, batches, lambda: task.label(batches, seed), costs, seed)
 
 
