@@ -434,12 +434,12 @@ _SIGLIP_VISION_TOWER = replace(_CLIP_TOWER, sublayers=(_TOWER_HEADS, replace(_VI
 
 register_architecture("siglip_vision_model", _SIGLIP_VISION_TOWER)
 
-# Both towers, or in a classifier of images one of them.
-for _model_type, _vision_tower in (("clip", _CLIP_TOWER), ("siglip", _SIGLIP_VISION_TOWER)):
+# Both towers, or in a classifier of images one of them. What a uniform layout cannot cut in one, it cuts in none.
+for _model_type, _tower in (("clip", _CLIP_TOWER), ("siglip", _SIGLIP_VISION_TOWER)):
     register_architecture(
         _model_type,
-        _part_of_a_dual_model("vision", "pixel_values", _vision_tower),
-        _part_of_a_dual_model("text", "input_ids", _CLIP_TOWER),
+        _part_of_a_dual_model("vision", "pixel_values", _tower),
+        _part_of_a_dual_model("text", "input_ids", _tower),
     )
 
 register_architecture(

@@ -119,7 +119,8 @@ def padded_batches(
     encoded = _encode(samples, model, processor, max_length)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
     config = model.config.get_text_config()
-    fill = getattr(processor, "pad_token_id", None) or getattr(config, "pad_token_id", None) or 0
+    fills = (getattr(each, "pad_token_id", None) for each in (processor, config))
+    fill = next((each for each in fills if each is not None), 0)
     length = max_tokens(model) if model.config.model_type in _OF_FULL_LENGTH else None
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [(part, _pad([encoded[index] for index in part], fill, length)) for part in parts]

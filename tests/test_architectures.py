@@ -152,10 +152,12 @@ def test_prefix_replay_is_exact(model_type):
 
 @each_architecture
 def test_gauss_newton_agrees_with_exact(model_type):
+    # Weights this small make a removal a small step, where the second order is the whole of the loss.
     model = tiny_model(model_type)
-    with torch.no_grad():  # a removal is then a small step, where the second order is the whole of the loss
-        for group in find_groups(model):
-            model.get_submodule(group.consumer).weight.mul_(0.5)
+    if model_type.startswith("siglip"):  # whose weights are initialised to a size, but whose embeddings are not
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.data *= 10
     pruner = OptinPruner(model)
     samples = tiny_samples(model=pruner.model)
     exact = pruner.score(samples, OptinConfig(scorer="exact"))

@@ -82,7 +82,7 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             output_of(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
+    walk = Walk(*dense_passes(dense, [batch], OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     with torch.no_grad():
         for layer in ("layers.0", "layers.1"):
@@ -118,7 +118,7 @@ def test_errors_are_what_a_pre_norm_stream_lacks(model_type, layers, norm, role)
         stream = seen[f"{layers}.1.{norm}"].input if role == "heads" else hidden_states(after["layer"])
         streams.append(stream[token_mask(batch, image_tokens(dense, batch))])
 
-    walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
+    walk = Walk(*dense_passes(dense, [batch], OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     for number in range(2):
         inside = [group for group in groups if group.layer == f"layers.{number}"]
@@ -138,8 +138,9 @@ def test_fresh_data_come_closer_to_the_dense_outputs(model_type, empty):
         model = tiny_model(model_type, seed=seed)
         masks = random_masks(find_groups(model), share=0.6, seed=seed)
         if empty:
-            masks["layers.1.heads"][:] = False
-            masks["layers.2.neurons"][:] = False
+            for key, mask in masks.items():
+                if key.endswith((".1.heads", ".2.neurons")):
+                    mask[:] = False
         pruned = _pruned(model, masks)
         fresh = calibration_batches(tiny_samples(64, seed=5, model=model), model)
         before += _distance(pruned, model, fresh)

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.excerpt import excerpt
-from optimum_optin.images import takes_images
+from optimum_optin.images import takes_images, takes_pairs
 from optimum_optin.plugin import record_structure
 from optimum_optin.remote_code import write_remote_code
 from optimum_optin.structure import structure_of
@@ -27,11 +27,13 @@ LOAD_ALONE = Path(__file__).with_name("load_alone.py")
 LOADING = LOAD_ALONE.parents[1] / "docs/source/guides/loading.mdx"
 # No padding: one batch of text for all families, and one of images.
 BATCH = {name: value[:1] for name, value in tiny_batch(tiny_model()).items()}
-PIXELS = tiny_batch(tiny_model("vit"))
+PIXELS = {name: value[:1] for name, value in tiny_batch(tiny_model("vit")).items()}
 
 
 def batch_for(model):
     """The part of the saved batch that a model takes."""
+    if takes_pairs(model):
+        return BATCH | PIXELS
     return PIXELS if takes_images(model) else BATCH
 
 
@@ -67,8 +69,9 @@ def _pruned(model_type):
     model = tiny_model(model_type)
     groups = find_groups(model)
     masks = random_masks(groups)
-    masks["layers.1.heads"][:] = False
-    masks["layers.2.neurons"][:] = False
+    for key, mask in masks.items():
+        if key.endswith((".1.heads", ".2.neurons")):
+            mask[:] = False
     rewrite(model, groups, masks)
     record_structure(model, structure_of(groups, masks))
     return model
@@ -97,10 +100,11 @@ def test_loaded_elsewhere_it_computes_the_same(model_type, models, loaded):
         model = model.base_model
     batch = batch_for(model)
     logits = output_of(model, batch)
-    with torch.no_grad():
-        hidden = base_of(model)(**batch)[0]
     torch.testing.assert_close(results[f"{model_type}.logits"], logits, atol=1e-6, rtol=0)
-    torch.testing.assert_close(results[f"{model_type}.hidden"], hidden, atol=1e-6, rtol=0)
+    if f"{model_type}.hidden" in results:
+        with torch.no_grad():
+            hidden = base_of(model)(**batch)[0]
+        torch.testing.assert_close(results[f"{model_type}.hidden"], hidden, atol=1e-6, rtol=0)
     torch.testing.assert_close(results[f"{model_type}.half"], logits, atol=0.1, rtol=0.1)
 
     tuned = results[f"{model_type}.tuned"]
