@@ -23,12 +23,12 @@ class Blocker(MetaPathFinder):
 
 
 def auto_class(folder):
-    """The name of the Auto class for a saved model."""
+    """The name of the Auto class for a saved model, or its own where no Auto class makes it."""
     (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     for task in ("SequenceClassification", "ImageClassification"):
         if f"For{task}" in name:
             return f"AutoModelFor{task}"
-    return "AutoModel"
+    return name if name == "SiglipTextModel" else "AutoModel"
 
 
 def used(outputs):
@@ -66,7 +66,7 @@ def main(mode, results, batch, *folders):
         with torch.no_grad():
             outputs[f"{folder.name}.logits"] = used(model(**batch))
             outputs[f"{folder.name}.half"] = used(half(**_in_half(batch))).float()
-            base = tr.AutoModel.from_pretrained(folder, **trust)
+            base = model if auto is type(model) else tr.AutoModel.from_pretrained(folder, **trust)
             if base.main_input_name == model.main_input_name:  # that of CLIP's classifier of images has both towers
                 outputs[f"{folder.name}.hidden"] = base(**batch)[0]
 

@@ -34,7 +34,7 @@ def model():
 
 
 def _processed(padding="longest"):
-    texts = PROCESSOR.tokenizer(TEXTS[:COUNT], padding=padding, max_length=64, return_tensors="pt")
+    texts = PROCESSOR.tokenizer(TEXTS[:COUNT], padding=padding, max_length=16, return_tensors="pt")
     return {**texts, **PROCESSOR.image_processor(images=IMAGES, return_tensors="pt")}
 
 

@@ -58,7 +58,14 @@ SWIN_SHAPE = {
 }
 SWINV2_SHAPE = {**SWIN_SHAPE, "pretrained_window_sizes": [0, 0]}
 CLIP_TEXT_SHAPE = {**SHAPE, "projection_dim": 16, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-SIGLIP_TEXT_SHAPE = {**SHAPE, "projection_size": 32, "pad_token_id": 1, "bos_token_id": 3, "eos_token_id": 2}
+SIGLIP_TEXT_SHAPE = {
+    **SHAPE,
+    "max_position_embeddings": 16,  # to which every sample is filled up
+    "projection_size": 32,
+    "pad_token_id": 1,
+    "bos_token_id": 3,
+    "eos_token_id": 2,
+}
 
 # model type -> (class with a head, base model, configuration)
 TINY = {
