@@ -273,6 +273,9 @@ def test_images_onnx(images, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     model = load_images(images)
+    if model.config.model_type in ("beit", "swin"):
+        # PyTorch 2.13's exporter cannot take apart its own attention with a position bias, of a dense model neither.
+        model.set_attn_implementation("eager")
     batch = tiny_batch(model)
     torch.onnx.export(
         model,
