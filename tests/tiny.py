@@ -79,7 +79,12 @@ TINY = {
     "clip": (
         tr.CLIPModel,
         tr.CLIPModel,
-        tr.CLIPConfig(text_config=CLIP_TEXT_SHAPE, vision_config=VISION_SHAPE, projection_dim=16, num_labels=3),
+        tr.CLIPConfig(
+            text_config=CLIP_TEXT_SHAPE,
+            vision_config={**VISION_SHAPE, "projection_dim": 16},
+            projection_dim=16,
+            num_labels=3,
+        ),
     ),
     "clip_text_model": (tr.CLIPTextModelWithProjection, tr.CLIPTextModel, tr.CLIPTextConfig(**CLIP_TEXT_SHAPE)),
     "clip_vision_model": (
