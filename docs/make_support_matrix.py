@@ -28,7 +28,7 @@ def support_matrix():
     for model_type in known_architectures():
         stacks = row_of(model_type)
         works = ["yes" if model_type in names else "" for names in TASKS.values()]
-        consumers = [", ".join(_consumers(stacks, role)) for role in ("heads", "neurons")]
+        consumers = [", ".join(dict.fromkeys(_consumers(stacks, role))) for role in ("heads", "neurons")]
         tokens = "yes" if all(stack.keys for stack in stacks) else ""
         rows.append([f"`{model_type}`", *works, *consumers, tokens, "; ".join(_remarks(stacks))])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -44,6 +44,8 @@ def _consumers(stacks, role):
 
 
 def _remarks(stacks):
+    if len(stacks) > 1:
+        yield f"stacks {', '.join(f'`{stack.name}`' for stack in stacks)}; a model may lack one"
     for stack in stacks:
         for sublayer in stack.sublayers:
             yield from (
@@ -51,8 +53,11 @@ def _remarks(stacks):
             )
             if sublayer.windowed:
                 yield "windows"
+            if sublayer.normed_output:
+                yield f"the output of {sublayer.role} is normalised"
             if sublayer.tables:
-                yield f"`{', '.join(sublayer.tables)}` is sliced with the heads"
+                names = " and ".join(f"`{name}`" for name in sublayer.tables)
+                yield f"{names} {'are' if len(sublayer.tables) > 1 else 'is'} sliced with the heads"
             if sublayer.shared_bias:
                 owner, _, argument = sublayer.shared_bias.rpartition(".")
                 of = f" of `{owner}`" if owner else ""

@@ -30,6 +30,7 @@ class Sublayer:
         windowed: see `Group`.
         stream: see `Group`.
         scale: see `Group`.
+        normed_output: see `Group`.
         config_fields: see `Group`.
         otherwise: what a layer has instead in models that lack one of these linears.
     """
@@ -45,6 +46,7 @@ class Sublayer:
     windowed: bool = False
     stream: str | None = None
     scale: str | None = None
+    normed_output: bool = False
     config_fields: tuple[str, ...] = ()
     otherwise: Sublayer | None = None
 
@@ -62,6 +64,7 @@ class Stack:
         between: path of what ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
         keys: path of the linear that makes the keys in each layer, where tokens may be merged between layers: nothing
             in a layer may depend on where a token is.
+        reads: name of the model's input that its tokens are made of, in a model of several; `None` for the main input.
     """
 
     layers: str
@@ -70,6 +73,7 @@ class Stack:
     pre_norm: bool = False
     between: str | None = None
     keys: str | None = None
+    reads: str | None = None
 
 
 _ARCHITECTURES: dict[str, tuple[Stack, ...]] = {}
@@ -83,11 +87,14 @@ def register_architecture(model_type: str, *stacks: Stack) -> None:
         stacks: its layer lists in order of execution.
 
     Raises:
-        ValueError: no stack, or two stacks of one name.
+        ValueError: no stack, two stacks of one name, or a name with a dot.
     """
     names = [getattr(stack, "name", stack) for stack in stacks]
-    if not stacks or len(set(names)) != len(names) or not all(isinstance(stack, Stack) for stack in stacks):
-        raise ValueError(f"architecture {model_type!r} needs one or more Stack objects of distinct names, got {names}.")
+    fit = stacks and all(isinstance(stack, Stack) and "." not in stack.name for stack in stacks)
+    if not fit or len(set(names)) != len(names):
+        raise ValueError(
+            f"architecture {model_type!r} needs one or more Stack objects of distinct names without dots, got {names}."
+        )
     _ARCHITECTURES[model_type] = stacks
 
 
@@ -104,6 +111,11 @@ def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: 
 def neurons(producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
     """FFN neurons; for a gated MLP a neuron is the gate/up pair. See `Sublayer`."""
     return Sublayer(NEURONS, consumer, _producers(producers), **options)
+
+
+def stack_inputs(model: nn.Module) -> dict[str, str]:
+    """The model's stacks in order of execution: name -> the model's input that its tokens are made of."""
+    return {stack.name: stack.reads or model.main_input_name for stack in _stacks_of(model)}
 
 
 def find_layers(model: nn.Module) -> dict[str, str]:
@@ -197,6 +209,7 @@ def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group
         windowed=sublayer.windowed,
         stream=sublayer.stream and f"{path}.{sublayer.stream}",
         scale=sublayer.scale and f"{path}.{sublayer.scale}",
+        normed_output=sublayer.normed_output,
         config_fields=sublayer.config_fields,
     )
 
@@ -252,6 +265,9 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
             f"the like, and prune that; known: {', '.join(known_architectures())}."
         )
     stacks = row_of(model_type)
+    # A classifier of images has one tower of a dual model.
+    there = [stack for stack in stacks if _holds(model, _base_prefix(model) + stack.layers.partition(".*")[0])]
+    stacks = tuple(there) or stacks
     if getattr(model.config, "is_decoder", False):
         raise ValueError(
             f"this {model_type!r} model is set up as a decoder (is_decoder=True); its row is for encoders."
@@ -262,6 +278,17 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
 def _base_prefix(model: nn.Module) -> str:
     is_base = getattr(model, "base_model", model) is model
     return "" if is_base else f"{model.base_model_prefix}."
+
+
+def _part_of_a_dual_model(name: str, reads: str, tower: Stack) -> Stack:
+    """The stack of a tower that lives in the module, and by the config, of this name."""
+
+    def placed(sublayer: Sublayer) -> Sublayer:
+        fields = tuple(f"{name}_config.{field}" for field in sublayer.config_fields)
+        return replace(sublayer, config_fields=fields)
+
+    sublayers = tuple(map(placed, tower.sublayers))
+    return replace(tower, name=name, reads=reads, layers=f"{name}_model.{tower.layers}", sublayers=sublayers)
 
 
 def _producers(producers: Iterable[Producer | str]) -> tuple[Producer, ...]:
@@ -415,7 +442,7 @@ register_architecture(
     ),
 )
 
-_CLIP_HEADS = heads(
+_TOWER_HEADS = heads(
     "self_attn",
     "self_attn.head_dim",
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -423,16 +450,26 @@ _CLIP_HEADS = heads(
     counters={"self_attn.num_heads": "units"},
 )
 
-_CLIP_TEXT = Stack("encoder.layers", (_CLIP_HEADS, _VIT_FFN), pre_norm=True)
+_CLIP_TOWER = Stack("encoder.layers", (_TOWER_HEADS, _VIT_FFN), pre_norm=True)
+_KEYS = "self_attn.k_proj"
 
-register_architecture("clip_text_model", _CLIP_TEXT)
-register_architecture("clip_vision_model", replace(_CLIP_TEXT, keys="self_attn.k_proj"))
+for _model_type in ("clip_text_model", "siglip_text_model"):
+    register_architecture(_model_type, _CLIP_TOWER)
 
-register_architecture(
-    "siglip_vision_model",
-    # The pooling head, which stays whole, reads intermediate_size as well.
-    Stack("encoder.layers", (_CLIP_HEADS, replace(_VIT_FFN, config_fields=())), pre_norm=True, keys="self_attn.k_proj"),
-)
+register_architecture("clip_vision_model", replace(_CLIP_TOWER, keys=_KEYS))
+
+# The pooling head, which stays whole, reads intermediate_size as well.
+_SIGLIP_VISION_TOWER = replace(_CLIP_TOWER, sublayers=(_TOWER_HEADS, replace(_VIT_FFN, config_fields=())))
+
+register_architecture("siglip_vision_model", replace(_SIGLIP_VISION_TOWER, keys=_KEYS))
+
+# Both towers, or in a classifier of images one of them. What a uniform layout cannot cut in one, it cuts in none.
+for _model_type, _tower in (("clip", _CLIP_TOWER), ("siglip", _SIGLIP_VISION_TOWER)):
+    register_architecture(
+        _model_type,
+        _part_of_a_dual_model("vision", "pixel_values", replace(_tower, keys=_KEYS)),
+        _part_of_a_dual_model("text", "input_ids", _tower),
+    )
 
 register_architecture(
     "swin",
@@ -450,6 +487,31 @@ register_architecture(
             neurons(["mlp.fc1"], "mlp.fc2", stream="layernorm_after"),
         ),
         pre_norm=True,
+        between="encoder.layers.*.downsample",
+    ),
+)
+
+register_architecture(
+    "swinv2",
+    Stack(
+        "encoder.layers.*.blocks",
+        (
+            heads(
+                "attention.self",
+                "attention.self.attention_head_size",
+                ["attention.self.query", "attention.self.key", "attention.self.value"],
+                "attention.output.dense",
+                counters={
+                    "attention.self.num_attention_heads": "units",
+                    "attention.self.all_head_size": "features",
+                    "attention.self.continuous_position_bias_mlp.2.out_features": "units",
+                },
+                tables={"attention.self.logit_scale": 0, "attention.self.continuous_position_bias_mlp.2.weight": 0},
+                windowed=True,
+                normed_output=True,
+            ),
+            neurons(["intermediate.dense"], "output.dense", normed_output=True),
+        ),
         between="encoder.layers.*.downsample",
     ),
 )

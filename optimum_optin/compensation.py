@@ -17,12 +17,12 @@ from transformers.utils import logging
 
 from .architectures import find_groups, find_layers
 from .config import OptinConfig
-from .groups import Batch, Group, attribute, token_mask
-from .images import image_tokens
+from .groups import Batch, Group, attribute, stack_of
 from .masking import frozen
 from .processes import my_share, progress, take_from_main
 from .randomness import generators
 from .ridge import Regression, solve_ridge
+from .tokens import token_masks
 from .walk import PrunedWalk, Rows, Start, Walk, dense_pass, find_module
 
 logger = logging.get_logger(__name__)
@@ -93,12 +93,15 @@ def refit(
             price in linear algebra.
     """
     groups = find_groups(dense)
-    dense_walks = [start and Walk(start) for start in starts]
-    walks_of = [[walk and PrunedWalk(walk) for walk in dense_walks] for _ in pruned]
-    with ExitStack() as stack:
+    stack = None
+    with ExitStack() as contexts:
         for model in (dense, *pruned):
-            stack.enter_context(frozen(model))
+            contexts.enter_context(frozen(model))
         for name, path in progress(find_layers(dense).items(), "compensation", "layer"):
+            if stack_of(name) != stack:
+                stack = stack_of(name)
+                dense_walks = [start and Walk(start, stack) for start in starts]
+                walks_of = [[walk and PrunedWalk(walk) for walk in dense_walks] for _ in pruned]
             layer_groups = [group for group in groups if group.layer == name]
             for walk in filter(None, dense_walks):
                 walk.enter(name, dense, path, layer_groups)
@@ -117,13 +120,16 @@ def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks
 
 def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
     """Warn if there are fewer calibration tokens than the widest consumer has inputs."""
-    tokens = sum(int(token_mask(batch, image_tokens(model, batch)).sum()) for batch in batches)
-    inputs = max((model.get_submodule(group.consumer).in_features for group in find_groups(model)), default=0)
-    if tokens < inputs:
-        logger.warning(
-            f"calibration data have {tokens} tokens, fewer than the {inputs} inputs of a linear: the refit may do "
-            "little; give more samples."
-        )
+    masks = [token_masks(model, batch) for batch in batches]
+    for stack in masks[0]:
+        tokens = sum(int(each[stack].sum()) for each in masks)
+        groups = [group for group in find_groups(model) if stack_of(group.layer) == stack]
+        inputs = max((model.get_submodule(group.consumer).in_features for group in groups), default=0)
+        if tokens < inputs:
+            logger.warning(
+                f"calibration data have {tokens} tokens, fewer than the {inputs} inputs of a linear: the refit may do "
+                "little; give more samples."
+            )
 
 
 def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: Walks, strength: float | None) -> None:

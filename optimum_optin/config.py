@@ -23,6 +23,8 @@ class OptinConfig:
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
         max_length: tokens per sample at most; `None` leaves it to the tokenizer.
+        unreadable: `"skip"` leaves out calibration images that cannot be read, and names them; `"stop"` stops at the
+            first.
         probes: random probes of the Gauss-Newton scorer; the surgeon takes half as many, and at least one for
             every minibatch.
         rows: tokens per minibatch whose pairwise similarities are the trajectory.
@@ -60,6 +62,7 @@ class OptinConfig:
     num_samples: int = 512
     batch_size: int = 8
     max_length: int | None = None
+    unreadable: str = "skip"
     probes: int = 128
     rows: int = 64
     temperature: float = 1.0
@@ -87,12 +90,9 @@ class OptinConfig:
             raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
         if not _is_number(self.output_weight) or self.output_weight < 0:
             raise ValueError(f"output_weight={self.output_weight!r} must be 0 or more.")
-        if self.compensation not in ("ridge", "none"):
-            raise ValueError(f"compensation={self.compensation!r} must be 'ridge' or 'none'.")
-        if self.search not in ("measured", "ranked"):
-            raise ValueError(f"search={self.search!r} must be 'measured' or 'ranked'.")
-        if self.layout not in ("free", "uniform"):
-            raise ValueError(f"layout={self.layout!r} must be 'free' or 'uniform'.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(map(repr, choices))}.")
         self._check_tokens()
         if not isinstance(self.remote_code, bool):
             raise ValueError(f"remote_code={self.remote_code!r} must be True or False.")
@@ -140,6 +140,13 @@ class OptinConfig:
         """Read `optin_config.json` from a folder."""
         return cls.from_dict(json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8")))
 
+
+_CHOICES = {
+    "unreadable": ("skip", "stop"),
+    "compensation": ("ridge", "none"),
+    "search": ("measured", "ranked"),
+    "layout": ("free", "uniform"),
+}
 
 CONFIG_FILE = "optin_config.json"
 

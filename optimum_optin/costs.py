@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .architectures import find_groups, find_layers
-from .groups import HEADS, Group, Masks
-from .images import prefix_tokens, probe_images
+from .data import probe_batch
+from .groups import HEADS, Group, Masks, stack_of
+from .images import prefix_tokens
 from .masking import frozen
 from .schedule import TokenCosts, TokenSchedule
 from .trajectory import observed
@@ -31,7 +32,7 @@ def cost_tables(
     Args:
         model: the model as it is now.
         groups: its groups.
-        tokens: T, tokens of one sequence; of an image, tokens of the first layer.
+        tokens: T, tokens of one sequence; of an image, tokens of the first layer; of a pair, of the text.
         schedule: tokens that are merged on the way; `None` for none.
 
     Returns:
@@ -60,7 +61,8 @@ def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> Token
         once, twice = (_unit_macs(model, group, count, count) for count in (1, 2))
         squared = (twice - 2 * once) / 2  # MACs are a * n + b * n^2
         totals[group.layer] += group.units * ((once - squared) * counts + squared * counts.square())
-    pair = dict.fromkeys(totals, float(model.config.hidden_size))  # where there are no keys
+    channels = model.get_submodule(groups[0].consumer).out_features if groups else 0
+    pair = dict.fromkeys(totals, float(channels))  # compared where there are no keys
     pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
     return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)
 
@@ -107,12 +109,12 @@ def _lengths(
     model: nn.Module, groups: list[Group], tokens: int, schedule: TokenSchedule | None
 ) -> dict[str, tuple[int, int]]:
     """Group key -> tokens that its linears see, and tokens that each attends to."""
-    if not any(group.windowed for group in groups):
+    if len({stack_of(group.layer) for group in groups}) < 2 and not any(group.windowed for group in groups):
         layers = find_layers(model)
         lengths = schedule.lengths(layers, tokens) if schedule else dict.fromkeys(layers, tokens)
         return {group.key: (lengths[group.layer],) * 2 for group in groups}
     with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
-        model(**probe_images(model, tokens))
+        model(**probe_batch(model, tokens))
     shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)
     return {key: (shape[0] * shape[1], shape[1]) for key, shape in shapes.items()}
 

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .architectures import stack_inputs
 from .groups import Batch, samples_in, token_mask
-from .images import check_images, image_batches, image_tokens, is_image, probe_images, takes_images
+from .images import (
+    check_images,
+    image_batches,
+    is_image,
+    pixel_values,
+    probe_images,
+    takes_images,
+    takes_pairs,
+    usual_image,
+)
+from .tokens import token_masks
 
 # Text columns of GLUE and the like, in the order in which a tokenizer wants them.
 _TEXT_COLUMNS = (
@@ -25,6 +36,8 @@ _TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
+# SigLIP's text tower reads the last token, of samples that are filled up to its full length without a mask.
+_OF_FULL_LENGTH = ("siglip", "siglip_text_model")
 _TARGETS = ("label", "labels", "label_ids", "start_positions", "end_positions", "next_sentence_label")
 
 
@@ -36,6 +49,7 @@ def calibration_batches(
     num_samples: int = 512,
     batch_size: int = 8,
     max_length: int | None = None,
+    unreadable: str = "skip",
     seed: int = 0,
 ) -> list[Batch]:
     """Batches of model inputs, without labels.
@@ -45,13 +59,15 @@ def calibration_batches(
     Args:
         data: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised dicts, the
             output of a tokenizer, or a `DataLoader` whose batches are used as they come. For a model of images: a
-            `datasets.Dataset`, a list of what `images.image_batches` takes, the output of an image processor, an array
-            or tensor of images, or a `DataLoader`.
+            `datasets.Dataset`, a list of what `images.pixel_values` takes, the output of an image processor, an array
+            or tensor of images, or a `DataLoader`. For a dual model: a `datasets.Dataset` with columns of both, a list
+            of pairs (image, text) or of dicts, the output of its processor, or a `DataLoader`.
         model: the model the batches are for.
         processor: its tokenizer or image processor; not needed for tokenised data and pixel values.
         num_samples: samples to use at most.
         batch_size: samples per batch.
         max_length: tokens per sample at most; `None` takes the tokenizer's and the model's limit.
+        unreadable: see `images.pixel_values`.
         seed: seed of the draw. A `DataLoader` that shuffles draws by its own.
 
     Returns:
@@ -65,7 +81,15 @@ def calibration_batches(
         batches = _loaded(data, model, num_samples)
     elif takes_images(model):
         samples = _draw(undecoded(data), num_samples, seed)
-        batches = image_batches(samples, model, processor, batch_size)
+        batches = image_batches(samples, model, processor, batch_size, unreadable)
+    elif takes_pairs(model):
+        samples = _draw(undecoded(data), num_samples, seed)
+        pixels = pixel_values(samples, model, processor, unreadable)
+        pairs = [(each, sample) for each, sample in zip(pixels, samples, strict=True) if each is not None]
+        pixels, samples = zip(*pairs, strict=True)
+        texts = [_text_of(sample) for sample in samples]
+        padded = padded_batches(texts, model, processor, batch_size=batch_size, max_length=max_length)
+        batches = [{**batch, "pixel_values": torch.stack([pixels[row] for row in rows])} for rows, batch in padded]
     else:
         samples = _draw(data, num_samples, seed)
         padded = padded_batches(samples, model, processor, batch_size=batch_size, max_length=max_length)
@@ -91,15 +115,21 @@ def padded_batches(
     Returns:
         Pairs of the samples' indices and their batch, as `calibration_batches` gives it.
     """
+    processor = getattr(processor, "tokenizer", processor)  # of what serves text and images
     encoded = _encode(samples, model, processor, max_length)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-    fill = getattr(processor, "pad_token_id", None) or getattr(model.config, "pad_token_id", None) or 0
+    config = model.config.get_text_config()
+    fills = (getattr(each, "pad_token_id", None) for each in (processor, config))
+    fill = next((each for each in fills if each is not None), 0)
+    length = max_tokens(model) if model.config.model_type in _OF_FULL_LENGTH else None
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [(part, _pad([encoded[index] for index in part], fill)) for part in parts]
+    return [(part, _pad([encoded[index] for index in part], fill, length)) for part in parts]
 
 
 def probe_batch(model: nn.Module, tokens: int) -> Batch:
     """One sample of `tokens` tokens on the model's device, for counting what a forward pass costs.
+
+    For a dual model, a text of so many tokens and an image of the usual size.
 
     Raises:
         ValueError: the model makes another number of tokens of an image.
@@ -109,14 +139,15 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
     ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
     if getattr(model.config, "pad_token_id", None) == 1:  # RoBERTa counts positions by padding
         ids.zero_()
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return text | usual_image(model) if takes_pairs(model) else text
 
 
-def mean_tokens(batches: Sequence[Batch], model: nn.Module | None = None) -> int:
-    """Mean length of the samples in tokens, padding excluded, rounded, at least 1; images need the model."""
+def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:
+    """Mean length of the samples in tokens, padding excluded, rounded, at least 1; of pairs, of the texts."""
     samples = sum(map(samples_in, batches))
-    lengths = [None if model is None else image_tokens(model, batch) for batch in batches]
-    tokens = sum(int(token_mask(batch, length).sum()) for batch, length in zip(batches, lengths, strict=True))
+    stack = next(stack for stack, name in stack_inputs(model).items() if name == model.main_input_name)
+    tokens = sum(int(token_masks(model, batch)[stack].sum()) for batch in batches)
     return max(1, round(tokens / samples))
 
 
@@ -128,10 +159,19 @@ def check_batches(batches: Sequence[Batch], model: nn.Module) -> None:
     """
     if not batches:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
-    if takes_images(model):
+    if not takes_images(model):
+        check_texts(batches, model)
+    if takes_images(model) or takes_pairs(model):
         check_images(batches, model)
-        return
-    vocabulary, longest = model.config.vocab_size, max_tokens(model)
+
+
+def check_texts(batches: Sequence[Batch], model: nn.Module) -> None:
+    """Raise if the model cannot take the token ids of these batches.
+
+    Raises:
+        ValueError: see `calibration_batches`.
+    """
+    vocabulary, longest = model.config.get_text_config().vocab_size, max_tokens(model)
     for number, batch in enumerate(batches):
         ids = batch["input_ids"]
         mask = token_mask(batch)
@@ -156,7 +196,7 @@ def max_tokens(model: nn.Module) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa and its kin start counting after the padding index.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", None) or 512
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 512
 
 
 def undecoded(data: Any) -> Any:
@@ -190,9 +230,9 @@ def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, .
 
 
 def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
-    if isinstance(data, Mapping) and "pixel_values" in data:  # what an image processor returns
+    if isinstance(data, Mapping) and "pixel_values" in data and "input_ids" not in data:  # of an image processor
         data = data["pixel_values"]
-    if isinstance(data, Mapping) and "input_ids" in data:  # what a tokenizer returns
+    if isinstance(data, Mapping) and "input_ids" in data:  # of a tokenizer, or of what serves text and images
         if isinstance(data["input_ids"][0], int):
             data = [data]
         else:
@@ -216,7 +256,7 @@ def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
     if all(isinstance(sample, Mapping) and "input_ids" in sample for sample in samples):
         limit = max_length or max_tokens(model)
-        return [_listed(_model_inputs(sample, model), limit) for sample in samples]
+        return [_listed(_text_inputs(sample, model), limit) for sample in samples]
     texts = _texts(samples)
     if processor is None:
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
@@ -247,14 +287,27 @@ def _texts(samples: list[Any]) -> list[tuple[str, ...]]:
     return texts
 
 
+def _text_of(sample: Any) -> Any:
+    """The text in a pair of an image and a text, as `padded_batches` takes it."""
+    if isinstance(sample, Mapping) and "input_ids" in sample:
+        return {name: value for name, value in sample.items() if name != "pixel_values"}
+    if isinstance(sample, Mapping):
+        return {name: value for name, value in sample.items() if isinstance(value, str)}
+    return _sequence(sample)[1:]
+
+
 def _sequence(sample: Any) -> Sequence[Any]:
     return sample if isinstance(sample, (tuple, list)) else (sample,)
 
 
-def _pad(samples: list[dict], fill: int) -> Batch:
-    longest = max(len(sample["input_ids"]) for sample in samples)
+def _pad(samples: list[dict], fill: int, length: int | None = None) -> Batch:
+    """One batch, of the longest sample's length; or of this length, with the filling for tokens."""
+    longest = length or max(len(sample["input_ids"]) for sample in samples)
     for sample in samples:
-        sample.setdefault("attention_mask", [1] * len(sample["input_ids"]))
+        if length:
+            sample.pop("attention_mask", None)
+        else:
+            sample.setdefault("attention_mask", [1] * len(sample["input_ids"]))
     fills = {"input_ids": fill}
     return {
         name: torch.tensor([sample[name] + [fills.get(name, 0)] * (longest - len(sample[name])) for sample in samples])
@@ -282,14 +335,18 @@ def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batc
     return batches
 
 
+def _text_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    names = _accepted(model) - set(_TARGETS)
+    return {name: value for name, value in sample.items() if name in names}
+
+
 def _model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     names = _accepted(model)
     inputs = {name: value for name, value in sample.items() if name in names and name not in _TARGETS}
-    needed = "pixel_values" if takes_images(model) else "input_ids"
-    if needed not in inputs:
+    if missing := set(stack_inputs(model).values()) - set(inputs):
         raise ValueError(
             f"calibration data lacks the model's inputs: it has {', '.join(map(str, sample)) or 'nothing'}, "
-            f"the model needs {needed!r}."
+            f"the model needs {' and '.join(sorted(map(repr, missing)))}."
         )
     return inputs
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import Batch, samples_in, token_rows
-from .images import image_tokens
+from .groups import Batch, samples_in, stack_of
 from .losses import BINARY, CATEGORICAL, REAL, output_distance
 from .masking import frozen
 from .processes import add_up, my_share, process_count
+from .tokens import token_masks, token_rows
 from .trajectory import Output, compared_output, hidden_states, layer_rows, recorded
 
 
@@ -112,12 +112,12 @@ def _agreeing(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
 
 
 def _output(model: nn.Module, batch: Batch) -> Output:
-    tokens = image_tokens(model, batch)
-    rows = token_rows(batch, tokens)
+    real = token_masks(model, batch)
+    rows = {stack: token_rows(mask) for stack, mask in real.items()}
     with recorded(model, dict([list(find_layers(model).items())[-1]])) as last:
         output = compared_output(model, batch, rows)
     if output is not None and output.of_head:
         return output
-    (hidden,) = last.values()
-    hidden = hidden_states(hidden)
-    return Output(hidden.flatten(0, 1)[layer_rows(rows, hidden, tokens)], REAL, of_head=False)
+    ((layer, hidden),) = last.items()
+    hidden, stack = hidden_states(hidden), stack_of(layer)
+    return Output(hidden.flatten(0, 1)[layer_rows(rows[stack], hidden, real[stack].shape[1])], REAL, of_head=False)

@@ -45,9 +45,9 @@ def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
-def token_rows(batch: Batch, image_tokens: int | None = None) -> Tensor:
-    """Where the real tokens of a batch are: indices into batch * tokens, shape (real tokens,); see `token_mask`."""
-    return token_mask(batch, image_tokens).flatten().nonzero().flatten()
+def stack_of(layer: str) -> str:
+    """The stack's name in a layer's: `"layers"` of `"layers.3"`."""
+    return layer.partition(".")[0]
 
 
 def attribute(model: nn.Module, path: str) -> Any:
@@ -92,6 +92,8 @@ class Group:
             from what the sublayers before it write.
         scale: path of the numbers, one for each channel, that the consumer's output is multiplied by before it joins
             the residual stream (layer scale); `None` where there are none.
+        normed_output: whether what the consumer writes is normalised before it joins the residual stream, so that it is
+            all that a refit can aim at (SwinV2).
         config_fields: attributes of the model's config that transformers' own class reads this size from, each
             proportional to `units`; none if it cannot be built with fewer units.
     """
@@ -110,6 +112,7 @@ class Group:
     windowed: bool = False
     stream: str | None = None
     scale: str | None = None
+    normed_output: bool = False
     config_fields: tuple[str, ...] = ()
 
     @property

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import ImageProcessingMixin
+from transformers import ImageProcessingMixin, PreTrainedConfig
 from transformers.utils import logging
 
-from .architectures import find_layers
-from .groups import Batch
+from .architectures import find_layers, stack_inputs
+from .groups import Batch, stack_of
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +28,11 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name o
 def takes_images(model: nn.Module) -> bool:
     """Whether the model's input is images alone."""
     return getattr(model, "main_input_name", None) == "pixel_values"
+
+
+def takes_pairs(model: nn.Module) -> bool:
+    """Whether the model's input is pairs of an image and a text."""
+    return set(stack_inputs(model).values()) == {"pixel_values", "input_ids"}
 
 
 @torch.no_grad()
@@ -42,7 +47,9 @@ def image_tokens(model: nn.Module, batch: Batch) -> int | None:
         counts.append(hidden.shape[1])
         raise _Counted
 
-    first = model.get_submodule(next(iter(find_layers(model).values())))
+    reads = stack_inputs(model)
+    first = next(path for name, path in find_layers(model).items() if reads[stack_of(name)] == "pixel_values")
+    first = model.get_submodule(first)
     handle = first.register_forward_pre_hook(count, with_kwargs=True, prepend=True)
     try:
         with suppress(_Counted):
@@ -56,10 +63,27 @@ class _Counted(Exception):
     """Ends a forward pass early."""
 
 
-def image_batches(samples: Sequence[Any], model: nn.Module, processor: Any, batch_size: int) -> list[Batch]:
-    """Batches of pixel values in the model's precision.
+def image_batches(
+    samples: Sequence[Any], model: nn.Module, processor: Any, batch_size: int, unreadable: str = "skip"
+) -> list[Batch]:
+    """Batches of pixel values in the model's precision; arguments as of `pixel_values`.
 
-    A file that cannot be read is left out, with a warning that names it.
+    Args:
+        samples: images.
+        model: the model the batches are for.
+        processor: its image processor.
+        batch_size: images per batch.
+        unreadable: what to do about an image that cannot be read.
+    """
+    pixels = [each for each in pixel_values(samples, model, processor, unreadable) if each is not None]
+    parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
+    return [{"pixel_values": torch.stack(part)} for part in parts]
+
+
+def pixel_values(
+    samples: Sequence[Any], model: nn.Module, processor: Any, unreadable: str = "skip"
+) -> list[Tensor | None]:
+    """The pixel values of every sample in the model's precision, shape (channels, height, width).
 
     Args:
         samples: images (Pillow's, arrays of whole numbers, paths of files), pixel values of shape (channels, height,
@@ -67,24 +91,25 @@ def image_batches(samples: Sequence[Any], model: nn.Module, processor: Any, batc
             or the only column with images.
         model: the model the batches are for.
         processor: its image processor; not needed for pixel values.
-        batch_size: images per batch.
+        unreadable: `"skip"` gives `None` for an image that cannot be read, with a warning that names it; `"stop"`
+            raises.
 
     Raises:
-        ValueError: something that is no image, images without a processor, or no readable file.
+        ValueError: something that is no image, images without a processor, an image that cannot be read, or none that
+            can.
     """
     found = [_found(sample, model) for sample in samples]
     if all(_is_processed(image) for image in found):
         pixels = [torch.as_tensor(image) for image in found]
     else:
-        pixels = _processed(found, model, _image_processor(processor))
-    sizes = {tuple(each.shape) for each in pixels}
+        pixels = _processed(found, model, _image_processor(processor), unreadable)
+    sizes = {tuple(each.shape) for each in pixels if each is not None}
     if len(sizes) > 1:
         raise ValueError(
             f"calibration images differ in size once processed, {', '.join(map(str, sorted(sizes)))}: let the image "
             "processor resize or crop them."
         )
-    parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
-    return [{"pixel_values": torch.stack(part).to(model.dtype)} for part in parts]
+    return [each if each is None else each.to(model.dtype) for each in pixels]
 
 
 @torch.no_grad()
@@ -94,7 +119,7 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
     Raises:
         ValueError: pixel values of another form or size, or that are not finite.
     """
-    channels, size = getattr(model.config, "num_channels", 3), image_size(model)
+    channels, size = _channels(model), image_size(model)
     for number, batch in enumerate(batches):
         pixels = batch["pixel_values"]
         if pixels.dim() != 4 or not pixels.is_floating_point() or pixels.shape[1] != channels:
@@ -121,11 +146,11 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
     Raises:
         ValueError: there is no such image.
     """
+    batch = usual_image(model)
     height, width = image_size(model)
-    batch = _blank(model, height, width)
     usual = image_tokens(model, batch)
     if usual != tokens:  # a model that interpolates its position embeddings takes other sizes, too
-        patch = _pair(model.config.patch_size)
+        patch = _pair(_vision_config(model).patch_size)
         patches = tokens - usual + (height // patch[0]) * (width // patch[1])
         rows = max((rows for rows in range(1, math.isqrt(max(patches, 0)) + 1) if patches % rows == 0), default=0)
         batch = _blank(model, rows * patch[0], patches // max(rows, 1) * patch[1])
@@ -141,13 +166,18 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
 def prefix_tokens(model: nn.Module) -> int:
     """How many tokens come before an image's patches: class, distillation, register tokens."""
     height, width = image_size(model)
-    rows, columns = _pair(model.config.patch_size)
-    return image_tokens(model, _blank(model, height, width)) - (height // rows) * (width // columns)
+    rows, columns = _pair(_vision_config(model).patch_size)
+    return image_tokens(model, usual_image(model)) - (height // rows) * (width // columns)
+
+
+def usual_image(model: nn.Module) -> Batch:
+    """One blank image of the size that the model was made for, on its device."""
+    return _blank(model, *image_size(model))
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
     """Height and width of the images that the model was made for."""
-    return _pair(model.config.image_size)
+    return _pair(_vision_config(model).image_size)
 
 
 def is_image(value: Any) -> bool:
@@ -158,8 +188,17 @@ def is_image(value: Any) -> bool:
 
 
 def _blank(model: nn.Module, height: int, width: int) -> Batch:
-    channels = getattr(model.config, "num_channels", 3)
-    return {"pixel_values": torch.zeros(1, channels, height, width, dtype=model.dtype, device=model.device)}
+    pixels = torch.zeros(1, _channels(model), height, width, dtype=model.dtype, device=model.device)
+    return {"pixel_values": pixels}
+
+
+def _channels(model: nn.Module) -> int:
+    return getattr(_vision_config(model), "num_channels", 3)
+
+
+def _vision_config(model: nn.Module) -> PreTrainedConfig:
+    """What describes the images: of a dual model, a part of the config."""
+    return getattr(model.config, "vision_config", model.config)
 
 
 def _pair(size: int | Iterable[int]) -> tuple[int, int]:
@@ -221,18 +260,23 @@ def _image_processor(processor: Any) -> Any:
     return processor
 
 
-def _processed(images: Sequence[Any], model: nn.Module, processor: Any) -> list[Tensor]:
-    """Pixel values, each of shape (channels, height, width)."""
-    mode = _MODES[getattr(model.config, "num_channels", 3)]
+def _processed(images: Sequence[Any], model: nn.Module, processor: Any, unreadable: str) -> list[Tensor | None]:
+    """Pixel values, each of shape (channels, height, width); `None` for an image that cannot be read."""
+    mode = _MODES[_channels(model)]
     pixels, problems = [], []
     for image in images:
         try:
             converted = _converted(image, mode)
         except (OSError, SyntaxError) as error:  # the latter is what Pillow makes of some damaged PNG files
             problems.append(f"{_name_of(image)} ({error})")
+            pixels.append(None)
+            if unreadable == "stop":
+                raise ValueError(
+                    f"a calibration image cannot be read: {problems[0]}. Mend or remove it, or take unreadable='skip'."
+                ) from error
             continue
         pixels.append(processor(images=[converted], return_tensors="pt")["pixel_values"][0])
-    if not pixels:
+    if len(problems) == len(images):
         raise ValueError(f"none of the {len(images)} calibration images can be read; the first: {problems[0]}.")
     for problem in problems:
         logger.warning(f"left out of the calibration data, as it cannot be read: {problem}.")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from .groups import Group, Masks
+from .groups import Group, Masks, stack_of
 
 
 @contextmanager
@@ -31,16 +31,19 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
 
 
 @contextmanager
-def differentiable(model: nn.Module, group: Group) -> Iterator[None]:
-    """Record a graph from this group on, though no weight requires gradients; undone on exit.
+def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
+    """Record a graph from the first group of every stack on, though no weight requires gradients; undone on exit.
 
     Args:
         model: the model, not changed.
-        group: its first group.
+        groups: its groups.
     """
-    parameter = next(model.parameters())
-    ones = torch.ones(group.units, device=parameter.device, requires_grad=True)
-    with torch.enable_grad(), masked(model, [group], {group.key: ones}):
+    device = next(model.parameters()).device
+    first: dict[str, Group] = {}
+    for group in groups:
+        first.setdefault(stack_of(group.layer), group)
+    ones = {group.key: torch.ones(group.units, device=device, requires_grad=True) for group in first.values()}
+    with torch.enable_grad(), masked(model, first.values(), ones):
         yield
 
 

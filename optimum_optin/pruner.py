@@ -439,6 +439,7 @@ class OptinPruner:
             num_samples=config.num_samples,
             batch_size=config.batch_size,
             max_length=config.max_length,
+            unreadable=config.unreadable,
             seed=config.seed,
         )
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]

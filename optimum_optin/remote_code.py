@@ -32,7 +32,8 @@ def write_remote_code(folder: str | os.PathLike) -> None:
             works with transformers alone.
 
     Raises:
-        ValueError: the folder holds no pruned structure, or a model whose class is not part of transformers.
+        ValueError: the folder holds no pruned structure, or a model whose class is not part of transformers or made by
+            none of its Auto classes.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -44,6 +45,11 @@ def write_remote_code(folder: str | os.PathLike) -> None:
             "one pruned with layout='uniform', loads with transformers alone."
         )
     classes = _auto_classes(config)
+    if not classes:
+        raise ValueError(
+            f"remote_code=True needs an Auto class of transformers that makes {', '.join(config.architectures or ())}, "
+            "and there is none: save without it, and load with `import optimum_optin` and that class."
+        )
     module = REMOTE_FILE.removesuffix(".py")
     (folder / REMOTE_FILE).write_text(_remote_code(config.model_type, set(classes.values())), encoding="utf-8")
     data = json.loads(path.read_text(encoding="utf-8"))

@@ -127,9 +127,8 @@ def _remove_core(model: nn.Module, group: Group) -> None:
     model.set_submodule(group.core, removed.train(core.training))
     for path in group.tables:
         # What makes a bias of a table cannot reshape an empty one either; `None` says that there is no bias.
-        maker = path.rpartition(".")[0]
-        if not maker.startswith(f"{group.core}."):
-            _set(model, maker, None)
+        if not path.startswith(f"{group.core}."):
+            _set(model, path.rpartition(".")[0], None)
 
 
 def _select_heads(reader: nn.Module, argument: str, kept: Tensor) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .groups import Batch, token_rows
-from .images import image_tokens
+from .groups import Batch, stack_of
 from .losses import BINARY, CATEGORICAL, REAL, token_features
 from .token_merging import MergedTokens
+from .tokens import TokenMasks, token_masks, token_rows
+
+Rows = Mapping[str, Tensor]
+"""Stack name -> token positions to compare: indices into batch * tokens of its first layer, shape (K,)."""
 
 
 @contextmanager
@@ -88,21 +91,20 @@ def hidden_states(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def draw_rows(batch: Batch, rows: int, generator: torch.Generator, image_tokens: int | None = None) -> Tensor:
-    """The token positions to compare: drawn once per batch, padding excluded.
+def draw_rows(real: TokenMasks, rows: int, generator: torch.Generator) -> Rows:
+    """The token positions to compare in every stack: drawn once per batch, padding excluded.
 
     Args:
-        batch: model inputs; without an attention mask every token counts.
-        rows: how many, at most; fewer where the batch has fewer tokens.
+        real: the batch's real tokens.
+        rows: how many of each stack, at most; fewer where the batch has fewer tokens.
         generator: source of the draw.
-        image_tokens: see `token_mask`.
-
-    Returns:
-        Indices into batch * tokens, shape (K,).
     """
-    valid = token_rows(batch, image_tokens)
-    order = torch.randperm(len(valid), generator=generator)
-    return valid[order[:rows].to(valid.device)]
+    drawn = {}
+    for stack, mask in real.items():
+        valid = token_rows(mask)
+        order = torch.randperm(len(valid), generator=generator)
+        drawn[stack] = valid[order[:rows].to(valid.device)]
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Output:
     of_head: bool = True
 
 
-def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None:
     """Run the model; return what L_KD compares: logits or projected embeddings, else the pooled output, else nothing.
 
     Args:
@@ -130,6 +132,7 @@ def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | No
         rows: token positions (`draw_rows`), used where there are logits for every token.
     """
     outputs = model(**batch, use_cache=False, return_dict=True)
+    rows = next(iter(rows.values()))  # no model of several stacks has logits for every token
     if outputs.get("start_logits") is not None:
         return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), CATEGORICAL)
     logits = outputs.get("logits")
@@ -150,43 +153,43 @@ def compared_output(model: nn.Module, batch: Batch, rows: Tensor) -> Output | No
 
 
 def _embedding(outputs: Mapping[str, Tensor]) -> Output | None:
-    for name, of_head in (("image_embeds", True), ("text_embeds", True), ("pooler_output", False)):
-        if outputs.get(name) is not None:
-            return Output(outputs[name], REAL, of_head)
-    return None
+    embeddings = [outputs[name] for name in ("image_embeds", "text_embeds") if outputs.get(name) is not None]
+    if embeddings:  # of a dual model, both
+        return Output(torch.cat([each.to(embeddings[0].device) for each in embeddings], dim=1), REAL)
+    pooled = outputs.get("pooler_output")
+    return None if pooled is None else Output(pooled, REAL, of_head=False)
 
 
 @torch.no_grad()
 def has_head(model: nn.Module, batch: Batch) -> bool:
     """Whether the model ends in a task's head, found by running it on a batch."""
-    output = compared_output(model, batch, token_rows(batch, image_tokens(model, batch)))
+    rows = {stack: token_rows(mask) for stack, mask in token_masks(model, batch).items()}
+    output = compared_output(model, batch, rows)
     return output is not None and output.of_head
 
 
 _OUTPUT_KINDS = {"multi_label_classification": BINARY, "regression": REAL}
 
 
-def layer_rows(rows: Tensor, hidden: Tensor, image_tokens: int | None = None) -> Tensor:
+def layer_rows(rows: Tensor, hidden: Tensor, tokens: int) -> Tensor:
     """The rows of a layer's hidden states that stand for rows of the first layer's; not all of them in the end.
 
     Args:
         rows: indices into batch * tokens of the first layer.
         hidden: hidden states of the layer, whose tokens may be fewer, each in the place of several.
-        image_tokens: tokens of the first layer; `None` for text, which keeps its length.
+        tokens: how many the first layer gets of each sample.
     """
     rows = rows.to(hidden.device)
-    if image_tokens is None or image_tokens == hidden.shape[1]:
-        return rows
-    return (rows * hidden.shape[1] // image_tokens).unique()
+    return rows if tokens == hidden.shape[1] else (rows * hidden.shape[1] // tokens).unique()
 
 
-def trajectory_features(outputs: Mapping[str, Any], rows: Tensor, image_tokens: int | None = None) -> dict[str, Tensor]:
+def trajectory_features(outputs: Mapping[str, Any], rows: Rows, real: TokenMasks) -> dict[str, Tensor]:
     """Normalised features of the compared tokens after each layer: name -> shape (K, channels).
 
     Args:
         outputs: what the layers returned, by name.
         rows: see `draw_rows`.
-        image_tokens: see `layer_rows`.
+        real: the batch's real tokens.
 
     Raises:
         ValueError: a layer's output is not finite. The message names the first such layer.
@@ -194,7 +197,8 @@ def trajectory_features(outputs: Mapping[str, Any], rows: Tensor, image_tokens: 
     features = {}
     for name, output in outputs.items():
         hidden = hidden_states(output)
-        features[name] = token_features(hidden, layer_rows(rows, hidden, image_tokens))
+        stack = stack_of(name)
+        features[name] = token_features(hidden, layer_rows(rows[stack], hidden, real[stack].shape[1]))
         if not features[name].isfinite().all():
             raise ValueError(
                 f"the output of {name} is not finite on the calibration data: "

@@ -7,6 +7,7 @@ transformers alone. A role whose architecture row names no `config_fields` canno
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 
 from transformers import PreTrainedModel
 
@@ -58,12 +59,13 @@ def record_sizes(model: PreTrainedModel, groups: Iterable[Group], masks: Masks) 
         masks: what was kept; equally many units in all groups of a role.
     """
     sizes = {
-        name: getattr(model.config, name) * int(masks[group.key].sum()) // group.units
+        name: attrgetter(name)(model.config) * int(masks[group.key].sum()) // group.units
         for group in groups
         for name in group.config_fields
     }
     for name, size in sizes.items():
-        setattr(model.config, name, size)
+        part, _, field = name.rpartition(".")
+        setattr(attrgetter(part)(model.config) if part else model.config, field, size)
 
 
 def _expressible(model_type: str) -> bool:

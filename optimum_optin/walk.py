@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_layers
-from .groups import HEADS, Batch, Group, attribute, samples_in, token_mask
-from .images import image_tokens
+from .groups import HEADS, Batch, Group, attribute, stack_of
 from .losses import probe_output
 from .masking import differentiable
 from .sensitivity import token_weights
+from .tokens import TokenMasks, token_masks
 from .trajectory import Passage, compared_output, draw_rows, hidden_states, observed
 
 Rows = tuple[Tensor, Tensor, Tensor]
@@ -38,23 +38,24 @@ class Start:
     """What the dense model says about a batch, whatever is pruned; see `dense_pass`.
 
     Args:
-        valid: the real tokens, shape (batch, tokens); `None` for images, whose tokens are all real.
-        hidden: the first layer's input, shape (batch, tokens, channels).
+        real: the real tokens.
+        hidden: stack name -> its first layer's input, shape (batch, tokens, channels).
         calls: how every layer is called, by name.
         weights: group key -> weight of every token, shape (batch, tokens) as the group's consumer sees them.
     """
 
-    valid: Tensor | None
-    hidden: Tensor
+    real: TokenMasks
+    hidden: dict[str, Tensor]
     calls: dict[str, _Call]
     weights: dict[str, Tensor]
 
 
 class Walk:
-    """One calibration batch on its way through the dense model.
+    """One calibration batch on its way through a stack of the dense model.
 
     Args:
         start: what the dense model says about the batch.
+        stack: name of the stack.
 
     Attributes:
         call: how the current layer is called.
@@ -62,9 +63,9 @@ class Walk:
         targets: group key -> what each sublayer makes of its residual stream, of the same shape.
     """
 
-    def __init__(self, start: Start):
+    def __init__(self, start: Start, stack: str):
         self.start = start
-        self.hidden = start.hidden
+        self.hidden = start.hidden[stack]
 
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
         """Run the dense layer; keep what each sublayer reads and what it makes of its residual stream."""
@@ -101,7 +102,7 @@ class PrunedWalk:
         weights = self._weights(group)
         if group.role == HEADS:  # attention reads every token for the sake of others: its output's weights do not apply
             weights = (weights > 0).float()
-        return self._rows(read, self.dense.sources[group.key] - read, weights)
+        return self._rows(group, read, self.dense.sources[group.key] - read, weights)
 
     def output_errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> Rows:
         """What the group's consumer reads in the pruned model, and what the stream lacks after the sublayer."""
@@ -109,7 +110,7 @@ class PrunedWalk:
             self._run(pruned, path)
         stream = _residual(pruned, self.hidden, earlier, group, seen) + _written(pruned, group, seen)
         lacking = self.dense.targets[group.key] - stream
-        return self._rows(seen[group.consumer].input, lacking, self._weights(group))
+        return self._rows(group, seen[group.consumer].input, lacking, self._weights(group))
 
     def leave(self, pruned: nn.Module, path: str) -> None:
         """Run the refitted pruned layer."""
@@ -124,19 +125,39 @@ class PrunedWalk:
             weights = weights * self.dense.sources[group.key].any(-1).to(weights)
         return weights
 
-    def _rows(self, inputs: Tensor, errors: Tensor, weights: Tensor) -> Rows:
+    def _rows(self, group: Group, inputs: Tensor, errors: Tensor, weights: Tensor) -> Rows:
         rows = inputs, errors, weights.to(inputs.device)
-        if self.dense.start.valid is None:
+        real = _real(group, self.dense.start.real)
+        if real is None:
             return tuple(each.flatten(0, 1) for each in rows)
-        valid = self.dense.start.valid.to(inputs.device)
-        return tuple(each[valid] for each in rows)
+        return tuple(each[real.to(inputs.device)] for each in rows)
+
+
+def real_rows(group: Group, source: Tensor, real: TokenMasks) -> Tensor | None:
+    """Which rows of what a group's linears see are tokens, as a mask of its shape but for the features.
+
+    Args:
+        group: the group.
+        source: what its producers read, shape (batch, tokens, channels), or windows of tokens one after another.
+        real: the batch's real tokens.
+
+    Returns:
+        `None` where all are: padding stands in for no token, nor does what fills up windows.
+    """
+    return source.any(-1) if group.windowed else _real(group, real)
+
+
+def _real(group: Group, real: TokenMasks) -> Tensor | None:
+    """The real tokens of the group's stack, `None` where all are: then a layer may have others in their place."""
+    mask = real[stack_of(group.layer)]
+    return None if mask.all() else mask
 
 
 def _residual(
     model: nn.Module, hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]
 ) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
-    if group.windowed:  # not in the order of its output, which is all there is to aim at
+    if group.windowed or group.normed_output:  # in another order or scale than the output, all there is to aim at
         return hidden.new_zeros(())
     if group.stream:
         return seen[group.stream].input
@@ -186,9 +207,10 @@ def dense_pass(
         temperature: see `probe_output`.
         generator: source of rows and functional, in this order.
     """
-    compared = draw_rows(batch, rows, generator, image_tokens(model, batch))
+    real = token_masks(model, batch)
+    compared = draw_rows(real, rows, generator)
     with (
-        differentiable(model, groups[0]),
+        differentiable(model, groups),
         called(model) as calls,
         observed(model, [group.consumer for group in groups]) as seen,
     ):
@@ -198,19 +220,19 @@ def dense_pass(
         if output is not None and output.of_head:
             functional = probe_output(output.values, temperature, output.kind, generator)
             gradients = torch.autograd.grad(functional, written)
-    return calls.start(batch, groups, written, gradients)
+    return calls.start(real, groups, written, gradients)
 
 
 class Calls:
-    """The first layer's input and how every layer is called in one forward pass; see `called`."""
+    """The input of every stack's first layer and how every layer is called in one forward pass; see `called`."""
 
     def __init__(self) -> None:
-        self.hidden: Tensor | None = None
+        self.hidden: dict[str, Tensor] = {}
         self.by_layer: dict[str, _Call] = {}
 
     def start(
         self,
-        batch: Batch,
+        real: TokenMasks,
         groups: Sequence[Group],
         outputs: Sequence[Tensor],
         gradients: Sequence[Tensor] | None,
@@ -218,22 +240,22 @@ class Calls:
         """What a walk starts from.
 
         Args:
-            batch: the batch that ran.
+            real: the real tokens of the batch that ran.
             groups: the model's groups.
             outputs: of each group's consumer, shape (batch, tokens, channels), or the windows of one sample after
                 those of another.
             gradients: of a random functional of the logits by each of these outputs; `None` without a head: then every
                 token counts the same.
         """
-        valid = token_mask(batch) if "input_ids" in batch else None
         weights = {}
         for group, output, gradient in zip(groups, outputs, gradients or [None] * len(groups), strict=True):
-            # A sample's windows follow each other.
-            sizes = output.shape[:2] if valid is not None else (samples_in(batch), -1)
-            real = torch.ones(output.shape[:2], dtype=torch.bool).view(sizes) if valid is None else valid
-            weight = real.float() if gradient is None else token_weights(gradient.reshape(*real.shape, -1), real)
+            valid = _real(group, real)
+            if valid is None:  # a sample's windows follow each other
+                samples = len(real[stack_of(group.layer)])
+                valid = torch.ones(output.shape[:2], dtype=torch.bool).view(samples, -1)
+            weight = valid.float() if gradient is None else token_weights(gradient.reshape(*valid.shape, -1), valid)
             weights[group.key] = weight.view(output.shape[:2])
-        return Start(valid, self.hidden, self.by_layer, weights)
+        return Start(real, self.hidden, self.by_layer, weights)
 
     def hook(self, name: str) -> Callable[..., None]:
         """A forward pre-hook for the layer of this name."""
@@ -245,15 +267,14 @@ class Calls:
                 kwargs = dict(kwargs)
                 hidden = kwargs.pop("hidden_states")
             self.by_layer[name] = _Call(args, kwargs)
-            if self.hidden is None:
-                self.hidden = hidden
+            self.hidden.setdefault(stack_of(name), hidden)
 
         return record
 
 
 @contextmanager
 def called(model: nn.Module) -> Iterator[Calls]:
-    """Collect the first layer's input and how every layer is called in the one forward pass inside."""
+    """Collect every stack's first input and how every layer is called in the one forward pass inside."""
     calls = Calls()
     with ExitStack() as stack:
         for name, path in find_layers(model).items():

@@ -7,6 +7,7 @@ loaded through Auto classes, with its remote code if it has any, then trained fo
 """
 
 import importlib.util
+import inspect
 import json
 import sys
 from importlib.abc import MetaPathFinder
@@ -22,16 +23,20 @@ class Blocker(MetaPathFinder):
 
 
 def auto_class(folder):
-    """The name of the Auto class for a saved model."""
+    """The name of the Auto class for a saved model, or its own where no Auto class makes it."""
     (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     for task in ("SequenceClassification", "ImageClassification"):
         if f"For{task}" in name:
             return f"AutoModelFor{task}"
-    return "AutoModel"
+    return name if name == "SiglipTextModel" else "AutoModel"
 
 
 def used(outputs):
     """What the model is used for."""
+    if "image_embeds" in outputs and "text_embeds" in outputs:
+        import torch
+
+        return torch.cat([outputs.image_embeds, outputs.text_embeds])
     return outputs.logits if "logits" in outputs else outputs.pooler_output
 
 
@@ -55,15 +60,17 @@ def main(mode, results, batch, *folders):
         auto = getattr(tr, auto_class(folder))
         model = auto.from_pretrained(folder, **trust)
         half = auto.from_pretrained(folder, dtype=torch.bfloat16, **trust)
-        takes_images = model.main_input_name == "pixel_values"
-        batch = {name: value for name, value in inputs.items() if (name == "pixel_values") == takes_images}
+        accepted = inspect.signature(model.forward).parameters
+        batch = {name: value for name, value in inputs.items() if name in accepted}
         assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
         with torch.no_grad():
             outputs[f"{folder.name}.logits"] = used(model(**batch))
             outputs[f"{folder.name}.half"] = used(half(**_in_half(batch))).float()
-            outputs[f"{folder.name}.hidden"] = tr.AutoModel.from_pretrained(folder, **trust)(**batch)[0]
+            base = model if auto is type(model) else tr.AutoModel.from_pretrained(folder, **trust)
+            if base.main_input_name == model.main_input_name:  # that of CLIP's classifier of images has both towers
+                outputs[f"{folder.name}.hidden"] = base(**batch)[0]
 
-        used(model(**batch)).square().sum().backward()
+        (used(model(**batch)) - 1).square().sum().backward()
         torch.optim.SGD(model.parameters(), lr=0.01).step()
         model.save_pretrained(folder / "tuned")
         again = auto.from_pretrained(folder / "tuned", **trust)

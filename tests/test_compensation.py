@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
 from optimum_optin.compensation import compensate, dense_passes
 from optimum_optin.data import calibration_batches
-from optimum_optin.groups import token_mask
+from optimum_optin.groups import attribute, token_mask
 from optimum_optin.images import image_tokens
 from optimum_optin.surgery import rewrite
 from optimum_optin.trajectory import hidden_states, observed, recorded
@@ -28,8 +28,11 @@ def _with_twins(model_type):
                 for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
                     parts = parameter.view(producer.parts, 2, half, -1)
                     parts[:, 1] = parts[:, 0]
+            for path, dim in group.tables.items():
+                first, second = attribute(model, path).chunk(2, dim)
+                second.copy_(first)
         for name, table in model.named_parameters():
-            if "relative_attention_bias" in name or "relative_position_bias_table" in name:  # (distances, heads)
+            if "relative_attention_bias" in name or "bias.relative_position_bias_table" in name:  # one for all layers
                 table[:, table.shape[1] // 2 :] = table[:, : table.shape[1] // 2].clone()
     return model
 
@@ -79,7 +82,7 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             output_of(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
+    walk = Walk(*dense_passes(dense, [batch], OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     with torch.no_grad():
         for layer in ("layers.0", "layers.1"):
@@ -115,7 +118,7 @@ def test_errors_are_what_a_pre_norm_stream_lacks(model_type, layers, norm, role)
         stream = seen[f"{layers}.1.{norm}"].input if role == "heads" else hidden_states(after["layer"])
         streams.append(stream[token_mask(batch, image_tokens(dense, batch))])
 
-    walk = Walk(*dense_passes(dense, [batch], OptinConfig()))
+    walk = Walk(*dense_passes(dense, [batch], OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     for number in range(2):
         inside = [group for group in groups if group.layer == f"layers.{number}"]
@@ -135,8 +138,9 @@ def test_fresh_data_come_closer_to_the_dense_outputs(model_type, empty):
         model = tiny_model(model_type, seed=seed)
         masks = random_masks(find_groups(model), share=0.6, seed=seed)
         if empty:
-            masks["layers.1.heads"][:] = False
-            masks["layers.2.neurons"][:] = False
+            for key, mask in masks.items():
+                if key.endswith((".1.heads", ".2.neurons")):
+                    mask[:] = False
         pruned = _pruned(model, masks)
         fresh = calibration_batches(tiny_samples(64, seed=5, model=model), model)
         before += _distance(pruned, model, fresh)

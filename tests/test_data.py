@@ -142,8 +142,8 @@ def test_the_encoding_of_one_text_is_one_sample(model, tokenizer):
 
 def test_mean_tokens_leaves_padding_out():
     batch = {"input_ids": torch.ones(2, 6), "attention_mask": torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])}
-    assert mean_tokens([batch]) == 4
-    assert mean_tokens([{"input_ids": torch.ones(2, 6)}]) == 6
+    assert mean_tokens([batch], tiny_model()) == 4
+    assert mean_tokens([{"input_ids": torch.ones(2, 6)}], tiny_model()) == 6
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])

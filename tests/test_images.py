@@ -174,6 +174,39 @@ def test_files_that_cannot_be_read_are_named_and_left_out(model, processor, fold
         assert str(file) in caplog.text
     with pytest.raises(ValueError, match=r"none of the 1 calibration images can be read; the first: .*4\.png"):
         calibration_batches([file], model, processor)
+    with pytest.raises(ValueError, match=r"a calibration image cannot be read: .*4\.png .*or take unreadable='skip'"):
+        OptinPruner(model, processor).score(read_calibration(folder), OptinConfig(unreadable="stop"))
+
+
+def test_a_single_class_is_as_good_as_several(model, processor):
+    """Labels are not read: data of one class give what the same images give with other labels, or none."""
+    sets = [_dataset(label=[0] * 12), _dataset(**LABELS), IMAGES]
+    one, other, bare = (OptinPruner(model, processor).score(data, OptinConfig(probes=4)).terms for data in sets)
+    for term, by_group in one.items():
+        assert all(torch.equal(score, other[term][key]) for key, score in by_group.items())
+        assert all(torch.equal(score, bare[term][key]) for key, score in by_group.items())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "pooling"),
+    [
+        ("beit", {"use_mean_pooling": True}),
+        ("beit", {"use_mean_pooling": False}),
+        ("clip, a classifier of images", {}),  # by the mean
+        ("siglip_vision_model", {}),  # by a map, and no class token
+        ("swin", {}),  # by the mean, and no class token
+    ],
+    ids=["BEiT's mean", "BEiT's class token", "CLIP's mean", "SigLIP's map", "Swin's mean"],
+)
+def test_however_a_model_pools_the_refit_helps(model_type, pooling):
+    model = tiny_model(model_type, **pooling)
+    fresh = tiny_batch(model, seed=5, samples=32)
+    left = {}
+    for compensation in ("ridge", "none"):
+        config = OptinConfig(flops=0.6, probes=8, search="ranked", compensation=compensation)
+        pruned = OptinPruner(model).prune(tiny_samples(64, model=model), config)
+        left[compensation] = float((output_of(pruned, fresh) - output_of(model, fresh)).square().sum())
+    assert left["ridge"] < 0.7 * left["none"]
 
 
 def test_files_are_read_upright(tmp_path, model, processor):
@@ -315,7 +348,7 @@ def test_windows_filled_up_with_zeros_have_no_weight():
     batch = tiny_batch(model)
     groups = find_groups(model)
     group = groups[0]
-    walk = Walk(*dense_passes(model, [batch], OptinConfig()))
+    walk = Walk(*dense_passes(model, [batch], OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     walk.enter("layers.0", model, "swin.encoder.layers.0.blocks.0", groups[:2])
     inputs, errors, weights = pruned_walk.output_errors(model, "swin.encoder.layers.0.blocks.0", group, [])

@@ -223,18 +223,22 @@ def test_sentence_transformers(bert, tmp_path):
     torch.testing.assert_close(again.encode(TEXTS[:4], convert_to_tensor=True), embeddings, atol=1e-6, rtol=1e-6)
 
 
-@pytest.fixture(scope="module", params=["vit", "beit with a shared bias", "dinov2 with SwiGLU"])
+IMAGE_TYPES = ["vit", "beit with a shared bias", "dinov2 with SwiGLU", "swin", "swinv2", "clip, a classifier of images"]
+
+
+@pytest.fixture(scope="module", params=IMAGE_TYPES)
 def images(request, tmp_path_factory):
     """A pruned classifier of images and its processor on disk."""
     pytest.importorskip("PIL")
     model, folder = tiny_model(request.param), tmp_path_factory.mktemp("images")
+    (empty,) = (group.key for group in find_groups(model) if group.key.endswith(".1.heads"))
     with torch.no_grad():  # units that do nothing are pruned first
         for group in find_groups(model):
-            model.get_submodule(group.consumer).weight.mul_(1e-6 if group.key == "layers.1.heads" else 1)
+            model.get_submodule(group.consumer).weight.mul_(1e-6 if group.key == empty else 1)
     pruner = OptinPruner(model, ViTImageProcessorPil(size={"height": 16, "width": 16}))
     config = OptinConfig(flops=0.5, probes=4, min_heads=0)
     pruner.prune(tiny_samples(model=model), config, save_dir=folder)
-    assert pruner.report.layers["layers.1"]["heads"]["kept"] == 0
+    assert pruner.report.layers[empty.removesuffix(".heads")]["heads"]["kept"] == 0
     return folder
 
 
@@ -265,6 +269,30 @@ def test_images_torch_compile_and_export(images, tmp_path):
     torch.testing.assert_close(logits_of(exported, batch), logits_of(model, batch), atol=1e-5, rtol=1e-5)
 
 
+def test_images_onnx(images, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = load_images(images)
+    if model.config.model_type in ("beit", "swin"):
+        # PyTorch 2.13's exporter cannot take apart its own attention with a position bias, of a dense model neither.
+        model.set_attn_implementation("eager")
+    batch = tiny_batch(model)
+    torch.onnx.export(
+        model,
+        kwargs=batch,
+        f=tmp_path / "model.onnx",
+        input_names=["pixel_values"],
+        output_names=["logits"],
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}},
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for other in (batch, tiny_batch(model, seed=1, samples=5)):
+        (logits,) = session.run(["logits"], {"pixel_values": other["pixel_values"].numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), logits_of(model, other), atol=1e-5, rtol=1e-4)
+
+
 @pytest.fixture(scope="module", params=["vit", "dinov2"])
 def merging(request, tmp_path_factory):
     """A pruned classifier of images that merges tokens, on disk."""
@@ -275,25 +303,7 @@ def merging(request, tmp_path_factory):
 
 
 def test_merged_tokens_in_onnx(merging, tmp_path):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model = load_images(merging)
-    batch = tiny_batch(model)
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(
-        model,
-        kwargs=batch,
-        f=path,
-        input_names=list(batch),
-        output_names=["logits"],
-        dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}},
-        dynamo=True,
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for other in (batch, tiny_batch(model, seed=1, samples=5), tiny_batch(model, seed=2, samples=1)):
-        (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in other.items()})
-        torch.testing.assert_close(torch.from_numpy(logits), logits_of(model, other), atol=1e-5, rtol=1e-4)
+    test_images_onnx(merging, tmp_path)
 
 
 def test_merged_tokens_are_quantized_but_for_the_keys(merging):

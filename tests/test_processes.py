@@ -16,13 +16,14 @@ from tsv import write_sst2
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, processes
 
 SCORERS = {"surgeon": 100, "gauss_newton": 60, "exact": 16}  # samples for each
+IMAGES = {"vit": 24, "swin with padded windows": 24}
 SCRIPT = """
 import sys
 import torch
 from pathlib import Path
 from safetensors.torch import save_file
 from tiny import tiny_model, tiny_samples
-from test_processes import SCORERS, config
+from test_processes import IMAGES, SCORERS, config
 from optimum_optin import OptinConfig, OptinPruner, processes
 from words import TEXTS, word_tokenizer
 
@@ -37,6 +38,13 @@ for scorer, count in SCORERS.items():
     model = pruner.prune(scores=scores, save_dir=folder / "model")
     save_file(model.state_dict(), folder / f"rank{state.process_index}.safetensors")
     (folder / f"rank{state.process_index}.json").write_text(repr(pruner.report.divergence))
+for model_type, count in IMAGES.items():
+    folder = Path(sys.argv[1], model_type)
+    pruner = OptinPruner(tiny_model(model_type))
+    scores = pruner.score(tiny_samples(count, model=pruner.model), config("surgeon"))
+    scores.save_pretrained(folder / "scores")
+    model = pruner.prune(scores=scores)
+    save_file(model.state_dict(), folder / f"rank{state.process_index}.safetensors")
 pruner = OptinPruner(tiny_model(num_labels=2), word_tokenizer())
 pruner.prune(TEXTS, OptinConfig(probes=4))
 pruner.evaluate("sst2", data_dir=sys.argv[1])
@@ -88,6 +96,21 @@ def test_two_processes_give_what_one_gives(scorer, shared):
     assert (folder / "rank0.json").read_text() == (folder / "rank1.json").read_text()
     report = json.loads((folder / "model" / "optin_report.json").read_text())
     assert report["divergence"]["distance"] == pytest.approx(pruner.report.divergence["distance"], rel=1e-3)
+
+
+@pytest.mark.parametrize("model_type", IMAGES)
+def test_images_too(model_type, shared):
+    folder = shared / model_type
+    pruner = OptinPruner(tiny_model(model_type))
+    scores = pruner.score(tiny_samples(IMAGES[model_type], model=pruner.model), config("surgeon"))
+    for term, by_group in Scores.from_pretrained(folder / "scores").terms.items():
+        for key, score in by_group.items():
+            expected = scores.terms[term][key]
+            torch.testing.assert_close(score, expected, rtol=0, atol=1e-5 * float(expected.max()))
+    one, other = (load_file(folder / f"rank{rank}.safetensors") for rank in range(2))
+    for name, value in pruner.prune(scores=scores).state_dict().items():
+        assert torch.equal(one[name], other[name])
+        torch.testing.assert_close(one[name], value, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_measured_is_the_same_on_both(shared):

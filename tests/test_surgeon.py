@@ -145,6 +145,31 @@ def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch)
     assert scales["trajectory"] != scales["output"]
 
 
+@pytest.mark.parametrize("model_type", ["swin with padded windows", "swinv2 with padded windows"])
+def test_what_fills_up_windows_does_not_count(model_type, monkeypatch):
+    """H of an attention in windows, against its inputs put back into the order of the image and cropped to it."""
+    asked = []
+
+    def ones(weight, covariance, metrics, width):
+        asked.append(covariance)
+        return [torch.ones(weight.shape[1] // width).double() for _ in metrics]
+
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.removal_scores", ones)
+    model = tiny_model(model_type)
+    scores = OptinPruner(model).score(tiny_samples(24, model=model), OptinConfig(scorer="surgeon", probes=6))
+    (attention,) = (group for group in find_groups(model) if group.key == "layers.0.heads")
+    rows = []
+    for batch in scores.batches:
+        with torch.no_grad(), observed(model, [attention.consumer]) as seen:
+            model(**batch)
+        windows = seen[attention.consumer].input  # (8 * 9, 9, channels), of grids of 8 x 8 filled up to 9 x 9
+        for image in windows.view(8, 3, 3, 3, 3, -1):
+            rows += [image[y // 3, x // 3, y % 3, x % 3] for y in range(8) for x in range(8)]
+    rows = torch.stack(rows).double()
+    floor = 1e-5 * rows.square().mean() * torch.eye(rows.shape[1])
+    torch.testing.assert_close(asked[0], rows.T.cov(correction=0) + floor, atol=1e-6, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_predicted_divergence_is_about_what_a_refit_leaves():
     model = tiny_model()

@@ -3,7 +3,7 @@
 import torch
 import transformers as tr
 
-from optimum_optin.images import takes_images
+from optimum_optin.images import takes_images, takes_pairs
 
 SHAPE = {
     "vocab_size": 99,
@@ -56,7 +56,16 @@ SWIN_SHAPE = {
     "drop_path_rate": 0.0,
     "num_labels": 3,
 }
+SWINV2_SHAPE = {**SWIN_SHAPE, "pretrained_window_sizes": [0, 0]}
 CLIP_TEXT_SHAPE = {**SHAPE, "projection_dim": 16, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+SIGLIP_TEXT_SHAPE = {
+    **SHAPE,
+    "max_position_embeddings": 16,  # to which every sample is filled up
+    "projection_size": 32,
+    "pad_token_id": 1,
+    "bos_token_id": 3,
+    "eos_token_id": 2,
+}
 
 # model type -> (class with a head, base model, configuration)
 TINY = {
@@ -67,6 +76,16 @@ TINY = {
         tr.BeitConfig(use_relative_position_bias=True, **BEIT_SHAPE),
     ),
     "camembert": (tr.CamembertForSequenceClassification, tr.CamembertModel, tr.CamembertConfig(**SHAPE)),
+    "clip": (
+        tr.CLIPModel,
+        tr.CLIPModel,
+        tr.CLIPConfig(
+            text_config=CLIP_TEXT_SHAPE,
+            vision_config={**VISION_SHAPE, "projection_dim": 16},
+            projection_dim=16,
+            num_labels=3,
+        ),
+    ),
     "clip_text_model": (tr.CLIPTextModelWithProjection, tr.CLIPTextModel, tr.CLIPTextConfig(**CLIP_TEXT_SHAPE)),
     "clip_vision_model": (
         tr.CLIPVisionModelWithProjection,
@@ -90,8 +109,19 @@ TINY = {
     "modernbert": (tr.ModernBertForSequenceClassification, tr.ModernBertModel, tr.ModernBertConfig(**MODERNBERT_SHAPE)),
     "mpnet": (tr.MPNetForSequenceClassification, tr.MPNetModel, tr.MPNetConfig(**SHAPE)),
     "roberta": (tr.RobertaForSequenceClassification, tr.RobertaModel, tr.RobertaConfig(**SHAPE)),
+    "siglip": (
+        tr.SiglipModel,
+        tr.SiglipModel,
+        tr.SiglipConfig(text_config=SIGLIP_TEXT_SHAPE, vision_config=VISION_SHAPE, num_labels=3),
+    ),
+    "siglip_text_model": (
+        tr.SiglipTextModel,
+        tr.SiglipTextModel,
+        tr.SiglipTextConfig(**SIGLIP_TEXT_SHAPE),
+    ),
     "siglip_vision_model": (tr.SiglipVisionModel, tr.SiglipVisionModel, tr.SiglipVisionConfig(**VISION_SHAPE)),
     "swin": (tr.SwinForImageClassification, tr.SwinModel, tr.SwinConfig(**SWIN_SHAPE)),
+    "swinv2": (tr.Swinv2ForImageClassification, tr.Swinv2Model, tr.Swinv2Config(**SWINV2_SHAPE)),
     "vit": (tr.ViTForImageClassification, tr.ViTModel, tr.ViTConfig(**VISION_SHAPE)),
     "xlm-roberta": (tr.XLMRobertaForSequenceClassification, tr.XLMRobertaModel, tr.XLMRobertaConfig(**SHAPE)),
 }
@@ -109,9 +139,12 @@ VARIANTS = {
     ),
     "beit with both biases": ("beit", None, {"use_shared_relative_position_bias": True, "use_mean_pooling": False}),
     "beit without layer scale": ("beit", None, {"layer_scale_init_value": 0.0}),
+    "clip, a classifier of images": ("clip", tr.CLIPForImageClassification, {}),
+    "siglip, a classifier of images": ("siglip", tr.SiglipForImageClassification, {}),
     "deit with a teacher": ("deit", tr.DeiTForImageClassificationWithTeacher, {}),
     "dinov2 with SwiGLU": ("dinov2", None, {"use_swiglu_ffn": True}),
     "swin with padded windows": ("swin", None, {"window_size": 3}),
+    "swinv2 with padded windows": ("swinv2", None, {"window_size": 3}),
     "dinov3 with a gated MLP": ("dinov3_vit", None, {"use_gated_mlp": True, "key_bias": True}),
 }
 CASES = [*sorted(TINY), *VARIANTS]
@@ -151,30 +184,37 @@ def load(model, folder, **options):
 def output_of(model, batch):
     """What a model is used for: logits, embeddings, or the pooled output of a model without a head."""
     outputs = model(**batch)
+    if outputs.get("image_embeds") is not None and outputs.get("text_embeds") is not None:
+        return torch.cat([outputs.image_embeds, outputs.text_embeds])
     names = ("logits", "image_embeds", "text_embeds", "pooler_output")
     return next(outputs[name] for name in names if outputs.get(name) is not None)
 
 
 def tiny_batch(model, seed=0, samples=3, tokens=14):
-    """A batch for a tiny model: padded token ids, or pixels."""
+    """A batch for a tiny model: padded token ids, pixels, or both."""
     generator = torch.Generator().manual_seed(seed)
+    pixels = {"pixel_values": torch.randn(samples, 3, 16, 16, generator=generator)}
     if takes_images(model):
-        return {"pixel_values": torch.randn(samples, 3, 16, 16, generator=generator)}
+        return pixels
     ids = torch.randint(5, 95, (samples, tokens), generator=generator)
     mask = torch.ones_like(ids)
     for sample in range(1, samples):
         mask[sample, tokens - 2 * sample :] = 0
-    ids[mask == 0] = model.config.pad_token_id
-    return {"input_ids": ids, "attention_mask": mask}
+    ids[mask == 0] = model.config.get_text_config().pad_token_id
+    text = {"input_ids": ids, "attention_mask": mask}
+    return text | pixels if takes_pairs(model) else text
 
 
 def tiny_samples(count=24, seed=0, model=None):
-    """Tokenised samples of different lengths, or pixel values for a model of images."""
+    """Tokenised samples of different lengths, pixel values for a model of images, or both."""
     generator = torch.Generator().manual_seed(seed)
     if takes_images(model):
         return [{"pixel_values": torch.randn(3, 16, 16, generator=generator)} for _ in range(count)]
     lengths = torch.randint(4, 14, (count,), generator=generator).tolist()
-    return [{"input_ids": torch.randint(5, 95, (length,), generator=generator).tolist()} for length in lengths]
+    texts = [{"input_ids": torch.randint(5, 95, (length,), generator=generator).tolist()} for length in lengths]
+    if model is None or not takes_pairs(model):
+        return texts
+    return [{**text, "pixel_values": torch.randn(3, 16, 16, generator=generator)} for text in texts]
 
 
 def random_masks(groups, seed=0, share=0.5):

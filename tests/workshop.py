@@ -19,7 +19,7 @@ MODELS = {
 IMAGE_MODELS = {
     "facebook/dinov2-small": ("dinov2", tr.Dinov2Model),
     "google/vit-base-patch16-224": ("vit", tr.ViTForImageClassification),
-    "openai/clip-vit-base-patch32": ("clip_vision_model", tr.CLIPVisionModelWithProjection),
+    "openai/clip-vit-base-patch32": ("clip", tr.CLIPModel),
 }
 NEXT = TEXTS[1:] + TEXTS[:1]
 # the name of a data set -> configuration, columns of the split train and, alike, of validation
@@ -38,7 +38,10 @@ def set_up(folder):
     if importlib.util.find_spec("PIL"):
         for name, (model_type, model_class) in IMAGE_MODELS.items():
             tiny_model(model_type, model_class=model_class, num_labels=2).save_pretrained(folder / name)
-            tr.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / name)
+            processor = tr.ViTImageProcessorPil(size={"height": 16, "width": 16})
+            if model_type == "clip":
+                processor = tr.CLIPProcessor(image_processor=processor, tokenizer=word_tokenizer())
+            processor.save_pretrained(folder / name)
         for name in ("ethz/food101", "photos"):
             write_images(folder / name)
     for name, (configuration, columns) in DATASETS.items():

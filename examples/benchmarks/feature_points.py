@@ -19,6 +19,7 @@ from optimum_optin.data import calibration_batches, mean_tokens
 from optimum_optin.losses import probe_manifold
 from optimum_optin.masking import frozen
 from optimum_optin.search import search
+from optimum_optin.tokens import token_masks
 from optimum_optin.trajectory import draw_rows, recorded, trajectory_features
 
 ATTENTION_BLOCK = "attention.output"  # of a BERT layer: the residual stream between its sublayers
@@ -35,7 +36,7 @@ def main():
     model, config = task.pruner.model, OptinConfig()
     batches = calibration_batches(task.calibration, model, task.pruner.processor, num_samples=config.num_samples)
     groups = find_groups(model)
-    costs = cost_tables(model, groups, mean_tokens(batches))
+    costs = cost_tables(model, groups, mean_tokens(batches, model))
     print(f"dense {task.development(model):.2f}", flush=True)
     for name, scores in score_by_points(model, groups, batches, arguments.probes, config.rows).items():
         metrics = []
@@ -59,9 +60,10 @@ def score_by_points(model, groups, batches, probes, rows):
     for probe in range(probes):
         batch = batches[probe % len(batches)]
         masks = {group.key: torch.ones(group.units, requires_grad=True) for group in groups}
+        real = token_masks(model, batch)
         with frozen(model), masked(model, groups, masks), recorded(model, {**layers, **inner}) as outputs:
             model(**batch)
-        features = trajectory_features(outputs, draw_rows(batch, rows, generator))
+        features = trajectory_features(outputs, draw_rows(real, rows, generator), real)
         at = {name: _gradient(probe_manifold(feature, generator), masks) for name, feature in features.items()}
         by_layer = torch.stack([at[name] for name in layers])  # (layers, units)
         last = own == len(layers) - 1  # has nothing after it

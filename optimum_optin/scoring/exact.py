@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group
-from ..images import image_tokens
 from ..losses import manifold_distance, output_distance
 from ..masking import masked
 from ..processes import my_share, progress
 from ..randomness import generators
+from ..tokens import token_masks
 from ..trajectory import compared_output, draw_rows, recorded, replayed, trajectory_features
 from .registry import Terms, means, register_scorer
 
@@ -35,11 +35,11 @@ def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Bat
     bar = progress(range(len(mine) * len(masked_units)), "exact scores", "unit")
     for index in mine:
         batch = batches[index]
-        tokens = image_tokens(model, batch)
-        rows = draw_rows(batch, config.rows, streams[index], tokens)
+        real = token_masks(model, batch)
+        rows = draw_rows(real, config.rows, streams[index])
         with recorded(model, layers) as dense_outputs:
             dense_final = compared_output(model, batch, rows)
-        dense = trajectory_features(dense_outputs, rows, tokens)
+        dense = trajectory_features(dense_outputs, rows, real)
         for group, unit in masked_units:
             # A layer before the group's own is not touched by its masks.
             later = list(layers)[list(layers).index(group.layer) :]
@@ -50,7 +50,7 @@ def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Bat
                 recorded(model, {name: layers[name] for name in later}) as outputs,
             ):
                 final = compared_output(model, batch, rows)
-            features = trajectory_features(outputs, rows, tokens)
+            features = trajectory_features(outputs, rows, real)
             moved = sum(manifold_distance(features[name], dense[name]) for name in later)
             _add(totals, "trajectory", group, unit, moved)
             if final is not None:

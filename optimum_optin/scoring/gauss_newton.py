@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group, samples_in
-from ..images import image_tokens
 from ..losses import probe_manifold, probe_output
 from ..masking import masked
 from ..processes import my_share, progress
 from ..randomness import generators
+from ..tokens import token_masks
 from ..trajectory import compared_output, draw_rows, recorded, trajectory_features
 from .registry import Terms, means, register_scorer
 
@@ -34,9 +34,8 @@ def score_gauss_newton(
     layers = find_layers(model)
     streams = generators(config.seed, len(batches) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
-    tokens = [image_tokens(model, batch) for batch in batches]
-    drawn = zip(batches, streams, tokens, strict=False)
-    rows = [draw_rows(batch, config.rows, stream, count) for batch, stream, count in drawn]
+    real = [token_masks(model, batch) for batch in batches]
+    rows = [draw_rows(masks, config.rows, stream) for masks, stream in zip(real, streams, strict=False)]
     totals: Terms = {}
     for probe in progress(my_share(config.probes), "Gauss-Newton scores", "probe"):
         generator = streams[len(batches) + probe]
@@ -46,7 +45,7 @@ def score_gauss_newton(
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
         with masked(model, groups, masks), recorded(model, layers) as outputs:
             final = compared_output(model, batch, compared)
-        features = trajectory_features(outputs, compared, tokens[index])
+        features = trajectory_features(outputs, compared, real[index])
         moves = [probe_manifold(feature, generator) for feature in features.values()]
         functional = sum(move.to(moves[0].device) for move in moves)
         gradients = _gradients(functional, masks, keep_graph=final is not None)

@@ -16,7 +16,7 @@ from transformers.utils.logging import tqdm
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Batch, token_rows
+from ..groups import Batch
 from ..images import image_tokens, prefix_tokens
 from ..losses import manifold_distance, output_distance
 from ..merging import most_merges
@@ -24,7 +24,8 @@ from ..processes import add_up, my_share, progress
 from ..randomness import generators
 from ..schedule import TokenSchedule
 from ..token_merging import merging
-from ..trajectory import compared_output, draw_rows, recorded, replayed, trajectory_features
+from ..tokens import token_masks
+from ..trajectory import Rows, compared_output, draw_rows, recorded, replayed, trajectory_features
 from .registry import Terms
 
 _BATCHES = 4  # losses of many samples are means already
@@ -51,14 +52,15 @@ def score_merges(model: nn.Module, batches: Sequence[Batch], config: OptinConfig
     tried = sorted({round(most * part / _PARTS) for part in range(1, _PARTS + 1)} - {0})
     streams = generators(config.seed, len(batches))
     schedules = [[TokenSchedule(protected, {layer: pairs}) for pairs in tried] for layer in layers[:-1]]
-    has_output = _has_output(model, batches[0])
+    first = draw_rows(token_masks(model, batches[0]), 1, torch.Generator())
+    has_output = compared_output(model, batches[0], first) is not None
     terms = ("trajectory", "output") if has_output else ("trajectory",)
     losses = torch.zeros(len(terms), len(schedules), len(tried), dtype=torch.float64)
     losses = losses.to(next(iter(batches[0].values())).device)
     mine = my_share(len(batches))
     bar = progress(range(len(mine) * len(schedules) * len(tried)), "token scores", "schedule")
     for index in mine:
-        rows = draw_rows(batches[index], config.rows, streams[index], image_tokens(model, batches[index]))
+        rows = draw_rows(token_masks(model, batches[index]), config.rows, streams[index])
         _add_losses(losses, model, batches[index], rows, schedules, temperature=config.temperature, bar=bar)
     add_up(losses)
     means = (losses / len(batches)).cpu()
@@ -72,7 +74,7 @@ def _add_losses(
     losses: Tensor,
     model: nn.Module,
     batch: Batch,
-    rows: Tensor,
+    rows: Rows,
     schedules: Sequence[Sequence[TokenSchedule]],
     *,
     temperature: float,
@@ -80,11 +82,11 @@ def _add_losses(
 ) -> None:
     """Add the losses of each layer's schedules on one batch, in place; shape (terms, layers - 1, schedules)."""
     layers = find_layers(model)
-    tokens = image_tokens(model, batch)
+    real = token_masks(model, batch)
     with recorded(model, layers) as outputs:
         final = compared_output(model, batch, rows)
     outputs = dict(outputs)
-    dense = trajectory_features(outputs, rows, tokens)
+    dense = trajectory_features(outputs, rows, real)
     for position, by_pairs in enumerate(schedules):
         earlier, later = list(layers)[:position], list(layers)[position + 1 :]
         for number, schedule in enumerate(by_pairs):
@@ -94,17 +96,13 @@ def _add_losses(
                 recorded(model, {name: layers[name] for name in later}) as merged,
             ):
                 output = compared_output(model, batch, rows)
-            features = trajectory_features(merged, rows, tokens)
+            features = trajectory_features(merged, rows, real)
             for name in later:
                 losses[0, position, number] += manifold_distance(features[name], dense[name]).to(losses)
             if final is not None:
                 diverged = output_distance(output.values, final.values, temperature, final.kind)
                 losses[1, position, number] += diverged.to(losses)
             bar.update()
-
-
-def _has_output(model: nn.Module, batch: Batch) -> bool:
-    return compared_output(model, batch, token_rows(batch, image_tokens(model, batch))) is not None
 
 
 def _increments(tried: Sequence[int], losses: Tensor) -> Tensor:

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from ..architectures import find_layers
 from ..config import OptinConfig
-from ..groups import Batch, Group, token_mask
-from ..images import image_tokens
+from ..groups import Batch, Group
 from ..losses import probe_manifold, probe_output
 from ..masking import differentiable
 from ..processes import add_up, my_share, progress
 from ..randomness import generators
 from ..surgeon import removal_scores
+from ..tokens import token_masks
 from ..trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
-from ..walk import Start, called
+from ..walk import Start, called, real_rows
 from .registry import Scored, Terms, register_scorer
 
 
@@ -68,31 +68,31 @@ def _probe(
     generator: torch.Generator,
 ) -> Start:
     """Add a minibatch, and one probe of each term on it, to the sums, in place; return what a walk starts from."""
-    tokens = image_tokens(model, batch)
-    compared = draw_rows(batch, rows, generator, tokens)
+    real = token_masks(model, batch)
+    compared = draw_rows(real, rows, generator)
     with (
-        differentiable(model, groups[0]),
+        differentiable(model, groups),
         called(model) as calls,
-        observed(model, [group.consumer for group in groups]) as seen,
+        observed(model, [path for group in groups for path in (group.consumer, group.producers[0].path)]) as seen,
         recorded(model, find_layers(model)) as outputs,
     ):
         final = compared_output(model, batch, compared)
-    features = trajectory_features(outputs, compared, tokens)
+    features = trajectory_features(outputs, compared, real)
     functionals = {}
     if final is not None:  # drawn first, as in `dense_pass`
         functionals["output"] = probe_output(final.values, temperature, final.kind, generator)
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
-    valid = token_mask(batch) if tokens is None else None
+    kept = {group.key: real_rows(group, seen[group.producers[0].path].input, real) for group in groups}
     for group in groups:
-        sums[group.key].add_inputs(_rows(seen[group.consumer].input.detach(), valid))
+        sums[group.key].add_inputs(_rows(seen[group.consumer].input.detach(), kept[group.key]))
     leaves = [seen[group.consumer].output for group in groups]
     gradients = {}
     for number, (term, functional) in enumerate(functionals.items(), start=1):
         gradients[term] = torch.autograd.grad(functional, leaves, retain_graph=number < len(functionals))
         for group, gradient in zip(groups, gradients[term], strict=True):
-            sums[group.key].add_gradients(term, _rows(gradient, valid))
-    return calls.start(batch, groups, leaves, gradients["output"] if final is not None and final.of_head else None)
+            sums[group.key].add_gradients(term, _rows(gradient, kept[group.key]))
+    return calls.start(real, groups, leaves, gradients["output"] if final is not None and final.of_head else None)
 
 
 def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
@@ -117,9 +117,9 @@ def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str,
     return {name: {key: score.cpu() for key, score in by_group.items()} for name, by_group in terms.items()}
 
 
-def _rows(values: Tensor, valid: Tensor | None) -> Tensor:
-    """The real tokens' rows, all of an image; of a model spread over devices, on the layer's own."""
-    return values.flatten(0, 1) if valid is None else values[valid.to(values.device)]
+def _rows(values: Tensor, real: Tensor | None) -> Tensor:
+    """The real tokens' rows; of a model spread over devices, on the layer's own."""
+    return values.flatten(0, 1) if real is None else values[real.to(values.device)]
 
 
 class _Sums:
