@@ -15,7 +15,7 @@ from .images import prefix_tokens
 from .schedule import TokenSchedule, constant_schedule, scored_schedule
 from .scoring import Scores
 from .search import check_budget, search, search_uniform
-from .token_merging import check_mergeable
+from .token_merging import check_mergeable, merges_tokens
 from .uniform import uniform_floors
 
 _TOKEN_PARTS = (0.25, 0.5, 0.75, 1.0)  # exponents of the budget: the FLOPs that merging alone would leave
@@ -80,6 +80,19 @@ def floors_of(config: OptinConfig, groups: Sequence[Group]) -> dict[str, int]:
     return uniform_floors(groups, floors) if config.layout == "uniform" else floors
 
 
+def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) -> None:
+    """Raise if the configuration asks for a choice of schedules that the scores were not made for.
+
+    Raises:
+        ValueError: the scores were made with another setting of `tokens`.
+    """
+    if merges_tokens(model, config) and not merges_tokens(model, scores.config):
+        raise ValueError(
+            "these scores hold no scores of tokens, which tokens='auto' needs: score again with it, or set "
+            "tokens='none' or the pairs to merge after each layer."
+        )
+
+
 def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenSchedule | None:
     """The schedule that a configuration prescribes by numbers, `None` if it does not.
 
@@ -91,7 +104,10 @@ def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenS
     check_mergeable(model)
     layers = list(find_layers(model))
     if len(config.tokens) != len(layers):
-        raise ValueError(f"tokens={config.tokens} must have a number for each of the model's {len(layers)} layers.")
+        raise ValueError(
+            f"tokens={list(config.tokens)} must have a number for each of the model's {len(layers)} layers, 0 for the "
+            "last."
+        )
     schedule = TokenSchedule(prefix_tokens(model), dict(zip(layers, config.tokens, strict=True)))
     schedule.check(layers, tokens)
     return schedule if any(config.tokens) else None

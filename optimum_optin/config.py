@@ -40,9 +40,9 @@ class OptinConfig:
             alone (docs/source/guides/loading.mdx).
         remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
             package is not installed.
-        tokens: of models of images, `"auto"` spends a part of the budget on merging similar tokens where the family
-            allows and calibration data show that it pays, `"none"` merges none, and numbers give the pairs to merge
-            after each layer, 0 after the last (`--tokens 4,4,2,0`).
+        tokens: of models of images, `"auto"` saves a part of the FLOPs by merging similar tokens where the family
+            allows and trial cuts (`search="measured"`, a model with a head) show that it pays, `"none"` merges none,
+            and numbers give the pairs to merge after each layer, 0 after the last (`--tokens 4,4,2,0`).
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
@@ -102,7 +102,7 @@ class OptinConfig:
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
 
     def _check_tokens(self) -> None:
-        if self.tokens in ("auto", "none"):
+        if isinstance(self.tokens, str) and self.tokens in ("auto", "none"):
             return
         if isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence):
             raise ValueError(f"tokens={self.tokens!r} must be 'auto', 'none', or the pairs to merge after each layer.")
@@ -110,7 +110,7 @@ class OptinConfig:
             _check_integer("tokens", pairs, 0)
         if self.layout == "uniform":
             raise ValueError("tokens are merged by code that layout='uniform' does without: leave one of them.")
-        object.__setattr__(self, "tokens", list(self.tokens))  # as JSON has it
+        object.__setattr__(self, "tokens", tuple(self.tokens))
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""

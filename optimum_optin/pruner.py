@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from .architectures import find_groups
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
-from .choice import fixed_schedule, floors_of, priced, ranked, schedules
+from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
 from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_cost, matching_cost
@@ -34,11 +34,11 @@ from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
 from .remote_code import write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
+from .schedule import TokenSchedule
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
 from .sources import read_calibration
 from .structure import Structure, compose, structure_of
-from .token_merging import merges_tokens
 from .uniform import check_uniform
 
 
@@ -183,6 +183,7 @@ class OptinPruner:
         """
         config = self._config(config, scores, flops)
         scores.check(fingerprint(self.model), config)
+        check_token_scores(self.model, config, scores)
         groups = self._groups(config)
         schedule = schedules(self.model, groups, scores, config)[0]
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
@@ -289,9 +290,9 @@ class OptinPruner:
         return entry
 
     @staticmethod
-    def convert_model(model: PreTrainedModel, structure: Structure) -> None:
+    def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:
         """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
-        convert_model(model, structure)
+        convert_model(model, structure, schedule)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
         """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
@@ -413,11 +414,7 @@ class OptinPruner:
             get_scorer(config.scorer)
         else:
             scores.check(fingerprint(self.model), config)
-            if merges_tokens(self.model, config) and not scores.merges:
-                raise ValueError(
-                    "these scores hold no scores of tokens, which tokens='auto' needs: score again with it, or set "
-                    "tokens='none' or the pairs to merge after each layer."
-                )
+            check_token_scores(self.model, config, scores)
         batches = scores.batches if scores and calibration is None else self._batches(calibration, config)
         if config.compensation != "none":
             if batches is None:
@@ -428,7 +425,8 @@ class OptinPruner:
             check_tokens(self.model, batches)
         tokens = scores.tokens if scores else mean_tokens(batches, self.model)
         schedule = fixed_schedule(self.model, config, tokens)
-        check_budget(*priced(self.model, groups, tokens, config, schedule), floors_of(config, groups))
+        dense = dense_cost(cost_tables(self.model, groups, tokens))
+        check_budget(*priced(self.model, groups, tokens, config, schedule), floors_of(config, groups), dense)
         return scores or score(self.model, groups, batches, config), batches or []
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:

@@ -153,7 +153,7 @@ def scored_schedule(costs: TokenCosts, losses: Mapping[str, Sequence[float]], bu
         for layer, later in reversed(list(pairwise(layers))):
             saved += costs.layers[later][lengths[later]] - costs.layers[later][lengths[later] - 1]
             further = losses[layer][counts[layer]] if counts[layer] < len(losses[layer]) else float("inf")
-            if further / saved < least and _possible({**counts, layer: counts[layer] + 1}, costs):
+            if saved > 0 and further / saved < least and _possible({**counts, layer: counts[layer] + 1}, costs):
                 best, least = layer, further / saved
         if best is None:
             return None

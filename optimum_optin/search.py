@@ -67,19 +67,22 @@ def search_uniform(
     return _spend(scores, budget, *(_level(role, scores, costs, floors.get(role, 0)) for role in (HEADS, NEURONS)))
 
 
-def check_budget(costs: Mapping[str, Tensor], budget: float, floors: Mapping[str, int] | None = None) -> None:
+def check_budget(
+    costs: Mapping[str, Tensor], budget: float, floors: Mapping[str, int] | None = None, dense: float | None = None
+) -> None:
     """Raise if the budget does not pay for the floors, or for a single unit.
 
     Args:
         costs: see `search`.
         budget: see `search`.
         floors: see `search`.
+        dense: the dense model's cost; `None` takes what all units cost.
 
     Raises:
         ValueError: names the least share of the dense cost that will do.
     """
     floors = floors or {}
-    dense = sum(float(table[-1]) for table in costs.values())
+    dense = dense or sum(float(table[-1]) for table in costs.values())
     forced = sum(float(table[min(floors.get(_role(key), 0), len(table) - 1)]) for key, table in costs.items())
     minimum = forced or min((float(table[1]) for table in costs.values()), default=0.0)
     if budget < minimum:

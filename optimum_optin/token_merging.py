@@ -7,6 +7,7 @@ with equal values: heads that pool by mean or by attention, and users of the hid
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -55,26 +56,24 @@ class TokenMerger:
         self.protected = protected
         self.width = width
         self.last = last
-        self.tokens: MergedTokens | None = None  # what the layer got, while it runs
-        self.keys: Tensor | None = None
+        # While the layer runs in a thread, what it got and its keys.
+        self.tokens: dict[int, MergedTokens | None] = {}
+        self.keys: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "tokens": None, "keys": None}  # copies and files have nothing on its way through them
+        return {**vars(self), "tokens": {}, "keys": {}}  # nothing is on its way through a copy
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Forward pre-hook of the layer: unpack its input and mask its attention by sizes."""
-        if getattr(module, "_is_replica", False):
-            raise RuntimeError(
-                "a model that merges tokens does not run under nn.DataParallel, whose threads share its hooks: start a "
-                "process for each GPU (accelerate launch, torchrun)."
-            )
-        self.tokens = args[0] if isinstance(args[0], MergedTokens) else None
-        if self.tokens is None:
+        tokens = args[0] if isinstance(args[0], MergedTokens) else None
+        self.tokens[_thread()] = tokens
+        self.keys.pop(_thread(), None)  # of a pass that an error ended
+        if tokens is None:
             return None
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if mask is not None and not torch.compiler.is_compiling():  # transformers traces with one that masks nothing
             raise ValueError("a model that merges tokens takes no attention_mask: its tokens are not where they were.")
-        hidden, sizes, _ = self.tokens
+        hidden, sizes, _ = tokens
         bias = sizes.log().to(hidden.dtype)[:, None, None]  # (batch, heads, queries, keys)
         if len(args) > 1:
             return (hidden, bias, *args[2:]), kwargs
@@ -82,12 +81,11 @@ class TokenMerger:
 
     def keep_keys(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         """Forward hook of the key projection."""
-        self.keys = output
+        self.keys[_thread()] = output
 
     def leave(self, module: nn.Module, args: tuple, output: Tensor) -> MergedTokens | Tensor:
         """Forward hook of the layer: merge, or restore."""
-        tokens, keys = self.tokens, self.keys
-        self.tokens = self.keys = None
+        tokens, keys = self.tokens.pop(_thread()), self.keys.pop(_thread(), None)
         if tokens is None:
             batch, count, _ = output.shape
             sizes = torch.ones(batch, count, device=output.device)
@@ -95,11 +93,21 @@ class TokenMerger:
         tokens = MergedTokens(output, tokens.sizes.to(output.device), tokens.places.to(output.device))
         merges = min(self.merges, most_merges(output.shape[1], self.protected))
         if merges:
+            if self.width and keys is None:
+                raise RuntimeError(
+                    "the projection that makes a layer's keys was replaced after its tokens were set to be merged by "
+                    "them: exclude key projections (k_proj) from what replaces modules, e.g. quantization."
+                )
             compared = output if keys is None else keys.unflatten(-1, (-1, self.width)).mean(-2)
             matching = match_tokens(compared, merges, self.protected)
             hidden, sizes = merge_tokens(output, tokens.sizes, matching, merges)
             tokens = MergedTokens(hidden, sizes, matching.gather(1, tokens.places))
         return tokens.restored() if self.last else tokens
+
+
+def _thread() -> int:
+    """Whose pass this is; a compiler traces one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableHandle]:
@@ -113,7 +121,7 @@ def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableH
         Handles of its hooks.
 
     Raises:
-        ValueError: see `check_mergeable`; or a layer that the model does not have.
+        ValueError: see `check_mergeable`; a layer that the model does not have; or the model merges tokens already.
     """
     check_mergeable(model)
     layers, keys = find_layers(model), key_projections(model)
@@ -121,6 +129,9 @@ def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableH
         if layer not in layers:
             raise ValueError(f"token schedule: {layer!r} is no layer of this model; it has {', '.join(layers)}.")
     widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
+    hooks = [hook for path in layers.values() for hook in model.get_submodule(path)._forward_hooks.values()]
+    if any(isinstance(getattr(hook, "__self__", None), TokenMerger) for hook in hooks):
+        raise ValueError("this model merges tokens already: load the model that it was made from.")
     first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
     handles = []
     for layer in list(layers)[first:]:

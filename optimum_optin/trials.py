@@ -28,6 +28,7 @@ from .walk import Start
 
 STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
 _WEIGHTS = (1.0, 0.1, 10.0)  # of the output term, times the configured one
+_AT_ONCE = 3  # models in memory
 _PART = 8  # trial cuts are refitted on this part of the batches
 logger = logging.get_logger(__name__)
 
@@ -84,15 +85,18 @@ def least_divergent(
         starts: for the trial refits (`dense_passes`); none for no refit.
         held_out: calibration batches to compare outputs on.
     """
-    models = [copy.deepcopy(dense) for _ in choices]
-    for pruned, choice in zip(models, choices, strict=True):
-        rewrite(pruned, groups, choice.masks)
-    if starts:
-        refit(dense, models, starts, STRENGTH)
-    for pruned, choice in zip(models, choices, strict=True):
-        if choice.schedule is not None:
-            attach_merging(pruned, choice.schedule)
-    distances = [each.distance for each in measure_divergence(dense, models, held_out)]
+    distances: list[float] = []
+    for first in range(0, len(choices), _AT_ONCE):
+        part = choices[first : first + _AT_ONCE]
+        models = [copy.deepcopy(dense) for _ in part]
+        for pruned, choice in zip(models, part, strict=True):
+            rewrite(pruned, groups, choice.masks)
+        if starts:
+            refit(dense, models, starts, STRENGTH)
+        for pruned, choice in zip(models, part, strict=True):
+            if choice.schedule is not None:
+                attach_merging(pruned, choice.schedule)
+        distances += [each.distance for each in measure_divergence(dense, models, held_out)]
     logger.debug(f"divergence of trial cuts: {distances}")
     return choices[min(range(len(choices)), key=lambda index: (math.isnan(distances[index]), distances[index]))]
 

@@ -117,6 +117,13 @@ def test_a_scored_schedule_merges_where_that_is_cheap(share):
     assert schedule.merges["layers.1"] == 0 or schedule.merges["layers.0"] == 8
 
 
+def test_nothing_is_merged_before_layers_that_cost_nothing():
+    layers = COSTS.layers | {"layers.3": [0.0] * 18}
+    costs = TokenCosts(layers, 17, 1, COSTS.pair)
+    schedule = scored_schedule(costs, {layer: [1.0] * 8 for layer in LAYERS[:-1]}, 0.6 * DENSE)
+    assert schedule.merges["layers.2"] == 0 < schedule.merges["layers.0"]
+
+
 def test_no_schedule_reaches_a_budget_below_what_merging_can_leave():
     losses = {layer: [1.0] * 8 for layer in LAYERS[:-1]}
     assert scored_schedule(COSTS, losses, 0.3 * DENSE) is None

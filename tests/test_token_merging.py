@@ -2,13 +2,14 @@
 
 import copy
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from tiny import CASES, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForImageClassification, Dinov2Backbone
 
-from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
 from optimum_optin.architectures import find_layers, key_projections
 from optimum_optin.costs import cost_tables, count_macs, dense_cost, matching_cost, token_costs
 from optimum_optin.images import image_tokens, prefix_tokens
@@ -146,6 +147,17 @@ def test_copies_do_not_share_what_passes_through_them():
         return {id(hook.__self__) for module in model.modules() for hook in module._forward_hooks.values()}
 
     assert owners(merged) and not owners(merged) & owners(copied)
+
+
+def test_threads_do_not_share_what_passes_through_them():
+    """Servers run one model in several threads, and so does nn.DataParallel."""
+    model = _merging(tiny_model("vit"))
+    batches = [tiny_batch(model, seed) for seed in range(64)]
+    expected = [output_of(model, batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda batch: output_of(model, batch), batches))
+    for one, other in zip(expected, got, strict=True):
+        torch.testing.assert_close(other, one)
 
 
 def test_what_is_merged_under_a_context_is_undone():
@@ -304,8 +316,21 @@ def test_scores_without_tokens_cannot_choose_a_schedule():
     model = tiny_model("vit")
     pruner = OptinPruner(model)
     scores = pruner.score(tiny_samples(16, model=model), OptinConfig(probes=4, tokens="none"))
-    with pytest.raises(ValueError, match="no scores of tokens"):
-        pruner.prune(config=OptinConfig(probes=4, tokens="auto"), scores=scores)
+    config = OptinConfig(probes=4, tokens="auto")
+    for use in (pruner.prune, pruner.plan):
+        with pytest.raises(ValueError, match="no scores of tokens"):
+            use(config=config, scores=scores)
+
+
+def test_a_scorer_of_other_terms_does_not_keep_tokens_from_merging():
+    @register_scorer("sizes")
+    def score_sizes(model, groups, batches, config):
+        return {"size": {group.key: torch.arange(group.units) + 1.0 for group in groups}}
+
+    model = tiny_model("vit")
+    pruner = OptinPruner(model)
+    pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.5, scorer="sizes"))
+    assert pruner.report.flops_achieved <= 0.5
 
 
 def test_a_model_that_merges_is_not_pruned_again():
@@ -317,11 +342,12 @@ def test_what_cannot_run_with_merged_tokens_says_so():
     model = _merging(tiny_model("vit"))
     with pytest.raises(ValueError, match="takes no attention_mask"):
         model(**tiny_batch(model), attention_mask=torch.eye(3, 17))
-    replica = copy.deepcopy(model)
-    for module in replica.modules():
-        module._is_replica = True  # what nn.DataParallel makes of them
-    with pytest.raises(RuntimeError, match=r"nn\.DataParallel"):
-        replica(**tiny_batch(model))
+    with pytest.raises(ValueError, match="merges tokens already"):
+        attach_merging(model, TokenSchedule(1, MERGES))
+    layer = model.vit.layers[0].attention
+    layer.k_proj = copy.deepcopy(layer.v_proj)  # as quantizers do
+    with pytest.raises(RuntimeError, match="key projections"):
+        model(**tiny_batch(model))
     backbone = Dinov2Backbone(tiny_model("dinov2").config)
     with pytest.raises(ValueError, match="cannot be merged: its feature maps"):
         attach_merging(backbone, TokenSchedule(1, MERGES))

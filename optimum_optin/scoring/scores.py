@@ -22,6 +22,7 @@ from ..hub import is_hub_id
 from ..masking import frozen
 from ..processes import check_processes, is_main, wait
 from ..token_merging import merges_tokens
+from ..trajectory import has_head
 from ..walk import Start
 from .merges import score_merges
 from .registry import Scored, Terms, get_scorer
@@ -87,7 +88,8 @@ class Scores:
         weights = {"output": self.config.output_weight if output_weight is None else output_weight}
         combined: dict[str, Tensor] = {}
         for term, by_key in terms.items():
-            total = float(sum(score.sum() for score in self.terms[term].values()))
+            # Of a term that no unit is scored by, only the layers' shares can be told.
+            total = float(sum(score.sum() for score in self.terms.get(term, by_key).values()))
             scale = weights.get(term, 1.0) / max(total, 1e-300)
             for key, score in by_key.items():
                 combined[key] = combined.get(key, 0) + scale * score
@@ -212,7 +214,9 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
     started = time.perf_counter()
     with frozen(model):
         result = scorer(model, groups, batches, config)
-        merges = score_merges(model, batches, config) if merges_tokens(model, config) else {}
+        # Without a head no trial cut can tell how many to merge, so none are.
+        merging = merges_tokens(model, config) and has_head(model, batches[0])
+        merges = score_merges(model, batches, config) if merging else {}
     scored = result if isinstance(result, Scored) else Scored(result)
     _check_terms(scored.terms, groups, config.scorer)
     seconds = time.perf_counter() - started
