@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate
 
 from .merging import most_merges
 
@@ -139,33 +139,45 @@ def constant_schedule(costs: TokenCosts, budget: float) -> TokenSchedule | None:
 def scored_schedule(costs: TokenCosts, losses: Mapping[str, Sequence[float]], budget: float) -> TokenSchedule | None:
     """Merge where a pair loses least for what it saves, one by one, until the budget holds; `None` if it never does.
 
+    Losses are of merging after one layer alone. Where fewer tokens are left, each stands for more: to merge some share
+    of them is taken to lose what merging that share of all tokens does.
+
     Args:
         costs: of the model.
-        losses: layer -> what each further pair merged after it is expected to lose, never falling.
+        losses: layer -> what each further pair merged after it is expected to lose, never falling, of all pairs.
         budget: the most that the model may cost.
     """
-    layers = list(costs.layers)
-    counts = dict.fromkeys(layers[:-1], 0)
-    schedule = TokenSchedule(costs.protected, counts)
-    while costs.of(schedule) > budget:
-        lengths = schedule.lengths(layers, costs.tokens)
-        best, least, saved = None, float("inf"), 0.0  # saved by one token less in all later layers
-        for layer, later in reversed(list(pairwise(layers))):
-            saved += costs.layers[later][lengths[later]] - costs.layers[later][lengths[later] - 1]
-            further = losses[layer][counts[layer]] if counts[layer] < len(losses[layer]) else float("inf")
-            if saved > 0 and further / saved < least and _possible({**counts, layer: counts[layer] + 1}, costs):
-                best, least = layer, further / saved
+    total = {layer: [0.0, *accumulate(pairs)] for layer, pairs in losses.items()}
+    schedule = TokenSchedule(costs.protected, dict.fromkeys(list(costs.layers)[:-1], 0))
+    cost, loss = costs.of(schedule), 0.0
+    while cost > budget:
+        best, least = None, float("inf")
+        for layer, pairs in schedule.merges.items():
+            further = _possible(costs, {**schedule.merges, layer: pairs + 1})
+            saved = cost - costs.of(further)
+            rate = (_loss(costs, further, total) - loss) / saved if saved > 0 else float("inf")
+            if rate < least:
+                best, least = further, rate
         if best is None:
             return None
-        counts[best] += 1
-        schedule = TokenSchedule(costs.protected, dict(counts))
+        schedule, cost, loss = best, costs.of(best), _loss(costs, best, total)
     return schedule
 
 
-def _possible(counts: Mapping[str, int], costs: TokenCosts) -> bool:
-    tokens = costs.tokens
-    for count in counts.values():
-        if count > most_merges(tokens, costs.protected):
-            return False
-        tokens -= count
-    return True
+def _possible(costs: TokenCosts, merges: Mapping[str, int]) -> TokenSchedule:
+    """The schedule with as many of these merges as tokens have partners."""
+    lengths = TokenSchedule(costs.protected, merges).lengths(costs.layers, costs.tokens)
+    most = {layer: most_merges(length, costs.protected) for layer, length in lengths.items()}
+    return TokenSchedule(costs.protected, {layer: min(pairs, most[layer]) for layer, pairs in merges.items()})
+
+
+def _loss(costs: TokenCosts, schedule: TokenSchedule, total: Mapping[str, Sequence[float]]) -> float:
+    """What a schedule is expected to lose; `total[layer][n]` is the loss of n pairs of all tokens."""
+    lengths = schedule.lengths(costs.layers, costs.tokens)
+    loss = 0.0
+    for layer, pairs in schedule.merges.items():
+        if pairs:
+            place = pairs * (costs.tokens - costs.protected) / (lengths[layer] - costs.protected)
+            below = min(int(place), len(total[layer]) - 2)
+            loss += total[layer][below] + (place - below) * (total[layer][below + 1] - total[layer][below])
+    return loss

@@ -208,8 +208,8 @@ def _fashion(split, folder):
 
 
 def _cifar10(split, folder):
-    """2,000 images of either split, drawn with a fixed seed."""
-    return load_cifar10(folder, split, 2000)
+    """2,000 train images and 1,000 test images, drawn with a fixed seed."""
+    return load_cifar10(folder, split, {"train": 2000, "test": 1000}[split])
 
 
 _TRAIN = "examples/train_image_classifier.py"
