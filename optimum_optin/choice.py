@@ -18,7 +18,7 @@ from .search import check_budget, search, search_uniform
 from .token_merging import check_mergeable, merges_tokens
 from .uniform import uniform_floors
 
-_TOKEN_PARTS = (0.25, 0.5, 0.75, 1.0)  # exponents of the budget: the FLOPs that merging alone would leave
+_TOKEN_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget: the FLOPs that merging alone would leave
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,20 @@ def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenS
 def schedules(
     model: nn.Module, groups: Sequence[Group], scores: Scores, config: OptinConfig
 ) -> list[TokenSchedule | None]:
-    """The schedules of token merging to choose among, distinct, the best guess first; `None` among them for none."""
+    """The schedules of token merging to choose among, distinct; the first, `None`, merges none."""
     if config.tokens != "auto" or not scores.merges:
         return [fixed_schedule(model, config, scores.tokens)]
     costs = token_costs(model, groups, scores.tokens)
     dense = costs.of(TokenSchedule(costs.protected))
     losses = {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
-    found: list[TokenSchedule | None] = [None]
+    found = []
     for part in _TOKEN_PARTS:
         budget = dense * config.flops**part
         for schedule in (scored_schedule(costs, losses, budget), constant_schedule(costs, budget)):
-            if schedule not in found and _affordable(model, groups, scores, config, schedule):
+            merges = schedule is not None and any(schedule.merges.values())
+            if merges and schedule not in found and _affordable(model, groups, scores, config, schedule):
                 found.append(schedule)
-    return found
+    return [None, *found]
 
 
 def _affordable(
