@@ -14,9 +14,10 @@ def accuracy(model, processor, rows):
     """Share of images whose class is right."""
     column = "image" if "image" in rows.column_names else "img"
     names = getattr(rows.features["label"], "names", None)
+    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
     right = 0
     for batch in batches(rows):
-        images = [image.convert("RGB") for image in batch[column]]
+        images = [image.convert(mode) for image in batch[column]]
         inputs = processor(images=images, return_tensors="pt").to(model.device, model.dtype)
         predicted = model(**inputs).logits.argmax(-1).tolist()
         labels = [class_index(label, names, model) for label in batch["label"]]
