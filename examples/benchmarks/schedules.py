@@ -1,0 +1,58 @@
+"""Schedules of token merging beside heads and neurons: how far trial cuts diverge, and how right they are.
+
+    python examples/benchmarks/schedules.py fashion-vit
+    python examples/benchmarks/schedules.py cifar10-dinov2 --image-dir path/to/cifar10 --flops 0.5
+
+Every schedule that `tokens="auto"` tries, on a model refitted on an eighth of the calibration data; accuracy is of
+development images, which are held out of the calibration images.
+"""
+
+import argparse
+import copy
+from dataclasses import replace
+
+from tasks import add_task_arguments, load_task
+
+from optimum_optin import OptinConfig, find_groups
+from optimum_optin.choice import ranked, schedules
+from optimum_optin.compensation import refit
+from optimum_optin.divergence import measure_divergence
+from optimum_optin.surgery import rewrite
+from optimum_optin.token_merging import attach_merging
+from optimum_optin.trials import STRENGTH
+
+HELD_OUT, PART = 8, 8  # as in the package
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_task_arguments(parser)
+    parser.add_argument("--flops", type=float, nargs="+", default=[0.65, 0.5])
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    task = load_task(arguments.model, hold_out=True, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
+    model, groups = task.pruner.model, find_groups(task.pruner.model)
+    print(f"dense: {task.metric} {task.development(model):.1f}", flush=True)
+    scores = task.pruner.score(task.calibration, OptinConfig(seed=arguments.seed))
+    held_out = scores.batches[::HELD_OUT]
+    starts = [start for index, start in enumerate(scores.starts) if index % HELD_OUT]
+    for flops in arguments.flops:
+        config = replace(scores.config, flops=flops)
+        for schedule in schedules(model, groups, scores, config):
+            pruned = copy.deepcopy(model)
+            rewrite(pruned, groups, ranked(model, groups, scores, config, schedule=schedule).masks)
+            refit(model, [pruned], starts[: len(starts) // PART], STRENGTH)
+            if schedule is not None:
+                attach_merging(pruned, schedule)
+            (found,) = measure_divergence(model, [pruned], held_out)
+            merges = list(schedule.merges.values()) if schedule else "none"
+            print(
+                f"{flops}, merges {merges}: divergence {found.distance:.4f}, agreement {found.agreement:.3f}, "
+                f"{task.metric} {task.development(pruned):.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
