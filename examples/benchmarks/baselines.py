@@ -78,10 +78,10 @@ class Method:
     labels: bool = False
 
 
-def pose(task: Task, seed: int) -> Problem:
-    """The problem of a task: 512 calibration samples drawn with the seed."""
+def pose(task: Task, seed: int, samples: int = 512) -> Problem:
+    """The problem of a task: calibration samples drawn with the seed."""
     model, groups = task.pruner.model, find_groups(task.pruner.model)
-    batches = calibration_batches(task.calibration, model, task.pruner.processor, seed=seed)
+    batches = calibration_batches(task.calibration, model, task.pruner.processor, num_samples=samples, seed=seed)
     costs = cost_tables(model, groups, mean_tokens(batches, model))
     return Problem(model, groups, batches, lambda: task.label(batches, seed), costs, seed)
 

@@ -39,6 +39,9 @@ def main():
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     parser.add_argument("--flops", type=float, nargs="+", default=[0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--samples", type=int, default=512, help="calibration samples; use another --output for others than 512"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/quality"))
     parser.add_argument("--development", action="store_true", help="measure on development rows, held out, instead")
     arguments = parser.parse_args()
@@ -60,7 +63,7 @@ def main():
             keys = {
                 flops: {repair: f"{name}/{repair}/{seed}/{flops}" for repair in repairs} for flops in arguments.flops
             }
-            run(task, methods[name], seed, results.missing(keys), results)
+            run(task, methods[name], seed, results.missing(keys), results, samples=arguments.samples)
     results.file.with_suffix(".md").write_text(table(results.values, methods, task.metric))
     plot(results.values, task.metric, results.file.with_suffix(".png"))
 
@@ -87,11 +90,11 @@ class Results:
         return {flops: by_repair for flops, by_repair in left.items() if by_repair}
 
 
-def run(task, method, seed, keys, results):
+def run(task, method, seed, keys, results, *, samples=512):
     """Measure a method at one seed: `keys` are FLOPs -> repair -> key of the result."""
     if not keys:
         return
-    problem = pose(task, seed)
+    problem = pose(task, seed, samples)
     cut, preparing = timed(method.prepare, problem)
     for flops, by_repair in keys.items():
         found, cutting = timed(cut, flops * problem.dense_cost)
