@@ -44,6 +44,13 @@ from optimum_optin.folders import check_folder
 DIGITS_TRAIN = 1000  # of 1,797; the others are for the test
 
 
+def cifar10(split, folder, count, seed):
+    """CIFAR-10 as JPEG files."""
+    if folder is None:
+        raise SystemExit("CIFAR-10 needs the folder of cifar10_jpeg.tar.xz: give --source-dir, or --target-dir.")
+    return read_cifar10(folder, split, count, seed)
+
+
 def fashion(split, folder, count, seed):
     """Fashion-MNIST."""
     return drawn(*read_fashion(split, folder), count, seed)
@@ -77,7 +84,7 @@ class Data:
 
 
 DATA = {
-    "cifar10": Data(read_cifar10, CIFAR10_CLASSES),
+    "cifar10": Data(cifar10, CIFAR10_CLASSES),
     "digits": Data(digits, tuple("0123456789")),
     "fashion": Data(fashion, FASHION_CLASSES),
 }
@@ -135,18 +142,20 @@ def main():
         inputs(pruner, *target.read(split, arguments.target_dir, count, seed=0))
         for split, count in (("train", arguments.train_images), ("test", arguments.test_images))
     )
+    calibration = {
+        seed: source.read("train", arguments.source_dir, arguments.samples, seed)[0] for seed in arguments.seeds
+    }
     rate = best_rate(arguments, train)
     print(f"{len(train[1])} train images, {len(test[1])} test images, learning rate {rate:g}", flush=True)
 
     found = {method: [] for method in arguments.methods}
     for seed in arguments.seeds:
-        calibration, _ = source.read("train", arguments.source_dir, arguments.samples, seed)
         for method in arguments.methods:
             started, start, share = time.perf_counter(), arguments.model, 1.0
             if METHODS[method] is not None:
                 start = save_dir / f"{method}-{seed}"
                 config = replace(METHODS[method], flops=arguments.flops, num_samples=arguments.samples, seed=seed)
-                pruner.prune(calibration, config, save_dir=start)
+                pruner.prune(calibration[seed], config, save_dir=start)
                 share = pruner.report.flops_achieved
             seconds = time.perf_counter() - started
             tuned = save_dir / f"{method}-{seed}-{arguments.target}"

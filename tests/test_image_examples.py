@@ -248,6 +248,19 @@ def test_digits_are_split_once(digits):
     assert np.array_equal(seen, sorted(rows.tolist()))
 
 
+@pytest.mark.parametrize("name", transfer_image_classifier.DATA)
+def test_every_data_set_gives_images_and_labels(name, request):
+    pytest.importorskip("PIL")
+    read = transfer_image_classifier.DATA[name].read
+    folder = request.getfixturevalue(name)
+    images, labels = read("test", folder, 8, 0)
+    assert len(images) == len(labels) == 8
+    assert set(labels) < set(range(10))
+    assert labels == read("test", folder, 8, 0)[1]
+    assert labels != read("test", folder, 8, 1)[1]
+    assert len(read("test", folder, 1000, 1)[1]) == 10
+
+
 def test_random_units_leave_alike():
     model = tiny_model("vit", hidden_size=64, num_attention_heads=16, intermediate_size=256, num_hidden_layers=6)
     pruner = OptinPruner(model)
