@@ -90,7 +90,7 @@ DATA = {
 }
 
 
-@register_scorer("random")
+@register_scorer("random_by_price")
 def score_random(model, groups, batches, config):
     """Random numbers times the unit's price: the search goes by score per price, so heads and neurons leave alike."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -102,8 +102,8 @@ def score_random(model, groups, batches, config):
 METHODS = {
     "dense": None,
     "pruned": OptinConfig(),
-    "random": OptinConfig(scorer="random", search="ranked", compensation="none"),
-    "random-refitted": OptinConfig(scorer="random", search="ranked"),
+    "random": OptinConfig(scorer="random_by_price", search="ranked", compensation="none"),
+    "random-refitted": OptinConfig(scorer="random_by_price", search="ranked"),
 }
 
 
