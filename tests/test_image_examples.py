@@ -3,9 +3,11 @@
 import gzip
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,20 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny import tiny_model
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+    ViTImageProcessorPil,
+)
+
+from optimum_optin import OptinConfig, OptinPruner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import image_data
 import train_image_classifier
+import transfer_image_classifier
 from image_data import CIFAR10_CLASSES, FASHION_CLASSES, load_cifar10, load_fashion, read_cifar10, read_fashion
 
 
@@ -211,3 +222,104 @@ def test_a_trained_head_loads(cifar10, monkeypatch, capsys):
     images, _ = read_cifar10(cifar10, "test")
     pixels, _ = load_cifar10(cifar10, "test")
     assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], pixels)
+
+
+# Transfer
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    """A folder of random digits in the layout of scikit-learn's, 20 to train on and 10 to test on."""
+    monkeypatch.setattr("transfer_image_classifier.DIGITS_TRAIN", 20)
+    random = np.random.default_rng(0)
+    rows = np.column_stack([random.integers(0, 17, (30, 64)), np.arange(30) % 10])
+    np.savetxt(tmp_path / "digits.csv.gz", rows, delimiter=",", fmt="%d")
+    return tmp_path
+
+
+def test_digits_are_split_once(digits):
+    pytest.importorskip("PIL")
+    rows = np.loadtxt(digits / "digits.csv.gz", delimiter=",")
+    parts = [transfer_image_classifier.digits(split, digits, None, seed=0) for split in ("train", "test")]
+    assert [len(labels) for _, labels in parts] == [20, 10]
+    images = [np.asarray(image) for part, _ in parts for image in part]
+    labels = [label for _, part in parts for label in part]
+    seen = sorted([*(image / 15).flatten(), label] for image, label in zip(images, labels, strict=True))
+    assert np.array_equal(seen, sorted(rows.tolist()))
+
+
+@pytest.mark.parametrize("name", transfer_image_classifier.DATA)
+def test_every_data_set_gives_images_and_labels(name, request):
+    pytest.importorskip("PIL")
+    read = transfer_image_classifier.DATA[name].read
+    folder = request.getfixturevalue(name)
+    images, labels = read("test", folder, 8, 0)
+    assert len(images) == len(labels) == 8
+    assert set(labels) < set(range(10))
+    assert labels == read("test", folder, 8, 0)[1]
+    assert labels != read("test", folder, 8, 1)[1]
+    assert len(read("test", folder, 1000, 1)[1]) == 10
+
+
+def test_random_units_leave_alike():
+    model = tiny_model("vit", hidden_size=64, num_attention_heads=16, intermediate_size=256, num_hidden_layers=6)
+    pruner = OptinPruner(model)
+    calibration = [{"pixel_values": torch.randn(3, 16, 16)} for _ in range(16)]
+    pruner.prune(calibration, replace(transfer_image_classifier.METHODS["random"], flops=0.5))
+    for role in ("heads", "neurons"):
+        counts = [layer[role] for layer in pruner.report.layers.values()]
+        share = sum(count["kept"] for count in counts) / sum(count["units"] for count in counts)
+        assert 0.4 < share < 0.6, role
+
+
+@pytest.mark.parametrize("num_labels", [5, 3], ids=["another number of classes", "as many classes"])
+def test_the_head_of_a_pruned_model_can_be_replaced(num_labels, tmp_path):
+    pruner = OptinPruner(tiny_model("vit"))
+    pixels = [torch.randn(3, 16, 16) for _ in range(16)]
+    config = OptinConfig(flops=0.6, probes=8)
+    pruned = pruner.prune([{"pixel_values": each} for each in pixels], config, save_dir=tmp_path / "pruned")
+    model = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "pruned", num_labels=num_labels, ignore_mismatched_sizes=True
+    )
+    assert model.classifier.out_features == model.config.num_labels == num_labels
+    for name, weight in pruned.base_model.state_dict().items():
+        assert torch.equal(model.base_model.state_dict()[name], weight), name
+
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    rows = [{"pixel_values": each, "labels": index % num_labels} for index, each in enumerate(pixels)]
+    options = TrainingArguments(
+        tmp_path / "scratch", max_steps=1, learning_rate=1e-2, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    trainer = Trainer(model, options, train_dataset=rows)
+    trainer.train()
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert {"classifier.weight", "classifier.bias"} < moved
+    trainer.save_model(tmp_path / "tuned")
+    reloaded = AutoModelForImageClassification.from_pretrained(tmp_path / "tuned").eval()
+    with torch.no_grad():
+        batch = torch.stack(pixels)
+        assert torch.equal(reloaded(pixel_values=batch).logits, model.eval()(pixel_values=batch).logits)
+
+
+def test_it_prunes_and_tunes_on_another_data_set(fashion, digits, monkeypatch, capsys):
+    pytest.importorskip("PIL")
+    tiny_model("vit", num_channels=1, image_size=28, num_labels=10).save_pretrained(fashion / "source")
+    image_data.fashion_processor().save_pretrained(fashion / "source")
+    before = load_file(fashion / "source" / "model.safetensors")
+    folders = ["--source-dir", str(fashion), "--target-dir", str(digits), "--save-dir", str(fashion / "out")]
+    options = ["--epochs", "1", "--no-bf16", "--learning-rates", "1e-3", "1e-2", "--samples", "20"]
+    monkeypatch.setattr(sys, "argv", ["transfer_image_classifier", str(fashion / "source"), *folders, *options])
+    transfer_image_classifier.main()
+    printed = capsys.readouterr().out
+    assert "20 train images, 10 test images, learning rate 0.0" in printed
+    shares = {}
+    for method in transfer_image_classifier.METHODS:
+        share = re.search(rf"seed 0, {method}: FLOPs (\d\.\d+), accuracy [01]\.\d+;", printed)[1]
+        shares[method] = float(share)
+        assert f"{method}: mean accuracy " in printed
+        tuned = AutoModelForImageClassification.from_pretrained(fashion / "out" / f"{method}-0-digits")
+        assert tuple(tuned.config.id2label.values()) == tuple("0123456789")
+    assert shares.pop("dense") == 1
+    assert all(0.55 < share <= 0.6 for share in shares.values())
+    after = load_file(fashion / "source" / "model.safetensors")
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
