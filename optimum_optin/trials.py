@@ -19,7 +19,7 @@ from .choice import Choice, ranked, schedules
 from .compensation import refit
 from .config import OptinConfig
 from .divergence import measure_divergence
-from .groups import Batch, Group
+from .groups import Batch, Group, samples_in
 from .scoring import Scores
 from .surgery import rewrite
 from .token_merging import attach_merging
@@ -28,6 +28,7 @@ from .walk import Start
 
 STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
 _WEIGHTS = (1.0, 0.1, 10.0)  # of the output term, times the configured one
+_TOKENS_PER_INPUT = 8  # of the widest consumer, in trials of schedules (docs/source/results.mdx)
 _AT_ONCE = 3  # models in memory
 _PART = 8  # trial cuts are refitted on this part of the batches
 logger = logging.get_logger(__name__)
@@ -59,13 +60,24 @@ def choose(
     # Without a head, no distance that we tried tells which cut serves better (docs/source/results.mdx).
     if config.search != "measured" or not held_out or not has_head(model, held_out[0]):
         return choices[0]
-    trial = {"groups": groups, "starts": starts[: max(1, len(starts) // _PART)], "held_out": held_out}
+    part = max(1, len(starts) // _PART)
+    if len(choices) > 1:
+        part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(held_out[0])))
+    trial = {"groups": groups, "starts": starts[:part], "held_out": held_out}
     best = choices[0] if _all_same(choices) else least_divergent(choices, model, **trial)
     weights = [config.output_weight * factor for factor in _WEIGHTS]
     choices = [
         ranked(model, groups, scores, config, schedule=best.schedule, output_weight=weight) for weight in weights
     ]
     return choices[0] if _all_same(choices) else least_divergent(choices, model, **trial)
+
+
+def _batches_for_schedules(groups: Sequence[Group], tokens: int) -> int:
+    """Batches of so many tokens that a fair trial of schedules takes.
+
+    They leave different numbers of units: on too few tokens, the refit of fewer units falls behind what it will do on all.
+    """
+    return math.ceil(_TOKENS_PER_INPUT * max(group.units * group.width for group in groups) / tokens)
 
 
 def least_divergent(

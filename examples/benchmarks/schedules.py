@@ -3,7 +3,7 @@
     python examples/benchmarks/schedules.py fashion-vit
     python examples/benchmarks/schedules.py cifar10-dinov2 --image-dir path/to/cifar10 --flops 0.5
 
-Every schedule that `tokens="auto"` tries, on a model refitted on an eighth of the calibration data; accuracy is of
+Every schedule that `tokens="auto"` tries, on a model refitted on a part of the calibration data; accuracy is of
 development images, which are held out of the calibration images.
 """
 
@@ -21,13 +21,14 @@ from optimum_optin.surgery import rewrite
 from optimum_optin.token_merging import attach_merging
 from optimum_optin.trials import STRENGTH
 
-HELD_OUT, PART = 8, 8  # as in the package
+HELD_OUT = 8  # as in the package
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
     parser.add_argument("--flops", type=float, nargs="+", default=[0.65, 0.5])
+    parser.add_argument("--batches", type=int, default=28, help="that trial cuts are refitted on; of 8 images each")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -42,7 +43,7 @@ def main():
         for schedule in schedules(model, groups, scores, config):
             pruned = copy.deepcopy(model)
             rewrite(pruned, groups, ranked(model, groups, scores, config, schedule=schedule).masks)
-            refit(model, [pruned], starts[: len(starts) // PART], STRENGTH)
+            refit(model, [pruned], starts[: arguments.batches], STRENGTH)
             if schedule is not None:
                 attach_merging(pruned, schedule)
             (found,) = measure_divergence(model, [pruned], held_out)
