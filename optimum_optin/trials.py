@@ -75,7 +75,7 @@ def choose(
 def _batches_for_schedules(groups: Sequence[Group], tokens: int) -> int:
     """Batches of so many tokens that a fair trial of schedules takes.
 
-    They leave different numbers of units, and on too few tokens the refit of fewer units does worse than it will on all.
+    They leave different numbers of units, and on too few tokens the refit of fewer does worse than it will on all.
     """
     return math.ceil(_TOKENS_PER_INPUT * max(group.units * group.width for group in groups) / tokens)
 
