@@ -57,7 +57,7 @@ def test_attention_reads_every_token_alike_and_a_feed_forward_its_own():
     model = tiny_model()
     batch = tiny_batch(model)
     groups = find_groups(model)
-    walk = Walk(*dense_passes(model, [batch], OptinConfig()))
+    walk = Walk(*dense_passes(model, [batch], OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     valid = batch["attention_mask"].bool()
     layer = [group for group in groups if group.layer == "layers.0"]
