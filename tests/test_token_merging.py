@@ -279,7 +279,7 @@ def test_none_merges_nothing_and_other_models_have_nothing_to_merge():
 
 def test_scores_of_tokens_come_back_from_disk(tmp_path):
     model = tiny_model("vit")
-    scores = OptinPruner(model).score(tiny_samples(16, model=model), OptinConfig(probes=4))
+    scores = OptinPruner(model).score(tiny_samples(16, model=model), OptinConfig(probes=4, tokens="auto"))
     scores.save_pretrained(tmp_path)
     loaded = Scores.from_pretrained(tmp_path)
     assert scores.merges["output"].keys() == loaded.merges["output"].keys() == {"layers.0", "layers.1"}
@@ -329,7 +329,7 @@ def test_a_scorer_of_other_terms_does_not_keep_tokens_from_merging():
 
     model = tiny_model("vit")
     pruner = OptinPruner(model)
-    pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.5, scorer="sizes"))
+    pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.5, scorer="sizes", tokens="auto"))
     assert pruner.report.flops_achieved <= 0.5
 
 

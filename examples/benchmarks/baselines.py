@@ -130,7 +130,7 @@ def by_merging(scored):
     """
 
     def prepare(problem):
-        config = OptinConfig(seed=problem.seed)
+        config = OptinConfig(seed=problem.seed, tokens="auto")
         costs = token_costs(problem.model, problem.groups, mean_tokens(problem.batches, problem.model))
         scores = score(problem.model, problem.groups, problem.batches, config) if scored else None
         losses = scores and {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
@@ -181,8 +181,8 @@ def kprune(problem):
 
 METHODS = {
     "default": Method(by_default(), own=True),
+    "auto": Method(by_default(tokens="auto"), own=True),
     "unrepaired": Method(by_default(compensation="none"), own=True),
-    "width": Method(by_default(tokens="none"), own=True),
     "tokens": Method(by_merging(scored=True), own=True),
     "constant": Method(by_merging(scored=False), own=True),
     "mixed": Method(by_scorer("surgeon")),

@@ -4,7 +4,7 @@
     python examples/benchmarks/quality.py sentences --glue-dir path/to/glue
     python examples/benchmarks/quality.py sst2 --glue-dir path/to/glue --checkpoint outputs/glue/sst2
     python examples/benchmarks/quality.py reactions --methods exact --scores exact=path/to/scores
-    python examples/benchmarks/quality.py fashion-vit --methods default width tokens constant magnitude random
+    python examples/benchmarks/quality.py fashion-vit --methods default auto tokens constant magnitude random
 
 Every figure is of the model reloaded from disk, on evaluation rows that calibration never saw. Results gather in a JSON
 file; a run that was cut off goes on where it was. A table, and a plot if matplotlib is there, are written beside it.

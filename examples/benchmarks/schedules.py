@@ -35,7 +35,7 @@ def main():
     task = load_task(arguments.model, hold_out=True, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     print(f"dense: {task.metric} {task.development(model):.1f}", flush=True)
-    scores = task.pruner.score(task.calibration, OptinConfig(seed=arguments.seed))
+    scores = task.pruner.score(task.calibration, OptinConfig(seed=arguments.seed, tokens="auto"))
     held_out = scores.batches[::HELD_OUT]
     starts = [start for index, start in enumerate(scores.starts) if index % HELD_OUT]
     for flops in arguments.flops:

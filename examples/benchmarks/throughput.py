@@ -1,7 +1,7 @@
 """Images per second of pruned models, loaded again from disk, against the dense one, side by side in one run.
 
     python examples/benchmarks/throughput.py fashion-vit
-    python examples/benchmarks/throughput.py cifar10-dinov2 --image-dir path/to/cifar10 --tokens none auto
+    python examples/benchmarks/throughput.py cifar10-dinov2 --image-dir path/to/cifar10
 
 Pruned with the default settings but for the budget and how tokens are merged.
 """
@@ -21,7 +21,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
     parser.add_argument("--flops", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--tokens", nargs="+", choices=["auto", "none"], default=["auto"])
+    parser.add_argument("--tokens", nargs="+", choices=["auto", "none"], default=["none", "auto"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("outputs/throughput"))
@@ -29,7 +29,7 @@ def main():
 
     task = load_task(arguments.model, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
     pruner, found = task.pruner, []
-    scores = pruner.score(task.calibration, OptinConfig())
+    scores = pruner.score(task.calibration, OptinConfig(tokens="auto"))
     for tokens in arguments.tokens:
         for flops in arguments.flops:
             with tempfile.TemporaryDirectory() as folder:
