@@ -41,7 +41,8 @@ class OptinConfig:
         remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
             package is not installed.
         tokens: of models of images, `"none"` merges none, `"auto"` saves a part of the FLOPs by merging similar tokens
-            where the family allows and trial cuts (`search="measured"`, a model with a head) choose to, and numbers give the pairs to merge after each layer, 0 after the last (`--tokens 4,4,2,0`).
+            where the family allows and trial cuts (`search="measured"`, a model with a head) choose to, and numbers
+            give the pairs to merge after each layer, 0 after the last (`--tokens 4,4,2,0`).
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
