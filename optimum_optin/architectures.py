@@ -258,6 +258,11 @@ def row_of(model_type: str | None) -> tuple[Stack, ...]:
 def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
+    if model_type == "timm_wrapper" and model_type not in _ARCHITECTURES:
+        raise ValueError(
+            "models of timm are not supported: load a transformers checkpoint of the same weights (ViT, DeiT, BEiT, "
+            f"DINOv2, Swin, ...); known: {', '.join(known_architectures())}."
+        )
     if model_type not in _ARCHITECTURES and hasattr(config, "vision_config"):
         prefix = type(config).__name__.removesuffix("Config")
         raise ValueError(

@@ -72,9 +72,20 @@ def matching_cost(model: nn.Module, schedule: TokenSchedule | None, tokens: int)
     return token_costs(model, find_groups(model), tokens).matching(schedule) if schedule else 0.0
 
 
-def kept_share(costs: Mapping[str, Tensor], masks: Masks) -> float:
-    """The share of the dense cost that `masks` keep, in [0, 1]."""
-    return kept_cost(costs, masks) / dense_cost(costs)
+def total_cost(
+    model: nn.Module, tokens: int, schedule: TokenSchedule | None = None, masks: Masks | None = None
+) -> float:
+    """MACs of the transformer layers, those of comparing tokens in order to merge them included.
+
+    Args:
+        model: the model as it is now.
+        tokens: see `cost_tables`.
+        schedule: tokens that are merged on the way; `None` for none.
+        masks: group key -> units that are kept; `None` for all.
+    """
+    costs = cost_tables(model, find_groups(model), tokens, schedule)
+    units = dense_cost(costs) if masks is None else kept_cost(costs, masks)
+    return units + matching_cost(model, schedule, tokens)
 
 
 def kept_cost(costs: Mapping[str, Tensor], masks: Masks) -> float:

@@ -58,13 +58,14 @@ def output_distance(student: Tensor, teacher: Tensor, temperature: float, kind: 
             sigmoid, `REAL` for the squared error (regression and embeddings, where KL means nothing).
 
     Returns:
-        A scalar.
+        A scalar, at least 0.
     """
     student, teacher = student.float(), teacher.float()
     if kind == REAL:
         return (student - teacher).square().sum(-1).mean()
     log_student, log_teacher = (_log_shares(logits / temperature, kind) for logits in (student, teacher))
-    return (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1).mean() * temperature**2
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1)
+    return divergence.clamp_min(0).mean() * temperature**2  # rounding takes that of equal outputs below 0
 
 
 def probe_output(output: Tensor, temperature: float, kind: str, generator: torch.Generator) -> Tensor:

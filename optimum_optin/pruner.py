@@ -20,7 +20,7 @@ from .card import model_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
 from .compensation import check_tokens
 from .config import OptinConfig
-from .costs import cost_tables, count_macs, count_parameters, dense_cost, kept_cost, matching_cost
+from .costs import count_macs, count_parameters, total_cost
 from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
@@ -187,9 +187,8 @@ class OptinPruner:
         groups = self._groups(config)
         schedule = schedules(self.model, groups, scores, config)[0]
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
-        dense = dense_cost(cost_tables(self.model, groups, scores.tokens))
-        left = kept_cost(cost_tables(self.model, groups, scores.tokens, schedule), masks)
-        achieved = (left + matching_cost(self.model, schedule, scores.tokens)) / dense
+        left = total_cost(self.model, scores.tokens, schedule, masks)
+        achieved = left / total_cost(self.model, scores.tokens)
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
         merges = schedule.to_json()["merges"] if schedule else {}
         return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), merges, scores.removed(masks))
@@ -425,7 +424,7 @@ class OptinPruner:
             check_tokens(self.model, batches)
         tokens = scores.tokens if scores else mean_tokens(batches, self.model)
         schedule = fixed_schedule(self.model, config, tokens)
-        dense = dense_cost(cost_tables(self.model, groups, tokens))
+        dense = total_cost(self.model, tokens)
         check_budget(*priced(self.model, groups, tokens, config, schedule), floors_of(config, groups), dense)
         return scores or score(self.model, groups, batches, config), batches or []
 
@@ -448,12 +447,9 @@ class OptinPruner:
     def _report(self, pruned: Pruned, scores: Scores, config: OptinConfig, calibration: dict | None) -> PruningReport:
         tokens = scores.tokens
         batch = probe_batch(self.model, tokens)
-        dense = dense_cost(cost_tables(self.model, find_groups(self.model), tokens))
-        left = dense_cost(cost_tables(pruned.model, find_groups(pruned.model), tokens, pruned.schedule))
-        left += matching_cost(pruned.model, pruned.schedule, tokens)
         return PruningReport(
             flops_requested=config.flops,
-            flops_achieved=left / dense,
+            flops_achieved=total_cost(pruned.model, tokens, pruned.schedule) / total_cost(self.model, tokens),
             tokens=tokens,
             macs_dense=count_macs(self.model, batch),
             macs_pruned=count_macs(pruned.model, batch),

@@ -232,6 +232,13 @@ def test_an_unknown_dual_model_is_refused_with_its_towers():
         OptinPruner(model)
 
 
+def test_models_of_timm_are_refused_with_a_way_out():
+    model = tiny_model("bert")
+    model.config.model_type = "timm_wrapper"  # timm itself does not import here: it needs torchvision
+    with pytest.raises(ValueError, match="models of timm are not supported: load a transformers checkpoint"):
+        OptinPruner(model)
+
+
 def test_a_row_that_does_not_fit_the_model_says_where():
     from optimum_optin import architectures
 

@@ -43,6 +43,14 @@ def test_output_distance_of_one_logit_is_squared_error():
     assert float(output_distance(student, teacher, 1.0, CATEGORICAL)) == 0  # why the categorical form would not do
 
 
+@pytest.mark.parametrize("kind", [CATEGORICAL, BINARY])
+def test_output_distance_of_all_but_equal_outputs_is_never_negative(kind):
+    """Rounding takes about half of these divergences below 0, which scores must not be."""
+    teacher = torch.randn(200, 1, 50, generator=torch.Generator().manual_seed(0))
+    distances = [float(output_distance(each + 1e-7, each, 1.0, kind)) for each in teacher]
+    assert all(0 <= distance < 1e-5 for distance in distances)
+
+
 @pytest.mark.parametrize(
     ("kind", "temperature"),
     [(None, 1.0), (CATEGORICAL, 1.0), (CATEGORICAL, 3.0), (BINARY, 1.0), (BINARY, 2.0), (REAL, 1.0)],

@@ -1,0 +1,16 @@
+"""A scorer that draws at random: the baseline that every other must beat."""
+
+import torch
+
+from optimum_optin import register_scorer
+from optimum_optin.costs import cost_tables
+from optimum_optin.data import mean_tokens
+
+
+@register_scorer("random")
+def score_random(model, groups, batches, config):
+    """Random numbers times the unit's price: the search goes by score per price, so heads and neurons leave alike."""
+    generator = torch.Generator().manual_seed(config.seed)
+    prices = {key: table[1] for key, table in cost_tables(model, groups, mean_tokens(batches, model)).items()}
+    draws = {group.key: torch.rand(group.units, generator=generator).double() for group in groups}
+    return {"trajectory": {key: draw * prices[key] for key, draw in draws.items()}}
