@@ -22,7 +22,7 @@ from .divergence import measure_divergence
 from .groups import Batch, Group, samples_in
 from .scoring import Scores
 from .surgery import rewrite
-from .token_merging import attach_merging
+from .token_merging import attach_merging, merges_tokens
 from .trajectory import has_head
 from .walk import Start
 
@@ -59,6 +59,11 @@ def choose(
     choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
     # Without a head, no distance that we tried tells which cut serves better (docs/source/results.mdx).
     if config.search != "measured" or not held_out or not has_head(model, held_out[0]):
+        if merges_tokens(model, config):
+            logger.warning(
+                "tokens='auto' merges none: it compares trial cuts, which take search='measured', calibration data and "
+                "a model with a head. Give the pairs to merge after each layer instead."
+            )
         return choices[0]
     part = max(1, len(starts) // _PART)
     if len(choices) > 1:

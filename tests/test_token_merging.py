@@ -333,6 +333,18 @@ def test_a_scorer_of_other_terms_does_not_keep_tokens_from_merging():
     assert pruner.report.flops_achieved <= 0.5
 
 
+@pytest.mark.parametrize(
+    ("head", "search", "warns"), [(True, "measured", False), (True, "ranked", True), (False, "measured", True)]
+)
+def test_auto_says_when_it_can_compare_no_schedules(head, search, warns, caplog):
+    model = tiny_model("vit") if head else tiny_model("vit").base_model
+    config = OptinConfig(flops=0.6, probes=4, tokens="auto", search=search)
+    pruner = OptinPruner(model)
+    pruner.prune(tiny_samples(16, model=model), config)
+    assert ("tokens='auto' merges none: it compares trial cuts" in caplog.text) == warns
+    assert not (warns and pruner.report.merges)
+
+
 def test_a_model_that_merges_is_not_pruned_again():
     with pytest.raises(ValueError, match="merges tokens already"):
         OptinPruner(_merging(tiny_model("vit")))

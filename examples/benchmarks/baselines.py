@@ -23,7 +23,7 @@ from optimum_optin.choice import ranked
 from optimum_optin.costs import cost_tables, dense_cost, token_costs
 from optimum_optin.data import calibration_batches, mean_tokens
 from optimum_optin.fingerprint import fingerprint
-from optimum_optin.groups import Batch, Group, Masks
+from optimum_optin.groups import HEADS, Batch, Group, Masks
 from optimum_optin.plugin import convert_model, structure_of_model
 from optimum_optin.schedule import constant_schedule, scored_schedule
 from optimum_optin.scoring import score
@@ -163,15 +163,23 @@ def by_saved_scores(folder):
     return prepare
 
 
-def kwon(problem):
-    """Kwon et al. 2022, complete: Fisher of the labelled loss, search, rearrangement; its repair is mask tuning."""
-    gradients = label_gradients(problem.model, problem.groups, problem.label())
+def by_label_fisher(floors=None):
+    """Kwon et al. 2022, complete: Fisher of the labelled loss, search, rearrangement; its repair is mask tuning.
 
-    def cut(budget):
-        masks = fisher_masks(gradients, problem.costs, budget)
-        return Cut(masks, lambda: tune_masks(problem.model, problem.groups, masks, problem.batches))
+    Args:
+        floors: role -> units that every layer keeps at least; the paper has none.
+    """
 
-    return cut
+    def prepare(problem):
+        gradients = label_gradients(problem.model, problem.groups, problem.label())
+
+        def cut(budget):
+            masks = fisher_masks(gradients, problem.costs, budget, floors)
+            return Cut(masks, lambda: tune_masks(problem.model, problem.groups, masks, problem.batches))
+
+        return cut
+
+    return prepare
 
 
 def kprune(problem):
@@ -194,7 +202,8 @@ METHODS = {
     "trajectory": Method(by_scorer("surgeon", output_weight=0.0)),
     "output": Method(by_scorer("surgeon", output_weight=1e6)),
     "gauss_newton": Method(by_scorer("gauss_newton")),
-    "kwon": Method(kwon, own=True, labels=True),
+    "kwon": Method(by_label_fisher(), own=True, labels=True),
+    "kwon-floor": Method(by_label_fisher({HEADS: OptinConfig().min_heads}), own=True, labels=True),
     "kprune": Method(kprune, own=True),
     "activation": Method(by_scorer("activation")),
     "magnitude": Method(by_scorer("magnitude")),

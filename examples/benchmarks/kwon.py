@@ -35,9 +35,18 @@ def label_gradients(model, groups, labelled) -> dict[str, Tensor]:
     return {key: torch.cat(parts) for key, parts in gradients.items()}
 
 
-def fisher_masks(gradients: dict[str, Tensor], costs: dict[str, Tensor], budget: float) -> dict[str, Tensor]:
-    """Mask search by the diagonal Fisher, then rearrangement within each group by its Fisher block."""
-    masks = search({key: gradient.square().mean(0) for key, gradient in gradients.items()}, costs, budget)
+def fisher_masks(
+    gradients: dict[str, Tensor], costs: dict[str, Tensor], budget: float, floors: dict[str, int] | None = None
+) -> dict[str, Tensor]:
+    """Mask search by the diagonal Fisher, then rearrangement within each group by its Fisher block.
+
+    Args:
+        gradients: from `label_gradients`.
+        costs: see `search`.
+        budget: see `search`.
+        floors: see `search`; the paper has none.
+    """
+    masks = search({key: gradient.square().mean(0) for key, gradient in gradients.items()}, costs, budget, floors)
     return {key: rearrange(mask, fisher(gradients[key])) for key, mask in masks.items()}
 
 
