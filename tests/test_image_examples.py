@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import re
 import subprocess
@@ -27,7 +28,9 @@ from transformers import (
 from optimum_optin import OptinConfig, OptinPruner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 import image_data
+import throughput
 import train_image_classifier
 import transfer_image_classifier
 from image_data import CIFAR10_CLASSES, FASHION_CLASSES, load_cifar10, load_fashion, read_cifar10, read_fashion
@@ -224,6 +227,23 @@ def test_a_trained_head_loads(cifar10, monkeypatch, capsys):
     pixels, _ = load_cifar10(cifar10, "test", size=42)
     assert pixels.shape == (10, 3, 42, 42)
     assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], pixels)
+
+
+def test_throughput_is_of_models_that_are_pruned_once(fashion, monkeypatch):
+    model = tiny_model("vit", image_size=28, num_channels=1, num_labels=10)
+    model.save_pretrained(fashion / "model")
+    arguments = ["fashion-vit", "--image-dir", str(fashion), "--checkpoint", str(fashion / "model"), "--flops", "0.6"]
+    arguments += ["--batches", "1", "--repeats", "1", "--accuracy", "--output", str(fashion / "out")]
+    monkeypatch.setattr(sys, "argv", ["throughput", *arguments])
+    throughput.main()
+    entries = json.loads((fashion / "out" / "fashion-vit.json").read_text())
+    assert [(entry["flops"], entry["merging"], entry["batch_size"]) for entry in entries] == [
+        (0.6, "none", 1),
+        (0.6, "auto", 1),
+    ]
+    assert all(entry["macs"] < 0.8 and {"dense", "pruned"} == entry["accuracy"].keys() for entry in entries)
+    monkeypatch.setattr(OptinPruner, "prune", None)
+    throughput.main()
 
 
 # Transfer

@@ -1,20 +1,22 @@
 """Images per second of pruned models, loaded again from disk, against the dense one, side by side in one run.
 
     python examples/benchmarks/throughput.py fashion-vit
-    python examples/benchmarks/throughput.py cifar10-dinov2 --image-dir path/to/cifar10
+    python examples/benchmarks/throughput.py cifar10-dinov2 --image-dir path/to/cifar10 --accuracy
 
-Pruned with the default settings but for the budget and how tokens are merged.
+Pruned with the default settings but for the budget and how tokens are merged. The pruned models are kept beside the
+figures, so that they can be timed again: once on a machine that does nothing else, say.
 """
 
 import argparse
 import json
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig
 from optimum_optin.benchmark import latency_entry
+from optimum_optin.report import PruningReport
 
 
 def main():
@@ -22,29 +24,44 @@ def main():
     add_task_arguments(parser)
     parser.add_argument("--flops", type=float, nargs="+", default=[0.5])
     parser.add_argument("--tokens", nargs="+", choices=["auto", "none"], default=["none", "auto"])
+    parser.add_argument("--samples", type=int, default=512, help="calibration images (default: %(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", type=Path, default=Path("outputs/throughput"))
+    parser.add_argument("--accuracy", action="store_true", help="measure it as well, on the test images")
+    parser.add_argument("--output", type=Path, default=Path("outputs/throughput"), help="use another for other samples")
     arguments = parser.parse_args()
 
     task = load_task(arguments.model, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
-    pruner, found = task.pruner, []
-    scores = pruner.score(task.calibration, OptinConfig(tokens="auto"))
+    accuracy = {"dense": task.evaluation["test"](task.pruner.model)} if arguments.accuracy else {}
+    found = []
+    for folder in pruned_models(task, arguments):
+        report = PruningReport.load(folder)
+        pruned = type(task.pruner.model).from_pretrained(folder).eval()
+        if arguments.accuracy:
+            accuracy["pruned"] = task.evaluation["test"](pruned)
+        for batch_size in arguments.batches:
+            sizes = {"batch_size": batch_size, "tokens": report.tokens, "repeats": arguments.repeats}
+            entry = latency_entry(task.pruner.model, pruned, **sizes)
+            per_second = {name: 1e3 * batch_size / entry[f"{name}_ms"] for name in ("dense", "pruned")}
+            entry |= {"flops": report.flops_requested, "merging": report.config["tokens"], "merges": report.merges}
+            entry |= {"macs": report.macs_pruned / report.macs_dense, "images_per_second": per_second}
+            found.append(entry | {"accuracy": accuracy.copy()})
+            print(json.dumps(found[-1]), flush=True)
+    (arguments.output / f"{arguments.model}.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def pruned_models(task, arguments):
+    """The folders of the pruned models, made where they are missing; each is complete or not there."""
+    scores = None
     for tokens in arguments.tokens:
         for flops in arguments.flops:
-            with tempfile.TemporaryDirectory() as folder:
-                pruner.prune(scores=scores, config=OptinConfig(flops=flops, tokens=tokens), save_dir=folder)
-                pruned = type(pruner.model).from_pretrained(folder).eval()
-            for batch_size in arguments.batches:
-                sizes = {"batch_size": batch_size, "tokens": scores.tokens, "repeats": arguments.repeats}
-                entry = latency_entry(pruner.model, pruned, **sizes)
-                per_second = {name: 1e3 * batch_size / entry[f"{name}_ms"] for name in ("dense", "pruned")}
-                entry |= {"flops": flops, "merging": tokens, "images_per_second": per_second}
-                entry |= {"merges": pruner.report.merges, "macs": pruner.report.macs_pruned / pruner.report.macs_dense}
-                found.append(entry)
-                print(json.dumps(entry), flush=True)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / f"{arguments.model}.json").write_text(json.dumps(found, indent=2) + "\n")
+            folder = arguments.output / arguments.model / f"{tokens}-{flops:g}"
+            if not folder.is_dir():
+                config = OptinConfig(flops=flops, tokens=tokens, num_samples=arguments.samples)
+                if scores is None:
+                    scores = task.pruner.score(task.calibration, replace(config, tokens="auto"))
+                task.pruner.prune(scores=scores, config=config, save_dir=folder)
+            yield folder
 
 
 if __name__ == "__main__":
