@@ -27,7 +27,8 @@ from .trajectory import has_head
 from .walk import Start
 
 STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
-_WEIGHTS = (1.0, 0.1, 10.0)  # of the output term, times the configured one
+_OUTPUT_FACTORS = (1.0, 0.1, 10.0)  # times the configured weight of the output term
+_DEPTH_FACTORS = (1.0, 3.0, 9.0)  # times the configured weight of depth
 _TOKENS_PER_INPUT = 8  # of the widest consumer, in trials of schedules (docs/source/results.mdx)
 _AT_ONCE = 3  # models in memory
 _PART = 8  # trial cuts are refitted on this part of the batches
@@ -45,7 +46,8 @@ def choose(
 ) -> Choice:
     """The way to spend the budget that scores suggest or, if trial cuts can tell, the best of several.
 
-    First schedules of token merging are tried, then weights of the output term beside the best of them.
+    First schedules of token merging are tried, then weights of the output term beside the best of them, then weights of
+    depth.
 
     Args:
         model: the dense model; unchanged.
@@ -68,13 +70,15 @@ def choose(
     part = max(1, len(starts) // _PART)
     if len(choices) > 1:
         part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(held_out[0])))
-    trial = {"groups": groups, "starts": starts[:part], "held_out": held_out}
-    best = choices[0] if _all_same(choices) else least_divergent(choices, model, **trial)
-    weights = [config.output_weight * factor for factor in _WEIGHTS]
-    choices = [
-        ranked(model, groups, scores, config, schedule=best.schedule, output_weight=weight) for weight in weights
-    ]
-    return choices[0] if _all_same(choices) else least_divergent(choices, model, **trial)
+    trials = Trials(model, groups, starts[:part], held_out)
+
+    def variant(of: Choice, **weights: float) -> Choice:
+        weights = {"output_weight": of.output_weight, "depth_weight": of.depth_weight, **weights}
+        return ranked(model, groups, scores, config, schedule=of.schedule, **weights)
+
+    best = trials.best(choices)
+    best = trials.best([variant(best, output_weight=config.output_weight * factor) for factor in _OUTPUT_FACTORS])
+    return trials.best([variant(best, depth_weight=config.depth_weight * factor) for factor in _DEPTH_FACTORS])
 
 
 def _batches_for_schedules(groups: Sequence[Group], tokens: int) -> int:
@@ -85,42 +89,55 @@ def _batches_for_schedules(groups: Sequence[Group], tokens: int) -> int:
     return math.ceil(_TOKENS_PER_INPUT * max(group.units * group.width for group in groups) / tokens)
 
 
-def least_divergent(
-    choices: Sequence[Choice],
-    dense: nn.Module,
-    *,
-    groups: Sequence[Group],
-    starts: Sequence[Start | None],
-    held_out: Sequence[Batch],
-) -> Choice:
-    """The choice whose refitted model diverges least; the first of equal ones.
+class Trials:
+    """Trial cuts of one model at one budget; none is made twice.
 
     Args:
-        choices: at one budget.
         dense: the model; unchanged.
         groups: its groups.
         starts: for the trial refits (`dense_passes`); none for no refit.
         held_out: calibration batches to compare outputs on.
     """
-    distances: list[float] = []
-    for first in range(0, len(choices), _AT_ONCE):
-        part = choices[first : first + _AT_ONCE]
-        models = [copy.deepcopy(dense) for _ in part]
-        for pruned, choice in zip(models, part, strict=True):
-            rewrite(pruned, groups, choice.masks)
-        if starts:
-            refit(dense, models, starts, STRENGTH)
-        for pruned, choice in zip(models, part, strict=True):
+
+    def __init__(
+        self, dense: nn.Module, groups: Sequence[Group], starts: Sequence[Start | None], held_out: Sequence[Batch]
+    ):
+        self.dense = dense
+        self.groups = groups
+        self.starts = starts
+        self.held_out = held_out
+        self._tried: list[tuple[Choice, float]] = []
+
+    def best(self, choices: Sequence[Choice]) -> Choice:
+        """The choice whose refitted model diverges least; the first of equal ones."""
+        if all(_same_cut(choice, choices[0]) for choice in choices):
+            return choices[0]
+        new: list[Choice] = []
+        for choice in choices:
+            if not any(_same_cut(choice, other) for other in [*new, *(tried for tried, _ in self._tried)]):
+                new.append(choice)
+        for first in range(0, len(new), _AT_ONCE):
+            part = new[first : first + _AT_ONCE]
+            self._tried += zip(part, self._divergences(part), strict=True)
+        distances = [self._known(choice) for choice in choices]
+        logger.debug(f"divergence of trial cuts: {distances}")
+        return choices[min(range(len(choices)), key=lambda index: (math.isnan(distances[index]), distances[index]))]
+
+    def _known(self, choice: Choice) -> float:
+        return next(distance for tried, distance in self._tried if _same_cut(choice, tried))
+
+    def _divergences(self, choices: Sequence[Choice]) -> list[float]:
+        models = [copy.deepcopy(self.dense) for _ in choices]
+        for pruned, choice in zip(models, choices, strict=True):
+            rewrite(pruned, self.groups, choice.masks)
+        if self.starts:
+            refit(self.dense, models, self.starts, STRENGTH)
+        for pruned, choice in zip(models, choices, strict=True):
             if choice.schedule is not None:
                 attach_merging(pruned, choice.schedule)
-        distances += [each.distance for each in measure_divergence(dense, models, held_out)]
-    logger.debug(f"divergence of trial cuts: {distances}")
-    return choices[min(range(len(choices)), key=lambda index: (math.isnan(distances[index]), distances[index]))]
+        return [each.distance for each in measure_divergence(self.dense, models, self.held_out)]
 
 
-def _all_same(choices: Sequence[Choice]) -> bool:
-    one = choices[0]
-    return all(
-        other.schedule == one.schedule and all(torch.equal(mask, other.masks[key]) for key, mask in one.masks.items())
-        for other in choices[1:]
-    )
+def _same_cut(one: Choice, other: Choice) -> bool:
+    same_masks = all(torch.equal(mask, other.masks[key]) for key, mask in one.masks.items())
+    return one.schedule == other.schedule and same_masks

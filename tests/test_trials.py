@@ -14,14 +14,14 @@ from transformers import (
 )
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
-from optimum_optin.choice import Choice
+from optimum_optin.choice import Choice, weigh_depth
 from optimum_optin.compensation import dense_passes
 from optimum_optin.divergence import Divergence, measure_divergence
 from optimum_optin.masking import masked
 from optimum_optin.pruning import _split
 from optimum_optin.schedule import TokenSchedule
 from optimum_optin.surgery import rewrite
-from optimum_optin.trials import _WEIGHTS, least_divergent
+from optimum_optin.trials import _DEPTH_FACTORS, _OUTPUT_FACTORS, Trials
 
 CONFIG = OptinConfig(flops=0.4, probes=8)
 
@@ -72,8 +72,7 @@ def test_the_least_divergent_candidate_wins():
     for candidates in ([masks, mild], [mild, masks]):
         for starts in (dense_passes(dense, batches, CONFIG), []):
             choices = [Choice(each, 1.0) for each in candidates]
-            chosen = least_divergent(choices, dense, groups=groups, starts=starts, held_out=batches)
-            assert chosen.masks is mild
+            assert Trials(dense, groups, starts, batches).best(choices).masks is mild
 
 
 def test_the_least_divergent_schedule_wins():
@@ -81,9 +80,9 @@ def test_the_least_divergent_schedule_wins():
     groups = find_groups(dense)
     masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
     batches = [tiny_batch(dense, seed=seed) for seed in range(3)]
-    mild, wild = (Choice(masks, 1.0, TokenSchedule(1, {"layers.1": pairs})) for pairs in (1, 8))
+    mild, wild = (Choice(masks, 1.0, schedule=TokenSchedule(1, {"layers.1": pairs})) for pairs in (1, 8))
     for choices in ([wild, mild], [mild, wild]):
-        assert least_divergent(choices, dense, groups=groups, starts=[], held_out=batches) is mild
+        assert Trials(dense, groups, [], batches).best(choices) is mild
     assert not dense.vit.layers[1]._forward_hooks
 
 
@@ -94,27 +93,29 @@ def test_measured_search_keeps_one_of_the_ranked_cuts(compensation):
     samples = tiny_samples(160)
     scores = pruner.score(samples, config)
     pruner.prune(scores=scores, config=config)
-    chosen = pruner.report.output_weight
-    assert chosen in [config.output_weight * factor for factor in _WEIGHTS]
+    weights = {"output_weight": pruner.report.output_weight, "depth_weight": pruner.report.depth_weight}
+    assert weights["output_weight"] in [config.output_weight * factor for factor in _OUTPUT_FACTORS]
+    assert weights["depth_weight"] in [config.depth_weight * factor for factor in _DEPTH_FACTORS]
     other = OptinPruner(pruner.model)
-    other.prune(scores=scores, config=dataclasses.replace(config, search="ranked", output_weight=chosen))
-    assert other.report.output_weight == chosen
+    other.prune(scores=scores, config=dataclasses.replace(config, search="ranked", **weights))
+    assert {name: getattr(other.report, name) for name in weights} == weights
     assert other.report.layers == pruner.report.layers
 
 
-def test_the_search_takes_the_cut_that_the_trial_found(monkeypatch):
+def test_the_search_takes_the_cut_that_the_trials_found(monkeypatch):
     tried = []
 
-    def third(candidates, dense, **kwargs):
-        tried.extend(candidates)
-        return candidates[2]
+    def last(trials, choices):
+        tried.append(choices)
+        return choices[-1]
 
-    monkeypatch.setattr("optimum_optin.trials.least_divergent", third)
+    monkeypatch.setattr(Trials, "best", last)
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(64), CONFIG)
-    assert len(tried) == len(_WEIGHTS)
-    assert pruner.report.output_weight == CONFIG.output_weight * _WEIGHTS[2]
-    kept = {key: int(mask.sum()) for key, mask in tried[2].masks.items()}
+    output, depth = CONFIG.output_weight * _OUTPUT_FACTORS[-1], CONFIG.depth_weight * _DEPTH_FACTORS[-1]
+    assert [len(choices) for choices in tried] == [1, len(_OUTPUT_FACTORS), len(_DEPTH_FACTORS)]
+    assert (pruner.report.output_weight, pruner.report.depth_weight) == (output, depth)
+    kept = {key: int(mask.sum()) for key, mask in tried[-1][-1].masks.items()}
     assert kept == {
         f"{layer}.{role}": counts["kept"]
         for layer, roles in pruner.report.layers.items()
@@ -122,26 +123,55 @@ def test_the_search_takes_the_cut_that_the_trial_found(monkeypatch):
     }
 
 
-def test_equal_cuts_are_not_tried(monkeypatch):
-    monkeypatch.setattr("optimum_optin.trials.least_divergent", None)
-    pruner = OptinPruner(tiny_model())
-    pruner.prune(tiny_samples(64), dataclasses.replace(CONFIG, output_weight=0.0))
-    assert pruner.report.flops_achieved <= 0.4
+def test_no_cut_is_tried_twice(monkeypatch):
+    dense, _, masks = _pair()
+    batches = [tiny_batch(dense)]
+    trials, tried = Trials(dense, find_groups(dense), [], batches), []
+    divergences = trials._divergences
+    monkeypatch.setattr(trials, "_divergences", lambda choices: tried.extend(choices) or divergences(choices))
+    whole = {key: torch.ones_like(mask) for key, mask in masks.items()}
+    half, same, full = Choice(masks, 1.0), Choice(masks, 2.0), Choice(whole, 1.0)
+    assert trials.best([half, same]) is half
+    assert tried == []
+    assert trials.best([same, half, full]) is full
+    assert trials.best([half, full]) is full
+    assert tried == [same, full]
+
+
+def test_deep_layers_count_more_by_their_weight():
+    groups = find_groups(tiny_model())
+    ones = {group.key: torch.ones(group.units) for group in groups}
+    weighed = weigh_depth(ones, groups, 9.0)
+    for layer, expected in enumerate((1, 3, 9)):
+        for role in ("heads", "neurons"):
+            torch.testing.assert_close(weighed[f"layers.{layer}.{role}"], expected * ones[f"layers.{layer}.{role}"])
+    assert all(torch.equal(score, ones[key]) for key, score in weigh_depth(ones, groups, 1.0).items())
+
+
+@pytest.mark.parametrize("weight", [0.01, 100.0])
+def test_layers_that_count_less_lose_more(weight):
+    model = tiny_model()
+    pruner = OptinPruner(model, config=dataclasses.replace(CONFIG, search="ranked", depth_weight=weight))
+    pruner.prune(tiny_samples(16))
+    kept = [roles["neurons"]["kept"] for roles in pruner.report.layers.values()]
+    assert (kept[0] < kept[-1]) == (weight > 1)
 
 
 def test_without_a_head_there_are_no_trials(monkeypatch):
-    monkeypatch.setattr("optimum_optin.trials.least_divergent", None)
+    monkeypatch.setattr(Trials, "best", None)
     pruner = OptinPruner(tiny_model(base=True))
     pruner.prune(tiny_samples(64), CONFIG)
     assert pruner.report.output_weight == CONFIG.output_weight
+    assert pruner.report.depth_weight == CONFIG.depth_weight
 
 
 def test_a_cut_that_overflows_loses(monkeypatch):
     found = [Divergence(distance, None, 1, True) for distance in (float("nan"), 0.2, 0.1)]
     monkeypatch.setattr("optimum_optin.trials.measure_divergence", lambda *_: found)
     dense, _, masks = _pair()
-    choices = [Choice(masks, weight) for weight in (1.0, 2.0, 3.0)]
-    assert least_divergent(choices, dense, groups=find_groups(dense), starts=[], held_out=[]) is choices[2]
+    others = [{key: mask.roll(shift, 0) for key, mask in masks.items()} for shift in range(3)]
+    choices = [Choice(each, 1.0) for each in others]
+    assert Trials(dense, find_groups(dense), [], []).best(choices) is choices[2]
 
 
 @pytest.mark.parametrize("count", [2, 7, 64])
