@@ -123,6 +123,15 @@ def test_the_search_takes_the_cut_that_the_trials_found(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("samples", "compensation", "tries"), [(64, "ridge", 3), (64, "none", 2), (6, "ridge", 2)])
+def test_depth_is_tried_where_a_refit_has_tokens_enough(samples, compensation, tries, monkeypatch):
+    tried = []
+    monkeypatch.setattr(Trials, "best", lambda trials, choices: tried.append(choices) or choices[0])
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(samples), dataclasses.replace(CONFIG, compensation=compensation, batch_size=3))
+    assert len(tried) == tries
+
+
 def test_no_cut_is_tried_twice(monkeypatch):
     dense, _, masks = _pair()
     batches = [tiny_batch(dense)]
