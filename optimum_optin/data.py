@@ -200,8 +200,12 @@ def max_tokens(model: nn.Module) -> int:
 
 
 def undecoded(data: Any) -> Any:
-    """A `datasets.Dataset` whose images are opened by us, who can name the file that cannot be; others as they are."""
+    """A `datasets.Dataset` whose images are opened by us, who can name the file that cannot be; others as they are, and
+    one with a transform of the user's own, too.
+    """
     features = getattr(data, "features", None) or {}
+    if getattr(data, "format", {}).get("type") == "custom":  # the user's own transform decides what an image is
+        return data
     for name, feature in features.items():
         if type(feature).__name__ == "Image":
             data = data.with_format(None).cast_column(name, type(feature)(decode=False))

@@ -121,6 +121,18 @@ def test_every_form_gives_the_same_pixels(model, processor, folder, make):
     torch.testing.assert_close(_pixels(batches), expected, atol=1e-6, rtol=0)
 
 
+def test_a_transform_of_the_users_own_is_kept(model, processor):
+    def flipped(rows):
+        images = [image.rotate(180) for image in rows["image"]]
+        return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
+
+    expected = _pixels([processor(images=[image.rotate(180) for image in IMAGES], return_tensors="pt")])
+    data = _dataset(**LABELS)
+    assert torch.equal(_pixels(calibration_batches(data.with_transform(flipped), model)), expected)
+    data.set_transform(flipped)
+    assert torch.equal(_pixels(calibration_batches(data, model)), expected)
+
+
 def _processed(processor):
     pixels = processor(images=IMAGES, return_tensors="pt")["pixel_values"]
     return [{"pixel_values": image, "labels": 0} for image in pixels]
