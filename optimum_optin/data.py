@@ -204,7 +204,7 @@ def undecoded(data: Any) -> Any:
     one with a transform of the user's own, too.
     """
     features = getattr(data, "features", None) or {}
-    if getattr(data, "format", {}).get("type") == "custom":  # the user's own transform decides what an image is
+    if features and getattr(data, "format", {}).get("type") == "custom":  # which decides what an image is
         return data
     for name, feature in features.items():
         if type(feature).__name__ == "Image":

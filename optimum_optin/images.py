@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .architectures import find_layers, stack_inputs
 from .groups import Batch, stack_of
+from .masking import frozen
 
 logger = logging.get_logger(__name__)
 
@@ -132,7 +133,8 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
     for shape in sorted({batch["pixel_values"].shape[1:] for batch in batches}):
         batch = next(batch for batch in batches if batch["pixel_values"].shape[1:] == shape)
         try:
-            model(**{name: value[:1].to(model.device) for name, value in batch.items()})
+            with frozen(model):
+                model(**{name: value[:1].to(model.device) for name, value in batch.items()})
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"this {model.config.model_type!r} model cannot take images of {shape[1]} x {shape[2]} pixels, it was "

@@ -243,6 +243,24 @@ def test_a_folder_with_splits_and_metadata(tmp_path, model, processor):
     assert len(read_calibration(tmp_path / "train" / "0.JPG")) == 1
 
 
+def test_images_smaller_than_a_window_leave_the_model_as_it_was():
+    model = tiny_model("swin").train()
+    batch = tiny_batch(model)
+    expected = output_of(model, batch)
+    with pytest.raises(ValueError, match="'swin' model cannot take images of 4 x 4 pixels"):
+        calibration_batches([torch.rand(3, 4, 4)], model)
+    assert model.training
+    assert torch.equal(output_of(model, batch), expected)
+
+
+def test_images_that_fit_a_single_window_leave_the_model_as_it_was():
+    # Its second layer's windows are shifted, of larger images.
+    model = tiny_model("swin", depths=[2], num_heads=[2], out_features=None, out_indices=None)
+    expected = output_of(model, tiny_batch(model))
+    OptinPruner(model).prune([torch.rand(3, 8, 8) for _ in range(16)], OptinConfig(probes=4))
+    assert torch.equal(output_of(model, tiny_batch(model)), expected)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
