@@ -15,6 +15,7 @@ from .architectures import stack_inputs
 from .groups import Batch, samples_in, token_mask
 from .images import (
     check_images,
+    check_inputs,
     image_batches,
     is_image,
     pixel_values,
@@ -234,6 +235,8 @@ def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, .
 
 
 def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
+    if isinstance(data, Mapping):
+        check_inputs(data)
     if isinstance(data, Mapping) and "pixel_values" in data and "input_ids" not in data:  # of an image processor
         data = data["pixel_values"]
     if isinstance(data, Mapping) and "input_ids" in data:  # of a tokenizer, or of what serves text and images
@@ -326,13 +329,17 @@ def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batc
             raise ValueError(
                 f"a DataLoader must give dicts of tensors, got {type(batch).__name__}: set its collate_fn."
             )
+        check_inputs(batch)
         inputs = _model_inputs(batch, model)
         for name, value in inputs.items():
             if not isinstance(value, Tensor):
                 raise ValueError(
                     f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them."
                 )
-        batches.append({name: value[:num_samples] for name, value in inputs.items()})
+        inputs = {name: value[:num_samples] for name, value in inputs.items()}
+        if "pixel_values" in inputs and inputs["pixel_values"].is_floating_point():
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        batches.append(inputs)
         num_samples -= samples_in(inputs)
         if num_samples <= 0:
             break

@@ -23,6 +23,10 @@ logger = logging.get_logger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _IMAGE_COLUMNS = ("image", "img")
+_OTHER_SIZES = (
+    "A model that takes images of other sizes only with interpolate_pos_encoding=True is pruned at its own size; the "
+    "pruned model takes the others as before."
+)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
 
 
@@ -118,7 +122,7 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
     """Raise if the model cannot take these batches, found by running it on one image of each size.
 
     Raises:
-        ValueError: pixel values of another form or size, or that are not finite.
+        ValueError: pixel values of another form or size, or that are not finite; or outputs that are maps of pixels.
     """
     channels, size = _channels(model), image_size(model)
     for number, batch in enumerate(batches):
@@ -132,14 +136,35 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
             raise ValueError(f"pixel_values of calibration batch {number} are empty, or NaN or infinite: check them.")
     for shape in sorted({batch["pixel_values"].shape[1:] for batch in batches}):
         batch = next(batch for batch in batches if batch["pixel_values"].shape[1:] == shape)
+        inputs = {name: value[:1].to(model.device) for name, value in batch.items()}
         try:
             with frozen(model):
-                model(**{name: value[:1].to(model.device) for name, value in batch.items()})
+                outputs = model(**inputs, return_dict=True)
         except (ValueError, RuntimeError) as error:
+            if shape[1:] == size:
+                raise ValueError(
+                    f"this {model.config.model_type!r} model cannot run on the calibration data: {error}."
+                ) from error
             raise ValueError(
                 f"this {model.config.model_type!r} model cannot take images of {shape[1]} x {shape[2]} pixels, it was "
-                f"made for {size[0]} x {size[1]}: resize them with its image processor ({error})."
+                f"made for {size[0]} x {size[1]}: resize them with its image processor ({error}). {_OTHER_SIZES}"
             ) from error
+        logits = outputs.get("logits")
+        if logits is not None and logits.dim() > 3:
+            raise ValueError(
+                f"{type(model).__name__} cannot be pruned: its logits have the shape {tuple(logits.shape)}, and maps "
+                "of labels (segmentation) are not supported yet. AutoModel loads the model without that head."
+            )
+
+
+def check_inputs(inputs: Iterable[str]) -> None:
+    """Raise if there is an input among these names that says how to read images rather than what is in them.
+
+    Raises:
+        ValueError: there is.
+    """
+    if "interpolate_pos_encoding" in inputs:
+        raise ValueError(f"calibration data cannot hold interpolate_pos_encoding: leave it out. {_OTHER_SIZES}")
 
 
 def probe_images(model: nn.Module, tokens: int) -> Batch:
@@ -212,6 +237,7 @@ def _found(sample: Any, model: nn.Module) -> Any:
     """The image in a sample: pixel values, something that Pillow made or can open, or an array."""
     value = sample
     if isinstance(value, Mapping) and "pixel_values" in value:
+        check_inputs(value)
         value = torch.as_tensor(np.asarray(value["pixel_values"]))
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
     elif isinstance(value, Mapping):

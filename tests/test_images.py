@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
-from tiny import output_of, tiny_batch, tiny_model, tiny_samples
+from tiny import load, output_of, tiny_batch, tiny_model, tiny_samples
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 from words import TEXTS, word_tokenizer
@@ -173,6 +173,24 @@ def test_pixels_have_the_models_precision(processor):
     pruner = OptinPruner(model, processor)
     pruned = pruner.prune(IMAGES, OptinConfig(flops=0.6, probes=4))
     assert output_of(pruned, {"pixel_values": tiny_batch(model)["pixel_values"].bfloat16()}).isfinite().all()
+
+
+@pytest.mark.parametrize("model_type", ["beit", "swin", "swinv2"])
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pixels_of_a_loader_have_the_models_precision(model_type, given, dtype):
+    model = tiny_model(model_type).to(dtype)
+    loader = DataLoader([{"pixel_values": torch.randn(3, 16, 16).to(given)} for _ in range(4)], 2)
+    assert {batch["pixel_values"].dtype for batch in calibration_batches(loader, model)} == {dtype}
+
+
+def test_a_failure_on_images_of_the_models_size_is_not_put_down_to_it(model, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model.classifier, "forward", fail)
+    with pytest.raises(ValueError, match="'vit' model cannot run on the calibration data: out of memory"):
+        calibration_batches([torch.rand(3, 16, 16)], model)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image at all", None], ids=["empty", "text", "cut off"])
@@ -354,6 +372,50 @@ def test_a_model_that_interpolates_takes_other_sizes(model_type, tmp_path):
     assert pruner.report.tokens == 48 + special
     assert image_tokens(model, probe_batch(model, 48 + special)) == 48 + special
     assert pruner.benchmark(batch_size=2, repeats=1)["tokens"] == 48 + special
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit", "clip_vision_model", "siglip_vision_model"])
+@pytest.mark.parametrize("tokens", ["none", [4, 2, 0]], ids=["whole", "merging"])
+def test_a_pruned_model_interpolates_as_the_dense_one(model_type, tokens, tmp_path):
+    model = tiny_model(model_type)
+    with pytest.raises(ValueError, match="interpolate_pos_encoding=True is pruned at its own size"):
+        calibration_batches([torch.rand(3, 24, 32)], model)
+    pruner = OptinPruner(model)
+    pruned = pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.8, probes=4, tokens=tokens))
+    pruner.save_pretrained(tmp_path)
+    larger = {"pixel_values": torch.randn(3, 3, 24, 32), "interpolate_pos_encoding": True}
+    expected = output_of(model, larger)
+    assert output_of(pruned, larger).shape == expected.shape
+    assert torch.cosine_similarity(output_of(pruned, larger), expected).mean() > 0.8
+    torch.testing.assert_close(output_of(load(pruned, tmp_path), larger), output_of(pruned, larger))
+
+
+def _interpolated(**inputs):
+    return {"pixel_values": torch.rand(2, 3, 24, 32), "interpolate_pos_encoding": True, **inputs}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "data"),
+    [
+        ("vit", _interpolated()),
+        ("vit", [{"pixel_values": torch.rand(3, 24, 32), "interpolate_pos_encoding": True}]),
+        ("vit", DataLoader([0], collate_fn=lambda rows: _interpolated())),
+        ("clip", _interpolated(input_ids=torch.ones(2, 5).long())),
+    ],
+    ids=["dict", "dicts", "loader", "pairs"],
+)
+def test_interpolation_is_not_asked_for_in_the_data(model_type, data):
+    with pytest.raises(ValueError, match="cannot hold interpolate_pos_encoding: leave it out"):
+        calibration_batches(data, tiny_model(model_type))
+
+
+def test_segmentation_is_refused():
+    import transformers as tr
+
+    settings = {"num_hidden_layers": 4, "out_features": None, "out_indices": [1, 2, 3, 4], "use_mean_pooling": False}
+    model = tiny_model("beit", model_class=tr.BeitForSemanticSegmentation, **settings)
+    with pytest.raises(ValueError, match=r"BeitForSemanticSegmentation cannot be pruned: .* \(1, 3, 16, 16\)"):
+        OptinPruner(model).score(tiny_samples(model=model), OptinConfig(probes=4))
 
 
 def test_tokens_that_no_image_has_are_refused():
