@@ -86,13 +86,16 @@ def calibration_batches(
     elif takes_pairs(model):
         samples = _draw(undecoded(data), num_samples, seed)
         pixels = pixel_values(samples, model, processor, unreadable)
-        pairs = [(each, sample) for each, sample in zip(pixels, samples, strict=True) if each is not None]
-        pixels, samples = zip(*pairs, strict=True)
-        texts = [_text_of(sample) for sample in samples]
+        pairs = [
+            (each, _text_of(sample, model))
+            for each, sample in zip(pixels, samples.values(), strict=True)
+            if each is not None
+        ]
+        pixels, texts = zip(*pairs, strict=True)
         padded = padded_batches(texts, model, processor, batch_size=batch_size, max_length=max_length)
         batches = [{**batch, "pixel_values": torch.stack([pixels[row] for row in rows])} for rows, batch in padded]
     else:
-        samples = _draw(data, num_samples, seed)
+        samples = list(_draw(data, num_samples, seed).values())
         padded = padded_batches(samples, model, processor, batch_size=batch_size, max_length=max_length)
         batches = [batch for _, batch in padded]
     check_batches(batches, model)
@@ -234,7 +237,8 @@ def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, .
     )
 
 
-def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
+def _draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
+    """The samples by their row in the data, in the order of the draw."""
     if isinstance(data, Mapping):
         check_inputs(data)
     if isinstance(data, Mapping) and "pixel_values" in data and "input_ids" not in data:  # of an image processor
@@ -257,7 +261,7 @@ def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:num_samples]
     if len(order) == 0:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
-    return [data[index] for index in order.tolist()]
+    return {index: data[index] for index in order.tolist()}
 
 
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
@@ -294,13 +298,20 @@ def _texts(samples: list[Any]) -> list[tuple[str, ...]]:
     return texts
 
 
-def _text_of(sample: Any) -> Any:
+def _text_of(sample: Any, model: nn.Module) -> Any:
     """The text in a pair of an image and a text, as `padded_batches` takes it."""
     if isinstance(sample, Mapping) and "input_ids" in sample:
         return {name: value for name, value in sample.items() if name != "pixel_values"}
     if isinstance(sample, Mapping):
-        return {name: value for name, value in sample.items() if isinstance(value, str)}
-    return _sequence(sample)[1:]
+        text = {name: value for name, value in sample.items() if isinstance(value, str)}
+    else:
+        text = _sequence(sample)[1:]
+    if not text:
+        raise ValueError(
+            f"{model.config.model_type!r} is a model of pairs, but the calibration data hold an image alone, "
+            f"{sample!r:.80}: give pairs (image, text), dicts with both, or prune its vision model."
+        )
+    return text
 
 
 def _sequence(sample: Any) -> Sequence[Any]:

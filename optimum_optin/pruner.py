@@ -21,7 +21,7 @@ from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranke
 from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import count_macs, count_parameters, total_cost
-from .data import calibration_batches, mean_tokens, probe_batch
+from .data import calibration_batches, mean_tokens, probe_batch, undecoded
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
@@ -138,7 +138,8 @@ class OptinPruner:
             **kwargs: passed to `datasets.load_dataset`.
 
         Returns:
-            A `datasets.Dataset` of at most `num_samples` rows; a list of them with `streaming=True`.
+            A `datasets.Dataset` of at most `num_samples` rows; with `streaming=True` a list of them, whose images are
+            not decoded yet.
         """
         from datasets import load_dataset  # slow to import, and only needed here
 
@@ -148,7 +149,7 @@ class OptinPruner:
             dataset = read_calibration(dataset_name, config_name, split=split)
         dataset = dataset.shuffle(seed=seed)
         if kwargs.get("streaming"):
-            drawn = list(dataset.take(num_samples))
+            drawn = list(undecoded(dataset).take(num_samples))
         else:
             drawn = dataset.select(range(min(num_samples, len(dataset))))
         if is_hub_id(dataset_name) and not kwargs:  # the card tells how to draw it again; local paths stay private

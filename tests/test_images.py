@@ -145,6 +145,38 @@ def test_images_of_all_modes_are_converted(model, processor, mode):
     torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "file"])
+def test_images_of_16_bits_keep_their_shades(model, processor, tmp_path, mode, on_disk):
+    shades = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.frombytes(mode, (16, 16), (257 * shades.astype(">u2" if mode == "I;16B" else "<u2")).tobytes())
+    if on_disk:
+        image.save(tmp_path / "deep.tif")
+    (batch,) = calibration_batches([tmp_path / "deep.tif" if on_disk else image], model, processor)
+    (expected,) = calibration_batches([Image.fromarray(shades)], model, processor)
+    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_of_unknown_range_are_refused(model, processor, tmp_path, mode):
+    IMAGES[0].convert(mode).save(tmp_path / "wide.tif")
+    for data in ([IMAGES[0].convert(mode)], [tmp_path / "wide.tif"]):
+        with pytest.raises(ValueError, match=f"got mode '{mode}' of unknown range, .*: scale it to 0 to 255"):
+            calibration_batches(data, model, processor)
+
+
+def test_images_of_channels_that_no_file_has(processor):
+    model = tiny_model("vit", num_channels=6)
+    with pytest.raises(ValueError, match="takes images of 6 channels, which files do not have: give pixel values"):
+        calibration_batches(IMAGES, model, processor)
+    assert calibration_batches([torch.rand(6, 16, 16)], model)[0]["pixel_values"].shape == (1, 6, 16, 16)
+
+
+def test_a_processor_for_other_channels_is_refused(processor):
+    with pytest.raises(ValueError, match="ViTImageProcessorPil cannot take an image of the model's 1 channels"):
+        calibration_batches(IMAGES, tiny_model("vit", num_channels=1), processor)
+
+
 def test_images_of_different_sizes_and_forms(model, processor):
     mixed = [IMAGES[0], ARRAYS[1], IMAGES[2].resize((50, 9)), ARRAYS[3, :, :, 0], ARRAYS[4, :, :, :1]]
     (batch,) = calibration_batches(mixed, model, processor)
@@ -202,10 +234,48 @@ def test_files_that_cannot_be_read_are_named_and_left_out(model, processor, fold
         assert len(_pixels(calibration_batches(data, model, processor))) == 11
         assert "left out of the calibration data, as it cannot be read" in caplog.text
         assert str(file) in caplog.text
+        assert "11 of 12 calibration images are left" in caplog.text
     with pytest.raises(ValueError, match=r"none of the 1 calibration images can be read; the first: .*4\.png"):
         calibration_batches([file], model, processor)
     with pytest.raises(ValueError, match=r"a calibration image cannot be read: .*4\.png .*or take unreadable='skip'"):
         OptinPruner(model, processor).score(read_calibration(folder), OptinConfig(unreadable="stop"))
+
+
+def test_an_image_that_claims_to_be_huge_cannot_be_read(model, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    IMAGES[0].resize((40, 40)).save(tmp_path / "bomb.png")
+    IMAGES[0].resize((20, 20)).save(tmp_path / "fits.png")
+    for data in (sorted(tmp_path.glob("*.png")), read_calibration(tmp_path)):
+        assert len(_pixels(calibration_batches(data, model, processor))) == 1
+        with pytest.raises(ValueError, match=r"a calibration image cannot be read: .*bomb\.png \(.*1600 pixels"):
+            calibration_batches(data, model, processor, unreadable="stop")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [*IMAGES[:3], None],
+        [(image, 0) for image in [*IMAGES[:3], None]],
+        [{"image": image, "mask": IMAGES[0]} for image in [*IMAGES[:3], None]],
+        Dataset.from_dict({"photo": [*IMAGES[:3], None], "label": [0] * 4}),
+        [torch.rand(3, 16, 16), torch.rand(3, 16, 16), torch.rand(3, 16, 16), None],
+    ],
+    ids=["list", "pairs with labels", "dicts", "dataset", "pixels"],
+)
+def test_a_missing_image_is_named_by_its_row(model, processor, caplog, data):
+    assert len(_pixels(calibration_batches(data, model, processor))) == 3
+    assert "cannot be read: row 3 (there is none)" in caplog.text
+    with pytest.raises(ValueError, match=r"a calibration image cannot be read: row 3 \(there is none\)"):
+        calibration_batches(data, model, processor, unreadable="stop")
+
+
+def test_files_of_a_stream_that_cannot_be_read_are_named(model, processor, folder, caplog):
+    file = folder / "class 0" / "4.png"
+    file.write_bytes(b"no image")
+    pruner = OptinPruner(model, processor)
+    drawn = pruner.get_calibration_dataset("imagefolder", data_dir=str(folder), streaming=True)
+    assert len(_pixels(calibration_batches(drawn, model, processor))) == 11
+    assert str(file) in caplog.text
 
 
 def test_a_single_class_is_as_good_as_several(model, processor):
