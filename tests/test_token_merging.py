@@ -321,8 +321,9 @@ def test_scores_of_tokens_come_back_from_disk(tmp_path):
         ("vit", [4, 3], "must have a number for each of the model's 3 layers"),
         ("vit", [9, 0, 0], "9 merges after layers.0, which has 17 tokens"),
         ("vit", [0, 0, 1], "the last layer, save nothing"),
-        ("swin", [1, 0, 0], "tokens of a 'swin' model cannot be merged; those of clip_vision_model, deit, "),
-        ("bert", [1, 0, 0], "tokens of a 'bert' model cannot be merged"),
+        ("swin", [1, 0, 0], "tokens of this 'swin' model cannot be merged; those of clip_vision_model, deit, "),
+        ("bert", [1, 0, 0], r"'bert' model cannot be merged; .* vit, clip \(its classifiers of images\), siglip \("),
+        ("clip", [1, 0, 0], r"'clip' model cannot be merged; .* clip \(its classifiers of images\)"),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused_before_work(model_type, tokens, message, monkeypatch):
