@@ -341,7 +341,7 @@ def _converted(image: Any, mode: str):
     if opened.mode in ("I", "F"):
         raise ValueError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
-            f"range, {_name_of(image) or image}: scale it to 0 to 255 and convert it to 'L'."
+            f"range, {_name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
         )
     if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         opened = pillow.Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))

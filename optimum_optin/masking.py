@@ -51,7 +51,8 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once; undone on exit.
 
-    So is what a forward pass sets on a module: Swin's layers would keep the windows of an image too small for theirs.
+    So is whatever else is set on its modules: Swin's layers would keep the windows of an image too small for theirs.
+    Rewrite a copy, not the model itself.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     attributes = {module: dict(vars(module)) for module in model.modules()}
