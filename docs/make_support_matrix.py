@@ -29,7 +29,8 @@ def support_matrix():
         stacks = row_of(model_type)
         works = ["yes" if model_type in names else "" for names in TASKS.values()]
         consumers = [", ".join(dict.fromkeys(_consumers(stacks, role))) for role in ("heads", "neurons")]
-        tokens = "yes" if all(stack.keys for stack in stacks) else ""
+        tokens = "classifiers" if any(stack.keys for stack in stacks) else ""  # which have the images' tower alone
+        tokens = "yes" if all(stack.keys for stack in stacks) else tokens
         rows.append([f"`{model_type}`", *works, *consumers, tokens, "; ".join(_remarks(stacks))])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

@@ -168,10 +168,12 @@ def key_projections(model: nn.Module) -> dict[str, str]:
     stacks = _stacks_of(model)
     if len(stacks) > 1 or stacks[0].keys is None:
         able = [name for name, row in sorted(_ARCHITECTURES.items()) if all(stack.keys for stack in row)]
+        partly = [name for name, row in sorted(_ARCHITECTURES.items()) if any(stack.keys for stack in row)]
+        able += [f"{name} (its classifiers of images)" for name in partly if name not in able]
         raise ValueError(
-            f"tokens of a {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
-            "others are no models of images, or attention in them depends on where a token is (windows, relative or "
-            "rotary positions): set tokens='none'."
+            f"tokens of this {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
+            "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
+            "or rotary positions): set tokens='none'."
         )
     return {layer: f"{path}.{stacks[0].keys}" for layer, path in find_layers(model).items()}
 

@@ -33,7 +33,9 @@ class LatencyComparison:
     speedup: float
 
     def __str__(self) -> str:
-        return f"{1e3 * self.dense_seconds:.1f} ms -> {1e3 * self.pruned_seconds:.1f} ms ({self.speedup:.2f}x faster)"
+        return (
+            f"{1e3 * self.dense_seconds:.1f} ms -> {1e3 * self.pruned_seconds:.1f} ms ({self.speedup:.2f}x the speed)"
+        )
 
 
 def compare_latency(

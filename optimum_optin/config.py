@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,15 @@ class OptinConfig:
     def _check_tokens(self) -> None:
         if isinstance(self.tokens, str) and self.tokens in ("auto", "none"):
             return
-        if isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence):
+        tokens = _plain(self.tokens)
+        if isinstance(tokens, str) or not isinstance(tokens, Sequence):
             raise ValueError(f"tokens={self.tokens!r} must be 'auto', 'none', or the pairs to merge after each layer.")
-        for pairs in self.tokens:
+        tokens = tuple(map(_plain, tokens))
+        for pairs in tokens:
             _check_integer("tokens", pairs, 0)
         if self.layout == "uniform":
             raise ValueError("tokens are merged by code that layout='uniform' does without: leave one of them.")
-        object.__setattr__(self, "tokens", tuple(self.tokens))
+        object.__setattr__(self, "tokens", tokens)
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
@@ -157,6 +160,11 @@ CONFIG_FILE = "optin_config.json"
 
 SCORING_FIELDS = ("scorer", "num_samples", "batch_size", "max_length", "probes", "rows", "temperature", "seed")
 """Fields that the scores depend on; the others may change between prunings from the same scores."""
+
+
+def _plain(value: Any) -> Any:
+    """Python's numbers for those of NumPy and PyTorch."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_number(value: object) -> bool:

@@ -15,6 +15,7 @@ from .architectures import stack_inputs
 from .groups import Batch, samples_in, token_mask
 from .images import (
     check_images,
+    check_inputs,
     image_batches,
     is_image,
     pixel_values,
@@ -85,13 +86,16 @@ def calibration_batches(
     elif takes_pairs(model):
         samples = _draw(undecoded(data), num_samples, seed)
         pixels = pixel_values(samples, model, processor, unreadable)
-        pairs = [(each, sample) for each, sample in zip(pixels, samples, strict=True) if each is not None]
-        pixels, samples = zip(*pairs, strict=True)
-        texts = [_text_of(sample) for sample in samples]
+        pairs = [
+            (each, _text_of(sample, model))
+            for each, sample in zip(pixels, samples.values(), strict=True)
+            if each is not None
+        ]
+        pixels, texts = zip(*pairs, strict=True)
         padded = padded_batches(texts, model, processor, batch_size=batch_size, max_length=max_length)
         batches = [{**batch, "pixel_values": torch.stack([pixels[row] for row in rows])} for rows, batch in padded]
     else:
-        samples = _draw(data, num_samples, seed)
+        samples = list(_draw(data, num_samples, seed).values())
         padded = padded_batches(samples, model, processor, batch_size=batch_size, max_length=max_length)
         batches = [batch for _, batch in padded]
     check_batches(batches, model)
@@ -200,8 +204,12 @@ def max_tokens(model: nn.Module) -> int:
 
 
 def undecoded(data: Any) -> Any:
-    """A `datasets.Dataset` whose images are opened by us, who can name the file that cannot be; others as they are."""
+    """A `datasets.Dataset` whose images are opened by us, who can name the file that cannot be; others as they are, and
+    one with a transform of the user's own, too.
+    """
     features = getattr(data, "features", None) or {}
+    if features and getattr(data, "format", {}).get("type") == "custom":  # which decides what an image is
+        return data
     for name, feature in features.items():
         if type(feature).__name__ == "Image":
             data = data.with_format(None).cast_column(name, type(feature)(decode=False))
@@ -229,7 +237,10 @@ def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, .
     )
 
 
-def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
+def _draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
+    """The samples by their row in the data, in the order of the draw."""
+    if isinstance(data, Mapping):
+        check_inputs(data)
     if isinstance(data, Mapping) and "pixel_values" in data and "input_ids" not in data:  # of an image processor
         data = data["pixel_values"]
     if isinstance(data, Mapping) and "input_ids" in data:  # of a tokenizer, or of what serves text and images
@@ -250,7 +261,7 @@ def _draw(data: Any, num_samples: int, seed: int) -> list[Any]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:num_samples]
     if len(order) == 0:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
-    return [data[index] for index in order.tolist()]
+    return {index: data[index] for index in order.tolist()}
 
 
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
@@ -287,13 +298,20 @@ def _texts(samples: list[Any]) -> list[tuple[str, ...]]:
     return texts
 
 
-def _text_of(sample: Any) -> Any:
+def _text_of(sample: Any, model: nn.Module) -> Any:
     """The text in a pair of an image and a text, as `padded_batches` takes it."""
     if isinstance(sample, Mapping) and "input_ids" in sample:
         return {name: value for name, value in sample.items() if name != "pixel_values"}
     if isinstance(sample, Mapping):
-        return {name: value for name, value in sample.items() if isinstance(value, str)}
-    return _sequence(sample)[1:]
+        text = {name: value for name, value in sample.items() if isinstance(value, str)}
+    else:
+        text = _sequence(sample)[1:]
+    if not text:
+        raise ValueError(
+            f"{model.config.model_type!r} is a model of pairs, but the calibration data hold an image alone, "
+            f"{sample!r:.80}: give pairs (image, text), dicts with both, or prune its vision model."
+        )
+    return text
 
 
 def _sequence(sample: Any) -> Sequence[Any]:
@@ -322,13 +340,17 @@ def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batc
             raise ValueError(
                 f"a DataLoader must give dicts of tensors, got {type(batch).__name__}: set its collate_fn."
             )
+        check_inputs(batch)
         inputs = _model_inputs(batch, model)
         for name, value in inputs.items():
             if not isinstance(value, Tensor):
                 raise ValueError(
                     f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them."
                 )
-        batches.append({name: value[:num_samples] for name, value in inputs.items()})
+        inputs = {name: value[:num_samples] for name, value in inputs.items()}
+        if "pixel_values" in inputs and inputs["pixel_values"].is_floating_point():
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        batches.append(inputs)
         num_samples -= samples_in(inputs)
         if num_samples <= 0:
             break

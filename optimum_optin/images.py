@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,16 @@ from transformers.utils import logging
 
 from .architectures import find_layers, stack_inputs
 from .groups import Batch, stack_of
+from .masking import frozen
 
 logger = logging.get_logger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _IMAGE_COLUMNS = ("image", "img")
+_OTHER_SIZES = (
+    "A model that takes images of other sizes only with interpolate_pos_encoding=True is pruned at its own size; the "
+    "pruned model takes the others as before."
+)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
 
 
@@ -64,12 +69,12 @@ class _Counted(Exception):
 
 
 def image_batches(
-    samples: Sequence[Any], model: nn.Module, processor: Any, batch_size: int, unreadable: str = "skip"
+    samples: Mapping[int, Any], model: nn.Module, processor: Any, batch_size: int, unreadable: str = "skip"
 ) -> list[Batch]:
     """Batches of pixel values in the model's precision; arguments as of `pixel_values`.
 
     Args:
-        samples: images.
+        samples: row -> image.
         model: the model the batches are for.
         processor: its image processor.
         batch_size: images per batch.
@@ -81,28 +86,27 @@ def image_batches(
 
 
 def pixel_values(
-    samples: Sequence[Any], model: nn.Module, processor: Any, unreadable: str = "skip"
+    samples: Mapping[int, Any], model: nn.Module, processor: Any, unreadable: str = "skip"
 ) -> list[Tensor | None]:
     """The pixel values of every sample in the model's precision, shape (channels, height, width).
 
     Args:
-        samples: images (Pillow's, arrays of whole numbers, paths of files), pixel values of shape (channels, height,
-            width), tuples that begin with one of these, or dicts that hold one of these under `pixel_values`, `image`
-            or the only column with images.
+        samples: row in the user's data -> image (Pillow's, array of whole numbers, path of a file), pixel values of
+            shape (channels, height, width), tuple that begins with one of these, or dict that holds one of these under
+            `pixel_values`, `image` or the only column with images.
         model: the model the batches are for.
         processor: its image processor; not needed for pixel values.
-        unreadable: `"skip"` gives `None` for an image that cannot be read, with a warning that names it; `"stop"`
-            raises.
+        unreadable: `"skip"` gives `None` for an image that cannot be read, or is `None`, with a warning that names it;
+            `"stop"` raises.
 
     Raises:
         ValueError: something that is no image, images without a processor, an image that cannot be read, or none that
             can.
     """
-    found = [_found(sample, model) for sample in samples]
-    if all(_is_processed(image) for image in found):
-        pixels = [torch.as_tensor(image) for image in found]
-    else:
-        pixels = _processed(found, model, _image_processor(processor), unreadable)
+    found = {row: _found(sample, model) for row, sample in samples.items()}
+    there = [image for image in found.values() if image is not None]
+    ready = torch.as_tensor if there and all(map(_is_processed, there)) else _preparation(model, processor)
+    pixels = _read(found, ready, unreadable)
     sizes = {tuple(each.shape) for each in pixels if each is not None}
     if len(sizes) > 1:
         raise ValueError(
@@ -117,7 +121,7 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
     """Raise if the model cannot take these batches, found by running it on one image of each size.
 
     Raises:
-        ValueError: pixel values of another form or size, or that are not finite.
+        ValueError: pixel values of another form or size, or that are not finite; or outputs that are maps of pixels.
     """
     channels, size = _channels(model), image_size(model)
     for number, batch in enumerate(batches):
@@ -131,13 +135,35 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
             raise ValueError(f"pixel_values of calibration batch {number} are empty, or NaN or infinite: check them.")
     for shape in sorted({batch["pixel_values"].shape[1:] for batch in batches}):
         batch = next(batch for batch in batches if batch["pixel_values"].shape[1:] == shape)
+        inputs = {name: value[:1].to(model.device) for name, value in batch.items()}
         try:
-            model(**{name: value[:1].to(model.device) for name, value in batch.items()})
+            with frozen(model):
+                outputs = model(**inputs, return_dict=True)
         except (ValueError, RuntimeError) as error:
+            if shape[1:] == size:
+                raise ValueError(
+                    f"this {model.config.model_type!r} model cannot run on the calibration data: {error}."
+                ) from error
             raise ValueError(
                 f"this {model.config.model_type!r} model cannot take images of {shape[1]} x {shape[2]} pixels, it was "
-                f"made for {size[0]} x {size[1]}: resize them with its image processor ({error})."
+                f"made for {size[0]} x {size[1]}: resize them with its image processor ({error}). {_OTHER_SIZES}"
             ) from error
+        logits = outputs.get("logits")
+        if logits is not None and logits.dim() > 3:
+            raise ValueError(
+                f"{type(model).__name__} cannot be pruned: its logits have the shape {tuple(logits.shape)}, and maps "
+                "of labels (segmentation) are not supported yet. AutoModel loads the model without that head."
+            )
+
+
+def check_inputs(inputs: Iterable[str]) -> None:
+    """Raise if there is an input among these names that says how to read images rather than what is in them.
+
+    Raises:
+        ValueError: there is.
+    """
+    if "interpolate_pos_encoding" in inputs:
+        raise ValueError(f"calibration data cannot hold interpolate_pos_encoding: leave it out. {_OTHER_SIZES}")
 
 
 def probe_images(model: nn.Module, tokens: int) -> Batch:
@@ -207,16 +233,17 @@ def _pair(size: int | Iterable[int]) -> tuple[int, int]:
 
 
 def _found(sample: Any, model: nn.Module) -> Any:
-    """The image in a sample: pixel values, something that Pillow made or can open, or an array."""
+    """The image in a sample: pixel values, something that Pillow made or can open, or an array; `None` if missing."""
     value = sample
     if isinstance(value, Mapping) and "pixel_values" in value:
+        check_inputs(value)
         value = torch.as_tensor(np.asarray(value["pixel_values"]))
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
     elif isinstance(value, Mapping):
         value = value[_image_column(value, model)]
     elif isinstance(value, (tuple, list)) and value:  # image and label, as of torchvision's data sets
         value = value[0]
-    if is_image(value) or _is_file(value) or _is_undecoded(value):
+    if value is None or is_image(value) or _is_file(value) or _is_undecoded(value):
         return value
     kind = "text" if isinstance(value, str) else type(value).__name__
     raise ValueError(
@@ -226,8 +253,9 @@ def _found(sample: Any, model: nn.Module) -> Any:
 
 
 def _image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
-    images = [name for name, value in sample.items() if is_image(value) or _is_undecoded(value)]
-    known = [name for name in _IMAGE_COLUMNS if name in images] or images
+    images = [name for name, value in sample.items() if value is None or is_image(value) or _is_undecoded(value)]
+    there = [name for name in images if sample[name] is not None]
+    known = [name for name in _IMAGE_COLUMNS if name in images] or there or images
     if len(known) != 1 and not set(known) & set(_IMAGE_COLUMNS):
         raise ValueError(
             f"cannot tell the column of images among {', '.join(map(str, sample)) or 'none'}, and "
@@ -260,43 +288,80 @@ def _image_processor(processor: Any) -> Any:
     return processor
 
 
-def _processed(images: Sequence[Any], model: nn.Module, processor: Any, unreadable: str) -> list[Tensor | None]:
-    """Pixel values, each of shape (channels, height, width); `None` for an image that cannot be read."""
-    mode = _MODES[_channels(model)]
-    pixels, problems = [], []
-    for image in images:
+def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
+    """What makes pixel values, of shape (channels, height, width), of an image."""
+    channels, processor = _channels(model), _image_processor(processor)
+    if channels not in _MODES:
+        raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
+
+    def prepare(image: Any) -> Tensor:
+        converted = _converted(image, _MODES[channels])
         try:
-            converted = _converted(image, mode)
+            return processor(images=[converted], return_tensors="pt")["pixel_values"][0]
+        except ValueError as error:
+            raise ValueError(
+                f"{type(processor).__name__} cannot take an image of the model's {channels} channels, "
+                f"{converted.width} x {converted.height} pixels ({error}): pass the model's own, or give pixel values."
+            ) from error
+
+    return prepare
+
+
+def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
+    """What `ready` makes of each image; `None` for one that cannot be read."""
+    pixels, problems = [], []
+    for row, image in images.items():
+        try:
+            if image is None:
+                raise OSError("there is none")
+            pixels.append(ready(image))
         except (OSError, SyntaxError) as error:  # the latter is what Pillow makes of some damaged PNG files
-            problems.append(f"{_name_of(image)} ({error})")
+            problems.append(f"{_name_of(image) or f'row {row}'} ({error})")
             pixels.append(None)
             if unreadable == "stop":
                 raise ValueError(
                     f"a calibration image cannot be read: {problems[0]}. Mend or remove it, or take unreadable='skip'."
                 ) from error
-            continue
-        pixels.append(processor(images=[converted], return_tensors="pt")["pixel_values"][0])
     if len(problems) == len(images):
         raise ValueError(f"none of the {len(images)} calibration images can be read; the first: {problems[0]}.")
     for problem in problems:
         logger.warning(f"left out of the calibration data, as it cannot be read: {problem}.")
+    if problems:
+        logger.warning(f"{len(images) - len(problems)} of {len(images)} calibration images are left.")
     return pixels
 
 
 def _converted(image: Any, mode: str):
-    """Pillow's image of this mode; a file is read and closed."""
+    """Pillow's image of this mode."""
+    pillow = _pillow()
+    try:
+        opened = _opened(image)
+    except pillow.Image.DecompressionBombError as error:  # what a damaged header looks like, too
+        raise OSError(str(error)) from error
+    if opened.mode in ("I", "F"):
+        raise ValueError(
+            f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
+            f"range, {_name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
+        )
+    if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        opened = pillow.Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
+    return opened.convert(mode)
+
+
+def _opened(image: Any):
+    """Pillow's image; a file is read, turned upright, as `datasets` does, and closed."""
     if not _is_undecoded(image) and not isinstance(image, (str, Path)):
-        return _image(image).convert(mode)
+        return _image(image)
     file = image
     if _is_undecoded(image):
         file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
         if isinstance(file, str) and not Path(file).exists():  # somewhere on the Hub, or in an archive
             from datasets import Image  # slow to import
 
-            return Image().decode_example(image).convert(mode)
+            return Image().decode_example(image)
     pillow = _pillow()
     with pillow.Image.open(file) as opened:
-        return pillow.ImageOps.exif_transpose(opened).convert(mode)  # upright, as `datasets` reads it
+        return pillow.ImageOps.exif_transpose(opened)
 
 
 def _image(image: Any):
@@ -313,10 +378,10 @@ def _image(image: Any):
     return image
 
 
-def _name_of(image: Any) -> str:
+def _name_of(image: Any) -> str | None:
     if _is_undecoded(image):
-        return image["path"] or "an image without a path"
-    return str(image) if isinstance(image, (str, Path)) else getattr(image, "filename", None) or repr(image)
+        return image["path"]
+    return str(image) if isinstance(image, (str, Path)) else getattr(image, "filename", None)
 
 
 def _pillow():

@@ -49,13 +49,16 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once; undone on exit."""
+    """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once; undone on exit.
+
+    So is whatever else is set on its modules: Swin's layers would keep the windows of an image too small for theirs.
+    Rewrite a copy, not the model itself.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training]
-    chunked = {module: module.chunk_size_feed_forward for module in model.modules() if _is_chunked(module)}
+    attributes = {module: dict(vars(module)) for module in model.modules()}
     try:
         model.eval()
-        for module in chunked:  # running tokens in chunks saves memory and changes nothing else
+        for module in filter(_is_chunked, attributes):  # running tokens in chunks only saves memory
             module.chunk_size_feed_forward = 0
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -66,10 +69,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
-        for module, size in chunked.items():
-            module.chunk_size_feed_forward = size
+        for module, before in attributes.items():
+            vars(module).update(before)
 
 
 def _is_chunked(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import send_to_device
 from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .architectures import find_groups
 from .benchmark import latency_entry
@@ -20,8 +21,8 @@ from .card import model_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
 from .compensation import check_tokens
 from .config import OptinConfig
-from .costs import count_macs, count_parameters, total_cost
-from .data import calibration_batches, mean_tokens, probe_batch
+from .costs import count_macs, count_parameters, matching_cost, total_cost
+from .data import calibration_batches, mean_tokens, probe_batch, undecoded
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
@@ -39,7 +40,10 @@ from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
 from .sources import read_calibration
 from .structure import Structure, compose, structure_of
+from .token_merging import merges_tokens
 from .uniform import check_uniform
+
+logger = logging.get_logger(__name__)
 
 
 class OptinPruner:
@@ -138,7 +142,8 @@ class OptinPruner:
             **kwargs: passed to `datasets.load_dataset`.
 
         Returns:
-            A `datasets.Dataset` of at most `num_samples` rows; a list of them with `streaming=True`.
+            A `datasets.Dataset` of at most `num_samples` rows; with `streaming=True` a list of them, whose images are
+            not decoded yet.
         """
         from datasets import load_dataset  # slow to import, and only needed here
 
@@ -148,7 +153,7 @@ class OptinPruner:
             dataset = read_calibration(dataset_name, config_name, split=split)
         dataset = dataset.shuffle(seed=seed)
         if kwargs.get("streaming"):
-            drawn = list(dataset.take(num_samples))
+            drawn = list(undecoded(dataset).take(num_samples))
         else:
             drawn = dataset.select(range(min(num_samples, len(dataset))))
         if is_hub_id(dataset_name) and not kwargs:  # the card tells how to draw it again; local paths stay private
@@ -186,6 +191,7 @@ class OptinPruner:
         check_token_scores(self.model, config, scores)
         groups = self._groups(config)
         schedule = schedules(self.model, groups, scores, config)[0]
+        self._check_budget(groups, scores.tokens, config, schedule)
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
         left = total_cost(self.model, scores.tokens, schedule, masks)
         achieved = left / total_cost(self.model, scores.tokens)
@@ -409,6 +415,11 @@ class OptinPruner:
         """Scores and calibration batches (none, if none are needed), after every check there is to make."""
         if not any(group.units for group in groups):
             raise ValueError("this model has no unit left to prune: its layers are empty already.")
+        if config.tokens == "auto" and not merges_tokens(self.model, config):
+            cause = "layout='uniform'" if config.layout == "uniform" else f"this {self.model.config.model_type!r} model"
+            logger.warning(
+                f"tokens='auto' merges none: {cause} does not allow it (docs/source/guides/merge_tokens.mdx)."
+            )
         if scores is None:
             get_scorer(config.scorer)
         else:
@@ -423,10 +434,15 @@ class OptinPruner:
                 )
             check_tokens(self.model, batches)
         tokens = scores.tokens if scores else mean_tokens(batches, self.model)
-        schedule = fixed_schedule(self.model, config, tokens)
-        dense = total_cost(self.model, tokens)
-        check_budget(*priced(self.model, groups, tokens, config, schedule), floors_of(config, groups), dense)
+        self._check_budget(groups, tokens, config, fixed_schedule(self.model, config, tokens))
         return scores or score(self.model, groups, batches, config), batches or []
+
+    def _check_budget(
+        self, groups: list[Group], tokens: int, config: OptinConfig, schedule: TokenSchedule | None
+    ) -> None:
+        costs, budget = priced(self.model, groups, tokens, config, schedule)
+        dense, spent = total_cost(self.model, tokens), matching_cost(self.model, schedule, tokens)
+        check_budget(costs, budget, floors_of(config, groups), dense, spent)
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
         batches = calibration_batches(

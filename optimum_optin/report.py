@@ -167,7 +167,7 @@ def latency_line(latency: Mapping) -> str:
     return (
         f"latency, {latency['batch_size']} x {latency['tokens']} tokens, {latency['hardware']}, {latency['threads']} "
         f"threads, {latency['dtype']}: {latency['dense_ms']:.1f} ms -> {latency['pruned_ms']:.1f} ms "
-        f"({latency['speedup']:.2f}x faster)"
+        f"({latency['speedup']:.2f}x the speed)"
     )
 
 

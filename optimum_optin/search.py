@@ -68,7 +68,11 @@ def search_uniform(
 
 
 def check_budget(
-    costs: Mapping[str, Tensor], budget: float, floors: Mapping[str, int] | None = None, dense: float | None = None
+    costs: Mapping[str, Tensor],
+    budget: float,
+    floors: Mapping[str, int] | None = None,
+    dense: float | None = None,
+    spent: float = 0.0,
 ) -> None:
     """Raise if the budget does not pay for the floors, or for a single unit.
 
@@ -77,6 +81,7 @@ def check_budget(
         budget: see `search`.
         floors: see `search`.
         dense: the dense model's cost; `None` takes what all units cost.
+        spent: what else the budget has paid for; of the numbers that the error names, a part.
 
     Raises:
         ValueError: names the least share of the dense cost that will do.
@@ -86,9 +91,10 @@ def check_budget(
     forced = sum(float(table[min(floors.get(_role(key), 0), len(table) - 1)]) for key, table in costs.items())
     minimum = forced or min((float(table[1]) for table in costs.values()), default=0.0)
     if budget < minimum:
+        given, least = (budget + spent) / dense, (minimum + spent) / dense
         raise ValueError(
-            f"a budget of {budget / dense:.4g} of the dense cost is below the minimum structure, which costs "
-            f"{minimum / dense:.4g} of it: ask for more, lower min_heads or min_neurons, or leave layout='uniform'."
+            f"a budget of {given:.4g} of the dense cost is below the minimum structure, which costs {least:.4g} of it: "
+            "ask for more, lower min_heads or min_neurons, or leave layout='uniform'."
         )
 
 

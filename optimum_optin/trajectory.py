@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .groups import Batch, stack_of
 from .losses import BINARY, CATEGORICAL, REAL, token_features
+from .masking import frozen
 from .token_merging import MergedTokens
 from .tokens import TokenMasks, token_masks, token_rows
 
@@ -164,7 +165,8 @@ def _embedding(outputs: Mapping[str, Tensor]) -> Output | None:
 def has_head(model: nn.Module, batch: Batch) -> bool:
     """Whether the model ends in a task's head, found by running it on a batch."""
     rows = {stack: token_rows(mask) for stack, mask in token_masks(model, batch).items()}
-    output = compared_output(model, batch, rows)
+    with frozen(model):
+        output = compared_output(model, batch, rows)
     return output is not None and output.of_head
 
 

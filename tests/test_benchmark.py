@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from optimum_optin.benchmark import compare_latency
+from optimum_optin.benchmark import LatencyComparison, compare_latency
 
 
 class _Sleeper(nn.Module):
@@ -23,4 +23,8 @@ def test_the_slower_model_is_measured_as_slower():
     assert result.dense_seconds >= 0.02
     assert result.pruned_seconds >= 0.01
     assert 1.3 < result.speedup < 2.5
-    assert "x faster" in str(result)
+    assert "x the speed)" in str(result)
+
+
+def test_a_slowdown_is_not_called_faster():
+    assert str(LatencyComparison(0.1, 0.2, 0.5)) == "100.0 ms -> 200.0 ms (0.50x the speed)"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
-from tiny import output_of, tiny_batch, tiny_model, tiny_samples
+from tiny import load, output_of, tiny_batch, tiny_model, tiny_samples
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 from words import TEXTS, word_tokenizer
@@ -121,6 +121,18 @@ def test_every_form_gives_the_same_pixels(model, processor, folder, make):
     torch.testing.assert_close(_pixels(batches), expected, atol=1e-6, rtol=0)
 
 
+def test_a_transform_of_the_users_own_is_kept(model, processor):
+    def flipped(rows):
+        images = [image.rotate(180) for image in rows["image"]]
+        return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
+
+    expected = _pixels([processor(images=[image.rotate(180) for image in IMAGES], return_tensors="pt")])
+    data = _dataset(**LABELS)
+    assert torch.equal(_pixels(calibration_batches(data.with_transform(flipped), model)), expected)
+    data.set_transform(flipped)
+    assert torch.equal(_pixels(calibration_batches(data, model)), expected)
+
+
 def _processed(processor):
     pixels = processor(images=IMAGES, return_tensors="pt")["pixel_values"]
     return [{"pixel_values": image, "labels": 0} for image in pixels]
@@ -131,6 +143,38 @@ def test_images_of_all_modes_are_converted(model, processor, mode):
     (batch,) = calibration_batches([image.convert(mode) for image in IMAGES[:3]], model, processor)
     (expected,) = calibration_batches([image.convert(mode).convert("RGB") for image in IMAGES[:3]], model, processor)
     torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "file"])
+def test_images_of_16_bits_keep_their_shades(model, processor, tmp_path, mode, on_disk):
+    shades = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.frombytes(mode, (16, 16), (257 * shades.astype(">u2" if mode == "I;16B" else "<u2")).tobytes())
+    if on_disk:
+        image.save(tmp_path / "deep.tif")
+    (batch,) = calibration_batches([tmp_path / "deep.tif" if on_disk else image], model, processor)
+    (expected,) = calibration_batches([Image.fromarray(shades)], model, processor)
+    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_of_unknown_range_are_refused(model, processor, tmp_path, mode):
+    IMAGES[0].convert(mode).save(tmp_path / "wide.tif")
+    for data in ([IMAGES[0].convert(mode)], [tmp_path / "wide.tif"]):
+        with pytest.raises(ValueError, match=f"got mode '{mode}' of unknown range, .*: scale it to 0 to 255"):
+            calibration_batches(data, model, processor)
+
+
+def test_images_of_channels_that_no_file_has(processor):
+    model = tiny_model("vit", num_channels=6)
+    with pytest.raises(ValueError, match="takes images of 6 channels, which files do not have: give pixel values"):
+        calibration_batches(IMAGES, model, processor)
+    assert calibration_batches([torch.rand(6, 16, 16)], model)[0]["pixel_values"].shape == (1, 6, 16, 16)
+
+
+def test_a_processor_for_other_channels_is_refused(processor):
+    with pytest.raises(ValueError, match="ViTImageProcessorPil cannot take an image of the model's 1 channels"):
+        calibration_batches(IMAGES, tiny_model("vit", num_channels=1), processor)
 
 
 def test_images_of_different_sizes_and_forms(model, processor):
@@ -163,6 +207,24 @@ def test_pixels_have_the_models_precision(processor):
     assert output_of(pruned, {"pixel_values": tiny_batch(model)["pixel_values"].bfloat16()}).isfinite().all()
 
 
+@pytest.mark.parametrize("model_type", ["beit", "swin", "swinv2"])
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pixels_of_a_loader_have_the_models_precision(model_type, given, dtype):
+    model = tiny_model(model_type).to(dtype)
+    loader = DataLoader([{"pixel_values": torch.randn(3, 16, 16).to(given)} for _ in range(4)], 2)
+    assert {batch["pixel_values"].dtype for batch in calibration_batches(loader, model)} == {dtype}
+
+
+def test_a_failure_on_images_of_the_models_size_is_not_put_down_to_it(model, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model.classifier, "forward", fail)
+    with pytest.raises(ValueError, match="'vit' model cannot run on the calibration data: out of memory"):
+        calibration_batches([torch.rand(3, 16, 16)], model)
+
+
 @pytest.mark.parametrize("damage", [b"", b"no image at all", None], ids=["empty", "text", "cut off"])
 def test_files_that_cannot_be_read_are_named_and_left_out(model, processor, folder, caplog, damage):
     file = folder / "class 0" / "4.png"
@@ -172,10 +234,48 @@ def test_files_that_cannot_be_read_are_named_and_left_out(model, processor, fold
         assert len(_pixels(calibration_batches(data, model, processor))) == 11
         assert "left out of the calibration data, as it cannot be read" in caplog.text
         assert str(file) in caplog.text
+        assert "11 of 12 calibration images are left" in caplog.text
     with pytest.raises(ValueError, match=r"none of the 1 calibration images can be read; the first: .*4\.png"):
         calibration_batches([file], model, processor)
     with pytest.raises(ValueError, match=r"a calibration image cannot be read: .*4\.png .*or take unreadable='skip'"):
         OptinPruner(model, processor).score(read_calibration(folder), OptinConfig(unreadable="stop"))
+
+
+def test_an_image_that_claims_to_be_huge_cannot_be_read(model, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    IMAGES[0].resize((40, 40)).save(tmp_path / "bomb.png")
+    IMAGES[0].resize((20, 20)).save(tmp_path / "fits.png")
+    for data in (sorted(tmp_path.glob("*.png")), read_calibration(tmp_path)):
+        assert len(_pixels(calibration_batches(data, model, processor))) == 1
+        with pytest.raises(ValueError, match=r"a calibration image cannot be read: .*bomb\.png \(.*1600 pixels"):
+            calibration_batches(data, model, processor, unreadable="stop")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [*IMAGES[:3], None],
+        [(image, 0) for image in [*IMAGES[:3], None]],
+        [{"image": image, "mask": IMAGES[0]} for image in [*IMAGES[:3], None]],
+        Dataset.from_dict({"photo": [*IMAGES[:3], None], "label": [0] * 4}),
+        [torch.rand(3, 16, 16), torch.rand(3, 16, 16), torch.rand(3, 16, 16), None],
+    ],
+    ids=["list", "pairs with labels", "dicts", "dataset", "pixels"],
+)
+def test_a_missing_image_is_named_by_its_row(model, processor, caplog, data):
+    assert len(_pixels(calibration_batches(data, model, processor))) == 3
+    assert "cannot be read: row 3 (there is none)" in caplog.text
+    with pytest.raises(ValueError, match=r"a calibration image cannot be read: row 3 \(there is none\)"):
+        calibration_batches(data, model, processor, unreadable="stop")
+
+
+def test_files_of_a_stream_that_cannot_be_read_are_named(model, processor, folder, caplog):
+    file = folder / "class 0" / "4.png"
+    file.write_bytes(b"no image")
+    pruner = OptinPruner(model, processor)
+    drawn = pruner.get_calibration_dataset("imagefolder", data_dir=str(folder), streaming=True)
+    assert len(_pixels(calibration_batches(drawn, model, processor))) == 11
+    assert str(file) in caplog.text
 
 
 def test_a_single_class_is_as_good_as_several(model, processor):
@@ -229,6 +329,24 @@ def test_a_folder_with_splits_and_metadata(tmp_path, model, processor):
     assert len(_pixels(calibration_batches(read_calibration(tmp_path), model, processor))) == 8
     assert len(read_calibration(tmp_path, split="test")) == 4
     assert len(read_calibration(tmp_path / "train" / "0.JPG")) == 1
+
+
+def test_images_smaller_than_a_window_leave_the_model_as_it_was():
+    model = tiny_model("swin").train()
+    batch = tiny_batch(model)
+    expected = output_of(model, batch)
+    with pytest.raises(ValueError, match="'swin' model cannot take images of 4 x 4 pixels"):
+        calibration_batches([torch.rand(3, 4, 4)], model)
+    assert model.training
+    assert torch.equal(output_of(model, batch), expected)
+
+
+def test_images_that_fit_a_single_window_leave_the_model_as_it_was():
+    # Its second layer's windows are shifted, of larger images.
+    model = tiny_model("swin", depths=[2], num_heads=[2], out_features=None, out_indices=None)
+    expected = output_of(model, tiny_batch(model))
+    OptinPruner(model).prune([torch.rand(3, 8, 8) for _ in range(16)], OptinConfig(probes=4))
+    assert torch.equal(output_of(model, tiny_batch(model)), expected)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +442,50 @@ def test_a_model_that_interpolates_takes_other_sizes(model_type, tmp_path):
     assert pruner.report.tokens == 48 + special
     assert image_tokens(model, probe_batch(model, 48 + special)) == 48 + special
     assert pruner.benchmark(batch_size=2, repeats=1)["tokens"] == 48 + special
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit", "clip_vision_model", "siglip_vision_model"])
+@pytest.mark.parametrize("tokens", ["none", [4, 2, 0]], ids=["whole", "merging"])
+def test_a_pruned_model_interpolates_as_the_dense_one(model_type, tokens, tmp_path):
+    model = tiny_model(model_type)
+    with pytest.raises(ValueError, match="interpolate_pos_encoding=True is pruned at its own size"):
+        calibration_batches([torch.rand(3, 24, 32)], model)
+    pruner = OptinPruner(model)
+    pruned = pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.8, probes=4, tokens=tokens))
+    pruner.save_pretrained(tmp_path)
+    larger = {"pixel_values": torch.randn(3, 3, 24, 32), "interpolate_pos_encoding": True}
+    expected = output_of(model, larger)
+    assert output_of(pruned, larger).shape == expected.shape
+    assert torch.cosine_similarity(output_of(pruned, larger), expected).mean() > 0.8
+    torch.testing.assert_close(output_of(load(pruned, tmp_path), larger), output_of(pruned, larger))
+
+
+def _interpolated(**inputs):
+    return {"pixel_values": torch.rand(2, 3, 24, 32), "interpolate_pos_encoding": True, **inputs}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "data"),
+    [
+        ("vit", _interpolated()),
+        ("vit", [{"pixel_values": torch.rand(3, 24, 32), "interpolate_pos_encoding": True}]),
+        ("vit", DataLoader([0], collate_fn=lambda rows: _interpolated())),
+        ("clip", _interpolated(input_ids=torch.ones(2, 5).long())),
+    ],
+    ids=["dict", "dicts", "loader", "pairs"],
+)
+def test_interpolation_is_not_asked_for_in_the_data(model_type, data):
+    with pytest.raises(ValueError, match="cannot hold interpolate_pos_encoding: leave it out"):
+        calibration_batches(data, tiny_model(model_type))
+
+
+def test_segmentation_is_refused():
+    import transformers as tr
+
+    settings = {"num_hidden_layers": 4, "out_features": None, "out_indices": [1, 2, 3, 4], "use_mean_pooling": False}
+    model = tiny_model("beit", model_class=tr.BeitForSemanticSegmentation, **settings)
+    with pytest.raises(ValueError, match=r"BeitForSemanticSegmentation cannot be pruned: .* \(1, 3, 16, 16\)"):
+        OptinPruner(model).score(tiny_samples(model=model), OptinConfig(probes=4))
 
 
 def test_tokens_that_no_image_has_are_refused():

@@ -88,14 +88,20 @@ def test_an_unreadable_image_takes_its_text_along(model, tmp_path, caplog):
     assert "broken.png" in caplog.text
     with pytest.raises(ValueError, match=r"cannot be read: .*broken\.png"):
         calibration_batches(pairs, model, PROCESSOR, unreadable="stop")
+    pairs[4] = (None, "the cat")
+    assert len(_pairs_in(calibration_batches(pairs, model, PROCESSOR))) == COUNT
+    assert "row 4 (there is none)" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (TEXTS, "'clip' is a model of images, but the calibration data hold text"),
-        (IMAGES, "a calibration sample must be a string, a pair of strings or a dict"),
-        ([{"image": IMAGES[0]}], "cannot tell the text columns among none"),
+        (IMAGES, "'clip' is a model of pairs, but the calibration data hold an image alone"),
+        (
+            [{"image": IMAGES[0], "label": 1}],
+            r"an image alone, {'image'.*: give pairs \(image, text\), dicts with both",
+        ),
         ([(IMAGES[0], 3)], "a calibration sample must be a string, a pair"),
         (DataLoader([{"input_ids": torch.ones(3).long()}]), "the model needs 'pixel_values'"),
         (DataLoader([{"pixel_values": torch.ones(3, 16, 16)}]), "the model needs 'input_ids'"),

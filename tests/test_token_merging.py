@@ -4,6 +4,7 @@ import copy
 import inspect
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from tiny import CASES, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
@@ -11,7 +12,7 @@ from transformers import AutoModelForImageClassification, Dinov2Backbone
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
 from optimum_optin.architectures import find_layers, key_projections
-from optimum_optin.costs import cost_tables, count_macs, dense_cost, matching_cost, token_costs
+from optimum_optin.costs import cost_tables, count_macs, dense_cost, matching_cost, token_costs, total_cost
 from optimum_optin.images import image_tokens, prefix_tokens
 from optimum_optin.losses import manifold_distance, output_distance
 from optimum_optin.masking import frozen
@@ -269,12 +270,37 @@ def test_a_plan_shows_what_a_schedule_leaves():
     assert "tokens merged" in str(plan)
 
 
-def test_none_merges_nothing_and_other_models_have_nothing_to_merge():
-    for model_type, tokens in (("vit", "none"), ("swin", "auto"), ("bert", "auto")):
+def test_none_merges_nothing_and_other_models_have_nothing_to_merge(caplog):
+    for model_type, options, warning in (
+        ("vit", {}, ""),
+        ("swin", {"tokens": "auto"}, "this 'swin' model does not allow it"),
+        ("bert", {"tokens": "auto"}, "this 'bert' model does not allow it"),
+        ("vit", {"tokens": "auto", "layout": "uniform"}, "layout='uniform' does not allow it"),
+    ):
         model = tiny_model(model_type)
         pruner = OptinPruner(model)
-        pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.5, tokens=tokens, probes=4))
+        caplog.clear()
+        pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.8, probes=4, **options))
         assert pruner.report.merges == {}
+        assert ("tokens='auto' merges none" in caplog.text) == bool(warning)
+        assert warning in caplog.text
+
+
+def test_a_budget_that_is_too_small_is_named_as_it_was_given(monkeypatch):
+    model = tiny_model("vit")
+    samples, config = tiny_samples(16, model=model), OptinConfig(flops=0.1, probes=4, tokens=[1, 1, 0])
+    scores = OptinPruner(model).score(samples, config)
+    minimum = total_cost(model, 17, TokenSchedule(1, {"layers.0": 1, "layers.1": 1}), _one_head_each(model))
+    message = f"a budget of 0.1 of the dense cost .* costs {minimum / total_cost(model, 17):.4g} of it"
+    with pytest.raises(ValueError, match=message):
+        OptinPruner(model).plan(scores)
+    monkeypatch.setattr("optimum_optin.pruner.score", None)
+    with pytest.raises(ValueError, match=message):
+        OptinPruner(model).prune(samples, config)
+
+
+def _one_head_each(model):
+    return {group.key: torch.arange(group.units) < (group.role == "heads") for group in find_groups(model)}
 
 
 def test_scores_of_tokens_come_back_from_disk(tmp_path):
@@ -295,8 +321,9 @@ def test_scores_of_tokens_come_back_from_disk(tmp_path):
         ("vit", [4, 3], "must have a number for each of the model's 3 layers"),
         ("vit", [9, 0, 0], "9 merges after layers.0, which has 17 tokens"),
         ("vit", [0, 0, 1], "the last layer, save nothing"),
-        ("swin", [1, 0, 0], "tokens of a 'swin' model cannot be merged; those of clip_vision_model, deit, "),
-        ("bert", [1, 0, 0], "tokens of a 'bert' model cannot be merged"),
+        ("swin", [1, 0, 0], "tokens of this 'swin' model cannot be merged; those of clip_vision_model, deit, "),
+        ("bert", [1, 0, 0], r"'bert' model cannot be merged; .* vit, clip \(its classifiers of images\), siglip \("),
+        ("clip", [1, 0, 0], r"'clip' model cannot be merged; .* clip \(its classifiers of images\)"),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused_before_work(model_type, tokens, message, monkeypatch):
@@ -306,7 +333,31 @@ def test_schedules_that_do_not_fit_are_refused_before_work(model_type, tokens, m
         OptinPruner(model).prune(tiny_samples(16, model=model), OptinConfig(flops=0.6, tokens=tokens))
 
 
-@pytest.mark.parametrize("tokens", ["some", 3, [1.5, 0], [-1], None])
+@pytest.mark.parametrize(
+    "tokens",
+    [np.array([4, 4, 0]), torch.tensor([4, 4, 0]), [np.int64(4), torch.tensor(4), 0]],
+    ids=["array", "tensor", "mixed"],
+)
+def test_whole_numbers_of_any_kind_are_pairs(tokens):
+    config = OptinConfig(tokens=tokens)
+    assert config == OptinConfig(tokens=[4, 4, 0]) and set(map(type, config.tokens)) == {int}
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        "some",
+        3,
+        [1.5, 0],
+        [-1],
+        None,
+        [True, 0],
+        {"layers.0": 4},
+        np.array([4.0, 0]),
+        np.array(4),
+        np.ones((2, 2), int),
+    ],
+)
 def test_tokens_of_another_kind_are_refused(tokens):
     with pytest.raises(ValueError, match="tokens="):
         OptinConfig(tokens=tokens)

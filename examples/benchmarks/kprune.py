@@ -36,9 +36,9 @@ def prune_by_knowledge(model, groups, batches, costs, budget):
         costs: group key -> cost of keeping n units.
         budget: the most that the kept units may cost.
     """
-    pruned, masks = copy.deepcopy(model), {}
-    walk = Walk(pruned, batches)
-    with frozen(model), frozen(pruned):
+    with frozen(model):
+        pruned, masks = copy.deepcopy(model), {}  # frozen as well
+        walk = Walk(pruned, batches)
         wanted = sublayer_outputs(model, groups, batches)
         with torch.no_grad():
             targets = [_prediction(model, batch).values for batch in batches]

@@ -84,9 +84,9 @@ def tune_masks(model, groups, masks, batches):
 
     Bottom-up, each sublayer's masks are fitted by least squares to the dense model's output of it.
     """
-    pruned = copy.deepcopy(model)
-    walk = Walk(pruned, batches)
-    with frozen(model), frozen(pruned), torch.no_grad():
+    with frozen(model), torch.no_grad():
+        pruned = copy.deepcopy(model)  # frozen as well
+        walk = Walk(pruned, batches)
         wanted = sublayer_outputs(model, groups, batches)
         for group in groups:
             walk.move_to(group.layer)
