@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .architectures import find_layers
 from .config import OptinConfig
 from .costs import cost_tables, dense_cost, matching_cost, token_costs
-from .groups import HEADS, NEURONS, Group, Masks, stack_of
+from .groups import HEADS, NEURONS, Group, Masks
 from .images import prefix_tokens
 from .schedule import TokenSchedule, constant_schedule, scored_schedule
 from .scoring import Scores
@@ -28,13 +28,11 @@ class Choice:
     Args:
         masks: group key -> what is kept.
         output_weight: weight of the output term that they come from.
-        depth_weight: weight of the last layer that they come from.
         schedule: tokens to merge; `None` for none.
     """
 
     masks: Masks
     output_weight: float
-    depth_weight: float = 1.0
     schedule: TokenSchedule | None = None
 
 
@@ -46,7 +44,6 @@ def ranked(
     *,
     schedule: TokenSchedule | None = None,
     output_weight: float | None = None,
-    depth_weight: float | None = None,
 ) -> Choice:
     """What a search of the combined scores keeps under the budget beside a schedule of token merging.
 
@@ -57,44 +54,16 @@ def ranked(
         config: budget, layout and floors.
         schedule: tokens to merge; `None` for none.
         output_weight: see `Scores.combine`; `None` takes the configuration's.
-        depth_weight: see `weigh_depth`; `None` takes the configuration's.
 
     Raises:
         ValueError: the budget does not pay for the least that must stay.
     """
-    output_weight = config.output_weight if output_weight is None else output_weight
-    depth_weight = config.depth_weight if depth_weight is None else depth_weight
-    weighted = weigh_depth(scores.combine(output_weight), groups, depth_weight)
+    weight = config.output_weight if output_weight is None else output_weight
+    combined = scores.combine(weight)
     costs, budget = priced(model, groups, scores.tokens, config, schedule)
     find = search_uniform if config.layout == "uniform" else search
-    masks = find(weighted, costs, budget, floors_of(config, groups))
-    return Choice(masks, output_weight, depth_weight, schedule)
-
-
-def weigh_depth(scores: Mapping[str, Tensor], groups: Sequence[Group], weight: float) -> dict[str, Tensor]:
-    """Scores with those of deep layers made to count more, or less.
-
-    A score is of the dense model around the unit. After the refit, later layers make good a part of what earlier ones
-    lost; nothing does for the last ones.
-
-    Args:
-        scores: group key -> score per unit, shape (units,).
-        groups: the groups, in the order of the layers.
-        weight: how many times as much the last layer of a stack counts as its first, in equal ratios from layer to
-            layer.
-
-    Returns:
-        The same for these groups, in their order.
-    """
-    layers: dict[str, list[str]] = {}  # stack -> its layers
-    for group in groups:
-        of_stack = layers.setdefault(stack_of(group.layer), [])
-        if group.layer not in of_stack:
-            of_stack.append(group.layer)
-    depths = {
-        layer: index / max(1, len(of_stack) - 1) for of_stack in layers.values() for index, layer in enumerate(of_stack)
-    }
-    return {group.key: scores[group.key] * weight ** depths[group.layer] for group in groups}
+    ordered = {group.key: combined[group.key] for group in groups}
+    return Choice(find(ordered, costs, budget, floors_of(config, groups)), weight, schedule)
 
 
 def priced(

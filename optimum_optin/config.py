@@ -32,11 +32,8 @@ class OptinConfig:
         temperature: temperature of the output term.
         output_weight: weight of the output term against the trajectory term, each normalised to sum
             to one over all units.
-        depth_weight: how many times as much units of the last layer count as those of the first, in equal ratios from
-            layer to layer.
-        search: `"measured"` tries 0.1, 1 and 10 times `output_weight`, then 1, 3 and 9 times `depth_weight`, and keeps
-            the cut whose outputs diverge least, if the model has a head; `"ranked"` takes both as they are (Kwon et al.
-            2022, and OPTIN).
+        search: `"measured"` tries 0.1, 1 and 10 times `output_weight` and keeps the cut whose outputs diverge least,
+            if the model has a head; `"ranked"` takes `output_weight` as it is (Kwon et al. 2022, and OPTIN).
         compensation: `"ridge"` refits what is left to do the work of what was removed, in closed form;
             `"none"` only removes.
         layout: `"free"` lets every layer keep numbers of its own; `"uniform"` keeps equally many neurons in every layer
@@ -71,7 +68,6 @@ class OptinConfig:
     rows: int = 64
     temperature: float = 1.0
     output_weight: float = 1.0
-    depth_weight: float = 1.0
     search: str = "measured"
     compensation: str = "ridge"
     layout: str = "free"
@@ -91,9 +87,8 @@ class OptinConfig:
         _check_integer("rows", self.rows, 2)
         if self.max_length is not None:
             _check_integer("max_length", self.max_length, 1)
-        for name in ("temperature", "depth_weight"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a positive number.")
+        if not _is_number(self.temperature) or self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
         if not _is_number(self.output_weight) or self.output_weight < 0:
             raise ValueError(f"output_weight={self.output_weight!r} must be 0 or more.")
         for name, choices in _CHOICES.items():

@@ -179,7 +179,7 @@ class OptinPruner:
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict: a dry run, in a second.
 
-        Trial cuts (`search="measured"`) may find other weights better.
+        Trial cuts (`search="measured"`) may find another weight of the output term better.
 
         Args:
             scores: from `score`.
@@ -476,7 +476,6 @@ class OptinPruner:
             seconds={"score": scores.seconds, **pruned.seconds},
             config=config.to_dict(),
             output_weight=pruned.output_weight,
-            depth_weight=pruned.depth_weight,
             divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
             calibration=calibration,
             base=self._base(),

@@ -38,7 +38,6 @@ class Pruned:
         model: the smaller model.
         structure: what it keeps, earlier prunings included.
         output_weight: weight of the output term that the search took.
-        depth_weight: weight of the last layer that the search took.
         schedule: the tokens that it merges; `None` for none.
         divergence: of its outputs from the dense model's; `None` without batches.
         seconds: wall-clock time by stage.
@@ -47,7 +46,6 @@ class Pruned:
     model: PreTrainedModel
     structure: Structure
     output_weight: float
-    depth_weight: float
     schedule: TokenSchedule | None
     divergence: Divergence | None
     seconds: dict[str, float]
@@ -88,7 +86,7 @@ def prune_model(
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):
         divergence = _divergence(model, pruned, held_out, len(batches) > 1)
-    return Pruned(pruned, structure, choice.output_weight, choice.depth_weight, choice.schedule, divergence, seconds)
+    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds)
 
 
 @contextmanager

@@ -66,7 +66,6 @@ class PruningReport:
         seconds: wall-clock time by stage.
         config: the `OptinConfig` as a dict.
         output_weight: weight of the output term that the search took.
-        depth_weight: weight of the last layer that the search took.
         divergence: of the outputs from the dense model's, on calibration samples that the refit has not seen if
             there are two batches (the fields of `Divergence`); `None` without calibration data.
         evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split: `{"task": "glue/sst2",
@@ -95,7 +94,6 @@ class PruningReport:
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     output_weight: float | None = None
-    depth_weight: float | None = None
     divergence: dict[str, float] | None = None
     evaluations: list[dict] = field(default_factory=list)
     latency: dict | None = None

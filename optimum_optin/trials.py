@@ -27,10 +27,8 @@ from .trajectory import has_head
 from .walk import Start
 
 STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
-_OUTPUT_FACTORS = (1.0, 0.1, 10.0)  # times the configured weight of the output term
-_DEPTH_FACTORS = (1.0, 3.0, 9.0)  # times the configured weight of depth
-_TOKENS_FOR_SCHEDULES = 8  # for each input of the widest consumer (docs/source/results.mdx)
-_TOKENS_FOR_DEPTH = 1  # likewise; with fewer, trials of depth mislead
+_WEIGHTS = (1.0, 0.1, 10.0)  # of the output term, times the configured one
+_TOKENS_PER_INPUT = 8  # of the widest consumer, in trials of schedules (docs/source/results.mdx)
 _AT_ONCE = 3  # models in memory
 _PART = 8  # trial cuts are refitted on this part of the batches
 logger = logging.get_logger(__name__)
@@ -47,8 +45,7 @@ def choose(
 ) -> Choice:
     """The way to spend the budget that scores suggest or, if trial cuts can tell, the best of several.
 
-    First schedules of token merging are tried, then weights of the output term beside the best of them, then, if there
-    are enough tokens to tell, weights of depth.
+    First schedules of token merging are tried, then weights of the output term beside the best of them.
 
     Args:
         model: the dense model; unchanged.
@@ -68,23 +65,23 @@ def choose(
                 "a model with a head. Give the pairs to merge after each layer instead."
             )
         return choices[0]
-    inputs = max(group.units * group.width for group in groups)  # of the widest consumer
-    tokens = scores.tokens * samples_in(held_out[0])  # of a batch
     part = max(1, len(starts) // _PART)
     if len(choices) > 1:
-        # They leave different numbers of units; on too few tokens the refit of fewer does worse than it will on all.
-        part = max(part, math.ceil(_TOKENS_FOR_SCHEDULES * inputs / tokens))
+        part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(held_out[0])))
     trials = Trials(model, groups, starts[:part], held_out)
+    schedule = trials.best(choices).schedule
+    weights = [config.output_weight * factor for factor in _WEIGHTS]
+    return trials.best(
+        [ranked(model, groups, scores, config, schedule=schedule, output_weight=weight) for weight in weights]
+    )
 
-    def variant(of: Choice, **weights: float) -> Choice:
-        weights = {"output_weight": of.output_weight, "depth_weight": of.depth_weight, **weights}
-        return ranked(model, groups, scores, config, schedule=of.schedule, **weights)
 
-    best = trials.best(choices)
-    best = trials.best([variant(best, output_weight=config.output_weight * factor) for factor in _OUTPUT_FACTORS])
-    if min(part, len(starts)) * tokens < _TOKENS_FOR_DEPTH * inputs:
-        return best
-    return trials.best([variant(best, depth_weight=config.depth_weight * factor) for factor in _DEPTH_FACTORS])
+def _batches_for_schedules(groups: Sequence[Group], tokens: int) -> int:
+    """Batches of so many tokens that a fair trial of schedules takes.
+
+    They leave different numbers of units, and on too few tokens the refit of fewer does worse than it will on all.
+    """
+    return math.ceil(_TOKENS_PER_INPUT * max(group.units * group.width for group in groups) / tokens)
 
 
 class Trials:

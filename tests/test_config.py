@@ -32,7 +32,6 @@ def test_round_trips(tmp_path):
         ({"max_length": 0}, "max_length=0"),
         ({"temperature": 0}, "temperature=0"),
         ({"output_weight": -1}, "output_weight=-1"),
-        ({"depth_weight": 0}, "depth_weight=0"),
         ({"min_heads": -1}, "min_heads=-1"),
         ({"scorer": 3}, "scorer=3"),
         ({"layout": "even"}, "layout='even' must be 'free' or 'uniform'"),

@@ -14,14 +14,14 @@ from transformers import (
 )
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
-from optimum_optin.choice import Choice, weigh_depth
+from optimum_optin.choice import Choice
 from optimum_optin.compensation import dense_passes
 from optimum_optin.divergence import Divergence, measure_divergence
 from optimum_optin.masking import masked
 from optimum_optin.pruning import _split
 from optimum_optin.schedule import TokenSchedule
 from optimum_optin.surgery import rewrite
-from optimum_optin.trials import _DEPTH_FACTORS, _OUTPUT_FACTORS, Trials
+from optimum_optin.trials import _WEIGHTS, Trials
 
 CONFIG = OptinConfig(flops=0.4, probes=8)
 
@@ -93,12 +93,11 @@ def test_measured_search_keeps_one_of_the_ranked_cuts(compensation):
     samples = tiny_samples(160)
     scores = pruner.score(samples, config)
     pruner.prune(scores=scores, config=config)
-    weights = {"output_weight": pruner.report.output_weight, "depth_weight": pruner.report.depth_weight}
-    assert weights["output_weight"] in [config.output_weight * factor for factor in _OUTPUT_FACTORS]
-    assert weights["depth_weight"] in [config.depth_weight * factor for factor in _DEPTH_FACTORS]
+    chosen = pruner.report.output_weight
+    assert chosen in [config.output_weight * factor for factor in _WEIGHTS]
     other = OptinPruner(pruner.model)
-    other.prune(scores=scores, config=dataclasses.replace(config, search="ranked", **weights))
-    assert {name: getattr(other.report, name) for name in weights} == weights
+    other.prune(scores=scores, config=dataclasses.replace(config, search="ranked", output_weight=chosen))
+    assert other.report.output_weight == chosen
     assert other.report.layers == pruner.report.layers
 
 
@@ -112,24 +111,14 @@ def test_the_search_takes_the_cut_that_the_trials_found(monkeypatch):
     monkeypatch.setattr(Trials, "best", last)
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(64), CONFIG)
-    output, depth = CONFIG.output_weight * _OUTPUT_FACTORS[-1], CONFIG.depth_weight * _DEPTH_FACTORS[-1]
-    assert [len(choices) for choices in tried] == [1, len(_OUTPUT_FACTORS), len(_DEPTH_FACTORS)]
-    assert (pruner.report.output_weight, pruner.report.depth_weight) == (output, depth)
+    assert [len(choices) for choices in tried] == [1, len(_WEIGHTS)]
+    assert pruner.report.output_weight == CONFIG.output_weight * _WEIGHTS[-1]
     kept = {key: int(mask.sum()) for key, mask in tried[-1][-1].masks.items()}
     assert kept == {
         f"{layer}.{role}": counts["kept"]
         for layer, roles in pruner.report.layers.items()
         for role, counts in roles.items()
     }
-
-
-@pytest.mark.parametrize(("samples", "compensation", "tries"), [(64, "ridge", 3), (64, "none", 2), (6, "ridge", 2)])
-def test_depth_is_tried_where_a_refit_has_tokens_enough(samples, compensation, tries, monkeypatch):
-    tried = []
-    monkeypatch.setattr(Trials, "best", lambda trials, choices: tried.append(choices) or choices[0])
-    pruner = OptinPruner(tiny_model())
-    pruner.prune(tiny_samples(samples), dataclasses.replace(CONFIG, compensation=compensation, batch_size=3))
-    assert len(tried) == tries
 
 
 def test_no_cut_is_tried_twice(monkeypatch):
@@ -147,31 +136,11 @@ def test_no_cut_is_tried_twice(monkeypatch):
     assert tried == [same, full]
 
 
-def test_deep_layers_count_more_by_their_weight():
-    groups = find_groups(tiny_model())
-    ones = {group.key: torch.ones(group.units) for group in groups}
-    weighed = weigh_depth(ones, groups, 9.0)
-    for layer, expected in enumerate((1, 3, 9)):
-        for role in ("heads", "neurons"):
-            torch.testing.assert_close(weighed[f"layers.{layer}.{role}"], expected * ones[f"layers.{layer}.{role}"])
-    assert all(torch.equal(score, ones[key]) for key, score in weigh_depth(ones, groups, 1.0).items())
-
-
-@pytest.mark.parametrize("weight", [0.01, 100.0])
-def test_layers_that_count_less_lose_more(weight):
-    model = tiny_model()
-    pruner = OptinPruner(model, config=dataclasses.replace(CONFIG, search="ranked", depth_weight=weight))
-    pruner.prune(tiny_samples(16))
-    kept = [roles["neurons"]["kept"] for roles in pruner.report.layers.values()]
-    assert (kept[0] < kept[-1]) == (weight > 1)
-
-
 def test_without_a_head_there_are_no_trials(monkeypatch):
     monkeypatch.setattr(Trials, "best", None)
     pruner = OptinPruner(tiny_model(base=True))
     pruner.prune(tiny_samples(64), CONFIG)
     assert pruner.report.output_weight == CONFIG.output_weight
-    assert pruner.report.depth_weight == CONFIG.depth_weight
 
 
 def test_a_cut_that_overflows_loses(monkeypatch):

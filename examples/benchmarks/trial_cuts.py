@@ -2,9 +2,8 @@
 
     python examples/benchmarks/trial_cuts.py reactions
     python examples/benchmarks/trial_cuts.py sentences --glue-dir path/to/glue
-    python examples/benchmarks/trial_cuts.py cifar10-dinov2 --image-dir path/to/cifar10 --weights 10 --depths 1 3 9
 
-For every budget and every pair of weights (of the output term, of depth), in order: the divergence of the trial's model
+For every budget and every weight of the output term that measured search tries: the divergence of the trial's model
 (refitted on a part of the batches), that of the model refitted on all of them, both on held-out calibration samples,
 and the metric on development rows. For a model without a head also two distances of what sentence embeddings are used
 for: 1 - cosine of the mean-pooled embedding with the dense model's, and the squared error of the cosines of all pairs.
@@ -13,7 +12,6 @@ for: 1 - cosine of the mean-pooled embedding with the dense model's, and the squ
 import argparse
 import copy
 from dataclasses import replace
-from itertools import product
 
 import torch
 from tasks import add_task_arguments, load_task, pool
@@ -33,14 +31,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
     parser.add_argument("--weights", type=float, nargs="+", default=[1.0, 0.1, 10.0])
-    parser.add_argument("--depths", type=float, nargs="+", default=[1.0])
     parser.add_argument("--parts", type=int, nargs="+", default=[4, 8], help="trials see a quarter, an eighth, ...")
     parser.add_argument("--flops", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     arguments = parser.parse_args()
 
     task = load_task(arguments.model, arguments.glue_dir, True, arguments.checkpoint, arguments.image_dir)
-    weights = list(product(arguments.weights, arguments.depths))
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     for seed in arguments.seeds:
         scores = task.pruner.score(task.calibration, OptinConfig(seed=seed))
@@ -48,11 +44,8 @@ def main():
         starts = [start for index, start in enumerate(scores.starts) if index % HELD_OUT]
         for flops in arguments.flops:
             config = replace(scores.config, flops=flops)
-            choices = [
-                ranked(model, groups, scores, config, output_weight=output, depth_weight=depth)
-                for output, depth in weights
-            ]
-            masks = [choice.masks for choice in choices]
+            weights = arguments.weights
+            masks = [ranked(model, groups, scores, config, output_weight=weight).masks for weight in weights]
             for part in arguments.parts:
                 trials = refitted(model, groups, masks, starts[: len(starts) // part], STRENGTH)
                 print(f"seed {seed}, {flops}, trial on 1/{part}:", distances(model, trials, held_out), flush=True)
