@@ -8,20 +8,16 @@ development images, which are held out of the calibration images.
 """
 
 import argparse
-import copy
 from dataclasses import replace
 
 from tasks import add_task_arguments, load_task
+from trial_cuts import HELD_OUT, refitted
 
 from optimum_optin import OptinConfig, find_groups
 from optimum_optin.choice import ranked, schedules
-from optimum_optin.compensation import refit
 from optimum_optin.divergence import measure_divergence
-from optimum_optin.surgery import rewrite
 from optimum_optin.token_merging import attach_merging
 from optimum_optin.trials import STRENGTH
-
-HELD_OUT = 8  # as in the package
 
 
 def main():
@@ -41,9 +37,8 @@ def main():
     for flops in arguments.flops:
         config = replace(scores.config, flops=flops)
         for schedule in schedules(model, groups, scores, config):
-            pruned = copy.deepcopy(model)
-            rewrite(pruned, groups, ranked(model, groups, scores, config, schedule=schedule).masks)
-            refit(model, [pruned], starts[: arguments.batches], STRENGTH)
+            masks = ranked(model, groups, scores, config, schedule=schedule).masks
+            (pruned,) = refitted(model, groups, [masks], starts[: arguments.batches], STRENGTH)
             if schedule is not None:
                 attach_merging(pruned, schedule)
             (found,) = measure_divergence(model, [pruned], held_out)

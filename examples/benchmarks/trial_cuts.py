@@ -36,7 +36,13 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     arguments = parser.parse_args()
 
-    task = load_task(arguments.model, arguments.glue_dir, True, arguments.checkpoint, arguments.image_dir)
+    task = load_task(
+        arguments.model,
+        arguments.glue_dir,
+        hold_out=True,
+        checkpoint=arguments.checkpoint,
+        image_dir=arguments.image_dir,
+    )
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     for seed in arguments.seeds:
         scores = task.pruner.score(task.calibration, OptinConfig(seed=seed))
