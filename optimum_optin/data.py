@@ -1,4 +1,4 @@
-"""Calibration data: from whatever the user has to batches of model inputs. Images are in `images.py`."""
+"""Calibration data: from whatever the user has to batches of model inputs. Images are read in `pixels.py`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from .groups import Batch, samples_in, token_mask
 from .images import (
     check_images,
     check_inputs,
-    image_batches,
-    is_image,
-    pixel_values,
     probe_images,
     takes_images,
     takes_pairs,
     usual_image,
 )
+from .pixels import image_batches, is_image, pixel_values
 from .tokens import token_masks
 
 # Text columns of GLUE and the like, in the order in which a tokenizer wants them.

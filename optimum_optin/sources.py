@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .images import IMAGE_SUFFIXES
+from .pixels import IMAGE_SUFFIXES
 
 # Suffix -> loader of `datasets` and its options.
 _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
