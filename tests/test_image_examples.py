@@ -26,11 +26,13 @@ from transformers import (
 )
 
 from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.schedule import TokenSchedule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 import image_data
 import throughput
+import token_dropping
 import train_image_classifier
 import transfer_image_classifier
 from image_data import CIFAR10_CLASSES, FASHION_CLASSES, load_cifar10, load_fashion, read_cifar10, read_fashion
@@ -345,3 +347,26 @@ def test_it_prunes_and_tunes_on_another_data_set(fashion, digits, monkeypatch, c
     assert all(0.55 < share <= 0.6 for share in shares.values())
     after = load_file(fashion / "source" / "model.safetensors")
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+@torch.no_grad()
+def test_dropped_tokens_are_those_that_the_class_token_attends_to_least_and_come_back_as_they_were():
+    model = tiny_model("vit").eval()
+    model.set_attn_implementation("eager")  # to say what it attends to
+    pixels = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    dense = model.vit(**pixels, output_hidden_states=True, output_attentions=True)
+    first = dense.hidden_states[1]
+    attended = dense.attentions[0].mean(1)[:, 0, 1:]
+    kept = torch.stack([torch.tensor([0, *(row.topk(len(row) - 3).indices.sort().values + 1)]) for row in attended])
+    short = torch.stack([tokens[places] for tokens, places in zip(first, kept, strict=True)])
+    for layer in model.vit.layers[1:]:
+        short = layer(short)
+    expected = first.clone()
+    for tokens, places, values in zip(expected, kept, short, strict=True):
+        tokens[places] = values
+
+    with token_dropping.dropping(model, TokenSchedule(1, {"layers.0": 3})):
+        found = model.vit(**pixels).last_hidden_state
+
+    torch.testing.assert_close(found, model.vit.layernorm(expected))
+    torch.testing.assert_close(model.vit(**pixels).last_hidden_state, dense.last_hidden_state)
