@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "optimum_optin/version.py").read_text(encoding="utf-8")).group(1)
 
-# Lower bounds are versions the tests were run with (CONTRIBUTING.md says how).
+# Lower bounds are versions the tests were run with.
 REQUIREMENTS = [
     "torch>=2.13",
     "transformers>=5.1",

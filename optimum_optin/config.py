@@ -23,7 +23,7 @@ class OptinConfig:
         scorer: a registered scorer, `"surgeon"`, `"gauss_newton"` or `"exact"`.
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
-        max_length: tokens per sample at most; `None` leaves it to the tokenizer.
+        max_length: tokens per sample at most; `None` takes the tokenizer's limit, or the model's.
         unreadable: `"skip"` leaves out calibration images that cannot be read, and names them; `"stop"` stops at the
             first.
         probes: random probes of the Gauss-Newton scorer; the surgeon takes half as many, and at least one for

@@ -9,13 +9,18 @@ import torch
 from tiny import random_masks, tiny_batch, tiny_model
 
 from optimum_optin.architectures import find_groups
-from optimum_optin.costs import cost_tables, dense_cost, kept_cost
+from optimum_optin.costs import cost_tables, dense_cost, kept_cost, total_cost
+from optimum_optin.data import mean_tokens
+from optimum_optin.groups import samples_in
+from optimum_optin.plugin import schedule_of_model
 from optimum_optin.ridge import Regression
 
 pytest.importorskip("scipy")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 import kprune
 import kwon
+from baselines import METHODS, Problem
+from quality import applicable
 from tasks import LabelledBatch
 
 
@@ -128,3 +133,22 @@ def test_mask_tuning_keeps_ones_where_nothing_is_left_to_fit():
     masks["layers.0.heads"][:] = False
     pruned = kwon.tune_masks(model, groups, masks, [tiny_batch(model, samples=8)])
     assert pruned(**tiny_batch(model)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("architecture", "data"), [("bert", "texts"), ("vit", "images")])
+def test_every_method_that_applies_meets_the_budget(architecture, data):
+    model = tiny_model(architecture)
+    batches, groups = [tiny_batch(model, seed=seed) for seed in range(3)], find_groups(model)
+
+    def losses(outputs):
+        return -outputs.logits.log_softmax(-1)[:, 0]
+
+    labelled = [LabelledBatch(batch, samples_in(batch), losses) for batch in batches]
+    tokens = mean_tokens(batches, model)
+    problem = Problem(model, groups, batches, lambda: labelled, cost_tables(model, groups, tokens), seed=0)
+    names = applicable(METHODS, data)
+    assert {"texts": "kwon", "images": "tokens"}[data] in names
+    for name in names:
+        found = METHODS[name].prepare(problem)(0.7 * problem.dense_cost)
+        schedule = schedule_of_model(found.own()) if METHODS[name].own else None
+        assert total_cost(model, tokens, schedule, found.masks) <= 0.7 * problem.dense_cost * (1 + 1e-9), name

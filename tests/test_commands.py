@@ -15,7 +15,7 @@ import datasets
 import pytest
 import torch
 from tiny import tiny_model
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, ViTImageProcessorPil
 from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
@@ -413,3 +413,22 @@ def test_the_road_in_a_shell(place, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output"] == str(out)
     assert "compensation" in done.stderr  # progress bars
+
+
+def test_scores_of_the_command_line_choose_schedules(tmp_path, capsys):
+    image_module = pytest.importorskip("PIL.Image")
+    tiny_model("vit").save_pretrained(tmp_path / "dense")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "dense")
+    (tmp_path / "photos").mkdir()
+    colours = torch.randint(0, 256, (24, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for number, pixels in enumerate(colours):
+        image_module.fromarray(pixels.numpy()).save(tmp_path / "photos" / f"{number}.png")
+    data = (tmp_path / "dense", "--calibration", tmp_path / "photos")
+    scores = _json(capsys, "score", *data, "--tokens", "auto", "--probes", "8", "--output", tmp_path / "scores")
+    assert scores["config"]["tokens"] == "auto"
+    made = _json(capsys, "prune", *data, "--scores", tmp_path / "scores", *FAST[2:], "--output", tmp_path / "pruned")
+    assert made["config"]["tokens"] == "auto"
+    _json(capsys, "score", *data, "--probes", "8", "--output", tmp_path / "others")
+    refused = ["--scores", tmp_path / "others", "--tokens", "auto", *FAST[2:], "--output", tmp_path / "no"]
+    assert run("prune", list(map(str, [*data, *refused]))) == 2
+    assert "hold no scores of tokens" in capsys.readouterr().err

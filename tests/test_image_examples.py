@@ -238,7 +238,7 @@ def test_throughput_is_of_models_that_are_pruned_once(fashion, monkeypatch):
     arguments += ["--batches", "1", "--repeats", "1", "--accuracy", "--output", str(fashion / "out")]
     monkeypatch.setattr(sys, "argv", ["throughput", *arguments])
     throughput.main()
-    entries = json.loads((fashion / "out" / "fashion-vit.json").read_text())
+    entries = json.loads((fashion / "out" / "model.json").read_text())
     assert [(entry["flops"], entry["merging"], entry["batch_size"]) for entry in entries] == [
         (0.6, "none", 1),
         (0.6, "auto", 1),

@@ -76,11 +76,13 @@ class Method:
         prepare: all that serves every budget; returns a function from MACs to a `Cut`.
         own: whether cuts come with the method's own repair.
         labels: whether it uses labels.
+        only: `"images"` or `"texts"`, if it is for models of these alone.
     """
 
     prepare: Callable[[Problem], Callable[[float], Cut]]
     own: bool = False
     labels: bool = False
+    only: str | None = None
 
 
 def pose(task: Task, seed: int, samples: int = 512) -> Problem:
@@ -194,17 +196,17 @@ def kprune(problem):
 
 METHODS = {
     "default": Method(by_default(), own=True),
-    "auto": Method(by_default(tokens="auto"), own=True),
+    "auto": Method(by_default(tokens="auto"), own=True, only="images"),
     "unrepaired": Method(by_default(compensation="none"), own=True),
-    "tokens": Method(by_merging(scored=True), own=True),
-    "constant": Method(by_merging(scored=False), own=True),
+    "tokens": Method(by_merging(scored=True), own=True, only="images"),
+    "constant": Method(by_merging(scored=False), own=True, only="images"),
     "mixed": Method(by_scorer("surgeon")),
     "trajectory": Method(by_scorer("surgeon", output_weight=0.0)),
     "output": Method(by_scorer("surgeon", output_weight=1e6)),
     "gauss_newton": Method(by_scorer("gauss_newton")),
-    "kwon": Method(by_label_fisher(), own=True, labels=True),
-    "kwon-floor": Method(by_label_fisher({HEADS: OptinConfig().min_heads}), own=True, labels=True),
-    "kprune": Method(kprune, own=True),
+    "kwon": Method(by_label_fisher(), own=True, labels=True, only="texts"),
+    "kwon-floor": Method(by_label_fisher({HEADS: OptinConfig().min_heads}), own=True, labels=True, only="texts"),
+    "kprune": Method(kprune, own=True, only="texts"),
     "activation": Method(by_scorer("activation")),
     "magnitude": Method(by_scorer("magnitude")),
     "random": Method(by_scorer("random")),

@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--flops", type=float, nargs="+", default=[0.6, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--output", type=Path, default=Path("outputs/defaults"))
-    parser.add_argument("--scorer", default=OptinConfig.scorer)
+    parser.add_argument("--scorer", default="gauss_newton", help="(default: %(default)s)")
     parser.add_argument("--compensation", default="none")
     parser.add_argument("--weights", type=float, nargs="+", help="sweep only the output term's weight, over these")
     arguments = parser.parse_args()

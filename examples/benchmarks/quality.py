@@ -24,6 +24,7 @@ from baselines import METHODS, Method, by_saved_scores, pose
 from tasks import add_task_arguments, load_task
 
 from optimum_optin.compensation import compensate
+from optimum_optin.images import takes_images
 from optimum_optin.plugin import record_structure, structure_of_model
 from optimum_optin.structure import structure_of
 from optimum_optin.surgery import rewrite
@@ -34,7 +35,7 @@ REPAIRS = ("ridge", "own", "none")
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="rows of the table in baselines.py")
+    parser.add_argument("--methods", nargs="+", help="rows of the table in baselines.py; default: all that apply")
     parser.add_argument("--scores", nargs="+", default=[], metavar="NAME=FOLDER", help="methods from saved scores")
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     parser.add_argument("--flops", type=float, nargs="+", default=[0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
@@ -54,10 +55,14 @@ def main():
     )
     if arguments.development:
         task = replace(task, evaluation={"development": task.development})
+    able = applicable(methods, "images" if takes_images(task.pruner.model) else "texts")
+    names = arguments.methods or able
+    if not set(names) <= set(able):
+        parser.error(f"--methods for this model are {', '.join(able)}")
     results = Results(arguments.output / f"{arguments.model}{'_development' * arguments.development}.json")
     if "dense" not in results.values:
         results.add("dense", evaluate(task, task.pruner.model))
-    for name in arguments.methods:
+    for name in names:
         repairs = [repair for repair in arguments.repairs if repair != "own" or methods[name].own]
         for seed in arguments.seeds:
             keys = {
@@ -66,6 +71,11 @@ def main():
             run(task, methods[name], seed, results.missing(keys), results, samples=arguments.samples)
     results.file.with_suffix(".md").write_text(table(results.values, methods, task.metric))
     plot(results.values, task.metric, results.file.with_suffix(".png"))
+
+
+def applicable(methods, data):
+    """Names of the methods for `"images"` or for `"texts"`."""
+    return [name for name, method in methods.items() if method.only in (None, data)]
 
 
 class Results:

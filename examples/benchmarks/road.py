@@ -1,4 +1,4 @@
-"""From a trained model to a pruned, measured and published one: seconds for a command, and for three lines of Python.
+"""From a trained model to a pruned, measured and published one: seconds for a command, and for five lines of Python.
 
     python examples/benchmarks/road.py outputs/glue/sst2 --glue-dir GLUE
 

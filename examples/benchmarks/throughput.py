@@ -31,10 +31,11 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/throughput"), help="use another for other samples")
     arguments = parser.parse_args()
 
+    name = Path(arguments.checkpoint).name if arguments.checkpoint else arguments.model
     task = load_task(arguments.model, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
     accuracy = {"dense": task.evaluation["test"](task.pruner.model)} if arguments.accuracy else {}
     found = []
-    for folder in pruned_models(task, arguments):
+    for folder in pruned_models(task, arguments, arguments.output / name):
         report = PruningReport.load(folder)
         pruned = type(task.pruner.model).from_pretrained(folder).eval()
         if arguments.accuracy:
@@ -47,15 +48,15 @@ def main():
             entry |= {"macs": report.macs_pruned / report.macs_dense, "images_per_second": per_second}
             found.append(entry | {"accuracy": accuracy.copy()})
             print(json.dumps(found[-1]), flush=True)
-    (arguments.output / f"{arguments.model}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (arguments.output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
-def pruned_models(task, arguments):
-    """The folders of the pruned models, made where they are missing; each is complete or not there."""
+def pruned_models(task, arguments, parent):
+    """The folders of the pruned models in `parent`, made where they are missing; each is complete or not there."""
     scores = None
     for tokens in arguments.tokens:
         for flops in arguments.flops:
-            folder = arguments.output / arguments.model / f"{tokens}-{flops:g}"
+            folder = parent / f"{tokens}-{flops:g}"
             if not folder.is_dir():
                 config = OptinConfig(flops=flops, tokens=tokens, num_samples=arguments.samples)
                 if scores is None:
