@@ -32,7 +32,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder that becomes `path` if the block succeeds.
 
     An error or an interruption inside the block changes nothing of `path`. Files that an existing
-    folder holds and the block did not write stay, but for weights of an earlier save. The change-over
+    folder holds and the block did not write stay, but for weights and code of an earlier save. The change-over
     itself is two renames; killed between them, the earlier folder is beside `path` as `.name-old-*`. Where
     the folder must stay in place (a mount point, the working directory), files are moved one by one,
     the configuration last.
@@ -60,13 +60,13 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _swap(draft: Path, path: Path) -> None:
-    stale = _stale_weights(draft, path)
+    stale = _stale(draft, path)
     shutil.copytree(
         path,
         draft,
         symlinks=True,
         dirs_exist_ok=True,
-        # copytree would write over what the block wrote, so that is left out with the stale weights.
+        # copytree would write over what the block wrote, so that is left out with the stale files.
         ignore=lambda folder, names: [
             name
             for name in names
@@ -85,7 +85,7 @@ def _swap(draft: Path, path: Path) -> None:
 
 
 def _move_files(draft: Path, path: Path) -> None:
-    stale = _stale_weights(draft, path)
+    stale = _stale(draft, path)
     for file in sorted(draft.rglob("*"), key=lambda file: (not file.is_dir(), file.name == "config.json", file)):
         target = path / file.relative_to(draft)
         if file.is_dir():
@@ -96,14 +96,15 @@ def _move_files(draft: Path, path: Path) -> None:
         file.unlink()
 
 
-def _stale_weights(draft: Path, path: Path) -> set[Path]:
-    """Weights in `path` of a model that the draft replaces, under names that the draft does not use."""
+def _stale(draft: Path, path: Path) -> set[Path]:
+    """What `path` holds of a model that the draft replaces, under names that the draft does not use."""
     if not any(draft.glob("model*.safetensors")):
         return set()
-    return {file for file in path.iterdir() if WEIGHTS.fullmatch(file.name) and not _is_file(draft / file.name)}
+    return {file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name) and not _is_file(draft / file.name)}
 
 
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+MODEL_FILES = re.compile(WEIGHTS.pattern + r"|modeling_optin\.py")  # without config.json, which every model has
 
 
 def _is_file(path: Path) -> bool:

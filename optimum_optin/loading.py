@@ -7,6 +7,7 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
@@ -43,6 +44,19 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
     if "device_map" not in kwargs:
         loaded = loaded.to(state().device)
     return loaded.eval()
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Raise if some of the weights are not in memory.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"weight {name} is offloaded: load the model into memory, e.g. device_map='auto' on a GPU."
+            )
 
 
 def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:

@@ -21,7 +21,7 @@ from .architectures import find_groups
 from .schedule import TokenSchedule
 from .structure import Structure, compose, masks_of, structure_from_json, structure_to_json
 from .surgery import rewrite
-from .token_merging import attach_merging
+from .token_merging import attach_merging, check_attachable
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 1
@@ -60,6 +60,10 @@ class OptinStructureConfig(QuantizationConfigMixin):
         self.how_to_load = _HOW_TO_LOAD
         self.structure = structure
         self.tokens = tokens
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An entry of the JSON form: transformers asks the config of a loaded model as if it were a dict."""
+        return self.to_dict().get(name, default)
 
 
 # For whoever follows the advice in that warning, to delete the entry in config.json.
@@ -126,7 +130,10 @@ def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenS
         ValueError: the structure or the schedule does not fit the model; the message names the entry.
     """
     groups = find_groups(model)
-    rewrite(model, groups, masks_of(structure, groups))
+    masks = masks_of(structure, groups)
+    if schedule is not None:
+        check_attachable(model, schedule)
+    rewrite(model, groups, masks)
     record_structure(model, structure)
     if schedule is not None:
         merge_tokens_of(model, schedule)

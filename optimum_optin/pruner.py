@@ -29,17 +29,18 @@ from .folders import atomic_folder, check_folder
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
 from .images import takes_images
-from .loading import load_model, load_processor
+from .loading import check_loaded, load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
-from .remote_code import write_remote_code
+from .remote_code import check_remote_code, write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .schedule import TokenSchedule
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
 from .sources import read_calibration
 from .structure import Structure, compose, structure_of
+from .surgery import check_sliceable
 from .token_merging import merges_tokens
 from .uniform import check_uniform
 
@@ -174,7 +175,8 @@ class OptinPruner:
         _check_type("config", config, OptinConfig)
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
-        return score(self.model, find_groups(self.model), self._batches(calibration, config), config)
+        groups = self._groups(config)
+        return score(self.model, groups, self._batches(calibration, config), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict: a dry run, in a second.
@@ -187,9 +189,9 @@ class OptinPruner:
             config: instead of the scores' own.
         """
         config = self._config(config, scores, flops)
+        groups = self._groups(config)
         scores.check(fingerprint(self.model), config)
         check_token_scores(self.model, config, scores)
-        groups = self._groups(config)
         schedule = schedules(self.model, groups, scores, config)[0]
         self._check_budget(groups, scores.tokens, config, schedule)
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
@@ -398,7 +400,10 @@ class OptinPruner:
         return cls(model, processor, OptinConfig.from_dict(data))
 
     def _groups(self, config: OptinConfig) -> list[Group]:
+        """The model's groups, after the checks that need no data."""
+        check_loaded(self.model)
         groups = find_groups(self.model)
+        check_sliceable(self.model, groups)
         if config.layout == "uniform":
             check_uniform(self.model, groups)
         return groups
@@ -415,6 +420,8 @@ class OptinPruner:
         """Scores and calibration batches (none, if none are needed), after every check there is to make."""
         if not any(group.units for group in groups):
             raise ValueError("this model has no unit left to prune: its layers are empty already.")
+        if config.remote_code:
+            check_remote_code(self.model)
         if config.tokens == "auto" and not merges_tokens(self.model, config):
             cause = "layout='uniform'" if config.layout == "uniform" else f"this {self.model.config.model_type!r} model"
             logger.warning(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from pprint import pformat
 from textwrap import indent
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from . import plugin
@@ -22,6 +22,15 @@ from .architectures import register_architecture, row_of
 from .excerpt import excerpt
 from .plugin import METHOD, REMOTE_FILE
 from .version import __version__
+
+
+def check_remote_code(model: PreTrainedModel) -> None:
+    """Raise if a folder with this model, pruned, could not bring code to load it with.
+
+    Raises:
+        ValueError: the model's class is not part of transformers, or made by none of its Auto classes.
+    """
+    _auto_classes(model.config, [type(model).__name__])
 
 
 def write_remote_code(folder: str | os.PathLike) -> None:
@@ -44,12 +53,7 @@ def write_remote_code(folder: str | os.PathLike) -> None:
             "remote_code=True needs a pruned structure to rebuild, and this model's config has none: a dense model, or "
             "one pruned with layout='uniform', loads with transformers alone."
         )
-    classes = _auto_classes(config)
-    if not classes:
-        raise ValueError(
-            f"remote_code=True needs an Auto class of transformers that makes {', '.join(config.architectures or ())}, "
-            "and there is none: save without it, and load with `import optimum_optin` and that class."
-        )
+    classes = _auto_classes(config, config.architectures or [])
     module = REMOTE_FILE.removesuffix(".py")
     (folder / REMOTE_FILE).write_text(_remote_code(config.model_type, set(classes.values())), encoding="utf-8")
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -57,8 +61,8 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _auto_classes(config: PreTrainedConfig) -> dict[str, str]:
-    """Name of each Auto class that knows this kind of model -> name of the class it makes."""
+def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, str]:
+    """Name of each Auto class that knows this kind of model -> name of the class it makes, one of `made` if it can."""
     if not type(config).__module__.startswith("transformers."):
         raise ValueError(
             f"remote_code=True needs a model that is part of transformers, but {type(config).__name__} comes from "
@@ -70,8 +74,12 @@ def _auto_classes(config: PreTrainedConfig) -> dict[str, str]:
         if name.startswith("AutoModel") and mapping is not None and type(config) in mapping:
             found = mapping[type(config)]
             found = [each.__name__ for each in (found if isinstance(found, tuple) else (found,))]
-            saved = [each for each in found if each in (config.architectures or ())]
-            classes[name] = (saved or found)[0]
+            classes[name] = next((each for each in found if each in made), found[0])
+    if not classes:
+        raise ValueError(
+            f"remote_code=True needs an Auto class of transformers that makes {', '.join(made)}, and there is none: "
+            "save without it, and load with `import optimum_optin` and that class."
+        )
     return classes
 
 

@@ -116,8 +116,17 @@ class PruningReport:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> PruningReport:
-        """Read `optin_report.json` from a folder."""
-        return cls(**json.loads((Path(folder) / REPORT_FILE).read_text(encoding="utf-8")))
+        """Read `optin_report.json` from a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or of a newer version.
+        """
+        file = Path(folder) / REPORT_FILE
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file} is damaged, or of a newer version of optimum-optin: {error}.") from error
 
     def __str__(self) -> str:
         seconds = ", ".join(f"{stage} {time:.1f} s" for stage, time in self.seconds.items())

@@ -58,7 +58,7 @@ class RemovedAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args, **kwargs) -> tuple[Tensor, None]:
         """Output for hidden states of shape (batch, tokens, channels), and no attention weights."""
-        empty = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
+        empty = hidden_states[..., :0]  # in the graph: what comes before gets gradients, of 0, as everything does
         return (self.get_submodule(self.consumer_name)(empty) if self.consumer_name else empty), None
 
 
@@ -138,6 +138,35 @@ def _select_heads(reader: nn.Module, argument: str, kept: Tensor) -> None:
             return
     position = list(inspect.signature(reader.forward).parameters).index(argument)
     reader.register_forward_pre_hook(HeadSelector(argument, position, kept.tolist()), with_kwargs=True)
+
+
+def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:
+    """Raise if something that `rewrite` would slice is not a plain module of its group's own.
+
+    Raises:
+        ValueError: names the module: a kind that no one has taught us to slice (an adapter's), a weight that is
+            computed from others, or a module that two layers share.
+    """
+    seen: dict[nn.Module, str] = {}
+    for group in groups:
+        parts = [(producer.path, slice_outputs) for producer in group.producers] + [(group.consumer, slice_inputs)]
+        for path, cut in parts:
+            module = model.get_submodule(path)
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            if cut.dispatch(type(module)) is cut.dispatch(object):
+                raise ValueError(
+                    f"{path} is a {kind}, which we cannot slice: merge adapters first (merge_and_unload), or "
+                    f"register a case with {cut.__name__}.register."
+                )
+            if isinstance(module, nn.Linear) and "weight" not in module._parameters:
+                raise ValueError(
+                    f"the weight of {path} ({kind}) is computed from others: remove parametrizations, norms and masks "
+                    "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
+                )
+            if seen.setdefault(module, path) != path:
+                raise ValueError(
+                    f"{path} and {seen[module]} are one module, which we cannot cut for both: copy it first."
+                )
 
 
 @singledispatch

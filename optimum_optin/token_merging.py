@@ -121,28 +121,44 @@ def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableH
         Handles of its hooks.
 
     Raises:
+        ValueError: see `check_attachable`.
+    """
+    check_attachable(model, schedule)
+    layers, keys = find_layers(model), key_projections(model)
+    widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
+    first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
+    handles: list[RemovableHandle] = []
+    try:
+        for layer in list(layers)[first:]:
+            last = layer == list(layers)[-1]
+            merger = TokenMerger(schedule.merges.get(layer, 0), schedule.protected, widths.get(layer), last)
+            module = model.get_submodule(layers[layer])
+            handles.append(module.register_forward_pre_hook(merger.enter, with_kwargs=True))
+            # Before the hooks with which transformers keeps hidden states: they are to see what the next layer gets.
+            handles.append(module.register_forward_hook(merger.leave, prepend=True))
+            if merger.merges and merger.width:
+                handles.append(model.get_submodule(keys[layer]).register_forward_hook(merger.keep_keys))
+    except BaseException:  # an interruption, too: half of the hooks would break the model
+        for handle in handles:
+            handle.remove()
+        raise
+    return handles
+
+
+def check_attachable(model: nn.Module, schedule: TokenSchedule) -> None:
+    """Raise if a model cannot merge tokens by a schedule.
+
+    Raises:
         ValueError: see `check_mergeable`; a layer that the model does not have; or the model merges tokens already.
     """
     check_mergeable(model)
-    layers, keys = find_layers(model), key_projections(model)
+    layers = find_layers(model)
     for layer in schedule.merges:
         if layer not in layers:
             raise ValueError(f"token schedule: {layer!r} is no layer of this model; it has {', '.join(layers)}.")
-    widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
     hooks = [hook for path in layers.values() for hook in model.get_submodule(path)._forward_hooks.values()]
     if any(isinstance(getattr(hook, "__self__", None), TokenMerger) for hook in hooks):
         raise ValueError("this model merges tokens already: load the model that it was made from.")
-    first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
-    handles = []
-    for layer in list(layers)[first:]:
-        last = layer == list(layers)[-1]
-        merger = TokenMerger(schedule.merges.get(layer, 0), schedule.protected, widths.get(layer), last)
-        module = model.get_submodule(layers[layer])
-        handles.append(module.register_forward_pre_hook(merger.enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(merger.leave))
-        if merger.merges and merger.width:
-            handles.append(model.get_submodule(keys[layer]).register_forward_hook(merger.keep_keys))
-    return handles
 
 
 @contextmanager

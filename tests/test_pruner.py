@@ -12,6 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from datasets import Dataset
 from safetensors.torch import load_file
 from tiny import SHAPE, TINY, tiny_batch, tiny_model, tiny_samples
+from torch.nn.utils.prune import random_unstructured
 from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, ElectraForPreTraining
 from words import TEXTS, word_tokenizer
 
@@ -436,3 +437,97 @@ def test_a_model_without_units_is_refused():
     rewrite(model, groups, {group.key: torch.zeros(group.units, dtype=torch.bool) for group in groups})
     with pytest.raises(ValueError, match="no unit left to prune"):
         OptinPruner(model).prune(tiny_samples(8), OptinConfig(probes=4))
+
+
+def _with_adapter(model):
+    peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["query", "value"]))
+
+
+def _with_norm(model):
+    torch.nn.utils.parametrizations.weight_norm(model.bert.encoder.layer[0].intermediate.dense)
+
+
+def _with_masks(model):
+    random_unstructured(model.bert.encoder.layer[0].output.dense, "weight", amount=0.5)
+
+
+def _with_a_layer_twice(model):
+    model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_with_adapter, "query is a peft.* which we cannot slice: merge adapters first"),
+        (_with_norm, r"the weight of .*intermediate.dense .* is computed from others"),
+        (_with_masks, r"the weight of .*output.dense .* is computed from others"),
+        (_with_a_layer_twice, "are one module, which we cannot cut for both"),
+    ],
+)
+def test_modules_that_cannot_be_sliced_are_refused_before_scoring(change, message, monkeypatch):
+    monkeypatch.setattr("optimum_optin.pruner.score", None)
+    model = tiny_model()
+    change(model)
+    pruner = OptinPruner(model, word_tokenizer(), FAST)
+    for work in (pruner.prune, pruner.score):
+        with pytest.raises(ValueError, match=message):
+            work(TEXTS)
+
+
+def test_offloaded_weights_are_named(pruner, tmp_path):
+    scores = pruner.score(TEXTS)
+    layers = {"bert.encoder": "cpu", "bert.pooler": "cpu", "classifier": "cpu"}
+    pruner.model.save_pretrained(tmp_path / "dense")
+    model = type(pruner.model).from_pretrained(
+        tmp_path / "dense", device_map={"bert.embeddings": "disk"} | layers, offload_folder=tmp_path / "offloaded"
+    )
+    offloaded = OptinPruner(model, word_tokenizer(), FAST)
+    for work in (
+        lambda: offloaded.prune(TEXTS),
+        lambda: offloaded.score(TEXTS),
+        lambda: offloaded.prune(scores=scores),
+        lambda: offloaded.plan(scores),
+    ):
+        with pytest.raises(ValueError, match="is offloaded: load the model into memory"):
+            work()
+
+
+def test_scores_that_share_memory_are_saved(pruner, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_SCORERS", dict(registry._SCORERS))
+
+    @register_scorer("shared")
+    def score_shared(model, groups, batches, config):
+        scores = {group.key: torch.rand(group.units) for group in groups}
+        return {"trajectory": scores, "output": scores}
+
+    scores = pruner.score(TEXTS, OptinConfig(scorer="shared", probes=8))
+    scores.save_pretrained(tmp_path / "scores")
+    again = Scores.from_pretrained(tmp_path / "scores")
+    assert all(torch.equal(again.terms["output"][key], score) for key, score in scores.terms["trajectory"].items())
+
+
+@pytest.mark.parametrize("file", ["optin_scores.json", "optin_scores.safetensors"])
+def test_damaged_scores_are_named(file, pruner, tmp_path):
+    pruner.score(TEXTS).save_pretrained(tmp_path / "scores")
+    path = tmp_path / "scores" / file
+    path.write_bytes(b"{}" if path.suffix == ".json" else path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="scores are damaged|the scores in .*scores are damaged"):
+        Scores.from_pretrained(tmp_path / "scores")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "vit", "modernbert"])
+def test_every_parameter_beside_a_layer_without_heads_gets_gradients(model_type):
+    model = tiny_model(model_type)
+    groups = find_groups(model)
+    masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
+    masks["layers.1.heads"][:] = False
+    unused = {name for name, parameter in _gradients(tiny_model(model_type)).items() if parameter is None}
+    rewrite(model, groups, masks)
+    found = {name for name, gradient in _gradients(model).items() if gradient is None}
+    assert found <= unused
+
+
+def _gradients(model):
+    model.train()(**tiny_batch(model)).logits.square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.numel()}

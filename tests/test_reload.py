@@ -109,3 +109,11 @@ def test_weights_of_another_shape_are_refused(pruned, tmp_path):
         (ValueError, RuntimeError), match=r"bert\.pooler\.dense\.weight|size mismatch|ignore_mismatched"
     ):
         AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_the_config_of_a_loaded_model_loads_it_again(pruned):
+    folder, model = pruned
+    for config in (model.config, AutoModelForSequenceClassification.from_pretrained(folder).config):
+        again = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
+        batch = tiny_batch(model)
+        assert torch.equal(again(**batch).logits, model(**batch).logits)

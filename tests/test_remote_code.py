@@ -219,3 +219,20 @@ def test_without_anything_the_warning_names_the_package(models, tmp_path):
     again.config.quantization_config.how_to_load = "as others put it"  # what the note says is not read back
     again.save_pretrained(tmp_path / "again")
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
+
+
+def test_it_is_refused_before_scoring(monkeypatch):
+    monkeypatch.setattr("optimum_optin.pruner.score", None)
+    model = tiny_model("siglip_text_model")
+    with pytest.raises(ValueError, match="remote_code=True needs an Auto class of transformers that makes"):
+        OptinPruner(model).prune(tiny_samples(model=model), OptinConfig(flops=0.5, remote_code=True))
+
+
+def test_code_of_an_earlier_save_goes(tmp_path):
+    pruner, config = OptinPruner(tiny_model()), OptinConfig(flops=0.5, probes=8)
+    pruner.prune(tiny_samples(), config)
+    pruner.save_pretrained(tmp_path / "pruned", remote_code=True)
+    assert (tmp_path / "pruned" / "modeling_optin.py").is_file()
+    pruner.save_pretrained(tmp_path / "pruned", remote_code=False)
+    assert not (tmp_path / "pruned" / "modeling_optin.py").exists()
+    assert "auto_map" not in json.loads((tmp_path / "pruned" / "config.json").read_text())

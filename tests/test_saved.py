@@ -98,3 +98,18 @@ def test_no_network(hub, pruner, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match="cannot push to me/small: http://127.0.0.1:9 does not answer"):
         push_folder(tmp_path / "local", "me/small")
+
+
+def test_code_of_an_earlier_push_goes(pruner, hub):
+    pruner.push_to_hub("me/small")
+    assert "modeling_optin.py" in hub.files("me/small", "main")
+    pruner.prune(TEXTS, OptinConfig(flops=0.5, probes=8))
+    pruner.push_to_hub("me/small")
+    assert "modeling_optin.py" not in hub.files("me/small", "main")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"new_field": 1}'], ids=["cut off", "empty", "of a newer version"])
+def test_a_damaged_report_is_named(text, tmp_path):
+    (tmp_path / "optin_report.json").write_text(text)
+    with pytest.raises(ValueError, match="optin_report.json is damaged, or of a newer version"):
+        PruningReport.load(tmp_path)

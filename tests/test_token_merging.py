@@ -20,7 +20,7 @@ from optimum_optin.plugin import convert_model, merge_tokens_of
 from optimum_optin.schedule import TokenSchedule
 from optimum_optin.scoring.merges import score_merges
 from optimum_optin.structure import structure_of
-from optimum_optin.token_merging import attach_merging, merging
+from optimum_optin.token_merging import TokenMerger, attach_merging, merging
 from optimum_optin.tokens import token_masks
 from optimum_optin.trajectory import compared_output, draw_rows, recorded, trajectory_features
 
@@ -441,3 +441,45 @@ def test_merge_tokens_of_notes_the_schedule():
     convert_model(model, structure_of(groups, random_masks(groups)))
     merge_tokens_of(model, TokenSchedule(1, {"layers.0": 2, "layers.1": 0}))
     assert model.config.to_dict()["quantization_config"]["tokens"] == {"protected": 1, "merges": {"layers.0": 2}}
+
+
+@pytest.mark.parametrize("model_type", ["vit", "dinov2"])
+def test_hidden_states_are_the_same_as_after_reloading(model_type, tmp_path):
+    model = tiny_model(model_type)
+    batch = tiny_batch(model)
+    model(**batch, output_hidden_states=True)  # transformers hooks the layers now
+    config = OptinConfig(flops=0.7, probes=8, tokens=[4] + [0] * (len(find_layers(model)) - 1))
+    pruned = OptinPruner(model).prune(tiny_samples(model=model), config, save_dir=tmp_path / "pruned")
+    again = type(model).from_pretrained(tmp_path / "pruned").eval()
+    found, expected = (each(**batch, output_hidden_states=True).hidden_states for each in (pruned, again))
+    assert [states.shape for states in found] == [states.shape for states in expected]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_an_interruption_while_hooks_are_attached_leaves_none(monkeypatch):
+    model, made = tiny_model("vit"), []
+    before = model(**tiny_batch(model)).logits
+
+    class Interrupted(TokenMerger):
+        def __init__(self, *arguments):
+            if made:
+                raise KeyboardInterrupt
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("optimum_optin.token_merging.TokenMerger", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attach_merging(model, TokenSchedule(1, MERGES))
+    assert len(made) == 1
+    assert torch.equal(model(**tiny_batch(model)).logits, before)
+
+
+def test_a_schedule_that_does_not_fit_cuts_nothing():
+    model = tiny_model("vit")
+    before = {name: value.shape for name, value in model.state_dict().items()}
+    masks = random_masks(find_groups(model))
+    with pytest.raises(ValueError, match="'layers.9' is no layer of this model"):
+        convert_model(model, structure_of(find_groups(model), masks), TokenSchedule(1, {"layers.9": 3}))
+    assert {name: value.shape for name, value in model.state_dict().items()} == before
+    assert not hasattr(model.config, "quantization_config")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -139,7 +140,7 @@ class Scores:
     def write(self, save_directory: str | os.PathLike) -> None:
         """`save_pretrained` on this process, without waiting for others."""
         tensors = {
-            f"{term}/{key}{suffix}": score.contiguous()
+            f"{term}/{key}{suffix}": score.contiguous().clone()  # a scorer's tensors may share memory
             for terms, suffix in ((self.terms, ""), (self.merges, _MERGES))
             for term, by_key in terms.items()
             for key, score in by_key.items()
@@ -173,6 +174,7 @@ class Scores:
 
         Raises:
             FileNotFoundError: there are no scores.
+            ValueError: they are damaged.
         """
         if is_hub_id(str(folder)):
             options = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -187,12 +189,15 @@ class Scores:
                 raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.")
         terms: Terms = {}
         merges: Terms = {}
-        for name, score in load_file(folder / TENSORS_FILE).items():
-            term, key = name.split("/", 1)
-            target = merges if key.endswith(_MERGES) else terms
-            target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
-        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-        return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+        try:
+            for name, score in load_file(folder / TENSORS_FILE).items():
+                term, key = name.split("/", 1)
+                target = merges if key.endswith(_MERGES) else terms
+                target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
+            metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+            return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"the scores in {folder} are damaged, or of another version: {error!r}.") from error
 
 
 def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scores:
@@ -231,10 +236,6 @@ def check_finite(model: nn.Module) -> None:
         ValueError: names the first such parameter.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise ValueError(
-                f"weight {name} is offloaded: load the model into memory, e.g. device_map='auto' on a GPU."
-            )
         if not parameter.isfinite().all():
             raise ValueError(f"weight {name} holds NaN or infinite values: the checkpoint is damaged.")
 
