@@ -72,8 +72,14 @@ def latency_entry(
         repeats: counted runs of each.
 
     Raises:
-        ValueError: a number that is not a whole one of at least 1, or more tokens than the models take.
+        ValueError: a number that is not a whole one of at least 1, more tokens than the models take, or models of
+            different architectures.
     """
+    if dense.config.model_type != pruned.config.model_type:
+        raise ValueError(
+            f"the dense model is {dense.config.model_type!r}, the pruned one {pruned.config.model_type!r}: compare a "
+            "model with what it was pruned from."
+        )
     for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")

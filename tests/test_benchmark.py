@@ -2,10 +2,12 @@
 
 import time
 
+import pytest
 import torch
+from tiny import tiny_model
 from torch import nn
 
-from optimum_optin.benchmark import LatencyComparison, compare_latency
+from optimum_optin.benchmark import LatencyComparison, compare_latency, latency_entry
 
 
 class _Sleeper(nn.Module):
@@ -28,3 +30,8 @@ def test_the_slower_model_is_measured_as_slower():
 
 def test_a_slowdown_is_not_called_faster():
     assert str(LatencyComparison(0.1, 0.2, 0.5)) == "100.0 ms -> 200.0 ms (0.50x the speed)"
+
+
+def test_models_of_different_architectures_are_refused():
+    with pytest.raises(ValueError, match="the dense model is 'bert', the pruned one 'vit'"):
+        latency_entry(tiny_model(), tiny_model("vit"), tokens=8)
