@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock, RLock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +54,20 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once; undone on exit.
 
     So is whatever else is set on its modules: Swin's layers would keep the windows of an image too small for theirs.
-    Rewrite a copy, not the model itself.
+    Rewrite a copy, not the model itself. Another thread waits until the model is free.
     """
+    with _FREEZING:
+        lock = _LOCKS.setdefault(model, RLock())
+    with lock, _frozen(model):
+        yield
+
+
+_FREEZING = Lock()
+_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     attributes = {module: dict(vars(module)) for module in model.modules()}
     try:

@@ -1,6 +1,8 @@
 """GLUE figures of models: against a loop without padding, with permuted labels, and in the report."""
 
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from words import TEXTS, word_tokenizer
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, evaluation
 from optimum_optin.evaluation import evaluate_glue, label_order, predict
 from optimum_optin.glue import TASKS, read_glue
+from optimum_optin.masking import frozen
 
 FAST = OptinConfig(flops=0.5, probes=8)
 
@@ -171,3 +174,24 @@ def test_outputs_that_are_not_finite_are_refused(sst2):
         evaluate_glue(model, word_tokenizer(), "sst2", data_dir=sst2)
     with pytest.raises(ValueError, match="batch_size=0 must be"):
         evaluate_glue(model, word_tokenizer(), "sst2", data_dir=sst2, batch_size=0)
+
+
+def test_a_model_that_another_thread_measures_is_waited_for():
+    model = tiny_model().train()
+    entered, left, seen = threading.Event(), threading.Event(), []
+
+    def measure():
+        entered.wait()
+        with frozen(model):
+            left.wait(0.5)  # comes only after this began, where threads do not wait for each other
+            seen.append(model.training)
+
+    other = threading.Thread(target=measure)
+    other.start()
+    with frozen(model):
+        entered.set()
+        time.sleep(0.1)
+    left.set()
+    other.join()
+    assert seen == [False]
+    assert model.training
