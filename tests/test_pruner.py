@@ -320,7 +320,7 @@ def test_bad_input_is_refused_before_scoring(pruner, tmp_path):
         pruner.prune(TEXTS, flops=1e-6)
     with pytest.raises(ValueError, match="below the minimum structure.*min_heads"):
         pruner.prune(TEXTS, OptinConfig(flops=0.1, min_heads=3, min_neurons=40))
-    with pytest.raises(ValueError, match="unknown scorer 'magic'; known: exact, gauss_newton"):
+    with pytest.raises(ValueError, match="unknown scorer 'magic'; known: .*exact, gauss_newton"):
         pruner.prune(TEXTS, OptinConfig(scorer="magic"))
     with pytest.raises(ValueError, match="pass calibration data, or scores="):
         pruner.prune()
