@@ -1,5 +1,6 @@
 """Other papers' methods in the quality benchmark, against brute force and a model with spare units."""
 
+import importlib
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,13 +15,12 @@ from optimum_optin.data import mean_tokens
 from optimum_optin.groups import samples_in
 from optimum_optin.plugin import schedule_of_model
 from optimum_optin.ridge import Regression
+from optimum_optin.scoring import registry
 
 pytest.importorskip("scipy")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 import kprune
 import kwon
-from baselines import METHODS, Problem
-from quality import applicable
 from tasks import LabelledBatch
 
 
@@ -135,8 +135,18 @@ def test_mask_tuning_keeps_ones_where_nothing_is_left_to_fit():
     assert pruned(**tiny_batch(model)).logits.isfinite().all()
 
 
+@pytest.fixture(name="table", scope="module")
+def table_of_methods():
+    """The module with the table, whose scorers are registered while these tests run and not beyond."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_SCORERS", dict(registry._SCORERS))
+        yield importlib.import_module("baselines")
+
+
 @pytest.mark.parametrize(("architecture", "data"), [("bert", "texts"), ("vit", "images")])
-def test_every_method_that_applies_meets_the_budget(architecture, data):
+def test_every_method_that_applies_meets_the_budget(architecture, data, table):
+    from quality import applicable  # imports the table, too
+
     model = tiny_model(architecture)
     batches, groups = [tiny_batch(model, seed=seed) for seed in range(3)], find_groups(model)
 
@@ -145,10 +155,10 @@ def test_every_method_that_applies_meets_the_budget(architecture, data):
 
     labelled = [LabelledBatch(batch, samples_in(batch), losses) for batch in batches]
     tokens = mean_tokens(batches, model)
-    problem = Problem(model, groups, batches, lambda: labelled, cost_tables(model, groups, tokens), seed=0)
-    names = applicable(METHODS, data)
+    problem = table.Problem(model, groups, batches, lambda: labelled, cost_tables(model, groups, tokens), seed=0)
+    names = applicable(table.METHODS, data)
     assert {"texts": "kwon", "images": "tokens"}[data] in names
     for name in names:
-        found = METHODS[name].prepare(problem)(0.7 * problem.dense_cost)
-        schedule = schedule_of_model(found.own()) if METHODS[name].own else None
+        found = table.METHODS[name].prepare(problem)(0.7 * problem.dense_cost)
+        schedule = schedule_of_model(found.own()) if table.METHODS[name].own else None
         assert total_cost(model, tokens, schedule, found.masks) <= 0.7 * problem.dense_cost * (1 + 1e-9), name

@@ -320,7 +320,7 @@ def test_bad_input_is_refused_before_scoring(pruner, tmp_path):
         pruner.prune(TEXTS, flops=1e-6)
     with pytest.raises(ValueError, match="below the minimum structure.*min_heads"):
         pruner.prune(TEXTS, OptinConfig(flops=0.1, min_heads=3, min_neurons=40))
-    with pytest.raises(ValueError, match="unknown scorer 'magic'; known: .*exact, gauss_newton"):
+    with pytest.raises(ValueError, match="unknown scorer 'magic'; known: exact, gauss_newton"):
         pruner.prune(TEXTS, OptinConfig(scorer="magic"))
     with pytest.raises(ValueError, match="pass calibration data, or scores="):
         pruner.prune()
@@ -512,7 +512,7 @@ def test_damaged_scores_are_named(file, pruner, tmp_path):
     pruner.score(TEXTS).save_pretrained(tmp_path / "scores")
     path = tmp_path / "scores" / file
     path.write_bytes(b"{}" if path.suffix == ".json" else path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="scores are damaged|the scores in .*scores are damaged"):
+    with pytest.raises(ValueError, match="the scores in .*scores are damaged"):
         Scores.from_pretrained(tmp_path / "scores")
 
 
