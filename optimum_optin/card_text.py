@@ -229,11 +229,14 @@ def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
     return f"{_code(lines)}\n\nVersions: {versions}."
 
 
+_DRAWN = ("split", "num_samples", "seed", "text_columns")
+
+
 def _calibration_line(calibration: Mapping[str, Any]) -> str:
     if "dataset" not in calibration:
         return "calibration = ...  # your calibration data: a datasets.Dataset, a list of strings, a DataLoader"
     names = [f'"{calibration[name]}"' for name in ("dataset", "config") if calibration.get(name)]
-    options = _arguments({name: calibration[name] for name in ("split", "num_samples", "seed")})
+    options = _arguments({name: calibration[name] for name in _DRAWN if name in calibration})
     return f"calibration = pruner.get_calibration_dataset({', '.join(names)}, {options})"
 
 

@@ -1,17 +1,21 @@
-"""Calibration data: from whatever the user has to batches of model inputs. Images are read in `pixels.py`."""
+"""Calibration data: from whatever the user has to batches of model inputs.
+
+Samples are drawn in `samples.py`, texts read in `texts.py` and images in `pixels.py`.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.utils import logging
 
 from .architectures import stack_inputs
+from .columns import text_columns  # noqa: F401  (for scripts that measure on the same columns)
 from .groups import Batch, samples_in, token_mask
 from .images import (
     check_images,
@@ -21,20 +25,15 @@ from .images import (
     takes_pairs,
     usual_image,
 )
-from .pixels import image_batches, is_image, pixel_values
+from .pixels import image_batches, image_column, pixel_values
+from .plain_text import without_surrogates
+from .processes import is_main
+from .samples import draw
+from .texts import read_texts
 from .tokens import token_masks
 
-# Text columns of GLUE and the like, in the order in which a tokenizer wants them.
-_TEXT_COLUMNS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("question", "context"),
-    ("text", "text_pair"),
-    ("sentence",),
-    ("text",),
-)
+logger = logging.get_logger(__name__)
+
 # SigLIP's text tower reads the last token, of samples that are filled up to its full length without a mask.
 _OF_FULL_LENGTH = ("siglip", "siglip_text_model")
 _TARGETS = ("label", "labels", "label_ids", "start_positions", "end_positions", "next_sentence_label")
@@ -50,51 +49,52 @@ def calibration_batches(
     max_length: int | None = None,
     unreadable: str = "skip",
     seed: int = 0,
+    text_columns: Sequence[str | int] | None = None,
 ) -> list[Batch]:
     """Batches of model inputs, without labels.
 
     Samples are drawn with the seed and sorted by length, so that a batch holds little padding.
 
     Args:
-        data: a `datasets.Dataset`, a list of strings, of pairs of strings or of tokenised dicts, the
-            output of a tokenizer, or a `DataLoader` whose batches are used as they come. For a model of images: a
-            `datasets.Dataset`, a list of what `images.pixel_values` takes, the output of an image processor, an array
-            or tensor of images, or a `DataLoader`. For a dual model: a `datasets.Dataset` with columns of both, a list
-            of pairs (image, text) or of dicts, the output of its processor, or a `DataLoader`.
+        data: a `DataLoader`, whose batches are used as they come, or what `samples.draw` takes, of strings, pairs of
+            strings, dicts with text or tokenised dicts; or the output of a tokenizer. For a model of images, of what
+            `pixels.pixel_values` takes, or the output of an image processor, an array or tensor of images. For a dual
+            model, of pairs (image, text) or of dicts with both, or the output of its processor.
         model: the model the batches are for.
         processor: its tokenizer or image processor; not needed for tokenised data and pixel values.
         num_samples: samples to use at most.
         batch_size: samples per batch.
         max_length: tokens per sample at most; `None` takes the tokenizer's and the model's limit.
-        unreadable: see `images.pixel_values`.
+        unreadable: what to do about samples that cannot be read; see `pixels.pixel_values` and `texts.read_texts`. No
+            other ones are drawn for them.
         seed: seed of the draw. A `DataLoader` that shuffles draws by its own.
+        text_columns: one or two columns that hold the text (places, of tuples); see `texts.read_texts`.
 
     Returns:
         Batches on the CPU; name -> tensor with the batch first.
 
     Raises:
-        ValueError: no data, no text, image or input columns, samples that are all padding or too long, token ids
-            outside the vocabulary, images of a size that the model does not take, or no image that can be read.
+        ValueError: no data, no text, image or input columns, or several; samples that are all padding or too long,
+            token ids outside the vocabulary, images of a size that the model does not take, or no sample that can be
+            read.
     """
     if isinstance(data, DataLoader):
+        _check_unused(text_columns, "a DataLoader's batches are taken as they come")
         batches = _loaded(data, model, num_samples)
     elif takes_images(model):
-        samples = _draw(undecoded(data), num_samples, seed)
-        batches = image_batches(samples, model, processor, batch_size, unreadable)
+        _check_unused(text_columns, f"{model.config.model_type!r} is a model of images")
+        batches = image_batches(draw(data, num_samples, seed), model, processor, batch_size, unreadable)
     elif takes_pairs(model):
-        samples = _draw(undecoded(data), num_samples, seed)
-        pixels = pixel_values(samples, model, processor, unreadable)
-        pairs = [
-            (each, _text_of(sample, model))
-            for each, sample in zip(pixels, samples.values(), strict=True)
-            if each is not None
-        ]
-        pixels, texts = zip(*pairs, strict=True)
-        padded = padded_batches(texts, model, processor, batch_size=batch_size, max_length=max_length)
-        batches = [{**batch, "pixel_values": torch.stack([pixels[row] for row in rows])} for rows, batch in padded]
+        samples = draw(data, num_samples, seed)
+        pixels = dict(zip(samples, pixel_values(samples, model, processor, unreadable), strict=True))
+        readable = {row: sample for row, sample in samples.items() if pixels[row] is not None}
+        texts = _inputs(_without_images(readable, model), text_columns, unreadable)
+        padded = padded_batches(list(texts.values()), model, processor, batch_size=batch_size, max_length=max_length)
+        kept = [pixels[row] for row in texts]
+        batches = [{**batch, "pixel_values": torch.stack([kept[index] for index in part])} for part, batch in padded]
     else:
-        samples = list(_draw(data, num_samples, seed).values())
-        padded = padded_batches(samples, model, processor, batch_size=batch_size, max_length=max_length)
+        texts = _inputs(draw(data, num_samples, seed), text_columns, unreadable)
+        padded = padded_batches(list(texts.values()), model, processor, batch_size=batch_size, max_length=max_length)
         batches = [batch for _, batch in padded]
     check_batches(batches, model)
     # Out of order of length, so that a progress bar's estimate is fair.
@@ -108,7 +108,7 @@ def padded_batches(
     """Every sample, sorted by length, so that a batch holds little padding.
 
     Args:
-        samples: strings, pairs of strings or tokenised dicts.
+        samples: strings, tuples of one string or two, or tokenised dicts; all alike.
         model: the model the batches are for.
         processor: its tokenizer; not needed for tokenised data.
         batch_size: samples per batch.
@@ -201,119 +201,70 @@ def max_tokens(model: nn.Module) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 512
 
 
-def undecoded(data: Any) -> Any:
-    """A `datasets.Dataset` whose images are opened by us, who can name the file that cannot be; others as they are, and
-    one with a transform of the user's own, too.
-    """
-    features = getattr(data, "features", None) or {}
-    if features and getattr(data, "format", {}).get("type") == "custom":  # which decides what an image is
-        return data
-    for name, feature in features.items():
-        if type(feature).__name__ == "Image":
-            data = data.with_format(None).cast_column(name, type(feature)(decode=False))
-    return data
+def _check_unused(text_columns: Sequence[str] | None, cause: str) -> None:
+    if text_columns is not None:
+        raise ValueError(f"text_columns={list(text_columns)!r} does not apply: {cause}.")
 
 
-def text_columns(columns: Sequence[str], strings: Sequence[str]) -> tuple[str, ...]:
-    """The columns to feed a tokenizer: a known pair or single, else the only one or two that hold text.
-
-    Args:
-        columns: all column names.
-        strings: those that hold text.
-
-    Raises:
-        ValueError: no such columns; lists those there are.
-    """
-    for known in _TEXT_COLUMNS:
-        if all(name in strings for name in known):
-            return known
-    if 1 <= len(strings) <= 2:
-        return tuple(strings)
-    raise ValueError(
-        f"cannot tell the text columns among {', '.join(columns) or 'none'}: rename them to 'text' (and 'text_pair'), "
-        "or tokenise the data first so that it has 'input_ids'."
-    )
+def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unreadable: str) -> dict[int, Any]:
+    """Tokenised samples as they are, and of others the text, by row."""
+    if all(_is_tokenised(sample) for sample in samples.values()):
+        _check_unused(text_columns, "the samples are tokenised already")
+        return dict(samples)
+    return read_texts(samples, text_columns, unreadable)
 
 
-def _draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
-    """The samples by their row in the data, in the order of the draw."""
-    if isinstance(data, Mapping):
-        check_inputs(data)
-    if isinstance(data, Mapping) and "pixel_values" in data and "input_ids" not in data:  # of an image processor
-        data = data["pixel_values"]
-    if isinstance(data, Mapping) and "input_ids" in data:  # of a tokenizer, or of what serves text and images
-        if isinstance(data["input_ids"][0], int):
-            data = [data]
-        else:
-            data = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
-    if isinstance(data, (str, Mapping)):
-        kind = "a dict of splits" if isinstance(data, Mapping) else "a single string"
-        raise ValueError(f"calibration data must be a sequence of samples, got {kind}: pass one split, or a list.")
-    if not hasattr(data, "__getitem__") and not isinstance(data, Iterable):
-        raise ValueError(
-            f"calibration data must be a Dataset, a list or a DataLoader, got {type(data).__name__}: "
-            "pass calibration data, or scores=."
-        )
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        data = list(islice(data, num_samples))
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:num_samples]
-    if len(order) == 0:
-        raise ValueError("calibration data is empty: a few dozen samples are needed.")
-    return {index: data[index] for index in order.tolist()}
+def _is_tokenised(sample: Any) -> bool:
+    return isinstance(sample, Mapping) and "input_ids" in sample
 
 
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
-    if all(isinstance(sample, Mapping) and "input_ids" in sample for sample in samples):
+    if all(map(_is_tokenised, samples)):
         limit = max_length or max_tokens(model)
         return [_listed(_text_inputs(sample, model), limit) for sample in samples]
-    texts = _texts(samples)
     if processor is None:
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
+    texts = _sound([(sample,) if isinstance(sample, str) else tuple(sample) for sample in samples])
     limit = max_length or min(processor.model_max_length, max_tokens(model))
     encoded = processor(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
     names = _accepted(model)
     return [{name: encoded[name][index] for name in encoded if name in names} for index in range(len(texts))]
 
 
-def _texts(samples: list[Any]) -> list[tuple[str, ...]]:
-    """One string, or a pair, per sample."""
-    first = samples[0]
-    if any(map(is_image, first.values() if isinstance(first, Mapping) else _sequence(first))):
-        raise ValueError("the calibration data hold images, but this is a model of text: give text.")
-    if all(isinstance(sample, Mapping) for sample in samples):
-        columns = list(samples[0])
-        strings = [name for name in columns if any(isinstance(sample.get(name), str) for sample in samples)]
-        names = text_columns(columns, strings)
-        texts = [tuple(sample.get(name) for name in names) for sample in samples]
-    else:
-        texts = [(sample,) if isinstance(sample, str) else tuple(_sequence(sample)) for sample in samples]
-    for sample, text in zip(samples, texts, strict=True):
+def _sound(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Texts that a tokenizer takes: plain strings, with U+FFFD where half a surrogate pair stood."""
+    for text in texts:
         if not all(isinstance(part, str) for part in text) or not 1 <= len(text) <= 2 or len(text) != len(texts[0]):
-            raise ValueError(
-                f"a calibration sample must be a string, a pair of strings or a dict, all alike, got {sample!r:.120}: "
-                "drop or mend such samples."
-            )
-    return texts
+            raise ValueError(f"a sample must be a string or a pair of strings, all alike, got {text!r:.120}.")
+    sound = [tuple(without_surrogates(str(part)) for part in text) for text in texts]
+    changed = [row for row, text in enumerate(texts) if text != sound[row]]
+    if changed and is_main():
+        logger.warning(
+            f"{len(changed)} of {len(texts)} texts hold half a surrogate pair, which is no character; it is read as "
+            f"U+FFFD. The first: {ascii(texts[changed[0]])[:80]}."
+        )
+    return sound
 
 
-def _text_of(sample: Any, model: nn.Module) -> Any:
-    """The text in a pair of an image and a text, as `padded_batches` takes it."""
-    if isinstance(sample, Mapping) and "input_ids" in sample:
-        return {name: value for name, value in sample.items() if name != "pixel_values"}
-    if isinstance(sample, Mapping):
-        text = {name: value for name, value in sample.items() if isinstance(value, str)}
-    else:
-        text = _sequence(sample)[1:]
-    if not text:
+def _without_images(samples: Mapping[int, Any], model: nn.Module) -> dict[int, Any]:
+    """What there is beside the image in samples of pairs."""
+    rest = {row: _beside(sample, model) for row, sample in samples.items()}
+    if not any(rest.values()):
         raise ValueError(
             f"{model.config.model_type!r} is a model of pairs, but the calibration data hold an image alone, "
-            f"{sample!r:.80}: give pairs (image, text), dicts with both, or prune its vision model."
+            f"{next(iter(samples.values()))!r:.80}: give pairs (image, text), dicts with both, or prune its vision "
+            "model."
         )
-    return text
+    return rest
 
 
-def _sequence(sample: Any) -> Sequence[Any]:
-    return sample if isinstance(sample, (tuple, list)) else (sample,)
+def _beside(sample: Any, model: nn.Module) -> Any:
+    if _is_tokenised(sample):
+        return {name: value for name, value in sample.items() if name != "pixel_values"}
+    if isinstance(sample, Mapping):
+        image = image_column(sample, model)
+        return {name: value for name, value in sample.items() if name != image and isinstance(value, (str, type(None)))}
+    return sample[1:] if isinstance(sample, (tuple, list)) else ()
 
 
 def _pad(samples: list[dict], fill: int, length: int | None = None) -> Batch:

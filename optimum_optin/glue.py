@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+from .tables import read_tsv
 
 DATASET = "nyu-mll/glue"
 
@@ -238,20 +237,14 @@ def _from_tsv(task: GlueTask, split: str, data_dir: Path) -> tuple[list[tuple[st
 
 
 def _tsv_rows(task: GlueTask, file: Path, columns: tuple[str, ...]) -> list[tuple[tuple[str, ...], float]]:
-    with file.open(encoding="utf-8-sig", newline="\n") as lines:
-        fields = [line.rstrip("\r\n").split("\t") for line in lines]
-    if not columns:
-        columns, *fields = fields or [[]]
-    if not fields:
+    table = read_tsv(file, columns)
+    if not table.rows:
         return []
     renamed = task.renamed or {}
     names = [renamed.get(name, name) for name in (*task.texts, "label")]
-    _check_columns(str(file), columns, names)
-    *texts, label = map(columns.index, names)
-    whole = [row for row in fields if len(row) > max(*texts, label)]
-    if len(whole) < len(fields):  # QQP has a few torn lines
-        logger.warning(f"{file}: {len(fields) - len(whole)} of {len(fields)} lines lack fields and are left out.")
-    return [(tuple(row[index] for index in texts), _label(row[label], task, file)) for row in whole]
+    _check_columns(str(file), table.columns, names)
+    *texts, label = map(table.columns.index, names)
+    return [(tuple(row[place] for place in texts), _label(row[label], task, file)) for row in table.rows]
 
 
 def _label(text: str, task: GlueTask, file: Path) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,24 @@ from torch import Tensor, nn
 from transformers import ImageProcessingMixin
 from transformers.utils import logging
 
+from .file_kinds import has_image_suffix
 from .groups import Batch
 from .images import channels_of, check_inputs
 
 logger = logging.get_logger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _IMAGE_COLUMNS = ("image", "img")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
+_ORIENTATION = 0x0112  # the tag of EXIF
+_TURNS = {  # its value -> what turns the image upright
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def image_batches(
@@ -46,9 +56,10 @@ def pixel_values(
     """The pixel values of every sample in the model's precision, shape (channels, height, width).
 
     Args:
-        samples: row in the user's data -> image (Pillow's, array of whole numbers, path of a file), pixel values of
-            shape (channels, height, width), tuple that begins with one of these, or dict that holds one of these under
-            `pixel_values`, `image` or the only column with images.
+        samples: row in the user's data -> image (Pillow's, array of whole numbers, path or bytes of a file of whatever
+            name), pixel values of shape (channels, height, width), tuple that begins with one of these, or dict that
+            holds one of these under `pixel_values`, `image` or the only column with images. Files and Pillow's images
+            are turned upright, as their EXIF says.
         model: the model the batches are for.
         processor: its image processor; not needed for pixel values.
         unreadable: `"skip"` gives `None` for an image that cannot be read, or is `None`, with a warning that names it;
@@ -85,8 +96,8 @@ def _found(sample: Any, model: nn.Module) -> Any:
         check_inputs(value)
         value = torch.as_tensor(np.asarray(value["pixel_values"]))
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
-    elif isinstance(value, Mapping):
-        value = value[_image_column(value, model)]
+    elif isinstance(value, Mapping) and not _is_undecoded(value):
+        value = value[image_column(value, model)]
     elif isinstance(value, (tuple, list)) and value:  # image and label, as of torchvision's data sets
         value = value[0]
     if value is None or is_image(value) or _is_file(value) or _is_undecoded(value):
@@ -98,9 +109,19 @@ def _found(sample: Any, model: nn.Module) -> Any:
     )
 
 
-def _image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
+def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
+    """The name of what holds the image in a sample.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    if "pixel_values" in sample:
+        return "pixel_values"
     images = [name for name, value in sample.items() if value is None or is_image(value) or _is_undecoded(value)]
     there = [name for name in images if sample[name] is not None]
+    if not there:  # a name of a file may stand beside the image, too
+        files = [name for name, value in sample.items() if _is_file(value)]
+        images, there = images + files, files
     known = [name for name in _IMAGE_COLUMNS if name in images] or there or images
     if len(known) != 1 and not set(known) & set(_IMAGE_COLUMNS):
         raise ValueError(
@@ -111,7 +132,10 @@ def _image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
 
 
 def _is_file(value: Any) -> bool:
-    return isinstance(value, (str, Path)) and Path(value).suffix.lower() in IMAGE_SUFFIXES
+    """Whether this is a file, or its content; what it holds is seen when it is opened."""
+    if isinstance(value, (os.PathLike, bytes)):
+        return True
+    return isinstance(value, str) and (has_image_suffix(value) or os.path.isfile(value))
 
 
 def _is_undecoded(value: Any) -> bool:
@@ -161,7 +185,7 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
             if image is None:
                 raise OSError("there is none")
             pixels.append(ready(image))
-        except (OSError, SyntaxError) as error:  # the latter is what Pillow makes of some damaged PNG files
+        except OSError as error:
             problems.append(f"{_name_of(image) or f'row {row}'} ({error})")
             pixels.append(None)
             if unreadable == "stop":
@@ -180,10 +204,7 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
 def _converted(image: Any, mode: str):
     """Pillow's image of this mode."""
     pillow = _pillow()
-    try:
-        opened = _opened(image)
-    except pillow.Image.DecompressionBombError as error:  # what a damaged header looks like, too
-        raise OSError(str(error)) from error
+    opened = _opened(image)
     if opened.mode in ("I", "F"):
         raise ValueError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
@@ -195,46 +216,69 @@ def _converted(image: Any, mode: str):
 
 
 def _opened(image: Any):
-    """Pillow's image; a file is read, turned upright, as `datasets` does, and closed."""
-    if not _is_undecoded(image) and not isinstance(image, (str, Path)):
+    """Pillow's image, turned upright; a file is read and closed.
+
+    Raises:
+        OSError: it cannot be read, or its EXIF cannot; Pillow has errors of many kinds for damaged files.
+    """
+    if isinstance(image, (np.ndarray, Tensor)):
         return _image(image)
+    pillow = _pillow()
+    try:
+        return _pillow_image(image, pillow)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # TypeError, struct.error, SyntaxError, ValueError, DecompressionBombError, ...
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+def _pillow_image(image: Any, pillow: Any):
+    if not _is_undecoded(image) and not _is_file(image):
+        image.load()
+        return _upright(image, pillow)
     file = image
     if _is_undecoded(image):
-        file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
-        if isinstance(file, str) and not Path(file).exists():  # somewhere on the Hub, or in an archive
+        file = image["path"] if image["bytes"] is None else image["bytes"]
+        if isinstance(file, str) and not os.path.exists(file):  # somewhere on the Hub, or in an archive
             from datasets import Image  # slow to import
 
             return Image().decode_example(image)
-    pillow = _pillow()
-    with pillow.Image.open(file) as opened:
-        return pillow.ImageOps.exif_transpose(opened)
+    with pillow.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+        opened.load()
+        return _upright(opened, pillow)
 
 
-def _image(image: Any):
-    if isinstance(image, (np.ndarray, Tensor)):
-        array = np.asarray(image)
-        if array.dtype != np.uint8:
-            raise ValueError(
-                f"an image given as an array must have numbers from 0 to 255 (uint8), got {array.dtype}: give "
-                "floating-point arrays only if all of them are pixel values."
-            )
-        if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
-            array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
-        return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
-    return image
+def _upright(image: Any, pillow: Any):
+    """The image turned as its EXIF says; the one given stays as it is. Pillow's `exif_transpose` also writes the EXIF
+    anew, which fails where a tag is damaged that says nothing of the orientation.
+    """
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    return image.copy() if turn is None else image.transpose(pillow.Image.Transpose[turn])
+
+
+def _image(image: np.ndarray | Tensor):
+    """Pillow's image of an array."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"an image given as an array must have numbers from 0 to 255 (uint8), got {array.dtype}: give "
+            "floating-point arrays only if all of them are pixel values."
+        )
+    if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
+        array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
+    return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _name_of(image: Any) -> str | None:
     if _is_undecoded(image):
         return image["path"]
-    return str(image) if isinstance(image, (str, Path)) else getattr(image, "filename", None)
+    return str(image) if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", None)
 
 
 def _pillow():
     """Pillow, which only images need."""
     try:
         import PIL.Image
-        import PIL.ImageOps
     except ImportError as error:
         raise ImportError("calibration with images needs Pillow: pip install pillow.") from error
     return PIL

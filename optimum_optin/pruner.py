@@ -22,12 +22,12 @@ from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranke
 from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import count_macs, count_parameters, matching_cost, total_cost
-from .data import calibration_batches, mean_tokens, probe_batch, undecoded
+from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .groups import Batch, Group, samples_in
-from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
+from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
 from .images import takes_images
 from .loading import check_loaded, load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
@@ -36,9 +36,10 @@ from .pruning import Pruned, prune_model
 from .remote_code import check_remote_code, write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .schedule import TokenSchedule
+from .samples import undecoded
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
-from .sources import read_calibration
+from .sources import find_source, load_calibration
 from .structure import Structure, compose, structure_of
 from .surgery import check_sliceable
 from .token_merging import merges_tokens
@@ -123,51 +124,65 @@ class OptinPruner:
 
     def get_calibration_dataset(
         self,
-        dataset_name: str,
+        dataset_name: str | os.PathLike,
         config_name: str | None = None,
         *,
         split: str = "train",
         num_samples: int = 512,
         seed: int = 0,
+        text_columns: Sequence[str] | None = None,
         **kwargs,
     ):
         """A random sample of a data set for `score` and `prune`.
 
         Args:
-            dataset_name: Hub id, local folder, local file (CSV, TSV, JSON, JSONL, Parquet, text), or a loader's name
-                (`"csv"`, `"json"`, ...) with `data_files=`.
+            dataset_name: Hub id (`"nyu-mll/glue:sst2"` names its configuration, too), local folder, local file (CSV,
+                TSV, JSON, JSONL, Parquet, text, an image), or a loader's name (`"csv"`, `"json"`, ...) with
+                `data_files=`. A path that exists is that path.
             config_name: its configuration, e.g. `"sst2"` of `"glue"`.
             split: take calibration data from train, never from what you evaluate on.
             num_samples: samples to draw at most.
             seed: seed of the draw.
-            **kwargs: passed to `datasets.load_dataset`.
+            text_columns: one or two columns that hold the text; `None` leaves the choice to `prune`.
+            **kwargs: of a local file, `delimiter` and `streaming`; else passed to `datasets.load_dataset`.
 
         Returns:
             A `datasets.Dataset` of at most `num_samples` rows; with `streaming=True` a list of them, whose images are
             not decoded yet.
-        """
-        from datasets import load_dataset  # slow to import, and only needed here
 
-        if kwargs or Path(dataset_name).is_dir():
-            dataset = load_dataset(dataset_name, config_name, split=split, **kwargs)
-        else:
-            dataset = read_calibration(dataset_name, config_name, split=split)
+        Raises:
+            FileNotFoundError: no such file, folder or data set.
+            ValueError: see `read_calibration`; or an option that does not fit a local file.
+        """
+        dataset = load_calibration(dataset_name, config_name, split, text_columns, kwargs)
         dataset = dataset.shuffle(seed=seed)
         if kwargs.get("streaming"):
             drawn = list(undecoded(dataset).take(num_samples))
         else:
             drawn = dataset.select(range(min(num_samples, len(dataset))))
-        if is_hub_id(dataset_name) and not kwargs:  # the card tells how to draw it again; local paths stay private
-            source = {"dataset": dataset_name, "config": config_name, "split": split}
-            self._drawn = drawn, {**source, "num_samples": num_samples, "seed": seed}
+        if not kwargs and isinstance(
+            dataset_name, str
+        ):  # the card tells how to draw it again; local paths stay private
+            name, config_name = find_source(dataset_name, config_name)
+            if isinstance(name, str):
+                source = {"dataset": name, "config": config_name, "split": split}
+                chosen = {} if text_columns is None else {"text_columns": list(text_columns)}
+                self._drawn = drawn, {**source, **chosen, "num_samples": num_samples, "seed": seed}
         return drawn
 
-    def score(self, calibration: Any, config: OptinConfig | None = None) -> Scores:
+    def score(
+        self,
+        calibration: Any,
+        config: OptinConfig | None = None,
+        *,
+        text_columns: Sequence[str | int] | None = None,
+    ) -> Scores:
         """Score every unit; the scores serve any number of `prune` calls.
 
         Args:
             calibration: see `prune`.
             config: instead of the pruner's own.
+            text_columns: see `prune`.
 
         Raises:
             ValueError: unusable data, weights or activations.
@@ -176,7 +191,7 @@ class OptinPruner:
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
         groups = self._groups(config)
-        return score(self.model, groups, self._batches(calibration, config), config)
+        return score(self.model, groups, self._batches(calibration, config, text_columns), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict: a dry run, in a second.
@@ -210,6 +225,7 @@ class OptinPruner:
         scores: Scores | None = None,
         flops: float | None = None,
         save_dir: str | os.PathLike | None = None,
+        text_columns: Sequence[str | int] | None = None,
     ) -> PreTrainedModel:
         """Prune the dense model and return the smaller one, an ordinary `transformers` model.
 
@@ -217,13 +233,16 @@ class OptinPruner:
         the same model.
 
         Args:
-            calibration: a `datasets.Dataset`, a list of strings, of pairs of strings, of tokenised dicts, of images
-                or of pixel values, or a `DataLoader`; labels are not used. Not needed with `scores`, unless they were
-                loaded from disk and compensation is wanted.
+            calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings, pairs
+                of strings, dicts, tokenised dicts, images or pixel values; labels are not used. Not needed with
+                `scores`, unless they were loaded from disk and compensation is wanted.
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model, for any budget without scoring again.
             flops: the budget; `None` takes the configuration's.
             save_dir: folder to save model, processor, report and card to.
+            text_columns: one or two columns of `calibration` that hold the text (of tuples, their places). `None` takes
+                known names (`sentence`, `text`, `premise` and `hypothesis`, ...), else the only column that looks like
+                text, and says so.
 
         Raises:
             ValueError: unusable data, scores or budget; raised before long work.
@@ -232,7 +251,7 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         folder = None if save_dir is None else check_folder(save_dir)
         groups = self._groups(config)
-        scores, batches = self._scored(calibration, scores, groups, config)
+        scores, batches = self._scored(calibration, scores, groups, config, text_columns)
         pruned = prune_model(self.model, groups, scores, batches, config)
         self.report = self._report(pruned, scores, config, self._calibration(batches))
         self.pruned_model = pruned.model
@@ -415,7 +434,12 @@ class OptinPruner:
         return config if flops is None else dataclasses.replace(config, flops=flops)
 
     def _scored(
-        self, calibration: Any, scores: Scores | None, groups: list[Group], config: OptinConfig
+        self,
+        calibration: Any,
+        scores: Scores | None,
+        groups: list[Group],
+        config: OptinConfig,
+        text_columns: Sequence[str | int] | None,
     ) -> tuple[Scores, Sequence[Batch]]:
         """Scores and calibration batches (none, if none are needed), after every check there is to make."""
         if not any(group.units for group in groups):
@@ -432,7 +456,7 @@ class OptinPruner:
         else:
             scores.check(fingerprint(self.model), config)
             check_token_scores(self.model, config, scores)
-        batches = scores.batches if scores and calibration is None else self._batches(calibration, config)
+        batches = scores.batches if scores and calibration is None else self._batches(calibration, config, text_columns)
         if config.compensation != "none":
             if batches is None:
                 raise ValueError(
@@ -451,7 +475,7 @@ class OptinPruner:
         dense, spent = total_cost(self.model, tokens), matching_cost(self.model, schedule, tokens)
         check_budget(costs, budget, floors_of(config, groups), dense, spent)
 
-    def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
+    def _batches(self, calibration: Any, config: OptinConfig, text_columns: Sequence[str | int] | None) -> list[Batch]:
         batches = calibration_batches(
             calibration,
             self.model,
@@ -461,9 +485,12 @@ class OptinPruner:
             max_length=config.max_length,
             unreadable=config.unreadable,
             seed=config.seed,
+            text_columns=text_columns,
         )
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
         source = self._drawn[1] if self._drawn[0] is calibration else {}
+        if source and text_columns is not None:
+            source = {**source, "text_columns": list(text_columns)}
         self._calibrated = batches, {"samples": sum(map(samples_in, batches)), **source}
         return batches
 

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .pixels import IMAGE_SUFFIXES
+from transformers.utils import logging
 
-# Suffix -> loader of `datasets` and its options.
-_LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"delimiter": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {}),
+from .file_kinds import IMAGE_SUFFIXES, SUFFIXES, kind_of
+from .hub import is_hub_id
+from .image_folders import METADATA, read_images
+from .local_files import read_rows
+from .processes import is_main
+
+logger = logging.get_logger(__name__)
+
+# Words in names of files and folders that tell a split, as `datasets` has them.
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
+# Suffixes of files that are not read, but are no part of a Hub id either.
+_OTHER_SUFFIXES = (
+    ".arrow .doc .docx .gz .html .log .md .npy .npz .pdf .pkl .tab .tar .text .xls .xlsx .xml .zip .zst".split()
+)
+
+# Loader of `datasets` -> kinds of files that we read in its place.
+_LOADERS = {
+    "csv": ("csv", "tsv"),
+    "json": ("json",),
+    "parquet": ("parquet",),
+    "text": ("text",),
+    "imagefolder": (),
+    "arrow": (),
+    "webdataset": (),
+}
+_DELIMITER = ("delimiter", "sep")
 
 
 def read_calibration(
@@ -26,8 +49,11 @@ def read_calibration(
     *,
     split: str = "train",
     text_columns: Sequence[str] | None = None,
+    delimiter: str | None = None,
 ):
     """Calibration samples from a file, a folder or the Hub.
+
+    A path that exists is that path, whatever characters it has. Text must be UTF-8, or UTF-16 with its mark.
 
     Args:
         source: a CSV, TSV, JSON, JSONL, Parquet or text file (a sample per line), an image, a folder of such files of
@@ -37,70 +63,229 @@ def read_calibration(
         split: split of the data set; in a folder, files named like `test.csv` or `dev.csv`, or in folders of such
             names, are no part of train. A single file has no splits.
         text_columns: one or two columns that hold the text; `None` leaves the choice to `OptinPruner.prune`.
+        delimiter: between the cells of a local table; `None` finds it.
 
     Returns:
-        A `datasets.Dataset`.
+        A `datasets.Dataset`. Cells of CSV and TSV are strings, `None` where they are empty.
 
     Raises:
         FileNotFoundError: no such file, folder or data set.
-        ValueError: files of a kind that is not read, or no such columns (lists those there are).
+        ValueError: files of a kind that is not read, or that cannot be read (names file and line), or no such columns
+            (lists those there are).
         ConnectionError: the Hub does not answer.
     """
-    if Path(source).exists():
-        dataset = _read_files(Path(source), split)
-    elif _looks_local(str(source)):
-        raise FileNotFoundError(f"no file or folder {source}.")
+    place, config_name = find_source(source, config_name)
+    if isinstance(place, Path):
+        dataset = _read_path(place, config_name, split, delimiter)
+    elif delimiter is not None:
+        raise ValueError(f"delimiter={delimiter!r} is for local tables, and {place} is on the Hub.")
     else:
-        dataset = _read_hub(str(source), config_name, split)
-    return dataset if text_columns is None else _chosen(dataset, text_columns)
+        dataset = _load(place, config_name, split)
+    return dataset if text_columns is None else chosen_columns(dataset, text_columns)
 
 
-def _read_files(path: Path, split: str):
-    from datasets import load_dataset  # slow to import
+def load_calibration(
+    source: str | os.PathLike,
+    config_name: str | None,
+    split: str,
+    text_columns: Sequence[str] | None,
+    options: Mapping[str, Any],
+):
+    """As `read_calibration`, with options of `datasets.load_dataset`.
 
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    suffixes = sorted({file.suffix.lower() for file in files})
-    kinds = {file.suffix.lower() for file in files if file.stem != "metadata"} & set(_LOADERS)
-    images = any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
-    if len(kinds) + images != 1:
-        found = ", ".join(suffixes) or "nothing"
-        raise ValueError(f"{path} must hold files of one kind of {', '.join(_LOADERS)}, or images; it has {found}.")
-    if images:
-        place = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
-        return load_dataset("imagefolder", split=split if path.is_dir() else "train", **place)
+    Args:
+        source: as there, or the name of a loader of `datasets`, with `data_files` or `data_dir` among the options.
+        config_name: as there.
+        split: as there.
+        text_columns: as there.
+        options: of a local file, `delimiter` (or `sep`) and `streaming`; with a loader's name or of the Hub, any.
+
+    Raises:
+        FileNotFoundError: no such file, folder or data set.
+        ValueError: see `read_calibration`; or an option that does not fit.
+    """
+    options = dict(options)
+    streaming = {name: options.pop(name) for name in ("streaming",) if name in options}
+    if source in _LOADERS and {"data_files", "data_dir"} & set(options):
+        dataset = _by_loader(str(source), config_name, split, options, streaming)
+    else:
+        place, config_name = find_source(source, config_name)
+        if isinstance(place, Path) and (place.is_file() or set(options) <= set(_DELIMITER)):
+            dataset = _streamed(_read_path(place, config_name, split, _delimiter(place, options)), streaming)
+        else:
+            dataset = _load(str(place), config_name, split, **options, **streaming)
+    return dataset if text_columns is None else chosen_columns(dataset, text_columns)
+
+
+def _by_loader(loader: str, config_name: str | None, split: str, options: dict[str, Any], streaming: dict[str, bool]):
+    """By a loader of `datasets`, but for files that we read; a path that exists is no pattern here either."""
+    files = options.get("data_files")
+    if isinstance(files, (str, os.PathLike)) and os.path.isfile(files):
+        place = Path(files)
+        if set(options) <= {"data_files", *_DELIMITER} and kind_of(place) in _LOADERS[loader]:
+            del options["data_files"]
+            return _streamed(_read_path(place, config_name, split, _delimiter(place, options)), streaming)
+        options["data_files"] = glob.escape(os.path.abspath(files))
+    return _load(loader, config_name, split, **options, **streaming)
+
+
+def _delimiter(file: Path, options: Mapping[str, Any]) -> str | None:
+    unknown = sorted(set(options) - set(_DELIMITER))
+    if unknown:
+        raise ValueError(
+            f"{file} is a local file, which is read without {', '.join(unknown)}: delimiter= and streaming= are taken. "
+            "For other options of `datasets`, give a loader's name, such as 'csv', and data_files=."
+        )
+    return next((options[name] for name in _DELIMITER if name in options), None)
+
+
+def _streamed(dataset, streaming: dict[str, bool]):
+    return dataset.to_iterable_dataset() if streaming.get("streaming") else dataset
+
+
+def find_source(source: str | os.PathLike, config_name: str | None = None) -> tuple[Path | str, str | None]:
+    """What a source names: a path that exists or a data set on the Hub, and the configuration.
+
+    Raises:
+        FileNotFoundError: it is no path that exists, and can be no data set either.
+    """
+    if os.path.exists(source):
+        return Path(source), config_name
+    name, _, named = str(source).partition(":")
+    if named and os.path.isdir(name):
+        return Path(name), config_name or named
+    if isinstance(source, os.PathLike) or _looks_local(str(source)) or not is_hub_id(name):
+        raise FileNotFoundError(f"no file or folder {source}.")
+    return name, config_name or named or None
+
+
+def chosen_columns(dataset, columns: Sequence[str]):
+    """The data set with one or two columns as `text` and `text_pair`, and its images.
+
+    Raises:
+        ValueError: no such columns; lists those there are.
+    """
+    columns = [columns] if isinstance(columns, str) else list(columns)
+    names = list(dataset.column_names)
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(names)}.")
+    if not 1 <= len(columns) <= 2:
+        raise ValueError(f"text_columns must name one column or two, got {', '.join(columns)}.")
+    images = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
+    called = dict(zip(columns, ("text", "text_pair"), strict=False))
+    return dataset.select_columns([*columns, *images]).rename_columns(called)
+
+
+def _read_path(path: Path, config_name: str | None, split: str, delimiter: str | None):
+    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _load_saved(path, split)
+    if path.is_dir() and _describes_itself(path):
+        return _load(str(path), config_name, split)
+    files = [path] if path.is_file() else _files_in(path)
+    kinds = {file: kind_of(file) for file in files}
+    images = [file for file, kind in kinds.items() if kind == "image"]
+    metadata = [file for file in files if images and file.stem == METADATA and kinds[file] not in ("image", None)]
+    found = {kind for file, kind in kinds.items() if kind is not None and file not in metadata}
+    if len(found) != 1:
+        suffixes = sorted({file.suffix.lower() or f"{file.name} without a suffix" for file in files})
+        raise ValueError(
+            f"{path} must hold files of one kind of {', '.join(SUFFIXES)}, or images; it has "
+            f"{', '.join(suffixes) or 'nothing'}."
+        )
+    (kind,) = found
+    if delimiter is not None and kind not in ("csv", "tsv", "text"):
+        raise ValueError(f"delimiter={delimiter!r} is for tables, and {path} holds {kind}.")
+    of_kind = [file for file in files if kinds[file] == kind and file not in metadata]
+    _say_unread(path, [file for file, kind in kinds.items() if kind is None])
     # A single file is read whole whatever its name; in a folder, names like test.csv tell the splits.
-    dataset = load_dataset(str(path), split=split) if path.is_dir() else _read_file(path)
-    return dataset.filter(lambda row: row["text"].strip()) if kinds == {".txt"} else dataset
+    wanted = of_kind if path.is_file() else _of_split(path, of_kind, split)
+    if kind == "image":
+        beside = [file for file in metadata if any(image.is_relative_to(file.parent) for image in wanted)]
+        return read_images(wanted, beside, of_kind if path.is_dir() and _at_one_depth(of_kind) else ())
+    return read_rows(wanted, kind, delimiter)
 
 
-def _read_file(file: Path):
-    from datasets import load_dataset
+def _files_in(folder: Path) -> list[Path]:
+    """All files below a folder, in order, but hidden ones."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [file for file in files if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)]
 
-    loader, options = _LOADERS[file.suffix.lower()]
-    return load_dataset(loader, data_files=str(file), split="train", **options)
+
+def _at_one_depth(files: Sequence[Path]) -> bool:
+    return len({len(file.parts) for file in files}) == 1
 
 
-def _read_hub(source: str, config_name: str | None, split: str):
+def _of_split(folder: Path, files: Sequence[Path], split: str) -> list[Path]:
+    """The files of a split, told by the names of folders or, if they do not, of files; without such names all are
+    train.
+    """
+    for part in ("folders", "name"):
+        splits: dict[str, list[Path]] = {}
+        for file in files:
+            inner = file.relative_to(folder)
+            if name := _split_in("/".join(inner.parts[:-1]) if part == "folders" else inner.name):
+                splits.setdefault(name, []).append(file)
+        if splits:
+            break
+    splits = splits or {"train": list(files)}
+    wanted = next((name for name, words in _SPLITS.items() if split in words), split)
+    if wanted not in splits:
+        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(sorted(splits))}.")
+    return splits[wanted]
+
+
+def _split_in(name: str) -> str | None:
+    for split, words in _SPLITS.items():
+        if re.search(rf"(?i)(?:^|[-._ 0-9/])(?:{'|'.join(words)})(?:[-._ 0-9/]|$)", name):
+            return split
+    return None
+
+
+def _say_unread(path: Path, files: Sequence[Path]) -> None:
+    names = [file.name for file in files if not re.match(r"(?i)readme|licen[sc]e|copying", file.name)]
+    if names and is_main():
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        logger.warning(f"in {path}, files of other kinds are not read: {', '.join(names[:5])}{more}.")
+
+
+def _describes_itself(folder: Path) -> bool:
+    """Whether this is a copy of a data set of the Hub whose card says which files it is made of."""
+    card = folder / "README.md"
+    return card.is_file() and bool(re.search(rb"(?m)^(configs|dataset_info):", card.read_bytes()))
+
+
+def _load_saved(folder: Path, split: str):
+    """What `save_to_disk` of `datasets` wrote."""
+    from datasets import DatasetDict, load_from_disk  # slow to import
+
+    dataset = load_from_disk(str(folder))
+    if not isinstance(dataset, DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(dataset)}.")
+    return dataset[split]
+
+
+def _load(name: str, config_name: str | None, split: str, **options):
     from datasets import load_dataset  # slow to import
+    from datasets.exceptions import DatasetGenerationError
 
-    name, _, named = source.partition(":")
     try:
-        return load_dataset(name, config_name or named or None, split=split)
+        return load_dataset(name, config_name, split=split, **options)
     except ConnectionError as error:
         raise ConnectionError(
             f"cannot read {name} from the Hub: {error}. Without it, give a file or a folder."
         ) from error
+    except DatasetGenerationError as error:  # which says nothing itself
+        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}.") from error
 
 
 def _looks_local(source: str) -> bool:
-    return source.startswith(("/", ".", "~")) or Path(source).suffix.lower() in (*_LOADERS, *IMAGE_SUFFIXES)
-
-
-def _chosen(dataset, columns: Sequence[str]):
-    missing = [name for name in columns if name not in dataset.column_names]
-    if missing:
-        raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(dataset.column_names)}.")
-    if not 1 <= len(columns) <= 2:
-        raise ValueError(f"text_columns must name one column or two, got {', '.join(columns)}.")
-    names = dict(zip(columns, ("text", "text_pair"), strict=False))
-    return dataset.select_columns(list(columns)).rename_columns(names)
+    suffix = Path(source).suffix.lower()
+    return (
+        source.startswith(("/", ".", "~"))
+        or source.endswith("/")
+        or "\\" in source
+        or suffix in (*SUFFIXES, *IMAGE_SUFFIXES, *_OTHER_SUFFIXES)
+    )

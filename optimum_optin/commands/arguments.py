@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from ..config import OptinConfig
 from ..folders import check_folder
-from ..hub import is_hub_id
 from ..loading import load_model
 from ..pruner import OptinPruner
 from ..report import REPORT_FILE, PruningReport
 from ..saved import read_report
-from ..sources import read_calibration
+from ..sources import find_source, read_calibration
 from .options import add_options, given
 
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(OptinConfig))
@@ -112,22 +111,18 @@ def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config:
     """The calibration data named, `None` if none are."""
     if arguments.calibration is None:
         return None
-    name, _, named = arguments.calibration.partition(":")
-    if arguments.text_columns is None and is_hub_id(name):
+    place, config_name = find_source(arguments.calibration, arguments.calibration_config)
+    if isinstance(place, str):
         # By the pruner: its report and card then say what was drawn.
         return pruner.get_calibration_dataset(
-            name,
-            arguments.calibration_config or named or None,
+            place,
+            config_name,
             split=arguments.calibration_split,
             num_samples=config.num_samples,
             seed=config.seed,
+            text_columns=arguments.text_columns,
         )
-    return read_calibration(
-        arguments.calibration,
-        arguments.calibration_config,
-        split=arguments.calibration_split,
-        text_columns=arguments.text_columns,
-    )
+    return read_calibration(place, config_name, split=arguments.calibration_split, text_columns=arguments.text_columns)
 
 
 def add_config(parser: argparse.ArgumentParser, names: Sequence[str] = CONFIG_FIELDS) -> None:

@@ -1,0 +1,120 @@
+"""Which columns hold the text: by their names, else by what is in them, else not at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+# Text columns of GLUE and the like, in the order in which a tokenizer wants them.
+_TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "context"),
+    ("query", "passage"),
+    ("sentence_1", "sentence_2"),
+    ("sentence_a", "sentence_b"),
+    ("text1", "text2"),
+    ("text_1", "text_2"),
+    ("text_a", "text_b"),
+    ("#1 String", "#2 String"),
+    ("text", "text_pair"),
+    ("sentence",),
+    ("text",),
+)
+# Names that say text, if only one of them is there.
+_USUAL = frozenset(
+    "abstract article body caption clean_text comment comment_text content document full_text message paragraph "
+    "passage post prompt query question raw_text review review_body review_text statement transcript tweet tweet_text "
+    "utterance".split()
+)
+# Names of what is no text: targets and what identifies a row.
+_OTHERS = frozenset(
+    "_id answer answers author authors category categories class class_label classes created_at date datetime domain "
+    "emotion emotions email file file_name file_path filename filepath genre gold gold_label grade guid hash "
+    "helpful id idx image image_id image_path image_url img index intent intents key label label_ids label_text labels "
+    "lang language link locale md5 name opinion path polarity pos quality rating ratings row_id score scores sentiment "
+    "sentiments sha sha1 sha256 source source_file split star stars stance subreddit tag tags target targets time "
+    "timestamp topic topics toxicity type uid uri url urls user user_id user_name username uuid verified y".split()
+)
+_OTHER_ENDINGS = (
+    "_class _date _file _filename _hash _id _ids _idx _lang _language _label _labels _path _rating _score _sentiment "
+    "_time _timestamp _type _url _uuid".split()
+)
+# A sign of a script without spaces is as good as a word.
+_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\S*[^\W\d_]\S*")
+_ADDRESS = re.compile(r"\w+://\S*|\S+@\S+\.\w+|.*\w\.[A-Za-z0-9]{2,4}")  # of a page, of a person, of a file
+
+
+def text_columns(
+    columns: Sequence[str], strings: Sequence[str], values: Mapping[str, Sequence] | None = None
+) -> tuple[str, ...]:
+    """The columns to feed a tokenizer: a known pair or single, else the only one that looks like text.
+
+    Args:
+        columns: all column names.
+        strings: those that hold strings.
+        values: what these hold; without it, only names are looked at.
+
+    Raises:
+        ValueError: no such columns, or several; lists those there are.
+    """
+    plain = {_plain(name): name for name in reversed(strings)}
+    for known in _TEXT_COLUMNS:
+        if all(_plain(name) in plain for name in known):
+            return tuple(name if name in strings else plain[_plain(name)] for name in known)
+    usual = [name for name in strings if _plain(name) in _USUAL]
+    if len(usual) == 1:
+        return tuple(usual)
+    likely = [name for name in strings if not is_other(name) and (values is None or looks_like_text(values[name]))]
+    if len(likely) == 1 and not _is_cell(likely[0]):
+        return tuple(likely)
+    raise ValueError(
+        f"cannot tell the text columns among {', '.join(map(str, columns)) or 'none'}: rename them to 'text' (and "
+        "'text_pair'), or name one or two with text_columns= (--text-columns), or tokenise the data first so that it "
+        "has 'input_ids'."
+    )
+
+
+def is_known(columns: Iterable[str]) -> bool:
+    """Whether these are columns whose names leave no doubt."""
+    return tuple(map(_plain, columns)) in {tuple(map(_plain, known)) for known in _TEXT_COLUMNS}
+
+
+def is_other(name: str) -> bool:
+    """Whether a column of this name is a target, or identifies a row."""
+    plain = _plain(name)
+    return plain in _OTHERS or plain.endswith(tuple(_OTHER_ENDINGS)) or plain.startswith(("id_", "is_", "column_"))
+
+
+def looks_like_text(values: Iterable) -> bool:
+    """Whether strings look like text: mostly of several words, and not a few short ones over and over.
+
+    Args:
+        values: strings; what is none is passed over.
+    """
+    strings = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    if not strings:
+        return False
+    if sum(bool(_ADDRESS.fullmatch(value)) for value in strings) * 2 > len(strings):
+        return False
+    words = [len(_WORD.findall(value)) for value in strings]
+    if sum(count > 1 for count in words) * 2 < len(words):
+        return False
+    signs = [sign for value in strings for sign in value if not sign.isspace()]
+    if sum(map(str.isalpha, signs)) * 2 < len(signs):  # dates and numbers
+        return False
+    few = len(set(strings)) * 2 <= len(strings)
+    return not (few and sum(words) < 5 * len(words))
+
+
+def _is_cell(name: str) -> bool:
+    """Whether the name of a column is itself a text, which the first row of a table without names is."""
+    return len(_WORD.findall(name)) > 3 or name.strip().isdigit()
+
+
+def _plain(name: str) -> str:
+    """`reviewText`, `Review Text` and `review-text` as `review_text`."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name).strip())
+    return re.sub(r"[^0-9a-z]+", "_", spaced.lower()) if re.search(r"[a-zA-Z0-9]", spaced) else spaced

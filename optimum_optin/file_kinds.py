@@ -1,0 +1,47 @@
+"""What is in a file: told by its content where that speaks for itself, else by its suffix."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# Suffix -> kind.
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+IMAGE_SUFFIXES = tuple(
+    ".jpg .jpeg .jfif .jpe .png .apng .bmp .gif .webp .tif .tiff .avif .heic .heif .jp2 .jxl .ico .ppm .pgm".split()
+)
+# How the content of a file begins.
+_IMAGES = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM.{4}\0\0\0\0|\0\0\x01\0[^\0]\0|"
+    rb"....ftyp(?:avif|avis|heic|heix|hevc|mif1|msf1)|\0\0\0\x0cjP  |\0\0\0\x0cJXL |\xff\x0a",
+    re.DOTALL,
+)
+_PARQUET = b"PAR1"
+
+
+def kind_of(file: Path) -> str | None:
+    """`"csv"`, `"tsv"`, `"json"`, `"parquet"`, `"text"`, `"image"`, or `None` for what is not read.
+
+    A file that begins as an image or as Parquet does is one, whatever it is called. One that is called an image is one,
+    too, which cannot be read.
+    """
+    with file.open("rb") as content:
+        start = content.read(32)
+    if _IMAGES.match(start):
+        return "image"
+    if start.startswith(_PARQUET):
+        return "parquet"
+    return "image" if has_image_suffix(file) else SUFFIXES.get(file.suffix.lower())
+
+
+def has_image_suffix(name: str | Path) -> bool:
+    """Whether a name is one of an image."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
