@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
+from . import columns
 from .architectures import stack_inputs
-from .columns import text_columns  # noqa: F401  (for scripts that measure on the same columns)
 from .groups import Batch, samples_in, token_mask
 from .images import (
     check_images,
@@ -33,6 +33,9 @@ from .texts import read_texts
 from .tokens import token_masks
 
 logger = logging.get_logger(__name__)
+
+text_columns = columns.text_columns
+"""For scripts that measure on the columns that were calibrated on."""
 
 # SigLIP's text tower reads the last token, of samples that are filled up to its full length without a mask.
 _OF_FULL_LENGTH = ("siglip", "siglip_text_model")

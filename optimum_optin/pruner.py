@@ -35,8 +35,8 @@ from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
 from .remote_code import check_remote_code, write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
-from .schedule import TokenSchedule
 from .samples import undecoded
+from .schedule import TokenSchedule
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search import check_budget
 from .sources import find_source, load_calibration
@@ -160,9 +160,7 @@ class OptinPruner:
             drawn = list(undecoded(dataset).take(num_samples))
         else:
             drawn = dataset.select(range(min(num_samples, len(dataset))))
-        if not kwargs and isinstance(
-            dataset_name, str
-        ):  # the card tells how to draw it again; local paths stay private
+        if not kwargs:  # the card tells how to draw it again; local paths stay private
             name, config_name = find_source(dataset_name, config_name)
             if isinstance(name, str):
                 source = {"dataset": name, "config": config_name, "split": split}
@@ -233,8 +231,8 @@ class OptinPruner:
         the same model.
 
         Args:
-            calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings, pairs
-                of strings, dicts, tokenised dicts, images or pixel values; labels are not used. Not needed with
+            calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings,
+                pairs of strings, dicts, tokenised dicts, images or pixel values; labels are not used. Not needed with
                 `scores`, unless they were loaded from disk and compensation is wanted.
             config: `None` takes the scores' own, and without scores the pruner's.
             scores: from an earlier `score` on this model, for any budget without scoring again.

@@ -103,8 +103,8 @@ def _of_columns(data: Mapping[str, Any]) -> Sequence[Any]:
     sized = all(isinstance(values, (Sequence, np.ndarray, Tensor)) for values in columns.values())
     if not columns or not sized or len(lengths) != 1 or _is_splits(data):
         raise ValueError(
-            "calibration data must be a sequence of samples, got a dict of splits: pass one split, or a list. A dict of "
-            "columns must hold lists of one length."
+            "calibration data must be a sequence of samples, got a dict of splits: pass one split, or a list. A dict "
+            "of columns must hold lists of one length."
         )
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -53,7 +53,8 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
 
     Args:
         file: the file, as `plain_text.read_text` takes it.
-        delimiter: between cells; `None` takes the one of `, ; tab |` that gives rows as many cells as the first line has.
+        delimiter: between cells; `None` takes the one of `, ; tab |` that gives rows as many cells as the first line
+            has.
 
     Raises:
         ValueError: another encoding, quotation marks that do not close, or too many rows of another number of cells;

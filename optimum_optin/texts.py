@@ -25,8 +25,8 @@ def read_texts(
 
     Args:
         samples: row in the user's data -> string; tuple or list, whose places are then columns; or dict. All alike.
-        chosen: one or two columns (or places) that hold the text; `None` takes the columns of known names, else the only
-            one that looks like text, and says so.
+        chosen: one or two columns (or places) that hold the text; `None` takes the columns of known names, else the
+            only one that looks like text, and says so.
         unreadable: `"skip"` leaves out samples whose text is missing or empty, with a warning that names them; `"stop"`
             raises. Where all are empty strings, they are taken as they are.
 
@@ -132,8 +132,8 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
     ]
     if not 1 <= len(likely) <= 2:
         raise ValueError(
-            f"cannot tell texts from labels in samples such as {tuple(rows[0].values())!r:.120}: give the texts alone, or "
-            "name their places with text_columns= ([0] for the first, [0, 1] for pairs)."
+            f"cannot tell texts from labels in samples such as {tuple(rows[0].values())!r:.120}: give the texts alone, "
+            "or name their places with text_columns= ([0] for the first, [0, 1] for pairs)."
         )
     return likely
 
@@ -164,10 +164,16 @@ def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]
 _EMPTY = "it is empty"
 
 
+def _is_missing(value: Any) -> bool:
+    """Whether this stands for nothing, as NaN does and what pandas has for it."""
+    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _problem(parts: Sequence) -> str | None:
     """What is wrong with a text, if anything is."""
     for part in parts:
-        if part is None or part != part or type(part).__name__ in ("NAType", "NaTType"):  # NaN is not itself
+        if part is None or _is_missing(part):
             return "there is none"
         if not isinstance(part, str):
             return f"{type(part).__name__}, not text"
