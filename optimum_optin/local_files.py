@@ -41,6 +41,8 @@ def read_rows(files: Sequence[Path], kind: str, delimiter: str | None = None):
         parts = [_READERS[kind](file) for file in files]
     _check_alike([list(part) for part in parts], files)
     columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+    if not any(columns.values()):
+        raise ValueError(f"{', '.join(map(str, files[:3]))}: there are no rows.")
     return _dataset(columns, str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more")
 
 

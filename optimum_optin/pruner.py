@@ -156,10 +156,12 @@ class OptinPruner:
         """
         dataset = load_calibration(dataset_name, config_name, split, text_columns, kwargs)
         dataset = dataset.shuffle(seed=seed)
-        if kwargs.get("streaming"):
-            drawn = list(undecoded(dataset).take(num_samples))
-        else:
+        if hasattr(dataset, "__len__"):
             drawn = dataset.select(range(min(num_samples, len(dataset))))
+        else:
+            drawn = undecoded(dataset).take(num_samples)
+        if kwargs.get("streaming"):
+            drawn = list(undecoded(drawn))
         if not kwargs:  # the card tells how to draw it again; local paths stay private
             name, config_name = find_source(dataset_name, config_name)
             if isinstance(name, str):

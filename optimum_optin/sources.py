@@ -40,7 +40,7 @@ _LOADERS = {
     "arrow": (),
     "webdataset": (),
 }
-_DELIMITER = ("delimiter", "sep")
+_OPTIONS = ("delimiter", "sep", "streaming")  # of files that we read
 
 
 def read_calibration(
@@ -98,49 +98,49 @@ def load_calibration(
         config_name: as there.
         split: as there.
         text_columns: as there.
-        options: of a local file, `delimiter` (or `sep`) and `streaming`; with a loader's name or of the Hub, any.
+        options: of a local file, `delimiter` (or `sep`) and `streaming`, which changes nothing here; with a loader's name
+            or of the Hub, any.
+
+    Returns:
+        A `datasets.Dataset`, or an `IterableDataset`.
 
     Raises:
         FileNotFoundError: no such file, folder or data set.
         ValueError: see `read_calibration`; or an option that does not fit.
     """
-    options = dict(options)
-    streaming = {name: options.pop(name) for name in ("streaming",) if name in options}
     if source in _LOADERS and {"data_files", "data_dir"} & set(options):
-        dataset = _by_loader(str(source), config_name, split, options, streaming)
+        dataset = _by_loader(str(source), config_name, split, dict(options))
     else:
         place, config_name = find_source(source, config_name)
-        if isinstance(place, Path) and (place.is_file() or set(options) <= set(_DELIMITER)):
-            dataset = _streamed(_read_path(place, config_name, split, _delimiter(place, options)), streaming)
+        if isinstance(place, Path) and (place.is_file() or set(options) <= set(_OPTIONS)):
+            dataset = _read_path(place, config_name, split, _delimiter(place, options))
         else:
-            dataset = _load(str(place), config_name, split, **options, **streaming)
+            dataset = _load(str(place), config_name, split, **options)
     return dataset if text_columns is None else chosen_columns(dataset, text_columns)
 
 
-def _by_loader(loader: str, config_name: str | None, split: str, options: dict[str, Any], streaming: dict[str, bool]):
-    """By a loader of `datasets`, but for files that we read; a path that exists is no pattern here either."""
-    files = options.get("data_files")
-    if isinstance(files, (str, os.PathLike)) and os.path.isfile(files):
-        place = Path(files)
-        if set(options) <= {"data_files", *_DELIMITER} and kind_of(place) in _LOADERS[loader]:
+def _by_loader(loader: str, config_name: str | None, split: str, options: dict[str, Any]):
+    """By a loader of `datasets`, but for files that we read ourselves; a path that exists is no pattern here either."""
+    given = options.get("data_files")
+    named = [given] if isinstance(given, (str, os.PathLike)) else given if isinstance(given, (list, tuple)) else []
+    if named and all(os.path.isfile(file) for file in named):
+        files = [Path(file) for file in named]
+        kinds = {kind_of(file) for file in files}
+        if len(kinds) == 1 and kinds <= set(_LOADERS[loader]) and set(options) <= {"data_files", *_OPTIONS}:
             del options["data_files"]
-            return _streamed(_read_path(place, config_name, split, _delimiter(place, options)), streaming)
-        options["data_files"] = glob.escape(os.path.abspath(files))
-    return _load(loader, config_name, split, **options, **streaming)
+            return read_rows(files, kinds.pop(), _delimiter(files[0], options))
+        options["data_files"] = [glob.escape(os.path.abspath(file)) for file in named]
+    return _load(loader, config_name, split, **options)
 
 
 def _delimiter(file: Path, options: Mapping[str, Any]) -> str | None:
-    unknown = sorted(set(options) - set(_DELIMITER))
+    unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise ValueError(
             f"{file} is a local file, which is read without {', '.join(unknown)}: delimiter= and streaming= are taken. "
             "For other options of `datasets`, give a loader's name, such as 'csv', and data_files=."
         )
-    return next((options[name] for name in _DELIMITER if name in options), None)
-
-
-def _streamed(dataset, streaming: dict[str, bool]):
-    return dataset.to_iterable_dataset() if streaming.get("streaming") else dataset
+    return next((options[name] for name in ("delimiter", "sep") if name in options), None)
 
 
 def find_source(source: str | os.PathLike, config_name: str | None = None) -> tuple[Path | str, str | None]:
@@ -166,13 +166,13 @@ def chosen_columns(dataset, columns: Sequence[str]):
         ValueError: no such columns; lists those there are.
     """
     columns = [columns] if isinstance(columns, str) else list(columns)
-    names = list(dataset.column_names)
+    names = list(dataset.column_names or next(iter(dataset)))  # a stream may not know them
     missing = [name for name in columns if name not in names]
     if missing:
         raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(names)}.")
     if not 1 <= len(columns) <= 2:
         raise ValueError(f"text_columns must name one column or two, got {', '.join(columns)}.")
-    images = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
+    images = [name for name, feature in (dataset.features or {}).items() if type(feature).__name__ == "Image"]
     called = dict(zip(columns, ("text", "text_pair"), strict=False))
     return dataset.select_columns([*columns, *images]).rename_columns(called)
 
@@ -278,7 +278,8 @@ def _load(name: str, config_name: str | None, split: str, **options):
             f"cannot read {name} from the Hub: {error}. Without it, give a file or a folder."
         ) from error
     except DatasetGenerationError as error:  # which says nothing itself
-        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}.") from error
+        source = options.get("data_files", name)
+        raise ValueError(f"{source} cannot be read: {error.__cause__ or error}.") from error
 
 
 def _looks_local(source: str) -> bool:

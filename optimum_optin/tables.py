@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from transformers.utils import logging
@@ -19,12 +20,11 @@ logger = logging.get_logger(__name__)
 
 DELIMITERS = (",", ";", "\t", "|")
 _NO_DELIMITER = "\x1f"  # of a table with one column
-# How quotation marks are used, in the order in which it is tried: as RFC 4180 says, escaped, or as any other character.
-_STYLES = (
-    {"doublequote": True},
-    {"doublequote": False, "escapechar": "\\"},
-    {"quoting": csv.QUOTE_NONE},
-)
+# How quotation marks are used: twice inside a quoted cell (RFC 4180), with a backslash there, or as any other character.
+_DOUBLED = {"doublequote": True}
+_ESCAPED = {"doublequote": False, "escapechar": "\\"}
+_UNQUOTED = {"quoting": csv.QUOTE_NONE}
+_MOST_BROKEN = 1000  # lines whose quotation marks do not close; each may be looked for until the end of the file
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,22 @@ class Table:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """All lines of a file as cells, with the number of each line."""
+    """A file as cells.
 
+    Args:
+        header: the first row.
+        rows: the others.
+        lines: where each of them begins.
+    """
+
+    header: list[str]
     rows: list[list[str]]
     lines: list[int]
+
+    @property
+    def share(self) -> float:
+        """Share of rows that have as many cells as the header."""
+        return sum(len(cells) == len(self.header) for cells in self.rows) / max(1, len(self.rows))
 
 
 def read_csv(file: Path, delimiter: str | None = None) -> Table:
@@ -57,8 +69,8 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
             has.
 
     Raises:
-        ValueError: another encoding, quotation marks that do not close, or too many rows of another number of cells;
-            names file and line.
+        ValueError: another encoding, or too many rows of another number of cells, or with quotation marks that do not
+            close; names file and line.
     """
     text = read_text(file)
     lines = split_lines(text)
@@ -66,24 +78,19 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
         delimiter, lines = delimiter or hint.group(1), lines[1:]
     if not any(lines):
         return Table((), [])
-    candidates = _candidates(lines[0], delimiter)
-    best, best_share, problem = None, 0.0, None
+    styles = [_DOUBLED, _ESCAPED] if '\\"' in text else [_DOUBLED]
+    best = None
     with _long_fields():
-        for style in _STYLES:
-            for candidate in candidates:
-                try:
-                    parsed = _parse(lines, candidate, style)
-                except csv.Error as error:
-                    problem = problem or error
+        for style in (*styles, _UNQUOTED):
+            for candidate in _candidates(lines[0], delimiter):
+                parsed = _parse(lines, candidate, style)
+                if style is _UNQUOTED and _is_quoted(parsed):
                     continue
-                share = _share_whole(parsed)
-                if share > best_share:
-                    best, best_share = parsed, share
-            if best_share == 1:
+                if best is None or parsed.share > best.share:
+                    best = parsed
+            if best.share == 1:
                 break
-    if best is None:
-        raise ValueError(f"{file} is no CSV file: {problem}. Write quotation marks inside quoted cells twice.")
-    return _table(file, best.rows[0], best.rows[1:], best.lines[1:])
+    return _table(file, best.header, best.rows, best.lines)
 
 
 def read_tsv(file: Path, columns: Sequence[str] = ()) -> Table:
@@ -116,24 +123,34 @@ def _candidates(header: str, delimiter: str | None) -> tuple[str, ...]:
 
 
 def _parse(lines: list[str], delimiter: str, style: dict) -> _Parsed:
-    """Cells of all lines that are not blank; strictly, so that a stray quotation mark swallows nothing."""
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True, **style)
-    rows, numbers = [], []
-    start = 1
-    try:
-        for cells in reader:
-            if cells:
-                rows.append(cells)
-                numbers.append(start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise csv.Error(f"line {start}: {error}") from None
-    return _Parsed(rows, numbers)
+    """Cells of all lines that are not blank.
+
+    A line whose quotation marks are not closed, or closed in the middle of a cell, has no cells, so that it swallows none
+    of those that follow.
+    """
+    rows, numbers, start, broken = [], [], 0, 0
+    while start < len(lines) and broken <= _MOST_BROKEN:
+        reader = csv.reader(
+            (f"{line}\n" for line in islice(lines, start, None)), delimiter=delimiter, strict=True, **style
+        )
+        first = start
+        try:
+            for cells in reader:
+                if cells:
+                    rows.append(cells)
+                    numbers.append(start + 1)
+                start = first + reader.line_num
+        except csv.Error:
+            rows.append([])
+            numbers.append(start + 1)
+            start, broken = start + 1, broken + 1
+    return _Parsed(rows[0] if rows else [], rows[1:], numbers[1:])
 
 
-def _share_whole(parsed: _Parsed) -> float:
-    """Share of rows that have as many cells as the first."""
-    return sum(len(cells) == len(parsed.rows[0]) for cells in parsed.rows) / len(parsed.rows)
+def _is_quoted(parsed: _Parsed) -> bool:
+    """Whether most of the cells that begin with a quotation mark also end with one, which is there for quoting then."""
+    begun = [cell for cells in parsed.rows for cell in cells if cell.startswith('"')]
+    return sum(len(cell) > 1 and cell.endswith('"') for cell in begun) * 2 > len(begun)
 
 
 def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: list[int]) -> Table:
@@ -143,9 +160,12 @@ def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: li
         ValueError: they are many.
     """
     torn = [number for number, cells in zip(numbers, rows, strict=True) if len(cells) != len(header)]
-    found = f"{file}: {len(torn)} of {len(rows)} rows have another number of cells than the {len(header)} columns"
+    found = f"{file}: {len(torn)} of {len(rows)} rows do not have one cell for each of the {len(header)} columns"
     if len(torn) > max(3, len(rows) // 10):
-        raise ValueError(f"{found}, line {torn[0]} the first: quote cells that hold a delimiter.")
+        raise ValueError(
+            f"{found}, line {torn[0]} the first: quote cells that hold "
+            "a delimiter, and write quotation marks inside them twice."
+        )
     if torn and is_main():  # QQP has a few
         logger.warning(f"{found}, line {torn[0]} the first: they are left out.")
     whole = [cells for cells in rows if len(cells) == len(header)]

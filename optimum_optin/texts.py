@@ -126,7 +126,8 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
                 f"{tuple(rows[0].values())!r:.120}: drop or mend such samples."
             )
         return list(strings)
-    different = list(dict.fromkeys(tuple(row.get(place) for place in strings) for row in rows))
+    # A label comes with many texts; a pair that is repeated as a whole says nothing.
+    different = list(dict.fromkeys(tuple(_string(row[place]) for place in strings) for row in rows))
     likely = [
         place for place, values in zip(strings, zip(*different, strict=True), strict=True) if looks_like_text(values)
     ]
@@ -136,6 +137,10 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
             "or name their places with text_columns= ([0] for the first, [0, 1] for pairs)."
         )
     return likely
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]:
