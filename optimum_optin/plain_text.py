@@ -13,6 +13,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_NEWLINE = b"\n"
 
 
 def read_text(file: Path) -> str:
@@ -23,21 +24,20 @@ def read_text(file: Path) -> str:
     """
     content = file.read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in content:
+        raise ValueError(
+            f"{file} is not text in UTF-8: a zero byte in line {content.count(_NEWLINE, 0, content.index(0)) + 1}. Of "
+            "UTF-16 without its mark, convert it first: `iconv -f UTF-16LE -t UTF-8 FILE > NEW`."
+        )
     try:
-        text = content.decode(encoding)
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = content.count(_NEWLINE, 0, error.start) + 1
         raise ValueError(
             f"{file} is not text in {encoding.removesuffix('-sig').upper()}: byte 0x{content[error.start]:02x} in line "
             f"{line} ({error.reason}). Convert it first, of Latin-1 for instance with "
             "`iconv -f LATIN1 -t UTF-8 FILE > NEW`."
         ) from None
-    if "\0" in text:
-        raise ValueError(
-            f"{file} is not text in UTF-8: a zero byte in line {text.count(chr(10), 0, text.index(chr(0))) + 1}. Of "
-            "UTF-16 without its mark, convert it first: `iconv -f UTF-16LE -t UTF-8 FILE > NEW`."
-        )
-    return text
 
 
 def split_lines(text: str) -> list[str]:

@@ -98,8 +98,8 @@ def load_calibration(
         config_name: as there.
         split: as there.
         text_columns: as there.
-        options: of a local file, `delimiter` (or `sep`) and `streaming`, which changes nothing here; with a loader's name
-            or of the Hub, any.
+        options: of a local file, `delimiter` (or `sep`) and `streaming`, which changes nothing here; with a loader's
+            name or of the Hub, any.
 
     Returns:
         A `datasets.Dataset`, or an `IterableDataset`.

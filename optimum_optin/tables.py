@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 DELIMITERS = (",", ";", "\t", "|")
 _NO_DELIMITER = "\x1f"  # of a table with one column
-# How quotation marks are used: twice inside a quoted cell (RFC 4180), with a backslash there, or as any other character.
+# Quotation marks inside a quoted cell stand twice (RFC 4180) or behind a backslash; or they are like other characters.
 _DOUBLED = {"doublequote": True}
 _ESCAPED = {"doublequote": False, "escapechar": "\\"}
 _UNQUOTED = {"quoting": csv.QUOTE_NONE}
@@ -125,8 +125,8 @@ def _candidates(header: str, delimiter: str | None) -> tuple[str, ...]:
 def _parse(lines: list[str], delimiter: str, style: dict) -> _Parsed:
     """Cells of all lines that are not blank.
 
-    A line whose quotation marks are not closed, or closed in the middle of a cell, has no cells, so that it swallows none
-    of those that follow.
+    A line whose quotation marks are not closed, or closed in the middle of a cell, has no cells, so that it swallows
+    none of those that follow.
     """
     rows, numbers, start, broken = [], [], 0, 0
     while start < len(lines) and broken <= _MOST_BROKEN:
@@ -144,6 +144,8 @@ def _parse(lines: list[str], delimiter: str, style: dict) -> _Parsed:
             rows.append([])
             numbers.append(start + 1)
             start, broken = start + 1, broken + 1
+    rows += [[] for _ in lines[start:]]
+    numbers += range(start + 1, len(lines) + 1)
     return _Parsed(rows[0] if rows else [], rows[1:], numbers[1:])
 
 
