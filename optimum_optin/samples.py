@@ -37,10 +37,14 @@ def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
 
 
 def undecoded(data: Any) -> Any:
-    """A `datasets.Dataset` whose images are opened by us, who can name the file that cannot be; others as they are, and
-    one with a transform of the user's own, too.
+    """A `datasets.Dataset`, or a column of one, whose images are opened by us, who can name the file that cannot be;
+    others as they are, and one with a transform of the user's own, too.
     """
     features = getattr(data, "features", None) or {}
+    if type(features).__name__ == "Image" and hasattr(data, "source"):  # a column: `dataset["image"]`
+        return undecoded(data.source)[data.column_name]
+    if not isinstance(features, Mapping):
+        return data
     kind = (getattr(data, "format", None) or {}).get("type") if features else None
     if kind == "custom":  # which decides what an image is
         return data
