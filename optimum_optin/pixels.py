@@ -144,7 +144,9 @@ def _is_undecoded(value: Any) -> bool:
 
 
 def _is_processed(image: Any) -> bool:
-    return isinstance(image, (np.ndarray, Tensor)) and torch.as_tensor(image).is_floating_point()
+    if isinstance(image, np.ndarray):
+        return np.issubdtype(image.dtype, np.floating)
+    return isinstance(image, Tensor) and image.is_floating_point()
 
 
 def _image_processor(processor: Any) -> Any:
