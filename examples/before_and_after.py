@@ -67,6 +67,9 @@ def batches(rows: Dataset, size: int = 16):
 
 
 def class_index(label: int | str, names: list[str] | None, model) -> int:
-    """The model's index of a class that the data give as a number (with `names` or without) or by name."""
+    """The model's index of a class that the data give as a number (with `names` or without; cells of CSV and TSV are
+    strings) or by name.
+    """
     name = names[label] if names and isinstance(label, int) else label
-    return model.config.label2id.get(name, label)
+    index = model.config.label2id.get(name, label)
+    return int(index) if isinstance(index, str) and index.isdecimal() else index

@@ -132,7 +132,8 @@ def _tsv_fields(path):
         raise SystemExit(
             f"no file {path}: give the folder that holds {path.parent.name}/{path.name}, or none for the Hub"
         )
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8", newline="\n") as lines:  # `splitlines` also splits at U+2028 and the like
+        return [line.rstrip("\r\n").split("\t") for line in lines]
 
 
 def _reaction_tokenizer(vocabulary):

@@ -23,7 +23,7 @@ def spearman(model, tokenizer, rows):
     for batch in batches(rows):
         first, second = (embed(model, tokenizer, batch[name]) for name in ("sentence1", "sentence2"))
         similarity += torch.cosine_similarity(first, second).tolist()
-    return spearmanr(similarity, rows["score"]).statistic
+    return spearmanr(similarity, [float(score) for score in rows["score"]]).statistic
 
 
 def embed(model, tokenizer, texts):

@@ -14,7 +14,8 @@ from optimum_optin.data import text_columns
 def accuracy(model, tokenizer, rows):
     """Share of rows whose class is right."""
     strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) == "string"]
-    columns = text_columns(rows.column_names, [name for name in strings if name != "label"])
+    values = {name: rows[name][:] for name in strings if name != "label"}
+    columns = text_columns(rows.column_names, list(values), values)
     names = getattr(rows.features["label"], "names", None)
     right = 0
     for batch in batches(rows):
