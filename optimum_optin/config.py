@@ -24,8 +24,9 @@ class OptinConfig:
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
         max_length: tokens per sample at most; `None` takes the tokenizer's limit, or the model's.
-        unreadable: `"skip"` leaves out calibration images that cannot be read, and names them; `"stop"` stops at the
-            first.
+        unreadable: `"skip"` leaves out calibration samples that cannot be read, and names them: images that are damaged
+            or missing, texts that are missing or empty; `"stop"` stops at the first. Half a surrogate pair in a text is
+            read as U+FFFD either way.
         probes: random probes of the Gauss-Newton scorer; the surgeon takes half as many, and at least one for
             every minibatch.
         rows: tokens per minibatch whose pairwise similarities are the trajectory.

@@ -76,8 +76,8 @@ class PruningReport:
             "dtype": "float32", "batch_size": 8, "tokens": 93, "repeats": 15, "dense_ms": 210.0, "pruned_ms": 130.0,
             "speedup": 1.6}`; `None` if nothing was.
         calibration: what it was pruned on: `{"samples": 512, "dataset": "nyu-mll/glue", "config": "sst2", "split":
-            "train", "num_samples": 512, "seed": 0}`, of data that `get_calibration_dataset` did not draw from the Hub
-            `samples` only; `None` if no data were used.
+            "train", "num_samples": 512, "seed": 0}`, with `text_columns` if they were chosen; of data that
+            `get_calibration_dataset` did not draw from the Hub `samples` only; `None` if no data were used.
         base: the dense model on the Hub, `{"repo_id": "google-bert/bert-base-uncased", "commit": "86b5e09..."}`, with
             `None` for a commit that is not known; `None` if it came from elsewhere.
     """

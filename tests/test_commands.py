@@ -317,6 +317,50 @@ def test_bad_input_exits_2_with_one_line(place, tmp_path, capsys, words, message
     assert not (tmp_path / "out").exists()
 
 
+FILES = {
+    "latin.csv": (
+        "text,label\nthe cat,1\ncaf\xe9,0\n".encode("latin-1"),
+        "latin.csv is not text in UTF-8: byte 0xe9 in line 3",
+    ),
+    "latin.txt": ("the cat\ncaf\xe9\n".encode("latin-1"), "latin.txt is not text in UTF-8: byte 0xe9 in line 2"),
+    "torn.jsonl": (b'{"text": "the cat"}\n{"text": \n', "torn.jsonl is no JSON: line 2"),
+    "torn.parquet": (b"PAR1 the cat", "torn.parquet is no Parquet file that can be read"),
+    "empty.csv": (b"", "empty.csv: there are no rows"),
+    "rows.csv": (b"text,label\n" + b"the cat, a dog,1\n" * 9, "rows.csv: 9 of 9 rows do not have one cell for each"),
+    "two.csv": (b"one,other\n" + b"the cat sat,a dog ran\n" * 9, "cannot tell the text columns among one, other: "),
+    "labels.csv": (b"verdict,id\n" + b"good,1\nbad,2\n" * 9, "cannot tell the text columns among verdict, id: "),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.usefixtures("nothing_long")
+def test_calibration_files_that_cannot_be_used_exit_2_with_one_line(place, tmp_path, capsys, name):
+    content, message = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    words = [place / "dense", "--calibration", tmp_path / name, "--output", tmp_path / "out"]
+    assert run("prune", list(map(str, words))) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message in last and last.startswith("optimum-cli optin prune: error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["data[1].csv", "a:b.csv", "a*.csv"])
+def test_calibration_files_of_odd_names_and_forms(place, tmp_path, monkeypatch, capsys, name):
+    """Labels are no text, a semicolon is found, and a path that exists is that path."""
+    monkeypatch.chdir(tmp_path)
+    for other in ("data1.csv", "ab.csv"):
+        Path(other).write_text("text\nbig\n")
+    rows = "".join(f"{text};{'good' if number % 2 else 'bad'}\n" for number, text in enumerate(TEXTS))
+    Path(name).write_text(f"review;sentiment\n{rows}")
+    words = (place / "dense", "--calibration", name, *FAST, "--search", "ranked")
+    plan = _json(capsys, "prune", *words, "--dry-run")
+    expected = _json(capsys, "prune", place / "dense", "--calibration", place / "texts.txt", *FAST, "--dry-run")
+    assert plan == expected
+    assert run("score", list(map(str, [*words[:3], "--text-columns", "stars", "--output", "out"]))) == 2
+    assert "no column stars; there are review, sentiment" in capsys.readouterr().err
+    assert run("score", ["dense", "--calibration", "c:d.csv", "--output", "out"]) == 2
+
+
 def test_the_exit_code_is_the_programs(register, place):
     for words, code in ((["info", str(place)], 2), (["info", str(place / "pruned")], 0)):
         arguments = SimpleNamespace(command=words[0], arguments=words[1:])

@@ -104,7 +104,12 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--calibration-config", metavar="NAME", help="configuration of the data set on the Hub")
     group.add_argument("--calibration-split", metavar="NAME", default="train", help="its split; default: train")
-    group.add_argument("--text-columns", nargs="+", metavar="NAME", help="one or two columns that hold the text")
+    group.add_argument(
+        "--text-columns",
+        nargs="+",
+        metavar="NAME",
+        help="one or two columns that hold the text; default: known names, else the only column that looks like text",
+    )
 
 
 def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config: OptinConfig):
