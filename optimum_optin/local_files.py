@@ -67,8 +67,10 @@ def _json(file: Path) -> Columns:
         raise ValueError(f"{file} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     except RecursionError:
         raise ValueError(f"{file} is no JSON that can be read: it is nested too deep.") from None
-    if isinstance(content, Mapping):
+    if isinstance(content, Mapping) and file.suffix.lower() == ".json":  # of other suffixes, an object is a row
         return _of_object(content, file)
+    if isinstance(content, Mapping):
+        return _of_list([content], file)
     return _of_list(content, file)
 
 

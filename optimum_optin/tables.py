@@ -24,6 +24,8 @@ _NO_DELIMITER = "\x1f"  # of a table with one column
 _DOUBLED = {"doublequote": True}
 _ESCAPED = {"doublequote": False, "escapechar": "\\"}
 _UNQUOTED = {"quoting": csv.QUOTE_NONE}
+_QUOTING = "quote cells that hold a delimiter, and write quotation marks inside them twice"
+_TABS = "a line is a row, and the first one names the columns"
 _MOST_BROKEN = 1000  # lines whose quotation marks do not close; each may be looked for until the end of the file
 
 
@@ -90,7 +92,7 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
                     best = parsed
             if best.share == 1:
                 break
-    return _table(file, best.header, best.rows, best.lines)
+    return _table(file, best.header, best.rows, best.lines, _QUOTING)
 
 
 def read_tsv(file: Path, columns: Sequence[str] = ()) -> Table:
@@ -111,7 +113,7 @@ def read_tsv(file: Path, columns: Sequence[str] = ()) -> Table:
         rows = [(number, cells[: len(columns)]) for number, cells in rows]
     else:
         (_, columns), *rows = rows
-    return _table(file, columns, [cells for _, cells in rows], [number for number, _ in rows])
+    return _table(file, columns, [cells for _, cells in rows], [number for number, _ in rows], _TABS)
 
 
 def _candidates(header: str, delimiter: str | None) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ def _is_quoted(parsed: _Parsed) -> bool:
     return sum(len(cell) > 1 and cell.endswith('"') for cell in begun) * 2 > len(begun)
 
 
-def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: list[int]) -> Table:
+def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: list[int], remedy: str) -> Table:
     """Names and rows; the few rows with another number of cells are left out.
 
     Raises:
@@ -164,10 +166,7 @@ def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: li
     torn = [number for number, cells in zip(numbers, rows, strict=True) if len(cells) != len(header)]
     found = f"{file}: {len(torn)} of {len(rows)} rows do not have one cell for each of the {len(header)} columns"
     if len(torn) > max(3, len(rows) // 10):
-        raise ValueError(
-            f"{found}, line {torn[0]} the first: quote cells that hold "
-            "a delimiter, and write quotation marks inside them twice."
-        )
+        raise ValueError(f"{found}, line {torn[0]} the first: {remedy}.")
     if torn and is_main():  # QQP has a few
         logger.warning(f"{found}, line {torn[0]} the first: they are left out.")
     whole = [cells for cells in rows if len(cells) == len(header)]

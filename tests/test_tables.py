@@ -180,10 +180,17 @@ def test_surrogates():
     ],
     ids=["list", "wrapped", "columns", "as pandas writes", "lines", "other columns", "strings", "lines of strings"],
 )
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_forms_of_json(tmp_path, content, suffix):
-    (tmp_path / f"a{suffix}").write_text(content)
-    assert read_calibration(tmp_path / f"a{suffix}")["text"][:] == ["a", "b"]
+def test_forms_of_json(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    assert read_calibration(tmp_path / "a.json")["text"][:] == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '{"text": "a"}\n\n{"text": "b"}', '"a"\n"b"\n'])
+def test_forms_of_json_lines(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    assert read_calibration(tmp_path / "a.jsonl")["text"][:] == ["a", "b"]
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "parts": [{"word": "b"}]}')
+    assert read_calibration(tmp_path / "a.jsonl")["text"][:] == ["a"]
 
 
 def test_a_column_of_several_kinds(tmp_path, caplog):
