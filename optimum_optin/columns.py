@@ -12,7 +12,9 @@ _TEXT_COLUMNS = (
     ("question1", "question2"),
     ("question", "sentence"),
     ("question", "context"),
+    ("question", "passage"),
     ("query", "passage"),
+    ("query", "document"),
     ("sentence_1", "sentence_2"),
     ("sentence_a", "sentence_b"),
     ("text1", "text2"),
@@ -110,8 +112,8 @@ def looks_like_text(values: Iterable) -> bool:
 
 
 def _is_cell(name: str) -> bool:
-    """Whether the name of a column is itself a text, which the first row of a table without names is."""
-    return len(_WORD.findall(name)) > 3 or name.strip().isdigit()
+    """Whether the name of a column is itself a text or a number, as in the first row of a table without names."""
+    return isinstance(name, str) and (len(_WORD.findall(name)) > 3 or name.strip().isdigit())
 
 
 def _plain(name: str) -> str:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .file_kinds import has_image_suffix
 from .groups import Batch
 from .images import channels_of, check_inputs
+from .samples import is_missing
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +101,9 @@ def _found(sample: Any, model: nn.Module) -> Any:
         value = value[image_column(value, model)]
     elif isinstance(value, (tuple, list)) and value:  # image and label, as of torchvision's data sets
         value = value[0]
-    if value is None or is_image(value) or _is_file(value) or _is_undecoded(value):
+    if is_missing(value):
+        return None
+    if is_image(value) or _is_file(value) or _is_undecoded(value):
         return value
     kind = "text" if isinstance(value, str) else type(value).__name__
     raise ValueError(
@@ -117,8 +120,8 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     """
     if "pixel_values" in sample:
         return "pixel_values"
-    images = [name for name, value in sample.items() if value is None or is_image(value) or _is_undecoded(value)]
-    there = [name for name in images if sample[name] is not None]
+    images = [name for name, value in sample.items() if is_missing(value) or is_image(value) or _is_undecoded(value)]
+    there = [name for name in images if not is_missing(sample[name])]
     if not there:  # a name of a file may stand beside the image, too
         files = [name for name, value in sample.items() if _is_file(value)]
         images, there = images + files, files

@@ -36,6 +36,12 @@ def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
     return {index: data[index] for index in order.tolist()}
 
 
+def is_missing(value: Any) -> bool:
+    """Whether this stands for nothing: `None`, NaN, and what pandas has for it."""
+    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
 def undecoded(data: Any) -> Any:
     """A `datasets.Dataset`, or a column of one, whose images are opened by us, who can name the file that cannot be;
     others as they are, and one with a transform of the user's own, too.

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from .columns import is_known, looks_like_text, text_columns
 from .pixels import is_image
 from .processes import is_main
+from .samples import is_missing
 
 logger = logging.get_logger(__name__)
 
@@ -59,12 +60,20 @@ def read_texts(
 
 def is_composed(sample: Any) -> bool:
     """Whether a sample has columns, or places."""
-    return isinstance(sample, (Mapping, tuple, list)) or (isinstance(sample, np.ndarray) and sample.ndim == 1)
+    placed = isinstance(sample, (tuple, list)) or (isinstance(sample, np.ndarray) and sample.ndim == 1)
+    return placed or _is_named(sample)
+
+
+def _is_named(sample: Any) -> bool:
+    """Whether a sample has columns: a dict, a row of pandas or of a database, a named tuple."""
+    return any(hasattr(sample, name) for name in ("keys", "_asdict"))
 
 
 def columns_of(sample: Any) -> dict[Any, Any]:
     """Column -> value of a sample; of a tuple or list, by place."""
-    return dict(sample) if isinstance(sample, Mapping) else dict(enumerate(sample))
+    if hasattr(sample, "_asdict"):
+        return sample._asdict()
+    return dict(sample) if _is_named(sample) else dict(enumerate(sample))
 
 
 def _parts(sample: Any) -> list:
@@ -75,7 +84,7 @@ def _kind(sample: Any) -> type | int:
     """Samples of one kind have one form; tuples and lists, one length."""
     if isinstance(sample, str):
         return str
-    return dict if isinstance(sample, Mapping) else len(sample)
+    return dict if _is_named(sample) else len(sample)
 
 
 def _chosen(rows: Sequence[Mapping], chosen: Sequence[str | int]) -> list:
@@ -169,16 +178,10 @@ def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]
 _EMPTY = "it is empty"
 
 
-def _is_missing(value: Any) -> bool:
-    """Whether this stands for nothing, as NaN does and what pandas has for it."""
-    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
-    return is_nan or type(value).__name__ in ("NAType", "NaTType")
-
-
 def _problem(parts: Sequence) -> str | None:
     """What is wrong with a text, if anything is."""
     for part in parts:
-        if part is None or _is_missing(part):
+        if is_missing(part):
             return "there is none"
         if not isinstance(part, str):
             return f"{type(part).__name__}, not text"

@@ -200,6 +200,20 @@ def test_text_is_no_image(model, processor):
         calibration_batches(IMAGES, model, processor, text_columns=["image"])
 
 
+def test_images_in_what_pandas_holds(model, processor, tmp_path, caplog):
+    pandas = pytest.importorskip("pandas")
+    files = [str(tmp_path / f"{number}") for number in range(4)]
+    for file, image in zip(files, IMAGES, strict=False):
+        image.save(file, "PNG")
+    expected = _pixels(calibration_batches(IMAGES[1:4], model, processor))
+    frame = pandas.DataFrame({"photo": [*files, None], "label": ["cat", "dog", "cat", "dog", "cat"]})
+    frame = frame[frame.index > 0]
+    for data in (frame["photo"], frame, frame["photo"].astype(object), {"photo": frame["photo"]}):
+        caplog.clear()
+        assert torch.equal(_pixels(calibration_batches(data, model, processor)), expected)
+        assert "row 3 (there is none)" in caplog.text
+
+
 def test_a_folder_whose_name_is_a_pattern(model, processor, tmp_path):
     for name, images in (("photos[1]", IMAGES[:3]), ("photos1", IMAGES[3:])):
         for number, image in enumerate(images):

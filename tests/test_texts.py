@@ -346,9 +346,15 @@ def test_what_pandas_holds_is_read_by_place(model, tokenizer):
         (pandas.Index(TEXTS), 24),
         (frame["review"].astype("category"), 24),
         (frame["review"].astype("string"), 24),
+        (frame["review"].astype(object), 24),
     ):
         expected = _tokens(TEXTS if count == 24 else TEXTS[12:])
         assert _token_lists(calibration_batches(data, model, tokenizer)) == expected
+    for rows in ([row for _, row in frame.iterrows()], frame.itertuples(), frame.itertuples(index=False, name=None)):
+        assert _token_lists(calibration_batches(rows, model, tokenizer)) == _tokens(TEXTS)
+    unnamed = pandas.DataFrame(list(zip(TEXTS, LABELS, strict=True)))
+    assert _token_lists(calibration_batches(unnamed, model, tokenizer)) == _tokens(TEXTS)
+    assert _token_lists(calibration_batches(unnamed, model, tokenizer, text_columns=[0])) == _tokens(TEXTS)
     ids = pandas.Series([tokenizer(text)["input_ids"] for text in TEXTS], index=range(100, 124))
     assert _token_lists(calibration_batches({"input_ids": ids}, model, tokenizer)) == _tokens(TEXTS)
 
