@@ -28,21 +28,23 @@ _TEXT_COLUMNS = (
 # Names that say text, if only one of them is there.
 _USUAL = frozenset(
     "abstract article body caption clean_text comment comment_text content document full_text message paragraph "
-    "passage post prompt query question raw_text review review_body review_text statement transcript tweet tweet_text "
-    "utterance".split()
+    "passage post prompt query question raw_text review review_body review_text statement transcript tweet "
+    "tweet_text utterance".split()
 )
 # Names of what is no text: targets and what identifies a row.
 _OTHERS = frozenset(
-    "_id answer answers author authors category categories class class_label classes created_at date datetime domain "
-    "emotion emotions email file file_name file_path filename filepath genre gold gold_label grade guid hash "
-    "helpful id idx image image_id image_path image_url img index intent intents key label label_ids label_text labels "
-    "lang language link locale md5 name opinion path polarity pos quality rating ratings row_id score scores sentiment "
-    "sentiments sha sha1 sha256 source source_file split star stars stance subreddit tag tags target targets time "
-    "timestamp topic topics toxicity type uid uri url urls user user_id user_name username uuid verified y".split()
+    "_id answer answers author authors brand categories category city class class_label classes company country "
+    "created_at currency date datetime domain email emotion emotions file file_name file_path filename filepath "
+    "gender genre gold gold_label grade guid hash helpful host id idx image image_id image_path image_url img index "
+    "intent intents ip ip_address job key label label_ids label_text labels lang language link locale md5 name "
+    "owner path person phone platform polarity pos product publisher quality rating ratings reviewer role row_id "
+    "score scores sentiment sentiments sha sha1 sha256 source source_file split stance star stars subreddit tag "
+    "tags target targets time timestamp topic topics toxicity type uid uri url urls user user_id user_name username "
+    "uuid verified version writer y".split()
 )
-_OTHER_ENDINGS = (
-    "_class _date _file _filename _hash _id _ids _idx _lang _language _label _labels _path _rating _score _sentiment "
-    "_time _timestamp _type _url _uuid".split()
+_OTHER_ENDINGS = tuple(
+    "_class _code _date _file _filename _hash _id _ids _idx _label _labels _lang _language _name _path _rating "
+    "_score _sentiment _time _timestamp _type _url _uuid".split()
 )
 # A sign of a script without spaces is as good as a word.
 _WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\S*[^\W\d_]\S*")
@@ -87,7 +89,7 @@ def is_known(columns: Iterable[str]) -> bool:
 def is_other(name: str) -> bool:
     """Whether a column of this name is a target, or identifies a row."""
     plain = _plain(name)
-    return plain in _OTHERS or plain.endswith(tuple(_OTHER_ENDINGS)) or plain.startswith(("id_", "is_", "column_"))
+    return plain in _OTHERS or plain.endswith(_OTHER_ENDINGS) or plain.startswith(("id_", "is_", "column_"))
 
 
 def looks_like_text(values: Iterable) -> bool:

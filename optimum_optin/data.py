@@ -29,7 +29,7 @@ from .pixels import image_batches, image_column, pixel_values
 from .plain_text import without_surrogates
 from .processes import is_main
 from .samples import draw
-from .texts import read_texts
+from .texts import leave_out, read_texts
 from .tokens import token_masks
 
 logger = logging.get_logger(__name__)
@@ -92,13 +92,14 @@ def calibration_batches(
         pixels = dict(zip(samples, pixel_values(samples, model, processor, unreadable), strict=True))
         readable = {row: sample for row, sample in samples.items() if pixels[row] is not None}
         texts = _inputs(_without_images(readable, model), text_columns, unreadable)
-        padded = padded_batches(list(texts.values()), model, processor, batch_size=batch_size, max_length=max_length)
-        kept = [pixels[row] for row in texts]
+        encoded = _with_tokens(texts, model, processor, max_length, unreadable)
+        kept = [pixels[row] for row in encoded]
+        padded = _padded(list(encoded.values()), model, processor, batch_size)
         batches = [{**batch, "pixel_values": torch.stack([kept[index] for index in part])} for part, batch in padded]
     else:
         texts = _inputs(draw(data, num_samples, seed), text_columns, unreadable)
-        padded = padded_batches(list(texts.values()), model, processor, batch_size=batch_size, max_length=max_length)
-        batches = [batch for _, batch in padded]
+        encoded = _with_tokens(texts, model, processor, max_length, unreadable)
+        batches = [batch for _, batch in _padded(list(encoded.values()), model, processor, batch_size)]
     check_batches(batches, model)
     # Out of order of length, so that a progress bar's estimate is fair.
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
@@ -120,8 +121,11 @@ def padded_batches(
     Returns:
         Pairs of the samples' indices and their batch, as `calibration_batches` gives it.
     """
-    processor = getattr(processor, "tokenizer", processor)  # of what serves text and images
-    encoded = _encode(samples, model, processor, max_length)
+    return _padded(_encode(samples, model, processor, max_length), model, processor, batch_size)
+
+
+def _padded(encoded: list[dict], model: nn.Module, processor: Any, batch_size: int) -> list[tuple[list[int], Batch]]:
+    processor = _tokenizer(processor)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
     config = model.config.get_text_config()
     fills = (getattr(each, "pad_token_id", None) for each in (processor, config))
@@ -221,7 +225,25 @@ def _is_tokenised(sample: Any) -> bool:
     return isinstance(sample, Mapping) and "input_ids" in sample
 
 
+def _with_tokens(
+    samples: Mapping[int, Any], model: nn.Module, processor: Any, max_length: int | None, unreadable: str
+) -> dict[int, dict]:
+    """Samples as token ids, by row, without those that have none; where none has any, all, for `check_texts`."""
+    encoded = dict(zip(samples, _encode(list(samples.values()), model, processor, max_length), strict=True))
+    problems = {row: "no tokens" for row, sample in encoded.items() if not any(sample.get("attention_mask", [1]))}
+    problems |= {row: "no tokens" for row, sample in encoded.items() if not sample["input_ids"]}
+    if len(problems) < len(encoded):
+        leave_out(problems, len(encoded), unreadable)
+        encoded = {row: sample for row, sample in encoded.items() if row not in problems}
+    return encoded
+
+
+def _tokenizer(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", processor)  # of what serves text and images
+
+
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
+    processor = _tokenizer(processor)
     if all(map(_is_tokenised, samples)):
         limit = max_length or max_tokens(model)
         return [_listed(_text_inputs(sample, model), limit) for sample in samples]

@@ -189,7 +189,10 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
         try:
             if image is None:
                 raise OSError("there is none")
-            pixels.append(ready(image))
+            values = ready(image)
+            if values.is_floating_point() and not values.isfinite().all():
+                raise OSError("its pixel values are empty, or NaN or infinite")
+            pixels.append(values)
         except OSError as error:
             problems.append(f"{_name_of(image) or f'row {row}'} ({error})")
             pixels.append(None)
@@ -207,11 +210,15 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
 
 
 def _converted(image: Any, mode: str):
-    """Pillow's image of this mode."""
+    """Pillow's image of this mode.
+
+    Raises:
+        OSError: it cannot be read, or its numbers are of unknown range.
+    """
     pillow = _pillow()
     opened = _opened(image)
     if opened.mode in ("I", "F"):
-        raise ValueError(
+        raise OSError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
             f"range, {_name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
         )
@@ -271,7 +278,10 @@ def _image(image: np.ndarray | Tensor):
         )
     if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
         array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
-    return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
+    try:
+        return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
+    except TypeError as error:
+        raise OSError(f"no image has the shape {array.shape}") from error
 
 
 def _name_of(image: Any) -> str | None:

@@ -130,6 +130,14 @@ def _by_loader(loader: str, config_name: str | None, split: str, options: dict[s
             del options["data_files"]
             return read_rows(files, kinds.pop(), _delimiter(files[0], options))
         options["data_files"] = [glob.escape(os.path.abspath(file)) for file in named]
+    place = options.get("data_dir")
+    if (
+        loader == "imagefolder"
+        and place is not None
+        and os.path.isdir(place)
+        and set(options) <= {"data_dir", *_OPTIONS}
+    ):
+        return _read_path(Path(place), config_name, split, None)
     return _load(loader, config_name, split, **options)
 
 

@@ -92,6 +92,8 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
                     best = parsed
             if best.share == 1:
                 break
+    if delimiter is None and len(best.header) == 1:
+        _check_single(file, best)
     return _table(file, best.header, best.rows, best.lines, _QUOTING)
 
 
@@ -155,6 +157,21 @@ def _is_quoted(parsed: _Parsed) -> bool:
     """Whether most of the cells that begin with a quotation mark also end with one, which is there for quoting then."""
     begun = [cell for cells in parsed.rows for cell in cells if cell.startswith('"')]
     return sum(len(cell) > 1 and cell.endswith('"') for cell in begun) * 2 > len(begun)
+
+
+def _check_single(file: Path, parsed: _Parsed) -> None:
+    """Raise if a table of one column looks like one of several, with a delimiter that is not looked for.
+
+    Raises:
+        ValueError: every row has as many of some sign as the header.
+    """
+    header = parsed.header[0]
+    for sign in sorted({sign for sign in header if not (sign.isalnum() or sign.isspace() or sign in "_'\"-.?!()")}):
+        if parsed.rows and all(cells and cells[0].count(sign) == header.count(sign) for cells in parsed.rows):
+            raise ValueError(
+                f"{file}: its cells seem to be set apart by {sign!r}, which is not looked for: use one of "
+                f"{' '.join(map(repr, DELIMITERS))}, or give delimiter= of get_calibration_dataset."
+            )
 
 
 def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: list[int], remedy: str) -> Table:

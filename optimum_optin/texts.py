@@ -159,20 +159,34 @@ def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]
         if is_main():
             logger.warning("all calibration texts are empty.")
         return {row: tuple(map(str, parts)) for row, parts in found.items()}
+    leave_out(problems, len(found), unreadable)
+    return {row: tuple(map(str, parts)) for row, parts in found.items() if row not in problems}
+
+
+def leave_out(problems: Mapping[int, str], count: int, unreadable: str) -> None:
+    """Name the samples that are left out for want of text.
+
+    Args:
+        problems: row -> what is wrong.
+        count: how many samples there are.
+        unreadable: `"stop"` raises at the first.
+
+    Raises:
+        ValueError: all are left out, or `"stop"`.
+    """
     named = [f"row {row} ({problem})" for row, problem in sorted(problems.items())]
     if named and unreadable == "stop":
         raise ValueError(
             f"a calibration text cannot be read: {named[0]}. Mend or remove it, or take unreadable='skip'."
         )
-    if len(named) == len(found):
-        raise ValueError(f"none of the {len(found)} calibration texts can be read; the first: {named[0]}.")
+    if len(named) == count:
+        raise ValueError(f"none of the {count} calibration texts can be read; the first: {named[0]}.")
     if named and is_main():
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
         logger.warning(
             f"left out of the calibration data, as there is no text to read: {', '.join(named[:10])}{more}; "
-            f"{len(found) - len(named)} of {len(found)} calibration texts are left."
+            f"{count - len(named)} of {count} calibration texts are left."
         )
-    return {row: tuple(map(str, parts)) for row, parts in found.items() if row not in problems}
 
 
 _EMPTY = "it is empty"

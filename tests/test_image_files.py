@@ -157,6 +157,21 @@ def test_an_image_whose_file_was_closed_is_named(model, processor, tmp_path, cap
     assert "a.png" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["wide", "five channels", "not finite"])
+def test_one_odd_image_does_not_end_the_run(model, processor, name, caplog):
+    pixels = processor(images=IMAGES[:3], return_tensors="pt")["pixel_values"]
+    odd, others = {
+        "wide": (IMAGES[3].convert("F"), IMAGES[:3]),
+        "five channels": (np.zeros((9, 9, 5), np.uint8), IMAGES[:3]),
+        "not finite": (torch.full((3, 16, 16), float("nan")), list(pixels)),
+    }[name]
+    batches = calibration_batches([*others, odd], model, processor)
+    assert torch.equal(_pixels(batches), _pixels([{"pixel_values": pixels}]))
+    assert "3 of 4 calibration images are left" in caplog.text
+    with pytest.raises(ValueError, match="a calibration image cannot be read"):
+        calibration_batches([*others, odd], model, processor, unreadable="stop")
+
+
 # Kinds
 
 

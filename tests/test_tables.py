@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import pytest
 from words import TEXTS
@@ -65,6 +66,16 @@ def test_tables_that_people_have(tmp_path, content, expected):
     before = csv.field_size_limit()
     assert read_csv(tmp_path / "a.csv").rows == expected
     assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("delimiter", ["^", "~", "::", "/"])
+def test_a_delimiter_that_is_not_looked_for_is_said(tmp_path, delimiter):
+    rows = [f"{text}{delimiter}1" for text in TEXTS]
+    (tmp_path / "a.csv").write_text("\n".join([f"text{delimiter}label", *rows]))
+    with pytest.raises(ValueError, match=f"seem to be set apart by '{re.escape(delimiter[0])}'"):
+        read_csv(tmp_path / "a.csv")
+    if len(delimiter) == 1:
+        assert read_csv(tmp_path / "a.csv", delimiter).rows == [[text, "1"] for text in TEXTS]
 
 
 def test_a_delimiter_may_be_given(tmp_path):

@@ -237,6 +237,18 @@ def test_empty_texts_alone_are_what_was_asked_for(model, tokenizer, caplog):
     assert "all calibration texts are empty" in caplog.text
 
 
+def test_a_sample_without_tokens_is_named_and_left_out(model, tokenizer, caplog):
+    samples = [dict(tokenizer(text)) for text in TEXTS]
+    expected = _tokens(TEXTS)
+    for odd in ({"input_ids": [], "attention_mask": []}, {"input_ids": [5, 6], "attention_mask": [0, 0]}):
+        caplog.clear()
+        data = [*samples[:3], odd, *samples[3:]]
+        assert _token_lists(calibration_batches(data, model, tokenizer)) == expected
+        assert "row 3 (no tokens); 24 of 25 calibration texts are left" in caplog.text
+        with pytest.raises(ValueError, match=r"row 3 \(no tokens\)"):
+            calibration_batches(data, model, tokenizer, unreadable="stop")
+
+
 def test_half_a_surrogate_pair_is_replaced(model, tokenizer, caplog):
     data = [*TEXTS, "the \ud800 cat"]
     expected = _tokens([*TEXTS, "the \ufffd cat"])
@@ -333,7 +345,7 @@ def test_whatever_iterates_in_order_works(model, tokenizer, make):
 def test_what_pandas_holds_is_read_by_place(model, tokenizer):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"review": [*TEXTS, None], "stars": [*range(24), 0], "keep": [True] * 25})
-    frame = frame.iloc[::-1][frame["keep"]]
+    frame = frame[frame["keep"]].iloc[::-1]
     frame.index = frame.index + 100
     later = frame[frame["stars"] > 11]
     for data, count in (
