@@ -69,10 +69,10 @@ def text_columns(
         if all(_plain(name) in plain for name in known):
             return tuple(name if name in strings else plain[_plain(name)] for name in known)
     usual = [name for name in strings if _plain(name) in _USUAL]
-    if len(usual) == 1:
-        return tuple(usual)
     likely = [name for name in strings if not is_other(name) and (values is None or looks_like_text(values[name]))]
-    if len(likely) == 1 and not _is_cell(likely[0]):
+    if len(usual) == 1 and (not likely or usual[0] in likely):
+        return tuple(usual)
+    if len(likely) == 1 and (not usual or likely[0] in usual) and not _is_cell(likely[0]):
         return tuple(likely)
     raise ValueError(
         f"cannot tell the text columns among {', '.join(map(str, columns)) or 'none'}: rename them to 'text' (and "

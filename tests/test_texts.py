@@ -89,7 +89,16 @@ def test_a_label_or_an_id_is_no_text(model, tokenizer, name, other, caplog):
         )
 
 
-@pytest.mark.parametrize("columns", [{"one": TEXTS, "other": NEXT}, {"review": TEXTS, "comment": NEXT}, {"a": LABELS}])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"one": TEXTS, "other": NEXT},
+        {"review": TEXTS, "comment": NEXT},
+        {"review": LABELS, "other": NEXT},
+        {"a": LABELS},
+        {"sentiment": TEXTS},
+    ],
+)
 def test_columns_that_cannot_be_told_are_listed(model, tokenizer, columns):
     message = rf"among {', '.join(columns)}: rename .*text_columns= \(--text-columns\)"
     with pytest.raises(ValueError, match=message):
