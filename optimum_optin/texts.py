@@ -114,10 +114,10 @@ def _told(rows: Sequence[Mapping], placed: bool) -> list:
         names = list(text_columns(columns, strings, values))
     others = [name for name in columns if name not in names]
     if others and not (not placed and is_known(names)) and is_main():
-        what, said = ("places", "Place") if placed else ("columns", "Column")
+        what = "place" if placed else "column"
         logger.warning(
-            f"calibration texts are taken from the {what} {', '.join(map(str, names))}, not from "
-            f"{', '.join(map(str, others))}. {said}s of your choice: text_columns= (--text-columns)."
+            f"calibration texts are those in {what} {' and '.join(map(str, names))}; not used: "
+            f"{', '.join(map(str, others))}. text_columns= (--text-columns) chooses others."
         )
     return names
 

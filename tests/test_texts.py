@@ -78,13 +78,13 @@ def test_a_label_or_an_id_is_no_text(model, tokenizer, name, other, caplog):
     for data in (_rows(columns), Dataset.from_dict(columns), columns):
         caplog.clear()
         assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
-        said = [record.message for record in caplog.records if "are taken from" in record.message]
+        said = [record.message for record in caplog.records if "texts are those in" in record.message]
         assert said == (
             []
             if name == "text"
             else [
-                f"calibration texts are taken from the columns {name}, not from {other}. Columns of your choice: "
-                "text_columns= (--text-columns)."
+                f"calibration texts are those in column {name}; not used: {other}. text_columns= (--text-columns) "
+                "chooses others."
             ]
         )
 
@@ -178,7 +178,7 @@ def test_the_first_row_of_a_table_without_names_is_no_name(model, tokenizer):
 def test_the_label_in_a_tuple_is_no_text(model, tokenizer, second, make, caplog):
     data = [make(pair) for pair in zip(TEXTS, second, strict=True)]
     assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
-    assert "calibration texts are taken from the places 0, not from 1" in caplog.text
+    assert "calibration texts are those in place 0; not used: 1." in caplog.text
     turned = [make(pair) for pair in zip(second, TEXTS, strict=True)]
     assert _token_lists(calibration_batches(turned, model, tokenizer)) == _tokens(TEXTS)
 
