@@ -112,8 +112,11 @@ def refit(
 def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks, strength: float | None) -> None:
     """Refit the sublayers of a layer in order, and walk through it."""
     for index, group in enumerate(groups):
-        _refit_producers(pruned, path, group, walks, strength)
-        _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
+        try:
+            _refit_producers(pruned, path, group, walks, strength)
+            _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
+        except ValueError as error:
+            raise ValueError(f"{group.key} cannot be refitted: {error}; check its weights and the data.") from error
     for walk in filter(None, walks):
         walk.leave(pruned, path)
 

@@ -90,10 +90,10 @@ class Scores:
         combined: dict[str, Tensor] = {}
         for term, by_key in terms.items():
             # Of a term that no unit is scored by, only the layers' shares can be told.
-            total = float(sum(score.sum() for score in self.terms.get(term, by_key).values()))
+            total = float(sum(score.double().sum() for score in self.terms.get(term, by_key).values()))
             scale = weights.get(term, 1.0) / max(total, 1e-300)
             for key, score in by_key.items():
-                combined[key] = combined.get(key, 0) + scale * score
+                combined[key] = combined.get(key, 0) + scale * score.double()
         return combined
 
     def removed(self, masks: Masks) -> dict[str, float]:
