@@ -70,6 +70,19 @@ class Regression:
         both.error_squares = self.error_squares + other.error_squares
         return both
 
+    def normal_equations(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """Weighted sums of the outer products of inputs with inputs, and of inputs with errors; float64.
+
+        Args:
+            centred: whether of what the inputs differ from their mean by.
+
+        Returns:
+            Shapes (inputs, inputs) and (inputs, outputs).
+        """
+        origin = self.inputs.mean() if centred else torch.zeros_like(self.inputs.shift)
+        cross = self.cross + (self.inputs.shift - origin).outer(self.error_sum)
+        return self.inputs.scatter(centred), cross
+
     def loss(self, weight: Tensor, bias: Tensor) -> float:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
         bias = bias + weight @ self.inputs.shift  # of shifted inputs
@@ -116,9 +129,7 @@ def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> fl
 
 def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
     mean, error_mean = rows.inputs.mean(), rows.error_sum / rows.inputs.weight
-    gram = rows.inputs.scatter(centred=intercept)
-    about_mean = rows.cross - (mean - rows.inputs.shift).outer(rows.error_sum)
-    cross = about_mean if intercept else about_mean + mean.outer(rows.error_sum)
+    gram, cross = rows.normal_equations(centred=intercept)
     if len(gram) == 0:
         weight = cross.T
     else:

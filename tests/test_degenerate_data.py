@@ -93,9 +93,7 @@ def test_activations_too_large_for_float32_are_named():
     with torch.no_grad():
         layer.mlp.fc1.weight *= 1e25
         layer.mlp.fc2.weight *= 1e-25
-    with pytest.raises(
-        ValueError, match=r"layers\.1\.neurons cannot be scored: sums of its activations are not"
-    ):
+    with pytest.raises(ValueError, match=r"layers\.1\.neurons cannot be scored: sums of its activations are not"):
         OptinPruner(model).score(tiny_samples(8, model=model), CONFIG)
 
 
