@@ -87,6 +87,18 @@ def test_a_classifier_of_zeros_leaves_the_trajectory_to_decide(scorer, num_label
     assert all(group.units for group in find_groups(pruned) if group.role == "heads")
 
 
+def test_the_agreement_of_numbers_does_not_depend_on_their_offset():
+    agreements = []
+    for offset in (0.0, 3e4):
+        model = tiny_model(num_labels=1)
+        with torch.no_grad():
+            model.classifier.bias += offset
+        pruner = OptinPruner(model)
+        pruner.prune(tiny_samples(64), OptinConfig(flops=0.5, probes=8, compensation="none", search="ranked"))
+        agreements.append(pruner.report.divergence["agreement"])
+    assert agreements[1] == pytest.approx(agreements[0], abs=0.02)
+
+
 def test_activations_too_large_for_float32_are_named():
     model = tiny_model("vit")
     layer = model.vit.layers[1]
