@@ -87,7 +87,7 @@ def register_architecture(model_type: str, *stacks: Stack) -> None:
         stacks: its layer lists in order of execution.
 
     Raises:
-        ValueError: no stack, two stacks of one name, or a name with a dot.
+        ValueError: no stack, two stacks of one name, a name with a dot, or two sublayers of one role in a layer.
     """
     names = [getattr(stack, "name", stack) for stack in stacks]
     fit = stacks and all(isinstance(stack, Stack) and "." not in stack.name for stack in stacks)
@@ -95,6 +95,13 @@ def register_architecture(model_type: str, *stacks: Stack) -> None:
         raise ValueError(
             f"architecture {model_type!r} needs one or more Stack objects of distinct names without dots, got {names}."
         )
+    for stack in stacks:
+        roles = [sublayer.role for sublayer in stack.sublayers]
+        if len(set(roles)) != len(roles):  # masks and scores are told apart by layer and role
+            raise ValueError(
+                f"architecture {model_type!r}: a layer of {stack.name!r} must have one sublayer of each role, got "
+                f"{', '.join(roles)}."
+            )
     _ARCHITECTURES[model_type] = stacks
 
 

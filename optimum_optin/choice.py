@@ -14,7 +14,7 @@ from .groups import HEADS, NEURONS, Group, Masks
 from .images import prefix_tokens
 from .schedule import TokenSchedule, constant_schedule, scored_schedule
 from .scoring import Scores
-from .search import check_budget, search, search_uniform
+from .search import check_budget, check_kept, search, search_uniform
 from .token_merging import check_mergeable, merges_tokens
 from .uniform import uniform_floors
 
@@ -63,7 +63,10 @@ def ranked(
     costs, budget = priced(model, groups, scores.tokens, config, schedule)
     find = search_uniform if config.layout == "uniform" else search
     ordered = {group.key: combined[group.key] for group in groups}
-    return Choice(find(ordered, costs, budget, floors_of(config, groups)), weight, schedule)
+    floors = floors_of(config, groups)
+    masks = find(ordered, costs, budget, floors)
+    check_kept(masks, floors)
+    return Choice(masks, weight, schedule)
 
 
 def priced(

@@ -49,20 +49,28 @@ def compensate(
 
 
 @torch.inference_mode(False)
-def dense_passes(dense: nn.Module, batches: Sequence[Batch], config: OptinConfig) -> list[Start | None]:
-    """What `refit` needs to know of the dense model, for any number of pruned ones; one entry for each batch.
+def dense_passes(
+    dense: nn.Module, batches: Sequence[Batch], config: OptinConfig, wanted: Sequence[int] | None = None
+) -> list[Start | None]:
+    """What `refit` needs to know of the dense model, for any number of pruned ones: one pass of every wanted batch.
 
     Args:
         dense: the model before pruning; unchanged.
         batches: calibration batches on its device.
         config: seed, rows and temperature of the probes that weigh the tokens; the same as of the `surgeon` scorer.
+        wanted: indices of the batches to run; `None` for all.
+
+    Returns:
+        An entry for each wanted batch, in that order; `None` where another process has it.
     """
     groups = find_groups(dense)
     streams = generators(config.seed, len(batches))
-    starts: list[Start | None] = [None] * len(batches)
+    wanted = range(len(batches)) if wanted is None else wanted
+    starts: list[Start | None] = [None] * len(wanted)
     with frozen(dense):
-        for index in progress(my_share(len(batches)), "token weights", "batch"):
-            starts[index] = dense_pass(
+        for place in progress(my_share(len(wanted)), "token weights", "batch"):
+            index = wanted[place]
+            starts[place] = dense_pass(
                 dense,
                 batches[index],
                 groups,
@@ -112,8 +120,11 @@ def refit(
 def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks, strength: float | None) -> None:
     """Refit the sublayers of a layer in order, and walk through it."""
     for index, group in enumerate(groups):
-        _refit_producers(pruned, path, group, walks, strength)
-        _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
+        try:
+            _refit_producers(pruned, path, group, walks, strength)
+            _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
+        except ValueError as error:
+            raise ValueError(f"{group.key} cannot be refitted: {error}; check its weights and the data.") from error
     for walk in filter(None, walks):
         walk.leave(pruned, path)
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .architectures import find_groups, find_layers
 from .data import probe_batch
+from .facts import measured_once
 from .groups import HEADS, Group, Masks, stack_of
 from .images import prefix_tokens
 from .masking import frozen
@@ -124,10 +125,14 @@ def _lengths(
         layers = find_layers(model)
         lengths = schedule.lengths(layers, tokens) if schedule else dict.fromkeys(layers, tokens)
         return {group.key: (lengths[group.layer],) * 2 for group in groups}
-    with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
-        model(**probe_batch(model, tokens))
-    shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)
-    return {key: (shape[0] * shape[1], shape[1]) for key, shape in shapes.items()}
+
+    def measure() -> dict[str, tuple[int, int]]:
+        with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
+            model(**probe_batch(model, tokens))
+        shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)
+        return {key: (shape[0] * shape[1], shape[1]) for key, shape in shapes.items()}
+
+    return measured_once(model, ("lengths", tokens, tuple(group.key for group in groups)), measure)
 
 
 def _unit_macs(model: nn.Module, group: Group, tokens: int, attended: int) -> int:

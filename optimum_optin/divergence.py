@@ -17,6 +17,8 @@ from .processes import add_up, my_share, process_count
 from .tokens import token_masks, token_rows
 from .trajectory import Output, compared_output, hidden_states, layer_rows, recorded
 
+_ROUNDING = 1e-12  # of the mean square: what float32 may leave of the variance of constant outputs
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -99,7 +101,7 @@ class _Sums:
         if not self.real:
             return agreeing / outputs
         variance = squares - float(self.total.square().sum()) / outputs
-        return None if variance <= 1e-9 * squares else max(0.0, 1 - error / variance)
+        return None if variance <= _ROUNDING * squares else max(0.0, 1 - error / variance)
 
 
 def _agreeing(student: Tensor, teacher: Tensor, kind: str) -> Tensor:

@@ -8,7 +8,7 @@ evaluation and rewriting all rest on that one fact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,19 @@ Batch = Mapping[str, Tensor]
 def samples_in(batch: Batch) -> int:
     """How many samples a batch has."""
     return len(next(iter(batch.values())))
+
+
+def same_batches(some: Sequence[Batch], others: Sequence[Batch]) -> bool:
+    """Whether two lists of batches hold the same inputs on the same device."""
+    return some is others or (
+        len(some) == len(others)
+        and all(one.keys() == other.keys() for one, other in zip(some, others, strict=True))
+        and all(
+            value.device == other[name].device and torch.equal(value, other[name])
+            for one, other in zip(some, others, strict=True)
+            for name, value in one.items()
+        )
+    )
 
 
 def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:

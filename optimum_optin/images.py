@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .architectures import find_layers, stack_inputs
+from .facts import measured_once
 from .groups import Batch, stack_of
 from .masking import frozen
 
@@ -31,11 +32,16 @@ def takes_pairs(model: nn.Module) -> bool:
     return set(stack_inputs(model).values()) == {"pixel_values", "input_ids"}
 
 
-@torch.no_grad()
 def image_tokens(model: nn.Module, batch: Batch) -> int | None:
     """How many tokens the first layer gets of each image, class token and the like included; `None` for text."""
     if "pixel_values" not in batch:
         return None
+    size = tuple(batch["pixel_values"].shape[1:])
+    return measured_once(model, ("image tokens", size), lambda: _count_tokens(model, batch))
+
+
+@torch.no_grad()
+def _count_tokens(model: nn.Module, batch: Batch) -> int:
     counts: list[int] = []
 
     def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -24,7 +24,6 @@ from .config import OptinConfig
 from .costs import count_macs, count_parameters, matching_cost, total_cost
 from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
-from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
@@ -205,7 +204,7 @@ class OptinPruner:
         """
         config = self._config(config, scores, flops)
         groups = self._groups(config)
-        scores.check(fingerprint(self.model), config)
+        scores.check(self.model, config)
         check_token_scores(self.model, config, scores)
         schedule = schedules(self.model, groups, scores, config)[0]
         self._check_budget(groups, scores.tokens, config, schedule)
@@ -395,7 +394,7 @@ class OptinPruner:
         _check_type("scores", scores, Scores)
         check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
         if scores is not None:
-            scores.check(fingerprint(self.model))
+            scores.check(self.model)
         if not is_main():
             return None
         with reaching(repo_id), tempfile.TemporaryDirectory() as name:
@@ -454,7 +453,7 @@ class OptinPruner:
         if scores is None:
             get_scorer(config.scorer)
         else:
-            scores.check(fingerprint(self.model), config)
+            scores.check(self.model, config)
             check_token_scores(self.model, config, scores)
         batches = scores.batches if scores and calibration is None else self._batches(calibration, config, text_columns)
         if config.compensation != "none":

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from .compensation import dense_passes, refit
 from .config import OptinConfig
 from .divergence import Divergence, measure_divergence
-from .groups import Batch, Group
+from .groups import Batch, Group, same_batches
 from .plugin import merge_tokens_of, record_structure
 from .schedule import TokenSchedule
 from .scoring import Scores
@@ -108,9 +108,9 @@ def _starts(
     model: PreTrainedModel, scores: Scores, batches: Sequence[Batch], fit: Sequence[int], config: OptinConfig
 ) -> list[Start | None]:
     """What the refit starts from: the scoring's own passes of these batches, if it kept them."""
-    if scores.starts is not None and scores.batches is batches:
+    if scores.starts is not None and scores.batches is not None and same_batches(scores.batches, batches):
         return [scores.starts[index] for index in fit]
-    return [dense_passes(model, batches, config)[index] for index in fit]
+    return dense_passes(model, batches, config, fit)
 
 
 def _divergence(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .moments import Moments, cholesky
 from .processes import add_up
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
@@ -21,19 +22,23 @@ class Regression:
         device: where to keep the sums.
 
     Attributes:
-        count: rows.
-        weight: sum of the rows' weights.
+        inputs: moments of the inputs.
+        cross: weighted sum of the outer products of shifted inputs and errors, shape (inputs, outputs).
+        error_sum: weighted sum of the errors, shape (outputs,).
+        error_squares: weighted sum of their squares.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
         zeros = {"dtype": torch.float64, "device": device}
-        self.count = torch.zeros((), **zeros)
-        self.weight = torch.zeros((), **zeros)
-        self.gram = torch.zeros(inputs, inputs, **zeros)
+        self.inputs = Moments(inputs, device)
         self.cross = torch.zeros(inputs, outputs, **zeros)
-        self.input_sum = torch.zeros(inputs, **zeros)
         self.error_sum = torch.zeros(outputs, **zeros)
         self.error_squares = torch.zeros((), **zeros)
+
+    @property
+    def count(self) -> Tensor:
+        """Rows."""
+        return self.inputs.count
 
     def add(self, inputs: Tensor, errors: Tensor, weights: Tensor | None = None) -> None:
         """Add rows.
@@ -43,33 +48,47 @@ class Regression:
             errors: shape (rows, outputs).
             weights: how much each row counts, shape (rows,); `None` is one each.
         """
-        inputs, errors = inputs.float(), errors.float().to(inputs.device)
-        weights = inputs.new_ones(len(inputs), 1) if weights is None else weights.to(inputs)[:, None]
-        weighted = inputs * weights
-        self.count += len(inputs)
-        self.weight += weights.sum()
-        self.gram += weighted.T @ inputs
-        self.cross += weighted.T @ errors
-        self.input_sum += weighted.sum(0)
-        self.error_sum += (errors * weights).sum(0)
-        self.error_squares += (errors.double().square() * weights).sum()
+        errors = errors.float().to(inputs.device)
+        weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
+        self.cross += self.inputs.add(inputs, weights).T @ errors
+        self.error_sum += (errors * weights[:, None]).sum(0)
+        self.error_squares += (errors.double().square() * weights[:, None]).sum()
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
-        add_up(*vars(self).values())
+        before = self.inputs.shift
+        self.inputs.add_up()
+        self.cross += (before - self.inputs.shift).outer(self.error_sum)
+        add_up(self.cross, self.error_sum, self.error_squares)
 
     def merged(self, other: Regression) -> Regression:
         """The sums over the rows of both."""
-        both = Regression(len(self.input_sum), len(self.error_sum), self.gram.device)
-        for name, value in vars(self).items():
-            setattr(both, name, value + getattr(other, name))
+        both = Regression(*self.cross.shape, self.cross.device)
+        both.inputs = self.inputs.merged(other.inputs)
+        both.cross = self.cross + other.cross + (other.inputs.shift - both.inputs.shift).outer(other.error_sum)
+        both.error_sum = self.error_sum + other.error_sum
+        both.error_squares = self.error_squares + other.error_squares
         return both
+
+    def normal_equations(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """Weighted sums of the outer products of inputs with inputs, and of inputs with errors; float64.
+
+        Args:
+            centred: whether of what the inputs differ from their mean by.
+
+        Returns:
+            Shapes (inputs, inputs) and (inputs, outputs).
+        """
+        origin = self.inputs.mean() if centred else torch.zeros_like(self.inputs.shift)
+        cross = self.cross + (self.inputs.shift - origin).outer(self.error_sum)
+        return self.inputs.scatter(centred), cross
 
     def loss(self, weight: Tensor, bias: Tensor) -> float:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
+        bias = bias + weight @ self.inputs.shift  # of shifted inputs
         loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
-        loss = loss + ((weight @ self.gram) * weight).sum() + 2 * bias @ (weight @ self.input_sum)
-        return float(loss + self.weight * bias.square().sum())
+        loss = loss + ((weight @ self.inputs.gram) * weight).sum() + 2 * bias @ (weight @ self.inputs.total)
+        return float(loss + self.inputs.weight * bias.square().sum())
 
 
 def solve_ridge(
@@ -109,18 +128,12 @@ def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> fl
 
 
 def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
-    gram, cross = rows.gram, rows.cross
-    mean, error_mean = rows.input_sum / rows.weight, rows.error_sum / rows.weight
-    if intercept:
-        gram = gram - rows.weight * mean.outer(mean)
-        cross = cross - rows.weight * mean.outer(error_mean)
+    mean, error_mean = rows.inputs.mean(), rows.error_sum / rows.inputs.weight
+    gram, cross = rows.normal_equations(centred=intercept)
     if len(gram) == 0:
         weight = cross.T
     else:
-        # Constant or repeated inputs leave rounding noise on the diagonal; the floor keeps the solve well-posed.
-        floor = 1e-5 * rows.gram.diagonal().mean() + 1e-12
-        pull = strength * gram.diagonal().mean().clamp_min(0) + floor
-        factor = torch.linalg.cholesky(gram + pull * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        weight = torch.cholesky_solve(cross, factor).T
+        pull = strength * gram.diagonal().mean().clamp_min(0) + rows.inputs.floor() + 1e-12
+        weight = torch.cholesky_solve(cross, cholesky(gram, pull)).T
     bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)
     return weight, bias

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .groups import HEADS, NEURONS
 
+_ROLES = (HEADS, NEURONS)
+
 
 def search(
     scores: Mapping[str, Tensor],
@@ -35,11 +37,12 @@ def search(
         Group key -> boolean mask, shape (units,). Ties go to the earlier unit.
 
     Raises:
-        ValueError: the budget does not pay for the floors, or for a single unit.
+        ValueError: see `check_budget`; or scores that are not finite, below 0, or not of the units that have costs.
     """
     floors = floors or {}
     check_budget(costs, budget, floors)
-    return _spend(scores, budget, *(_rank(role, scores, costs, floors.get(role, 0)) for role in (HEADS, NEURONS)))
+    _check_scores(scores, costs)
+    return _spend(scores, budget, *(_rank(role, scores, costs, floors.get(role, 0)) for role in _ROLES))
 
 
 def search_uniform(
@@ -60,11 +63,12 @@ def search_uniform(
         See `search`. A group that has fewer units than the others keep keeps all of them.
 
     Raises:
-        ValueError: see `check_budget`.
+        ValueError: see `search`.
     """
     floors = floors or {}
     check_budget(costs, budget, floors)
-    return _spend(scores, budget, *(_level(role, scores, costs, floors.get(role, 0)) for role in (HEADS, NEURONS)))
+    _check_scores(scores, costs)
+    return _spend(scores, budget, *(_level(role, scores, costs, floors.get(role, 0)) for role in _ROLES))
 
 
 def check_budget(
@@ -74,7 +78,7 @@ def check_budget(
     dense: float | None = None,
     spent: float = 0.0,
 ) -> None:
-    """Raise if the budget does not pay for the floors, or for a single unit.
+    """Raise if the budget does not pay for the floors, or for a single unit, or a group has a role that is not known.
 
     Args:
         costs: see `search`.
@@ -84,9 +88,12 @@ def check_budget(
         spent: what else the budget has paid for; of the numbers that the error names, a part.
 
     Raises:
-        ValueError: names the least share of the dense cost that will do.
+        ValueError: names the least share of the dense cost that will do, or the group.
     """
     floors = floors or {}
+    for key in costs:
+        if _role(key) not in _ROLES:  # whose units would all go, whatever the budget
+            raise ValueError(f"{key} has the role {_role(key)!r}; the search knows {' and '.join(_ROLES)}.")
     dense = dense or sum(float(table[-1]) for table in costs.values())
     forced = sum(float(table[min(floors.get(_role(key), 0), len(table) - 1)]) for key, table in costs.items())
     minimum = forced or min((float(table[1]) for table in costs.values()), default=0.0)
@@ -96,6 +103,30 @@ def check_budget(
             f"a budget of {given:.4g} of the dense cost is below the minimum structure, which costs {least:.4g} of it: "
             "ask for more, lower min_heads or min_neurons, or leave layout='uniform'."
         )
+
+
+def check_kept(masks: Mapping[str, Tensor], floors: Mapping[str, int]) -> None:
+    """Raise if a group keeps fewer units than its floor, whatever chose them.
+
+    Raises:
+        ValueError: names the group.
+    """
+    for key, mask in masks.items():
+        floor = min(floors.get(_role(key), 0), len(mask))
+        if int(mask.sum()) < floor:
+            raise ValueError(f"{key} would keep {int(mask.sum())} units, below its floor of {floor}: check its scores.")
+
+
+def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> None:
+    for key in sorted({*scores, *costs}):
+        if key not in scores or key not in costs or len(costs[key]) != len(scores[key]) + 1:
+            raise ValueError(f"{key} needs a score for each unit, and a cost for every number of them.")
+        if not scores[key].isfinite().all() or (scores[key] < 0).any():
+            raise ValueError(f"the scores of {key} must be finite numbers of at least 0.")
+        if not costs[key].isfinite().all() or (costs[key].diff() <= 0).any():
+            raise ValueError(f"the costs of {key} must be finite, and rise with every unit.")
+    if not sum(float(score.double().sum()) for score in scores.values()) < torch.inf:
+        raise ValueError("the sum of all scores is not finite: they are too large.")
 
 
 class _Ranking:

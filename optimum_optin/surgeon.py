@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .moments import cholesky
+
 _DAMPING = 1e-2  # of the mean diagonal of H
 _PARTS = 64  # a step removes this part of the units that are left, or one
 _CANDIDATES = 4  # how many times as many are weighed for it
@@ -28,6 +30,8 @@ def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor]
         For each metric, cost of removal per unit, pooled so that it never falls along the order of removal, and made
         strictly increasing by a hair so that ranking by it keeps the order; shape (units,), float64.
     """
+    if not all(metric.isfinite().all() for metric in metrics):
+        raise ValueError("gradients at its output are not finite")
     units = weight.shape[1] // width
     removal = _Removal(weight.double(), covariance.double(), [metric.double() for metric in metrics], width)
     order, increments = [], []
@@ -60,8 +64,8 @@ class _Removal:
         self.outputs = [root.shape[1] for root in roots]
         self.left = torch.cat([root.T @ weight for root in roots])  # (metrics * outputs, units * width)
         diagonal = covariance.diagonal().mean().clamp_min(1e-12)
-        damped = covariance + _DAMPING * diagonal * torch.eye(len(covariance)).to(covariance)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        damping = (_DAMPING * diagonal).expand(len(covariance))
+        self.inverse = torch.cholesky_inverse(cholesky(covariance, damping))
 
     def cheapest(self, count: int) -> tuple[Tensor, Tensor]:
         """The next `count` units to go, one after another: their places, and costs of shape (metrics, count).

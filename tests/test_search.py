@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from optimum_optin.search import check_budget, search
+from optimum_optin.search import check_budget, check_kept, search, search_uniform
 
 
 def _problem(seed, heads=(3, 2), neurons=(5, 4), head_cost=7.0, neuron_cost=2.0):
@@ -83,3 +83,45 @@ def test_budget_below_the_minimum_is_refused_with_the_minimum():
     with pytest.raises(ValueError, match=r"costs 0\.3396.*min_heads"):
         check_budget(costs, 0.3 * 53, {"heads": 1, "neurons": 1})
     check_budget(costs, 0.35 * 53, {"heads": 1, "neurons": 1})
+
+
+@pytest.mark.parametrize("find", [search, search_uniform])
+def test_a_role_that_the_search_does_not_know_is_refused(find):
+    """It was emptied in silence, whatever the budget."""
+    scores, costs = _problem(0)
+    scores["layers.0.channels"], costs["layers.0.channels"] = torch.rand(3), torch.arange(4.0)
+    for call in (lambda: find(scores, costs, 1e9), lambda: check_budget(costs, 1e9)):
+        with pytest.raises(ValueError, match=r"layers\.0\.channels has the role 'channels'; .* heads and neurons"):
+            call()
+
+
+@pytest.mark.parametrize("find", [search, search_uniform])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores, costs: scores["layers.1.heads"].__setitem__(0, torch.nan), "scores of layers.1.heads must be"),
+        (lambda scores, costs: scores["layers.1.heads"].__setitem__(0, torch.inf), "scores of layers.1.heads must be"),
+        (lambda scores, costs: scores["layers.1.neurons"].neg_(), "scores of layers.1.neurons must be finite .* 0"),
+        (lambda scores, costs: scores.pop("layers.0.heads"), "layers.0.heads needs a score for each unit"),
+        (lambda scores, costs: costs.pop("layers.0.heads"), "layers.0.heads needs a score for each unit"),
+        (lambda scores, costs: scores.update({"layers.0.heads": torch.ones(9)}), "layers.0.heads needs a score for"),
+        (lambda scores, costs: costs["layers.0.heads"].zero_(), "costs of layers.0.heads must be finite, and rise"),
+        (
+            lambda scores, costs: scores.update({key: each.double() * 1e308 for key, each in scores.items()}),
+            "too large",
+        ),
+    ],
+    ids=["nan", "inf", "negative", "no score", "no cost", "length", "free units", "overflow"],
+)
+def test_numbers_that_are_no_scores_are_refused(find, change, message):
+    scores, costs = _problem(0)
+    change(scores, costs)
+    with pytest.raises(ValueError, match=message):
+        find(scores, costs, 40.0, {"heads": 1})
+
+
+def test_a_result_below_the_floors_is_an_error():
+    masks = {"layers.0.heads": torch.zeros(4, dtype=torch.bool), "layers.0.neurons": torch.zeros(0, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"layers\.0\.heads would keep 0 units, below its floor of 1"):
+        check_kept(masks, {"heads": 1, "neurons": 3})
+    check_kept(masks, {"neurons": 3})

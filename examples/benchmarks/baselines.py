@@ -22,7 +22,6 @@ from optimum_optin.architectures import find_groups
 from optimum_optin.choice import ranked
 from optimum_optin.costs import cost_tables, dense_cost, token_costs
 from optimum_optin.data import calibration_batches, mean_tokens
-from optimum_optin.fingerprint import fingerprint
 from optimum_optin.groups import HEADS, Batch, Group, Masks
 from optimum_optin.plugin import convert_model, structure_of_model
 from optimum_optin.schedule import constant_schedule, scored_schedule
@@ -159,7 +158,7 @@ def by_saved_scores(folder):
 
     def prepare(problem):
         scores = Scores.from_pretrained(folder)
-        scores.check(fingerprint(problem.model))
+        scores.check(problem.model)
         return _searcher(problem, scores)
 
     return prepare

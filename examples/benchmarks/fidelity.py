@@ -17,7 +17,6 @@ from scipy.stats import spearmanr
 from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig, Scores, find_groups
-from optimum_optin.fingerprint import fingerprint
 
 OUTPUT_WEIGHT = 0.03  # where ranking by these scores is best (docs/source/results.mdx)
 
@@ -65,7 +64,7 @@ def exact_scores(pruner, data, config, folder):
     """The exhaustive scores: from the folder if they are there (and fit), else computed and kept."""
     if (folder / "optin_scores.json").is_file():
         scores = Scores.from_pretrained(folder)
-        scores.check(fingerprint(pruner.model), config)
+        scores.check(pruner.model, config)
         return scores
     scores = pruner.score(data, config)
     scores.save_pretrained(folder)

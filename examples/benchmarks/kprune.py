@@ -114,7 +114,8 @@ def above_threshold(scores: dict[str, Tensor], costs: dict[str, Tensor], budget:
 def tuned_weight(weight: Tensor, columns: Tensor, sums) -> Tensor:
     """Kept columns of the consumer's weight, refitted by least squares, shape (outputs, kept columns)."""
     kept = columns.nonzero().flatten()
-    return solve_near(sums.gram[kept][:, kept], sums.cross[kept], weight.T[kept]).T
+    gram, cross = sums.normal_equations(centred=False)
+    return solve_near(gram[kept][:, kept], cross[kept], weight.T[kept]).T
 
 
 def _prediction(model, batch) -> Output:

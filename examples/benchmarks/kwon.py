@@ -110,8 +110,9 @@ def tuned_mask(weight: Tensor, mask: Tensor, sums: Regression, width: int) -> Te
         Shape (units,), float64, 0 where removed; plain ones where no solution stays in the paper's range.
     """
     weight, units = weight.double(), len(mask)
-    gram = (sums.gram * (weight.T @ weight)).view(units, width, units, width).sum((1, 3))
-    cross = (sums.cross * weight.T).sum(1).view(units, width).sum(1)
+    gram, cross = sums.normal_equations(centred=False)
+    gram = (gram * (weight.T @ weight)).view(units, width, units, width).sum((1, 3))
+    cross = (cross * weight.T).sum(1).view(units, width).sum(1)
     kept, values = mask.nonzero().flatten(), mask.double()
     for strength in _STRENGTHS if len(kept) else ():
         solved = solve_near(gram[kept][:, kept], cross[kept, None], values[kept, None], strength)[:, 0]

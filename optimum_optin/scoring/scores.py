@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.utils import logging
 
+from ..architectures import find_groups, find_layers
 from ..config import SCORING_FIELDS, OptinConfig
 from ..data import mean_tokens
 from ..fingerprint import fingerprint
@@ -25,13 +31,17 @@ from ..processes import check_processes, is_main, wait
 from ..token_merging import merges_tokens
 from ..trajectory import has_head
 from ..walk import Start
+from .checks import check_merges, check_terms
 from .merges import score_merges
 from .registry import Scored, Terms, get_scorer
+
+logger = logging.get_logger(__name__)
 
 TENSORS_FILE = "optin_scores.safetensors"
 METADATA_FILE = "optin_scores.json"
 SCORES_FOLDER = "optin_scores"  # of a repository on the Hub
 _MERGES = ".tokens"  # ends a layer's name on disk
+_METADATA = {"config", "fingerprint", "tokens", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,12 @@ class Scores:
     merges: Terms = field(default_factory=dict)
     batches: Sequence[Batch] | None = field(default=None, repr=False, compare=False)
     starts: Sequence[Start | None] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, int) or isinstance(self.tokens, bool) or self.tokens < 1:
+            raise ValueError(f"scores: tokens must be a whole number of at least 1, got {self.tokens!r}.")
+        if not isinstance(self.seconds, (int, float)) or not 0 <= self.seconds < math.inf:
+            raise ValueError(f"scores: seconds must be a number of at least 0, got {self.seconds!r}.")
 
     def combine(self, output_weight: float | None = None) -> dict[str, Tensor]:
         """One score per unit: the trajectory term plus the weighted output term.
@@ -90,10 +106,10 @@ class Scores:
         combined: dict[str, Tensor] = {}
         for term, by_key in terms.items():
             # Of a term that no unit is scored by, only the layers' shares can be told.
-            total = float(sum(score.sum() for score in self.terms.get(term, by_key).values()))
+            total = float(sum(score.double().sum() for score in self.terms.get(term, by_key).values()))
             scale = weights.get(term, 1.0) / max(total, 1e-300)
             for key, score in by_key.items():
-                combined[key] = combined.get(key, 0) + scale * score
+                combined[key] = combined.get(key, 0) + scale * score.double()
         return combined
 
     def removed(self, masks: Masks) -> dict[str, float]:
@@ -110,17 +126,20 @@ class Scores:
             for term, by_group in self.terms.items()
         }
 
-    def check(self, model_fingerprint: str, config: OptinConfig | None = None) -> None:
-        """Refuse scores of another model, or a configuration they were not computed with.
+    def check(self, model: nn.Module, config: OptinConfig | None = None) -> None:
+        """Refuse scores of another model, a configuration they were not computed with, or numbers that are no scores.
 
         Raises:
             ValueError: they do not fit; the message says what differs.
         """
-        if model_fingerprint != self.fingerprint:
+        identity = fingerprint(model)
+        if identity != self.fingerprint:
             raise ValueError(
                 f"these scores belong to another model (fingerprint {self.fingerprint[:12]}, "
-                f"this model {model_fingerprint[:12]}): score this model."
+                f"this model {identity[:12]}): score this model."
             )
+        check_terms(self.terms, find_groups(model), "these scores")
+        check_merges(self.merges, find_layers(model), "these scores")
         for name in SCORING_FIELDS if config else ():
             if getattr(config, name) != getattr(self.config, name):
                 raise ValueError(
@@ -151,6 +170,7 @@ class Scores:
             "tokens": self.tokens,
             "seconds": self.seconds,
         }
+        metadata["sha256"] = _digest(tensors, metadata)
         with atomic_folder(save_directory) as folder:
             save_file(tensors, folder / TENSORS_FILE)
             (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
@@ -174,7 +194,7 @@ class Scores:
 
         Raises:
             FileNotFoundError: there are no scores.
-            ValueError: they are damaged.
+            ValueError: they are damaged, or were changed since they were saved.
         """
         if is_hub_id(str(folder)):
             options = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -187,17 +207,36 @@ class Scores:
         for name in (TENSORS_FILE, METADATA_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.")
+        try:
+            return cls._read(folder)
+        except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"the scores in {folder} are damaged, or of another version: {error!r}.") from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> Scores:
+        tensors = load_file(folder / TENSORS_FILE)
+        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+        if not isinstance(metadata, dict):
+            raise ValueError(f"{METADATA_FILE} must hold an object")
+        digest = metadata.pop("sha256", None)
+        if digest is None:
+            logger.warning(
+                f"the scores in {folder} were saved by an earlier version, without a checksum: nobody can tell whether "
+                "they were changed since."
+            )
+        elif digest != _digest(tensors, metadata):
+            raise ValueError("they are not what was saved, by their checksum: score again")
         terms: Terms = {}
         merges: Terms = {}
-        try:
-            for name, score in load_file(folder / TENSORS_FILE).items():
-                term, key = name.split("/", 1)
-                target = merges if key.endswith(_MERGES) else terms
-                target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
-            metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-            return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
-        except (SafetensorError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"the scores in {folder} are damaged, or of another version: {error!r}.") from error
+        for name, score in tensors.items():
+            if not score.is_floating_point():
+                raise ValueError(f"{name} is {score.dtype}, not of floating-point numbers")
+            term, key = name.split("/", 1)
+            target = merges if key.endswith(_MERGES) else terms
+            target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
+        if set(metadata) != _METADATA:
+            raise ValueError(f"{METADATA_FILE} must have {', '.join(sorted(_METADATA))}, it has {', '.join(metadata)}")
+        return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
 
 
 def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scores:
@@ -223,10 +262,11 @@ def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], c
         merging = merges_tokens(model, config) and has_head(model, batches[0])
         merges = score_merges(model, batches, config) if merging else {}
     scored = result if isinstance(result, Scored) else Scored(result)
-    _check_terms(scored.terms, groups, config.scorer)
+    check_terms(scored.terms, groups, f"scorer {config.scorer!r}")
+    terms = {term: {key: each.double() for key, each in by_key.items()} for term, by_key in scored.terms.items()}
     seconds = time.perf_counter() - started
     tokens = mean_tokens(batches, model)
-    return Scores(scored.terms, config, identity, tokens, seconds, merges, batches, scored.starts)
+    return Scores(terms, config, identity, tokens, seconds, merges, batches, scored.starts)
 
 
 def check_finite(model: nn.Module) -> None:
@@ -240,19 +280,10 @@ def check_finite(model: nn.Module) -> None:
             raise ValueError(f"weight {name} holds NaN or infinite values: the checkpoint is damaged.")
 
 
-def _check_terms(terms: Terms, groups: Sequence[Group], scorer: str) -> None:
-    units = {group.key: group.units for group in groups}
-    if not isinstance(terms, dict) or not terms or not all(isinstance(by_group, dict) for by_group in terms.values()):
-        raise ValueError(f"scorer {scorer!r} must return {{term: {{group key: scores}}}}, got {type(terms).__name__}.")
-    for term, by_group in terms.items():
-        if set(by_group) != set(units):
-            odd = sorted(set(by_group) ^ set(units))
-            raise ValueError(f"scorer {scorer!r}: the {term} term has no scores for, or does not know, {odd[0]}.")
-        for key, value in by_group.items():
-            if value.shape != (units[key],) or not value.isfinite().all() or bool((value < 0).any()):
-                raise ValueError(
-                    f"the {term} score of {key} must be {units[key]} finite numbers of at least 0, got shape "
-                    f"{tuple(value.shape)}, smallest {float(value.min()):.3g}: check that layer's weights and the data."
-                )
-    if not any(float(value.sum()) > 0 for by_group in terms.values() for value in by_group.values()):
-        raise ValueError(f"scorer {scorer!r} scores every unit 0: masking them changes nothing that it compares.")
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and values of the tensors, and over the metadata."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -19,6 +19,7 @@ from ..config import OptinConfig
 from ..groups import Batch, Group
 from ..losses import probe_manifold, probe_output
 from ..masking import differentiable
+from ..moments import Moments
 from ..processes import add_up, my_share, progress
 from ..randomness import generators
 from ..surgeon import removal_scores
@@ -108,8 +109,11 @@ def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str,
     for index in progress(my_share(len(groups)), "removal orders", "group"):
         group = groups[index]
         weight = model.get_submodule(group.consumer).weight.detach()
-        metrics = [sums[group.key].metrics[name] / traces[name] for name in names]
-        scores = removal_scores(weight, sums[group.key].covariance(), metrics, group.width)
+        metrics = [sums[group.key].metrics[name].double() / traces[name] for name in names]
+        try:
+            scores = removal_scores(weight, sums[group.key].covariance(), metrics, group.width)
+        except ValueError as error:
+            raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
         for name, score in zip(names, scores, strict=True):
             terms[name][group.key] += score * (traces[name] / probes)
     for by_group in terms.values():
@@ -127,19 +131,13 @@ class _Sums:
 
     def __init__(self, consumer: nn.Linear):
         self.centred = consumer.bias is not None  # a bias absorbs the mean of what is removed
-        # At BERT-base's width, sums in float64 would take twice the model's own memory.
-        zeros = {"dtype": torch.float32, "device": consumer.weight.device}
         self.device = consumer.weight.device
-        self.count = torch.zeros((), **zeros)
-        self.total = torch.zeros(consumer.in_features, **zeros)
-        self.gram = torch.zeros(consumer.in_features, consumer.in_features, **zeros)
+        # At BERT-base's width, sums in float64 would take twice the model's own memory.
+        self.inputs = Moments(consumer.in_features, self.device, torch.float32)
         self.metrics: dict[str, Tensor] = {}
 
     def add_inputs(self, tokens: Tensor) -> None:
-        tokens = tokens.float()
-        self.count += len(tokens)
-        self.total += tokens.sum(0)
-        self.gram += tokens.T @ tokens
+        self.inputs.add(tokens)
 
     def add_gradients(self, term: str, gradients: Tensor) -> None:
         gradients = gradients.float()
@@ -147,10 +145,8 @@ class _Sums:
 
     def add_up(self) -> None:
         """Add the other processes' sums."""
-        add_up(self.count, self.total, self.gram, *self.metrics.values())
+        self.inputs.add_up()
+        add_up(*self.metrics.values())
 
     def covariance(self) -> Tensor:
-        mean, moment = self.total.double() / self.count, self.gram.double() / self.count
-        # Constant inputs leave rounding noise on the diagonal; the floor keeps H invertible.
-        floor = 1e-5 * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
-        return moment - (mean.outer(mean) if self.centred else 0) + floor
+        return (self.inputs.scatter(self.centred) + self.inputs.floor().diag()) / self.inputs.weight
