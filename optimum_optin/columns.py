@@ -81,6 +81,11 @@ def text_columns(
     )
 
 
+def named(columns: str | int | Sequence[str | int]) -> list[str | int]:
+    """The columns that the user named, of which one may come without a list."""
+    return [columns] if isinstance(columns, (str, int)) else list(columns)
+
+
 def is_known(columns: Iterable[str]) -> bool:
     """Whether these are columns whose names leave no doubt."""
     return tuple(map(_plain, columns)) in {tuple(map(_plain, known)) for known in _TEXT_COLUMNS}

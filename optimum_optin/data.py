@@ -210,7 +210,7 @@ def max_tokens(model: nn.Module) -> int:
 
 def _check_unused(text_columns: Sequence[str] | None, cause: str) -> None:
     if text_columns is not None:
-        raise ValueError(f"text_columns={list(text_columns)!r} does not apply: {cause}.")
+        raise ValueError(f"text_columns={columns.named(text_columns)!r} does not apply: {cause}.")
 
 
 def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unreadable: str) -> dict[int, Any]:

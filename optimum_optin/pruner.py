@@ -19,6 +19,7 @@ from .architectures import find_groups
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
+from .columns import named
 from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import count_macs, count_parameters, matching_cost, total_cost
@@ -165,7 +166,7 @@ class OptinPruner:
             name, config_name = find_source(dataset_name, config_name)
             if isinstance(name, str):
                 source = {"dataset": name, "config": config_name, "split": split}
-                chosen = {} if text_columns is None else {"text_columns": list(text_columns)}
+                chosen = {} if text_columns is None else {"text_columns": named(text_columns)}
                 self._drawn = drawn, {**source, **chosen, "num_samples": num_samples, "seed": seed}
         return drawn
 
@@ -489,7 +490,7 @@ class OptinPruner:
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
         source = self._drawn[1] if self._drawn[0] is calibration else {}
         if source and text_columns is not None:
-            source = {**source, "text_columns": list(text_columns)}
+            source = {**source, "text_columns": named(text_columns)}
         self._calibrated = batches, {"samples": sum(map(samples_in, batches)), **source}
         return batches
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .columns import named
 from .file_kinds import IMAGE_SUFFIXES, SUFFIXES, kind_of
 from .hub import is_hub_id
 from .image_folders import METADATA, read_images
@@ -122,14 +123,14 @@ def load_calibration(
 def _by_loader(loader: str, config_name: str | None, split: str, options: dict[str, Any]):
     """By a loader of `datasets`, but for files that we read ourselves; a path that exists is no pattern here either."""
     given = options.get("data_files")
-    named = [given] if isinstance(given, (str, os.PathLike)) else given if isinstance(given, (list, tuple)) else []
-    if named and all(os.path.isfile(file) for file in named):
-        files = [Path(file) for file in named]
+    given = [given] if isinstance(given, (str, os.PathLike)) else given
+    if isinstance(given, (list, tuple)) and given and all(os.path.isfile(file) for file in given):
+        files = [Path(file) for file in given]
         kinds = {kind_of(file) for file in files}
         if len(kinds) == 1 and kinds <= set(_LOADERS[loader]) and set(options) <= {"data_files", *_OPTIONS}:
             del options["data_files"]
             return read_rows(files, kinds.pop(), _delimiter(files[0], options))
-        options["data_files"] = [glob.escape(os.path.abspath(file)) for file in named]
+        options["data_files"] = [glob.escape(os.path.abspath(file)) for file in given]
     place = options.get("data_dir")
     if (
         loader == "imagefolder"
@@ -159,12 +160,12 @@ def find_source(source: str | os.PathLike, config_name: str | None = None) -> tu
     """
     if os.path.exists(source):
         return Path(source), config_name
-    name, _, named = str(source).partition(":")
-    if named and os.path.isdir(name):
-        return Path(name), config_name or named
+    name, _, suffix = str(source).partition(":")
+    if suffix and os.path.isdir(name):
+        return Path(name), config_name or suffix
     if isinstance(source, os.PathLike) or _looks_local(str(source)) or not is_hub_id(name):
         raise FileNotFoundError(f"no file or folder {source}.")
-    return name, config_name or named or None
+    return name, config_name or suffix or None
 
 
 def chosen_columns(dataset, columns: Sequence[str]):
@@ -173,7 +174,7 @@ def chosen_columns(dataset, columns: Sequence[str]):
     Raises:
         ValueError: no such columns; lists those there are.
     """
-    columns = [columns] if isinstance(columns, str) else list(columns)
+    columns = named(columns)
     names = list(dataset.column_names or next(iter(dataset)))  # a stream may not know them
     missing = [name for name in columns if name not in names]
     if missing:

@@ -78,13 +78,14 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
     lines = split_lines(text)
     if lines and (hint := re.fullmatch(r'"?sep=(.)"?', lines[0])):  # Excel's
         delimiter, lines = delimiter or hint.group(1), lines[1:]
-    if not any(lines):
+    header = next((line for line in lines if line), None)
+    if header is None:
         return Table((), [])
     styles = [_DOUBLED, _ESCAPED] if '\\"' in text else [_DOUBLED]
     best = None
     with _long_fields():
         for style in (*styles, _UNQUOTED):
-            for candidate in _candidates(lines[0], delimiter):
+            for candidate in _candidates(header, delimiter):
                 parsed = _parse(lines, candidate, style)
                 if style is _UNQUOTED and _is_quoted(parsed):
                     continue

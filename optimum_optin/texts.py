@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .columns import is_known, looks_like_text, text_columns
+from .columns import is_known, looks_like_text, named, text_columns
 from .pixels import is_image
 from .processes import is_main
 from .samples import is_missing
@@ -46,7 +46,7 @@ def read_texts(
         )
     if kinds == {str}:
         if chosen is not None:
-            raise ValueError(f"text_columns={list(chosen)!r} is for samples with columns, and these are strings.")
+            raise ValueError(f"text_columns={named(chosen)!r} is for samples with columns, and these are strings.")
         found = {row: (sample,) for row, sample in samples.items()}
     else:
         rows = [columns_of(sample) for sample in there]
@@ -93,7 +93,7 @@ def _chosen(rows: Sequence[Mapping], chosen: Sequence[str | int]) -> list:
     Raises:
         ValueError: no such columns, or more than two.
     """
-    wanted = [chosen] if isinstance(chosen, (str, int)) else list(chosen)
+    wanted = named(chosen)
     names = {str(name): name for row in rows for name in row}
     missing = [str(name) for name in wanted if str(name) not in names]
     if missing:

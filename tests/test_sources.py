@@ -276,7 +276,7 @@ def test_columns_are_chosen_when_drawing(folder, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     pruner = _pruner()
-    drawn = pruner.get_calibration_dataset("user/name:c", text_columns=["other"], num_samples=16)
+    drawn = pruner.get_calibration_dataset("user/name:c", text_columns="other", num_samples=16)
     assert drawn.column_names == ["text"]
     pruner.prune(drawn, OptinConfig(flops=0.6, probes=4))
     expected = {"dataset": "user/name", "config": "c", "split": "train", "text_columns": ["other"], "num_samples": 16}

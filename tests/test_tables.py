@@ -48,6 +48,7 @@ def test_what_csv_writes_is_read(tmp_path, delimiter, end):
         ("text,label\ra,1\rb,0\r", [["a", "1"], ["b", "0"]]),
         ("text,label\n" + "x" * 200_000 + ",1\n", [["x" * 200_000, "1"]]),
         ('"te;xt",label\na,1\n', [["a", "1"]]),
+        ("\n\ntext,label\n\na,1\n", [["a", "1"]]),
     ],
     ids=[
         "semicolons",
@@ -59,6 +60,7 @@ def test_what_csv_writes_is_read(tmp_path, delimiter, end):
         "old newlines",
         "a long cell",
         "a delimiter in a quoted name",
+        "blank lines",
     ],
 )
 def test_tables_that_people_have(tmp_path, content, expected):

@@ -112,6 +112,7 @@ def test_columns_are_chosen(model, tokenizer):
     for data in (_rows(columns), Dataset.from_dict(columns)):
         one = calibration_batches(data, model, tokenizer, text_columns=["one"])
         assert _token_lists(one) == _tokens(TEXTS)
+        assert _token_lists(calibration_batches(data, model, tokenizer, text_columns="one")) == _tokens(TEXTS)
         both = calibration_batches(data, model, tokenizer, text_columns=["other", "one"])
         assert _token_lists(both) == _tokens(NEXT, TEXTS)
     with pytest.raises(ValueError, match="no column two; there are one, other, label"):
