@@ -9,23 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from .columns import named
 from .file_kinds import IMAGE_SUFFIXES, SUFFIXES, kind_of
 from .hub import is_hub_id
-from .image_folders import METADATA, read_images
 from .local_files import read_rows
-from .processes import is_main
+from .local_paths import read_path
 
-logger = logging.get_logger(__name__)
-
-# Words in names of files and folders that tell a split, as `datasets` has them.
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 # Suffixes of files that are not read, but are no part of a Hub id either.
 _OTHER_SUFFIXES = (
     ".arrow .doc .docx .gz .html .log .md .npy .npz .pdf .pkl .tab .tar .text .xls .xlsx .xml .zip .zst".split()
@@ -187,93 +176,15 @@ def chosen_columns(dataset, columns: Sequence[str]):
 
 
 def _read_path(path: Path, config_name: str | None, split: str, delimiter: str | None):
-    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return _load_saved(path, split)
     if path.is_dir() and _describes_itself(path):
         return _load(str(path), config_name, split)
-    files = [path] if path.is_file() else _files_in(path)
-    kinds = {file: kind_of(file) for file in files}
-    images = [file for file, kind in kinds.items() if kind == "image"]
-    metadata = [file for file in files if images and file.stem == METADATA and kinds[file] not in ("image", None)]
-    found = {kind for file, kind in kinds.items() if kind is not None and file not in metadata}
-    if len(found) != 1:
-        suffixes = sorted({file.suffix.lower() or f"{file.name} without a suffix" for file in files})
-        raise ValueError(
-            f"{path} must hold files of one kind of {', '.join(SUFFIXES)}, or images; it has "
-            f"{', '.join(suffixes) or 'nothing'}."
-        )
-    (kind,) = found
-    if delimiter is not None and kind not in ("csv", "tsv", "text"):
-        raise ValueError(f"delimiter={delimiter!r} is for tables, and {path} holds {kind}.")
-    of_kind = [file for file in files if kinds[file] == kind and file not in metadata]
-    _say_unread(path, [file for file, kind in kinds.items() if kind is None])
-    # A single file is read whole whatever its name; in a folder, names like test.csv tell the splits.
-    wanted = of_kind if path.is_file() else _of_split(path, of_kind, split)
-    if kind == "image":
-        beside = [file for file in metadata if any(image.is_relative_to(file.parent) for image in wanted)]
-        return read_images(wanted, beside, of_kind if path.is_dir() and _at_one_depth(of_kind) else ())
-    return read_rows(wanted, kind, delimiter)
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """All files below a folder, in order, but hidden ones."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [file for file in files if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)]
-
-
-def _at_one_depth(files: Sequence[Path]) -> bool:
-    return len({len(file.parts) for file in files}) == 1
-
-
-def _of_split(folder: Path, files: Sequence[Path], split: str) -> list[Path]:
-    """The files of a split, told by the names of folders or, if they do not, of files; without such names all are
-    train.
-    """
-    for part in ("folders", "name"):
-        splits: dict[str, list[Path]] = {}
-        for file in files:
-            inner = file.relative_to(folder)
-            if name := _split_in("/".join(inner.parts[:-1]) if part == "folders" else inner.name):
-                splits.setdefault(name, []).append(file)
-        if splits:
-            break
-    splits = splits or {"train": list(files)}
-    wanted = next((name for name, words in _SPLITS.items() if split in words), split)
-    if wanted not in splits:
-        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(sorted(splits))}.")
-    return splits[wanted]
-
-
-def _split_in(name: str) -> str | None:
-    for split, words in _SPLITS.items():
-        if re.search(rf"(?i)(?:^|[-._ 0-9/])(?:{'|'.join(words)})(?:[-._ 0-9/]|$)", name):
-            return split
-    return None
-
-
-def _say_unread(path: Path, files: Sequence[Path]) -> None:
-    names = [file.name for file in files if not re.match(r"(?i)readme|licen[sc]e|copying", file.name)]
-    if names and is_main():
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        logger.warning(f"in {path}, files of other kinds are not read: {', '.join(names[:5])}{more}.")
+    return read_path(path, split, delimiter)
 
 
 def _describes_itself(folder: Path) -> bool:
     """Whether this is a copy of a data set of the Hub whose card says which files it is made of."""
     card = folder / "README.md"
     return card.is_file() and bool(re.search(rb"(?m)^(configs|dataset_info):", card.read_bytes()))
-
-
-def _load_saved(folder: Path, split: str):
-    """What `save_to_disk` of `datasets` wrote."""
-    from datasets import DatasetDict, load_from_disk  # slow to import
-
-    dataset = load_from_disk(str(folder))
-    if not isinstance(dataset, DatasetDict):
-        return dataset
-    if split not in dataset:
-        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(dataset)}.")
-    return dataset[split]
 
 
 def _load(name: str, config_name: str | None, split: str, **options):
