@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/installed $(VENV)/neighbours-installed
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ REQUIREMENTS = [
     "safetensors>=0.6.1",
 ]
 EXTRAS = {
-    "tests": ["pytest>=8", "scipy>=1.11", "pillow>=12"],
+    "tests": ["pytest>=8", "pytest-xdist>=3.8", "scipy>=1.11", "pillow>=12"],
     "quality": ["ruff>=0.12"],
     "demo": ["scipy>=1.11"],
     "docs": ["hf-doc-builder>=0.5"],
