@@ -9,9 +9,11 @@ copy of the plug-in, made of this file (`remote_code.py`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -86,6 +88,10 @@ class OptinHfQuantizer(HfQuantizer):
         # A class from a folder's remote code brings the code and the row that the folder was saved with.
         getattr(model, "optin_convert", convert_model)(model, structure, schedule)
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        # Folders saved before weights without elements were left out hold them. By name: remote code has its own class.
+        self._empty = {path: module for path, module in model.named_modules() if hasattr(module, "hold")}
+        self._left_out = {re.escape(f"{path}.{name}") for path, module in self._empty.items() for name in module.empty}
+        model._keys_to_ignore_on_load_unexpected |= self._left_out
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
         for name, parameter in model.named_parameters():
@@ -95,6 +101,9 @@ class OptinHfQuantizer(HfQuantizer):
                     "is meant (ignore_mismatched_sizes=True for a new head), it needs transformers 5.23 or newer; if "
                     "not, the folder is damaged."
                 )
+        model._keys_to_ignore_on_load_unexpected -= self._left_out
+        for module in self._empty.values():  # loading fills parameters alone
+            module.hold({name: torch.empty_like(getattr(module, name), device=model.device) for name in module.empty})
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
         for module in model.modules():
