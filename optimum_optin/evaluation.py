@@ -15,6 +15,7 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .data import check_batches, padded_batches
+from .forward import run_model
 from .glue import DATASET, GlueSamples, GlueTask, read_glue
 from .masking import frozen
 from .metrics import metrics_of, standard_error
@@ -135,8 +136,8 @@ def predict(model: PreTrainedModel, processor: Any, samples: GlueSamples, batch_
     logits = torch.zeros(len(samples.texts), model.config.num_labels)
     with torch.inference_mode(), frozen(model):
         for rows, batch in tqdm(batches, desc=f"glue/{samples.task.name}", unit="batch"):
-            outputs = model(**send_to_device(dict(batch), model.device), return_dict=True)
-            logits[rows] = outputs.logits.float().cpu()
+            outputs = run_model(model, send_to_device(dict(batch), model.device))
+            logits[rows] = outputs["logits"].float().cpu()
     if not logits.isfinite().all():
         raise ValueError(f"the model's outputs on glue/{samples.task.name} are not finite: its weights are damaged.")
     if not samples.task.labels:

@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures import find_groups
+from .architectures import find_groups, stack_inputs
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
@@ -26,6 +26,7 @@ from .data import calibration_batches, mean_tokens, probe_batch, undecoded
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
 from .folders import atomic_folder, check_folder
+from .forward import check_forward
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
 from .images import takes_images
@@ -402,6 +403,7 @@ class OptinPruner:
     def _groups(self, config: OptinConfig) -> list[Group]:
         """The model's groups, after the checks that need no data."""
         check_loaded(self.model)
+        check_forward(self.model, stack_inputs(self.model).values())
         groups = find_groups(self.model)
         check_sliceable(self.model, groups)
         if config.layout == "uniform":

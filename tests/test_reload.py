@@ -128,7 +128,7 @@ def test_folders_that_hold_empty_weights_still_load(pruned, tmp_path, caplog):
     empty = {"bert.encoder.layer.1.attention.output.dense.weight": torch.zeros(32, 0)}
     assert not set(empty) & set(weights)
     save_file(weights | empty, folder / "model.safetensors", metadata={"format": "pt"})
-    logger = logging.get_logger("transformers")
+    logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
         loaded, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
