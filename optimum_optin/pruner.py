@@ -32,6 +32,7 @@ from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_h
 from .images import takes_images
 from .loading import check_loaded, load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
+from .prepared import check_prepared
 from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
 from .remote_code import check_remote_code, write_remote_code
@@ -44,6 +45,7 @@ from .structure import Structure, compose, structure_of
 from .surgery import check_sliceable
 from .token_merging import merges_tokens
 from .uniform import check_uniform
+from .wrappers import check_model
 
 logger = logging.get_logger(__name__)
 
@@ -74,11 +76,7 @@ class OptinPruner:
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, config: OptinConfig | None = None):
-        if not isinstance(model, PreTrainedModel):
-            raise TypeError(
-                f"model must be a transformers model, got {type(model).__name__}: use from_pretrained for a Hub id "
-                "or a folder, and prune before torch.compile."
-            )
+        check_model(model)
         _check_type("config", config, OptinConfig)
         check_structure(model)  # refuses an unknown architecture and a quantized model, too
         self.model = model
@@ -115,7 +113,7 @@ class OptinPruner:
             ValueError: unknown task or architecture.
             OSError: there is no such model, or it is private and the token is missing.
         """
-        if isinstance(model, PreTrainedModel):
+        if not isinstance(model, (str, os.PathLike)):
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
         pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
@@ -403,6 +401,7 @@ class OptinPruner:
     def _groups(self, config: OptinConfig) -> list[Group]:
         """The model's groups, after the checks that need no data."""
         check_loaded(self.model)
+        check_prepared(self.model)
         check_forward(self.model, stack_inputs(self.model).values())
         groups = find_groups(self.model)
         check_sliceable(self.model, groups)
