@@ -52,7 +52,8 @@ def check_prepared(model: nn.Module) -> None:
             by = getattr(forward, "__qualname__", forward)
             raise ValueError(
                 f"the forward of {where} was replaced on the object, by {by!r:.80}: the model that is saved would "
-                "compute something else. Write a subclass with that forward, or take it off (del module.forward) and put it on the pruned model."
+                "compute something else. Write a subclass with that forward, or take it off (del module.forward) and "
+                "put it on the pruned model."
             )
 
 

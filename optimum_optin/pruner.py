@@ -30,6 +30,7 @@ from .forward import check_forward
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
 from .images import takes_images
+from .integrity import check_own, check_rebuilt, check_saved, difference
 from .loading import check_loaded, load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .prepared import check_prepared
@@ -231,6 +232,10 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         folder = None if save_dir is None else check_folder(save_dir)
         groups = self._groups(config)
+        if folder is not None:
+            check_rebuilt(self.model)
+        elif found := difference(self.model):
+            logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
         scores, batches = self._scored(calibration, scores, groups, config)
         pruned = prune_model(self.model, groups, scores, batches, config)
         self.report = self._report(pruned, scores, config, self._calibration(batches))
@@ -401,10 +406,11 @@ class OptinPruner:
     def _groups(self, config: OptinConfig) -> list[Group]:
         """The model's groups, after the checks that need no data."""
         check_loaded(self.model)
-        check_prepared(self.model)
         check_forward(self.model, stack_inputs(self.model).values())
         groups = find_groups(self.model)
         check_sliceable(self.model, groups)
+        check_own(self.model)
+        check_prepared(self.model)
         if config.layout == "uniform":
             check_uniform(self.model, groups)
         return groups
@@ -511,7 +517,9 @@ class OptinPruner:
     ) -> None:
         """Write the pruned model with all that goes with it into an empty folder."""
         model, report = self._pruned()
+        check_rebuilt(model)
         model.save_pretrained(folder)
+        check_saved(model, folder)
         if report.config["remote_code"] if remote_code is None else remote_code:
             write_remote_code(folder)
         if self.processor is not None:
@@ -534,6 +542,7 @@ class OptinPruner:
         if self.pruned_model is None:
             return {"dense": self.model}
         model = self.pruned_model
+        check_rebuilt(model)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             loaded = type(model).from_pretrained(folder, dtype=model.dtype)

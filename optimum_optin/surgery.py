@@ -191,6 +191,12 @@ def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:
                     f"{path} is a {kind}, which we cannot slice: merge adapters first (merge_and_unload), or "
                     f"register a case with {cut.__name__}.register."
                 )
+            own = type(module) not in cut.registry and type(module).forward is not nn.Linear.forward
+            if isinstance(module, nn.Linear) and own:
+                raise ValueError(
+                    f"{path} is a {kind}, a linear with a forward of its own, which we cannot slice: merge adapters "
+                    f"first (merge_and_unload), or register a case with {cut.__name__}.register."
+                )
             if isinstance(module, nn.Linear) and "weight" not in module._parameters:
                 raise ValueError(
                     f"the weight of {path} ({kind}) is computed from others: remove parametrizations, norms and masks "
