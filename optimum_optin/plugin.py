@@ -20,6 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import find_groups
+from .auto_map import own_code
 from .schedule import TokenSchedule
 from .structure import Structure, compose, masks_of, structure_from_json, structure_to_json
 from .surgery import rewrite
@@ -27,7 +28,6 @@ from .token_merging import attach_merging, check_attachable
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 1
-REMOTE_FILE = "modeling_optin.py"
 
 
 class OptinStructureConfig(QuantizationConfigMixin):
@@ -212,7 +212,7 @@ def check_structure(model: PreTrainedModel) -> None:
 
 def _forget_remote_code(model: PreTrainedModel) -> None:
     """Saving a model of an ordinary class does not save the code that `auto_map` names."""
-    auto_map = vars(model.config).pop("auto_map", None) or {}
-    ours = f"{REMOTE_FILE.removesuffix('.py')}."
-    if others := {name: value for name, value in auto_map.items() if ours not in str(value)}:
+    others = own_code(model.config)
+    vars(model.config).pop("auto_map", None)
+    if others:
         model.config.auto_map = others

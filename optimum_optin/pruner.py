@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import find_groups, stack_inputs
+from .auto_map import REMOTE_FILE
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
@@ -32,7 +33,7 @@ from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_h
 from .images import takes_images
 from .integrity import check_own, check_rebuilt, check_saved, difference
 from .loading import check_loaded, load_model, load_processor
-from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
+from .plugin import check_structure, convert_model, structure_of_model
 from .prepared import check_prepared
 from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
@@ -44,6 +45,7 @@ from .search import check_budget
 from .sources import read_calibration
 from .structure import Structure, compose, structure_of
 from .surgery import check_sliceable
+from .tasks import class_of
 from .token_merging import merges_tokens
 from .uniform import check_uniform
 from .wrappers import check_model
@@ -517,11 +519,22 @@ class OptinPruner:
     ) -> None:
         """Write the pruned model with all that goes with it into an empty folder."""
         model, report = self._pruned()
+        if remote_code is None:
+            remote_code = report.config["remote_code"]
+        if remote_code:
+            check_remote_code(model)
         check_rebuilt(model)
         model.save_pretrained(folder)
         check_saved(model, folder)
-        if report.config["remote_code"] if remote_code is None else remote_code:
+        if remote_code:
             write_remote_code(folder)
+        if class_of(model) is None and not model.is_remote_code():
+            kind = type(model).__name__
+            logger.warning(
+                f"the saved model is a {kind}, a class of your own: load it with {kind}.from_pretrained. Auto classes "
+                "would make another class of it, unless its code is there, which "
+                f"{kind}.register_for_auto_class('AutoModel...') before saving brings along."
+            )
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         report.save(folder)
