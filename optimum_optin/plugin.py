@@ -10,7 +10,7 @@ copy of the plug-in, made of this file (`remote_code.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import find_groups
 from .auto_map import own_code
+from .groups import Group
 from .schedule import TokenSchedule
 from .structure import Structure, compose, masks_of, structure_from_json, structure_to_json
 from .surgery import rewrite
@@ -200,7 +201,16 @@ def check_structure(model: PreTrainedModel) -> None:
     """
     if schedule_of_model(model) is not None:
         raise ValueError("this model merges tokens already, which comes last: prune the model that it was made from.")
-    units = {group.key: group.units for group in find_groups(model)}
+    check_units(model, find_groups(model))
+
+
+def check_units(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+    """Raise if a model's groups do not have the units that its config says earlier prunings left.
+
+    Raises:
+        ValueError: names the first entry that does not fit.
+    """
+    units = {group.key: group.units for group in groups}
     for key, entry in structure_of_model(model).items():
         if len(entry.kept) != units.get(key, 0):
             raise ValueError(
