@@ -164,6 +164,22 @@ class OptinPruner:
             self._drawn = drawn, {**source, "num_samples": num_samples, "seed": seed}
         return drawn
 
+    def check(self, config: OptinConfig | None = None) -> None:
+        """Raise if the model cannot be pruned as configured; no data are needed. `score`, `plan` and `prune` begin with
+        it.
+
+        Args:
+            config: instead of the pruner's own.
+
+        Raises:
+            ValueError: says what is in the way, and what to do.
+        """
+        _check_type("config", config, OptinConfig)
+        config = config or self.config
+        self._groups(config)
+        if config.remote_code:
+            check_remote_code(self.model)
+
     def score(self, calibration: Any, config: OptinConfig | None = None) -> Scores:
         """Score every unit; the scores serve any number of `prune` calls.
 

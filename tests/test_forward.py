@@ -9,9 +9,13 @@ import torch
 from tiny import TINY, tiny_batch, tiny_model, tiny_samples
 from torch import nn
 from transformers import BertForMultipleChoice, BertModel, BertPreTrainedModel, ViTModel, ViTPreTrainedModel
+from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.architectures import find_layers
+from optimum_optin.commands.run import run
+from optimum_optin.evaluation import evaluate_glue
 from optimum_optin.forward import logits_of, run_model
 from optimum_optin.losses import CATEGORICAL, REAL
 from optimum_optin.tokens import token_masks, token_rows
@@ -228,6 +232,55 @@ def test_tuples_of_transformers_own_classes():
     model = tiny_model(return_dict=False)
     assert OptinPruner(model).score(tiny_samples(), FAST).terms["output"]
     assert model.config.return_dict is False
+
+
+class OtherPlace(BertPreTrainedModel):
+    """Its base model is not called as transformers calls it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.backbone = BertModel(config)
+        self.out = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None):
+        return self.out(self.backbone(input_ids, attention_mask=attention_mask)[1])
+
+
+def test_a_base_model_of_any_name_is_found(tmp_path):
+    model = tiny_model(model_class=OtherPlace)
+    pruned = OptinPruner(model).prune(tiny_samples(), FAST, save_dir=tmp_path)
+    assert find_layers(pruned)["layers.0"] == "backbone.encoder.layer.0"
+    batch = tiny_batch(model)
+    assert torch.equal(OtherPlace.from_pretrained(tmp_path)(**batch), pruned(**batch))
+
+
+@pytest.mark.parametrize("head", [Explicit, Tuple, ByPlace])
+def test_a_head_of_ones_own_is_evaluated(head, tmp_path):
+    write_sst2(tmp_path, count=12)
+    model = tiny_model(model_class=head, num_labels=2)
+    plain = tiny_model(num_labels=2)
+    plain.bert, plain.classifier = model.bert, model.out
+    measured, expected = (
+        evaluate_glue(each.eval(), word_tokenizer(), "sst2", data_dir=tmp_path)["metrics"] for each in (model, plain)
+    )
+    assert measured == expected
+
+
+def test_one_without_logits_is_not_evaluated(tmp_path):
+    write_sst2(tmp_path, count=12)
+    with pytest.raises(ValueError, match="needs logits of shape .12, 2. of this batch, PerToken gives .12, "):
+        evaluate_glue(tiny_model(model_class=PerToken, num_labels=2), word_tokenizer(), "sst2", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["prune", "score"])
+def test_the_commands_refuse_before_data_are_read(command, tmp_path, capsys):
+    tiny_model(model_class=BertForMultipleChoice).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    missing = str(tmp_path / "nowhere.csv")
+    code = run(command, [str(tmp_path / "model"), "--calibration", missing, "--output", str(tmp_path / "out")])
+    assert code == 2
+    assert "BertForMultipleChoice reads several sequences per sample" in capsys.readouterr().err
 
 
 class Renamed(Head):
