@@ -35,6 +35,10 @@ _FOREIGN = (
     ("torchao.", ("quantized", _DEQUANTIZE)),
     ("torch.ao.", ("quantized", _DEQUANTIZE)),
     ("hqq.", ("quantized", _DEQUANTIZE)),
+    ("auto_gptq.", ("quantized", _DEQUANTIZE)),
+    ("gptqmodel.", ("quantized", _DEQUANTIZE)),
+    ("awq.", ("quantized", _DEQUANTIZE)),
+    ("transformer_engine.", ("prepared for fp8", "unwrap it (Accelerator.unwrap_model(keep_fp32_wrapper=False))")),
     ("torch._dynamo.", ("compiled", "prune before torch.compile: put its ._orig_mod in its place")),
     ("torch.nn.parallel.", ("a wrapper", "put its .module in its place")),
     (
@@ -85,9 +89,14 @@ def check_own(model: PreTrainedModel) -> None:
 
 
 def difference(model: PreTrainedModel) -> str | None:
-    """How the weights' names and shapes differ from those that the model's class makes of its config; `None` where
-    they do not, or the class takes more than a config, so that nobody can tell.
+    """How names and shapes of the weights, or which of them are one, differ from what the model's class makes of its
+    config; `None` where they do not, or the class takes more than a config, so that nobody can tell.
     """
+    tied, seen = getattr(model, "all_tied_weights_keys", None) or {}, {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = seen.setdefault(parameter, name)
+        if other != name and name not in tied and other not in tied:
+            return f"{other} and {name} are one weight, which the class does not say (_tied_weights_keys)"
     expected = _weights_of_class(model)
     if expected is None:
         return None

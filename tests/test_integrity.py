@@ -193,6 +193,11 @@ def _one_more(model):
     model.extra = nn.Linear(3, 3)
 
 
+def _shared(model):
+    layers = model.bert.encoder.layer
+    layers[1].intermediate.dense.weight = layers[0].intermediate.dense.weight
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -218,6 +223,17 @@ def test_modules_that_the_class_does_not_make(change, message, tmp_path, monkeyp
     with pytest.raises(ValueError, match=message):
         pruner.prune(tiny_samples(), FAST, save_dir=tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_weights_that_are_one_without_a_word_are_refused_before_scoring(tmp_path, monkeypatch):
+    """transformers does not save them."""
+    monkeypatch.setattr("optimum_optin.pruner.score", None)
+    model = tiny_model()
+    _shared(model)
+    with pytest.raises(
+        ValueError, match="0.intermediate.dense.weight and .*1.intermediate.dense.weight are one weight"
+    ):
+        OptinPruner(model).prune(tiny_samples(), FAST, save_dir=tmp_path / "saved")
 
 
 class TakesMore(BertForSequenceClassification):
