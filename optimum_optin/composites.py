@@ -21,12 +21,19 @@ def check_composite(model: PreTrainedModel) -> None:
     """Raise if a model could not be loaded once it is saved, because its config does not say how it was pruned.
 
     Raises:
-        ValueError: names the part that was pruned; or the model is dense, but made from a pruned model's config.
+        ValueError: names the part that was pruned; or the model is a part of a pruned one, or dense but made from a pruned
+            model's config.
     """
     structure = _structure(model.config)
+    if structure is None and hasattr(model, "optin_whole"):
+        raise ValueError(
+            f"this {type(model).__name__} is a part of a pruned {model.optin_whole}, whose config alone says what was "
+            "cut: saved by itself, it could never be loaded. Save the whole, or prune the dense part by itself."
+        )
     for path, module in model.named_modules():
         part = _structure(module.config) if path and isinstance(module, PreTrainedModel) else None
-        if part is not None and part != structure:
+        of_another = structure is None and hasattr(module, "optin_whole")
+        if of_another or (part is not None and part != structure):
             raise ValueError(
                 f"{type(model).__name__}.{path} was pruned, which the config of the whole cannot say: saved, it could "
                 f"never be loaded. Save the part alone, model.{path}.save_pretrained(...), and the others likewise, "

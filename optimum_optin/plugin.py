@@ -189,6 +189,9 @@ def record_structure(model: PreTrainedModel, later: Structure) -> Structure:
     schedule = schedule_of_model(model)
     tokens = None if schedule is None else schedule.to_json()
     model.config.quantization_config = OptinStructureConfig(structure_to_json(structure), tokens=tokens)
+    for part in model.modules():  # a tower, whose own config says nothing of it
+        if isinstance(part, PreTrainedModel) and part.config is not model.config:
+            part.optin_whole = type(model).__name__
     return structure
 
 

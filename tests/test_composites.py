@@ -109,6 +109,17 @@ def test_a_dense_model_with_a_pruned_models_config_is_refused_at_save(tmp_path):
     model.save_pretrained(tmp_path / "dense")
 
 
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_part_of_a_pruned_dual_model_is_refused_at_save(reloaded, tmp_path):
+    model = _pruned("clip")
+    if reloaded:
+        model.save_pretrained(tmp_path / "whole")
+        model = CLIPModel.from_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="is a part of a pruned CLIPModel, whose config alone says what was cut"):
+        model.vision_model.save_pretrained(tmp_path / "part")
+    assert not (tmp_path / "part").exists()
+
+
 def test_dense_models_are_saved_as_ever(tmp_path):
     for model in (
         VisionEncoderDecoderModel(encoder=tiny_model("vit", base=True), decoder=_decoder()),
