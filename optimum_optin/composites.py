@@ -21,8 +21,8 @@ def check_composite(model: PreTrainedModel) -> None:
     """Raise if a model could not be loaded once it is saved, because its config does not say how it was pruned.
 
     Raises:
-        ValueError: names the part that was pruned; or the model is a part of a pruned one, or dense but made from a pruned
-            model's config.
+        ValueError: names the part that was pruned; or the model is a part of a pruned one, or dense but made from a
+            pruned model's config.
     """
     structure = _structure(model.config)
     if structure is None and hasattr(model, "optin_whole"):

@@ -144,7 +144,7 @@ def check_saved(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     for name, tensor in model.state_dict().items():
         same = name in found and found[name].shape == tensor.shape
         # A model in several types is loaded in one.
-        if not same or not torch.equal(found[name], tensor.detach().cpu().to(found[name].dtype)):
+        if not same or not torch.equal(found[name].cpu(), tensor.detach().cpu().to(found[name].dtype)):
             raise ValueError(
                 f"what is saved is not the model: {name} is another when loaded. It stays in memory "
                 "(pruner.pruned_model); check what was done to that weight."

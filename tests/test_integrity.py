@@ -142,7 +142,10 @@ def test_a_folder_with_an_adapter_is_refused_by_the_command(tmp_path, capsys):
         "score", [*arguments, "--calibration", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "scores")]
     )
     assert code == 2
-    assert "adapters" in capsys.readouterr().err
+    assert "holds an adapter: merge it first" in capsys.readouterr().err
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "adapter")  # the base with it
+    with pytest.raises(ValueError, match="the model has adapters"):
+        OptinPruner(loaded).score(tiny_samples(), FAST)
 
 
 def test_merged_adapters_and_removed_masks_are_pruned(tmp_path):
