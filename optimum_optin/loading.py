@@ -65,13 +65,13 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
     """The class to load a checkpoint with; arguments as of `load_model`.
 
     Raises:
-        ValueError: unknown task, or an adapter; or without a task, the checkpoint brings code that is not trusted, or names a class that
-            is not here.
+        ValueError: unknown task, or an adapter; or without a task, the checkpoint brings code that is not trusted, or
+            names a class that is not here.
     """
     if Path(model, "adapter_config.json").is_file():
         raise ValueError(
-            f"{model} holds an adapter: merge it first, PeftModel.from_pretrained(base, adapter).merge_and_unload(), and "
-            "prune that."
+            f"{model} holds an adapter: merge it first (PeftModel.from_pretrained(base, adapter).merge_and_unload()) "
+            "and prune that."
         )
     if task is None:
         return _named_class(model, AutoConfig.from_pretrained(model, **_hub_options(kwargs)), **kwargs)
