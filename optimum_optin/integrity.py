@@ -19,13 +19,13 @@ from .plugin import convert_model, schedule_of_model, structure_of_model
 
 logger = logging.get_logger(__name__)
 
-_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_PLAIN = (Tensor, nn.Parameter)
 _MERGE = (
     "merge the adapters first: merge_and_unload() of a PeftModel (of one that was added by add_adapter or loaded with "
     "its base: PeftModel.from_pretrained(base, adapter).merge_and_unload()), or take them off"
 )
 _DEQUANTIZE = "prune the unquantized model, then quantize the result"
-# Package, and a part of the module's name -> what it is, and what to do. By name: none is imported for it.
+# How the names of the modules that define a class begin -> what it is, what to do. By name: none is imported for it.
 _FOREIGN = (
     ("peft.", ("of an adapter", _MERGE)),
     ("adapters.", ("of an adapter", _MERGE)),
