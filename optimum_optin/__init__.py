@@ -3,6 +3,7 @@
 Importing the package lets `AutoModel...from_pretrained` load pruned models.
 """
 
+from . import composites  # noqa: F401  (importing it guards save_pretrained)
 from .architectures import Stack, find_groups, heads, known_architectures, neurons, register_architecture
 from .config import OptinConfig
 from .groups import Group, Producer

@@ -290,8 +290,14 @@ def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
 
 
 def _base_prefix(model: nn.Module) -> str:
-    is_base = getattr(model, "base_model", model) is model
-    return "" if is_base else f"{model.base_model_prefix}."
+    if getattr(model, "base_model", model) is not model:
+        return f"{model.base_model_prefix}."
+    starts = [stack.layers.partition(".*")[0] for stack in row_of(model.config.model_type)]
+    if any(_holds(model, start) for start in starts):
+        return ""
+    # A class of the user's own may call its base model anything.
+    inside = [path for path, module in model.named_modules() if any(_holds(module, start) for start in starts)]
+    return f"{inside[0]}." if len(inside) == 1 else ""
 
 
 def _part_of_a_dual_model(name: str, reads: str, tower: Stack) -> Stack:

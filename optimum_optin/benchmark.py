@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .data import max_tokens, probe_batch
+from .forward import run_model
 from .images import takes_images
 from .masking import frozen
 
@@ -113,6 +114,6 @@ def hardware(device: torch.device) -> str:
 
 def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     started = time.perf_counter()
-    outputs = model(**batch)
-    outputs[0].sum().item()  # waits for an accelerator
+    outputs = run_model(model, batch)
+    next(value for value in outputs.values() if isinstance(value, Tensor)).sum().item()  # waits for an accelerator
     return time.perf_counter() - started

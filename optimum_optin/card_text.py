@@ -10,11 +10,12 @@ import torch
 import transformers
 from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
 
+from .auto_map import REMOTE_FILE
 from .config import OptinConfig
 from .groups import HEADS, NEURONS
-from .plugin import METHOD, REMOTE_FILE
+from .plugin import METHOD
 from .report import Layers, PruningReport
-from .tasks import auto_class_of, task_of
+from .tasks import auto_class_of, class_of, task_of
 from .version import __version__
 
 _BAR = 16  # characters
@@ -97,22 +98,24 @@ def _loading(
     processor: Any,
     remote_code: bool,
 ) -> str:
-    classes = {"model": auto_class_of(model)}
+    loaded = {"model": auto_class_of(model)}
+    classes = dict(loaded) if class_of(model) else {}
     if processor is not None:
         variable, loader = next((each for kind, *each in _PROCESSORS if isinstance(processor, kind)), _OTHER_PROCESSOR)
-        classes[variable] = loader
+        classes[variable] = loaded[variable] = loader
     address = f'"{name}"' if revision is None else f'"{name}", revision="{revision}"'
     lines = [
-        f"from transformers import {', '.join(classes.values())}",
+        *([f"from transformers import {', '.join(classes.values())}"] if classes else []),
+        *([] if class_of(model) else [f"...  # import {type(model).__name__}, the model's own class"]),
         "",
-        *(f"{variable} = {loader}.from_pretrained({address})" for variable, loader in classes.items()),
+        *(f"{variable} = {loader}.from_pretrained({address})" for variable, loader in loaded.items()),
     ]
     if report.config.get("layout") == "uniform":
         return _code(lines) + "\n\nEvery layer keeps equally many units, so `transformers` alone loads it."
     text = _code(["import optimum_optin  # lets transformers build the smaller layers", *lines]) + _WITHOUT_IMPORT
     if remote_code:
-        trusting = f"model = {classes['model']}.from_pretrained({address}, trust_remote_code=True)"
-        code = _code([f"from transformers import {classes['model']}", "", trusting])
+        trusting = f"model = {loaded['model']}.from_pretrained({address}, trust_remote_code=True)"
+        code = _code([f"from transformers import {loaded['model']}", "", trusting])
         text += f"\n\nOr load it without the package, by the code in `{REMOTE_FILE}`:\n\n{code}"
     return text
 

@@ -146,7 +146,7 @@ def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
 def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: Walks, strength: float | None) -> None:
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
     producers = [find_module(pruned, producer.path) for producer in group.producers]
-    if None in producers:  # they went with the last head
+    if None in producers or producers[0].out_features == 0:  # they went with the last unit
         return
     fit, held_out = _sums(
         producers[0], producers[0].in_features, walks, lambda walk: walk.input_errors(pruned, path, group)
@@ -172,7 +172,8 @@ def _refit_consumer(
     if group.scale is not None:  # the errors are those of the stream
         share = _inverse(attribute(pruned, group.scale), weight)
         weight, bias = weight * share[:, None], bias * share
-    consumer.weight += weight.to(consumer.weight)
+    if consumer.in_features:
+        consumer.weight += weight.to(consumer.weight)
     if consumer.bias is not None:
         consumer.bias += bias.to(consumer.bias)
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from .architectures import find_groups, find_layers
 from .data import probe_batch
 from .facts import measured_once
+from .forward import call_model
 from .groups import HEADS, Group, Masks, stack_of
 from .images import prefix_tokens
 from .masking import frozen
@@ -107,7 +108,7 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
         batch: its inputs.
     """
     with frozen(model), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-        model(**batch)
+        call_model(model, batch)
     return counter.get_total_flops() // 2
 
 
@@ -128,7 +129,7 @@ def _lengths(
 
     def measure() -> dict[str, tuple[int, int]]:
         with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
-            model(**probe_batch(model, tokens))
+            call_model(model, probe_batch(model, tokens))
         shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)
         return {key: (shape[0] * shape[1], shape[1]) for key, shape in shapes.items()}
 

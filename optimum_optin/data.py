@@ -5,7 +5,6 @@ Samples are drawn in `samples.py`, texts read in `texts.py` and images in `pixel
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers.utils import logging
 
 from . import columns
 from .architectures import stack_inputs
+from .forward import takes
 from .groups import Batch, samples_in, token_mask
 from .images import (
     check_images,
@@ -252,8 +252,8 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
     texts = _sound([(sample,) if isinstance(sample, str) else tuple(sample) for sample in samples])
     limit = max_length or min(processor.model_max_length, max_tokens(model))
     encoded = processor(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
-    names = _accepted(model)
-    return [{name: encoded[name][index] for name in encoded if name in names} for index in range(len(texts))]
+    names = [name for name in encoded if takes(model, name) or name == "attention_mask"]
+    return [{name: encoded[name][index] for name in names} for index in range(len(texts))]
 
 
 def _sound(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -332,13 +332,11 @@ def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batc
 
 
 def _text_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    names = _accepted(model) - set(_TARGETS)
-    return {name: value for name, value in sample.items() if name in names}
+    return {name: value for name, value in sample.items() if _is_input(name, model)}
 
 
 def _model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    names = _accepted(model)
-    inputs = {name: value for name, value in sample.items() if name in names and name not in _TARGETS}
+    inputs = {name: value for name, value in sample.items() if _is_input(name, model)}
     if missing := set(stack_inputs(model).values()) - set(inputs):
         raise ValueError(
             f"calibration data lacks the model's inputs: it has {', '.join(map(str, sample)) or 'nothing'}, "
@@ -347,8 +345,9 @@ def _model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]
     return inputs
 
 
-def _accepted(model: nn.Module) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+def _is_input(name: str, model: nn.Module) -> bool:
+    # Which tokens are real, we need to know ourselves.
+    return name not in _TARGETS and (takes(model, name) or name == "attention_mask")
 
 
 def _listed(sample: dict[str, Any], limit: int) -> dict[str, list]:

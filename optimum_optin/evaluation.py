@@ -15,9 +15,11 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .data import check_batches, padded_batches
+from .forward import logits_of, run_model
 from .glue import DATASET, GlueSamples, GlueTask, read_glue
 from .masking import frozen
 from .metrics import metrics_of, standard_error
+from .tasks import class_of
 
 logger = logging.get_logger(__name__)
 
@@ -113,7 +115,8 @@ def check_model(model: PreTrainedModel, processor: Any, task: GlueTask) -> None:
     """
     if processor is None:
         raise ValueError(f"glue/{task.name} is text: pass the model's tokenizer as processor=.")
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    classifies = any(kind.__name__.endswith("ForSequenceClassification") for kind in type(model).__mro__)
+    if not classifies and class_of(model) is not None:  # of a class of the user's own, the outputs will tell
         raise ValueError(
             f"glue/{task.name} needs a sequence classifier, got {type(model).__name__}: load the model with "
             "task='text-classification'."
@@ -135,8 +138,14 @@ def predict(model: PreTrainedModel, processor: Any, samples: GlueSamples, batch_
     logits = torch.zeros(len(samples.texts), model.config.num_labels)
     with torch.inference_mode(), frozen(model):
         for rows, batch in tqdm(batches, desc=f"glue/{samples.task.name}", unit="batch"):
-            outputs = model(**send_to_device(dict(batch), model.device), return_dict=True)
-            logits[rows] = outputs.logits.float().cpu()
+            found = logits_of(run_model(model, send_to_device(dict(batch), model.device)))
+            if found is None or found.shape != logits[rows].shape:
+                shape = None if found is None else tuple(found.shape)
+                raise ValueError(
+                    f"glue/{samples.task.name} needs logits of shape {tuple(logits[rows].shape)} of this batch, "
+                    f"{type(model).__name__} gives {shape}."
+                )
+            logits[rows] = found.float().cpu()
     if not logits.isfinite().all():
         raise ValueError(f"the model's outputs on glue/{samples.task.name} are not finite: its weights are damaged.")
     if not samples.task.labels:

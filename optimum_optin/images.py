@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from .architectures import find_layers, stack_inputs
 from .facts import measured_once
+from .forward import call_model, logits_of, run_model
 from .groups import Batch, stack_of
 from .masking import frozen
 
@@ -55,7 +56,7 @@ def _count_tokens(model: nn.Module, batch: Batch) -> int:
     handle = first.register_forward_pre_hook(count, with_kwargs=True, prepend=True)
     try:
         with suppress(_Counted):
-            model(**{name: value[:1] for name, value in batch.items()})
+            call_model(model, {name: value[:1] for name, value in batch.items()})
     finally:
         handle.remove()
     return counts[0]
@@ -87,7 +88,7 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
         inputs = {name: value[:1].to(model.device) for name, value in batch.items()}
         try:
             with frozen(model):
-                outputs = model(**inputs, return_dict=True)
+                logits = logits_of(run_model(model, inputs))
         except (ValueError, RuntimeError) as error:
             if shape[1:] == size:
                 raise ValueError(
@@ -97,7 +98,6 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
                 f"this {model.config.model_type!r} model cannot take images of {shape[1]} x {shape[2]} pixels, it was "
                 f"made for {size[0]} x {size[1]}: resize them with its image processor ({error}). {_OTHER_SIZES}"
             ) from error
-        logits = outputs.get("logits")
         if logits is not None and logits.dim() > 3:
             raise ValueError(
                 f"{type(model).__name__} cannot be pruned: its logits have the shape {tuple(logits.shape)}, and maps "

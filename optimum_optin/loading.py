@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .auto_map import own_code
 from .processes import state
 
 logger = logging.get_logger(__name__)
@@ -60,17 +62,47 @@ def check_loaded(model: nn.Module) -> None:
 
 
 def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
-    """The class to load a checkpoint with; arguments as of `load_model`."""
+    """The class to load a checkpoint with; arguments as of `load_model`.
+
+    Raises:
+        ValueError: unknown task, or an adapter; or without a task, the checkpoint brings code that is not trusted, or
+            names a class that is not here.
+    """
+    if Path(model, "adapter_config.json").is_file():
+        raise ValueError(
+            f"{model} holds an adapter: merge it first (PeftModel.from_pretrained(base, adapter).merge_and_unload()) "
+            "and prune that."
+        )
     if task is None:
-        architectures = AutoConfig.from_pretrained(model, **_hub_options(kwargs)).architectures or [""]
-        if not hasattr(transformers, architectures[0]):
-            logger.warning(f"{model} names no class of transformers: loading it without a head; give task= for one.")
-        return getattr(transformers, architectures[0], AutoModel)
+        return _named_class(model, AutoConfig.from_pretrained(model, **_hub_options(kwargs)), **kwargs)
     from optimum.exporters.tasks import TasksManager  # slow to import
 
     if task not in TasksManager.get_all_tasks():
         raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
     return TasksManager.get_model_class_for_task(task)
+
+
+def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -> type:
+    name = (config.architectures or [""])[0]
+    code = {auto: place for auto, place in own_code(config, name or None).items() if auto.startswith("AutoModel")}
+    if code and not kwargs.get("trust_remote_code"):
+        raise ValueError(
+            f"{model} brings code of its own for {name or 'its model'} ({next(iter(code.values()))}): read it, then "
+            "pass trust_remote_code=True (--trust-remote-code) to run it, or task= to load a class of transformers."
+        )
+    if len(code) > 1 and not name:
+        raise ValueError(f"{model} brings code for {', '.join(code)}, and names none of them: give task= (--task).")
+    if code:
+        return getattr(transformers, next(iter(code)))
+    if not name:
+        logger.warning(f"{model} names no class: loading it without a head; give task= for one.")
+        return AutoModel
+    if not hasattr(transformers, name):
+        raise ValueError(
+            f"{model} was saved from a {name}, which is no class of transformers: load it with that class and pass the "
+            "model object, or give task= (--task), e.g. feature-extraction for the encoder without its head."
+        )
+    return getattr(transformers, name)
 
 
 def load_processor(model: str | os.PathLike, *, images: bool = False, **kwargs) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import Group, Masks, stack_of
+from .prepared import unprepare
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once; undone on exit.
+    """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once, and every module the
+    forward of its class (`unprepare`); undone on exit.
 
     So is whatever else is set on its modules: Swin's layers would keep the windows of an image too small for theirs.
     Rewrite a copy, not the model itself. Another thread waits until the model is free.
@@ -72,6 +74,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     attributes = {module: dict(vars(module)) for module in model.modules()}
     try:
         model.eval()
+        unprepare(model)
         for module in filter(_is_chunked, attributes):  # running tokens in chunks only saves memory
             module.chunk_size_feed_forward = 0
         for parameter in parameters:

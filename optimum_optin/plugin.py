@@ -9,15 +9,19 @@ copy of the plug-in, made of this file (`remote_code.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import find_groups
+from .auto_map import own_code
+from .groups import Group
 from .schedule import TokenSchedule
 from .structure import Structure, compose, masks_of, structure_from_json, structure_to_json
 from .surgery import rewrite
@@ -25,7 +29,6 @@ from .token_merging import attach_merging, check_attachable
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 1
-REMOTE_FILE = "modeling_optin.py"
 
 
 class OptinStructureConfig(QuantizationConfigMixin):
@@ -86,6 +89,10 @@ class OptinHfQuantizer(HfQuantizer):
         # A class from a folder's remote code brings the code and the row that the folder was saved with.
         getattr(model, "optin_convert", convert_model)(model, structure, schedule)
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        # Folders saved before weights without elements were left out hold them. By name: remote code has its own class.
+        self._empty = {path: module for path, module in model.named_modules() if hasattr(module, "hold")}
+        self._left_out = {re.escape(f"{path}.{name}") for path, module in self._empty.items() for name in module.empty}
+        model._keys_to_ignore_on_load_unexpected |= self._left_out
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
         for name, parameter in model.named_parameters():
@@ -95,6 +102,9 @@ class OptinHfQuantizer(HfQuantizer):
                     "is meant (ignore_mismatched_sizes=True for a new head), it needs transformers 5.23 or newer; if "
                     "not, the folder is damaged."
                 )
+        model._keys_to_ignore_on_load_unexpected -= self._left_out
+        for module in self._empty.values():  # loading fills parameters alone
+            module.hold({name: torch.empty_like(getattr(module, name), device=model.device) for name in module.empty})
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
         for module in model.modules():
@@ -179,6 +189,9 @@ def record_structure(model: PreTrainedModel, later: Structure) -> Structure:
     schedule = schedule_of_model(model)
     tokens = None if schedule is None else schedule.to_json()
     model.config.quantization_config = OptinStructureConfig(structure_to_json(structure), tokens=tokens)
+    for part in model.modules():  # a tower, whose own config says nothing of it
+        if isinstance(part, PreTrainedModel) and part.config is not model.config:
+            part.optin_whole = type(model).__name__
     return structure
 
 
@@ -191,7 +204,16 @@ def check_structure(model: PreTrainedModel) -> None:
     """
     if schedule_of_model(model) is not None:
         raise ValueError("this model merges tokens already, which comes last: prune the model that it was made from.")
-    units = {group.key: group.units for group in find_groups(model)}
+    check_units(model, find_groups(model))
+
+
+def check_units(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+    """Raise if a model's groups do not have the units that its config says earlier prunings left.
+
+    Raises:
+        ValueError: names the first entry that does not fit.
+    """
+    units = {group.key: group.units for group in groups}
     for key, entry in structure_of_model(model).items():
         if len(entry.kept) != units.get(key, 0):
             raise ValueError(
@@ -203,7 +225,7 @@ def check_structure(model: PreTrainedModel) -> None:
 
 def _forget_remote_code(model: PreTrainedModel) -> None:
     """Saving a model of an ordinary class does not save the code that `auto_map` names."""
-    auto_map = vars(model.config).pop("auto_map", None) or {}
-    ours = f"{REMOTE_FILE.removesuffix('.py')}."
-    if others := {name: value for name, value in auto_map.items() if ours not in str(value)}:
+    others = own_code(model.config)
+    vars(model.config).pop("auto_map", None)
+    if others:
         model.config.auto_map = others

@@ -15,7 +15,8 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures import find_groups
+from .architectures import find_groups, stack_inputs
+from .auto_map import REMOTE_FILE
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
@@ -26,11 +27,14 @@ from .costs import count_macs, count_parameters, matching_cost, total_cost
 from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
 from .folders import atomic_folder, check_folder
+from .forward import check_forward
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
 from .images import takes_images
+from .integrity import check_own, check_rebuilt, check_saved, difference
 from .loading import check_loaded, load_model, load_processor
-from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
+from .plugin import check_structure, convert_model, structure_of_model
+from .prepared import check_prepared
 from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
 from .remote_code import check_remote_code, write_remote_code
@@ -42,8 +46,10 @@ from .search import check_budget
 from .sources import find_source, load_calibration
 from .structure import Structure, compose, structure_of
 from .surgery import check_sliceable
+from .tasks import class_of
 from .token_merging import merges_tokens
 from .uniform import check_uniform
+from .wrappers import check_model
 
 logger = logging.get_logger(__name__)
 
@@ -74,11 +80,7 @@ class OptinPruner:
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, config: OptinConfig | None = None):
-        if not isinstance(model, PreTrainedModel):
-            raise TypeError(
-                f"model must be a transformers model, got {type(model).__name__}: use from_pretrained for a Hub id "
-                "or a folder, and prune before torch.compile."
-            )
+        check_model(model)
         _check_type("config", config, OptinConfig)
         check_structure(model)  # refuses an unknown architecture and a quantized model, too
         self.model = model
@@ -115,7 +117,7 @@ class OptinPruner:
             ValueError: unknown task or architecture.
             OSError: there is no such model, or it is private and the token is missing.
         """
-        if isinstance(model, PreTrainedModel):
+        if not isinstance(model, (str, os.PathLike)):
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
         pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
@@ -169,6 +171,22 @@ class OptinPruner:
                 chosen = {} if text_columns is None else {"text_columns": named(text_columns)}
                 self._drawn = drawn, {**source, **chosen, "num_samples": num_samples, "seed": seed}
         return drawn
+
+    def check(self, config: OptinConfig | None = None) -> None:
+        """Raise if the model cannot be pruned as configured; no data are needed. `score`, `plan` and `prune` begin with
+        it.
+
+        Args:
+            config: instead of the pruner's own.
+
+        Raises:
+            ValueError: says what is in the way, and what to do.
+        """
+        _check_type("config", config, OptinConfig)
+        config = config or self.config
+        self._groups(config)
+        if config.remote_code:
+            check_remote_code(self.model)
 
     def score(
         self,
@@ -251,6 +269,10 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         folder = None if save_dir is None else check_folder(save_dir)
         groups = self._groups(config)
+        if folder is not None:
+            check_rebuilt(self.model)
+        elif found := difference(self.model):
+            logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
         scores, batches = self._scored(calibration, scores, groups, config, text_columns)
         pruned = prune_model(self.model, groups, scores, batches, config)
         self.report = self._report(pruned, scores, config, self._calibration(batches))
@@ -421,8 +443,11 @@ class OptinPruner:
     def _groups(self, config: OptinConfig) -> list[Group]:
         """The model's groups, after the checks that need no data."""
         check_loaded(self.model)
+        check_forward(self.model, stack_inputs(self.model).values())
         groups = find_groups(self.model)
         check_sliceable(self.model, groups)
+        check_own(self.model)
+        check_prepared(self.model)
         if config.layout == "uniform":
             check_uniform(self.model, groups)
         return groups
@@ -537,9 +562,22 @@ class OptinPruner:
     ) -> None:
         """Write the pruned model with all that goes with it into an empty folder."""
         model, report = self._pruned()
+        if remote_code is None:
+            remote_code = report.config["remote_code"]
+        if remote_code:
+            check_remote_code(model)
+        check_rebuilt(model)
         model.save_pretrained(folder)
-        if report.config["remote_code"] if remote_code is None else remote_code:
+        check_saved(model, folder)
+        if remote_code:
             write_remote_code(folder)
+        if class_of(model) is None and not model.is_remote_code():
+            kind = type(model).__name__
+            logger.warning(
+                f"the saved model is a {kind}, a class of your own: load it with {kind}.from_pretrained. Auto classes "
+                "would make another class of it, unless its code is there, which "
+                f"{kind}.register_for_auto_class('AutoModel...') before saving brings along."
+            )
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         report.save(folder)
@@ -560,6 +598,7 @@ class OptinPruner:
         if self.pruned_model is None:
             return {"dense": self.model}
         model = self.pruned_model
+        check_rebuilt(model)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             loaded = type(model).from_pretrained(folder, dtype=model.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from .config import OptinConfig
 from .divergence import Divergence, measure_divergence
 from .groups import Batch, Group, same_batches
 from .plugin import merge_tokens_of, record_structure
+from .prepared import copy_of
 from .schedule import TokenSchedule
 from .scoring import Scores
 from .structure import Structure, structure_of
@@ -72,7 +72,7 @@ def prune_model(
         choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
     masks = choice.masks
     with _timed(seconds, "rewrite"):
-        pruned = copy.deepcopy(model)
+        pruned = copy_of(model)
         rewrite(pruned, groups, masks)
         structure = structure_of(groups, masks)
         if config.layout == "uniform":

@@ -14,13 +14,16 @@ from pathlib import Path
 from pprint import pformat
 from textwrap import indent
 
+import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from . import plugin
 from .architectures import register_architecture, row_of
+from .auto_map import REMOTE_FILE, own_code
 from .excerpt import excerpt
-from .plugin import METHOD, REMOTE_FILE
+from .plugin import METHOD
+from .tasks import class_of
 from .version import __version__
 
 
@@ -28,8 +31,16 @@ def check_remote_code(model: PreTrainedModel) -> None:
     """Raise if a folder with this model, pruned, could not bring code to load it with.
 
     Raises:
-        ValueError: the model's class is not part of transformers, or made by none of its Auto classes.
+        ValueError: the model's class is not part of transformers (one of the same name neither), or made by none of its
+            Auto classes.
     """
+    if class_of(model) is None:
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        raise ValueError(
+            f"remote_code=True needs a model whose class is part of transformers, but {kind} is one of your own, whose "
+            "code we cannot bring along: save without it. To have transformers save the class's code, call "
+            f"{type(model).__name__}.register_for_auto_class(...) before."
+        )
     _auto_classes(model.config, [type(model).__name__])
 
 
@@ -53,12 +64,24 @@ def write_remote_code(folder: str | os.PathLike) -> None:
             "remote_code=True needs a pruned structure to rebuild, and this model's config has none: a dense model, or "
             "one pruned with layout='uniform', loads with transformers alone."
         )
+    _check_named(config)
     classes = _auto_classes(config, config.architectures or [])
     module = REMOTE_FILE.removesuffix(".py")
     (folder / REMOTE_FILE).write_text(_remote_code(config.model_type, set(classes.values())), encoding="utf-8")
     data = json.loads(path.read_text(encoding="utf-8"))
     data["auto_map"] = data.get("auto_map", {}) | {auto: f"{module}.{name}" for auto, name in classes.items()}
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_named(config: PreTrainedConfig) -> None:
+    """Raise if the class that a saved config names is not one of transformers."""
+    for name in config.architectures or []:
+        foreign = own_code(config, name)
+        if foreign or not hasattr(transformers, name):
+            raise ValueError(
+                f"remote_code=True needs a model whose class is part of transformers, but this folder's {name} "
+                f"{f'is in {next(iter(foreign.values()))}' if foreign else 'is not'}: save without it."
+            )
 
 
 def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, str]:

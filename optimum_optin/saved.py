@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, ModelCard
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from .auto_map import REMOTE_FILE
 from .card import model_card, own_text, retitled, weight_bytes
 from .folders import WEIGHTS, atomic_folder
 from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
 from .loading import load_processor, model_class
-from .plugin import METHOD, REMOTE_FILE
+from .plugin import METHOD
 from .report import REPORT_FILE, PruningReport, commit_title
 from .scoring import SCORES_FOLDER, Scores
 
@@ -120,10 +121,16 @@ def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
 def _card(
     folder: Path, report: PruningReport, existing: str | None, *, name: str, revision: str | None = None
 ) -> ModelCard:
-    config, loader = AutoConfig.from_pretrained(folder), model_class(folder, None)
+    config = AutoConfig.from_pretrained(folder)
+    try:
+        loader = model_class(folder, None)
+    except ValueError:  # a class that is not here: of it, the card needs the name alone
+        loader = AutoModel
     make = loader if issubclass(loader, PreTrainedModel) else loader.from_config
     with torch.device("meta"):  # no weights: the card needs the class and the data type
         skeleton = make(config).to(config.dtype)
+    if loader is AutoModel and config.architectures:
+        skeleton.__class__ = type(config.architectures[0], (type(skeleton),), {})
     return model_card(
         skeleton,
         report,

@@ -7,7 +7,7 @@ saved model is rebuilt before its weights are loaded.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -44,7 +44,7 @@ class RemovedAttention(nn.Module):
     """What is left of an attention without heads: nothing, or its consumer's bias.
 
     Reshaping zero heads is ambiguous, so the module that does it is replaced. A consumer that lives
-    inside keeps its name, and with it its bias in the state dict.
+    inside (an `EmptyLinear`) keeps its name, and with it its bias in the state dict.
 
     Args:
         consumer: name and module of the consumer, if it lives inside the replaced module.
@@ -58,8 +58,47 @@ class RemovedAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args, **kwargs) -> tuple[Tensor, None]:
         """Output for hidden states of shape (batch, tokens, channels), and no attention weights."""
-        empty = hidden_states[..., :0]  # in the graph: what comes before gets gradients, of 0, as everything does
+        empty = hidden_states[..., :0]
         return (self.get_submodule(self.consumer_name)(empty) if self.consumer_name else empty), None
+
+
+class EmptyLinear(NonDynamicallyQuantizableLinear):
+    """What is left of a linear that lost all its inputs or all its outputs: of the first a bias, of the second nothing.
+
+    Weights without elements are no parameters here: they would be saved and exported, and quantizers make nonsense of
+    them. They are still there for whoever looks at a linear's (PEFT).
+    """
+
+    def hold(self, empty: Mapping[str, Tensor]) -> None:
+        """Keep tensors without elements as plain attributes, by name."""
+        self.empty = tuple(empty)
+        vars(self).update({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in empty.items()})
+        for name in empty:
+            getattr(self, name)._is_hf_initialized = True  # transformers would divide by its size (SigLIP)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The bias, or zeros, for each token of `input`, shape (..., in_features); shape (..., out_features)."""
+        if self.out_features == 0:
+            return input[..., :0]
+        bias = input.new_zeros(self.out_features) if self.bias is None else self.bias.to(input.dtype)
+        if self.training:  # in the graph: what comes before gets gradients, of 0, as everything does
+            bias = bias + input.sum(-1, keepdim=True)
+        return bias.expand(*input.shape[:-1], -1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmptyLinear:
+        self.hold({name: fn(getattr(self, name)) for name in self.empty})
+        return super()._apply(fn, recurse)
+
+
+def empty(module: nn.Module) -> None:
+    """Let a linear without inputs or outputs do without a weight, in place; see `EmptyLinear`."""
+    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear):  # a kind of its own may compute anything
+        return
+    tensors = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.numel() == 0}
+    for name in tensors:
+        delattr(module, name)
+    module.__class__ = EmptyLinear  # in place, so that hooks stay
+    module.hold(tensors)
 
 
 class HeadSelector:
@@ -100,7 +139,7 @@ def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
         _set(model, path, len(kept) * features)
     if len(kept) == 0:
         for path in (group.consumer, *(producer.path for producer in group.producers)):
-            _keep_from_quantizers(model.get_submodule(path))
+            empty(model.get_submodule(path))
     if group.core and len(kept) == 0:
         _remove_core(model, group)
     elif group.shared_bias:
@@ -111,12 +150,6 @@ def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
 def _set(model: nn.Module, path: str, value: Any) -> None:
     module, _, name = path.rpartition(".")
     setattr(model.get_submodule(module), name, value)
-
-
-def _keep_from_quantizers(module: nn.Module) -> None:
-    # They fail on a weight without elements. PyTorch's own and torchao's pass over this class of linears.
-    if type(module) is nn.Linear:
-        module.__class__ = NonDynamicallyQuantizableLinear
 
 
 def _remove_core(model: nn.Module, group: Group) -> None:
@@ -157,6 +190,12 @@ def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:
                 raise ValueError(
                     f"{path} is a {kind}, which we cannot slice: merge adapters first (merge_and_unload), or "
                     f"register a case with {cut.__name__}.register."
+                )
+            own = type(module) not in cut.registry and type(module).forward is not nn.Linear.forward
+            if isinstance(module, nn.Linear) and own:
+                raise ValueError(
+                    f"{path} is a {kind}, a linear with a forward of its own, which we cannot slice: merge adapters "
+                    f"first (merge_and_unload), or register a case with {cut.__name__}.register."
                 )
             if isinstance(module, nn.Linear) and "weight" not in module._parameters:
                 raise ValueError(

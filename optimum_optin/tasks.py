@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import transformers
 from transformers import PreTrainedModel
+
+
+def class_of(model: PreTrainedModel) -> type[PreTrainedModel] | None:
+    """The class of `transformers` that a model is of, `None` if it is of somebody's own, whatever its name."""
+    # Of a folder's `modeling_optin.py`, it is what that derives from.
+    kind = type(model).__mro__[1] if "optin_convert" in vars(type(model)) else type(model)
+    return kind if getattr(transformers, kind.__name__, None) is kind else None
 
 
 def task_of(model: PreTrainedModel) -> str | None:
@@ -20,6 +28,6 @@ def auto_class_of(model: PreTrainedModel) -> str:
     from optimum.exporters.tasks import TasksManager  # slow to import
 
     task = task_of(model)
-    if task is None:
+    if task is None or class_of(model) is None:  # an Auto class would make another class of it
         return type(model).__name__
     return TasksManager.get_model_class_for_task(task, model_type=model.config.model_type).__name__

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .forward import logits_of, run_model
 from .groups import Batch, stack_of
 from .losses import BINARY, CATEGORICAL, REAL, token_features
 from .masking import frozen
@@ -131,26 +132,26 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
         model: the model.
         batch: its inputs.
         rows: token positions (`draw_rows`), used where there are logits for every token.
+
+    Of a class that is not transformers' own, what has no name is told by its shape (`forward.run_model`): logits of
+    shape (batch, classes) count for each sample, those of shape (batch, tokens, classes) for each token.
     """
-    outputs = model(**batch, use_cache=False, return_dict=True)
+    outputs = run_model(model, batch)
     rows = next(iter(rows.values()))  # no model of several stacks has logits for every token
     if outputs.get("start_logits") is not None:
         return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), CATEGORICAL)
-    logits = outputs.get("logits")
-    if logits is None:
-        logits = outputs.get("prediction_logits")
+    logits = logits_of(outputs)
     if logits is None:
         return _embedding(outputs)
+    if logits.dim() == 1:  # one number per sample
+        logits = logits[:, None]
+    labels, problem = (getattr(model.config, name, None) for name in ("num_labels", "problem_type"))
     if logits.dim() == 3:
         logits = logits.flatten(0, 1)
         logits = logits[rows[rows < len(logits)]]  # BEiT's masked images have none for the class token
-    elif (
-        "input_ids" in batch and logits.shape == batch["input_ids"].shape and logits.shape[1] != model.config.num_labels
-    ):
+    elif "input_ids" in batch and logits.shape == batch["input_ids"].shape and logits.shape[1] != labels:
         return Output(logits.flatten()[rows][:, None], BINARY)  # ELECTRA's discriminator: replaced or not
-    return Output(
-        logits, _OUTPUT_KINDS.get(model.config.problem_type) or (CATEGORICAL if logits.shape[1] > 1 else REAL)
-    )
+    return Output(logits, _OUTPUT_KINDS.get(problem) or (CATEGORICAL if logits.shape[1] > 1 else REAL))
 
 
 def _embedding(outputs: Mapping[str, Tensor]) -> Output | None:

@@ -7,7 +7,6 @@ the calibration data, and its outputs are compared on samples that the refit has
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from .compensation import refit
 from .config import OptinConfig
 from .divergence import measure_divergence
 from .groups import Batch, Group, samples_in
+from .prepared import copy_of
 from .scoring import Scores
 from .surgery import rewrite
 from .token_merging import attach_merging, merges_tokens
@@ -122,7 +122,7 @@ class Trials:
         return next(distance for tried, distance in self._tried if _same_cut(choice, tried))
 
     def _divergences(self, choices: Sequence[Choice]) -> list[float]:
-        models = [copy.deepcopy(self.dense) for _ in choices]
+        models = [copy_of(self.dense) for _ in choices]
         for pruned, choice in zip(models, choices, strict=True):
             rewrite(pruned, self.groups, choice.masks)
         if self.starts:

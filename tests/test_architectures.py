@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from tiny import CASES, TINY, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModel, Siglip2Config
@@ -84,7 +85,11 @@ def test_save_load_save(model_type, tmp_path):
     expected = output_of(pruned, batch)
 
     pruned.save_pretrained(tmp_path / "first")
+    assert not [
+        name for name, tensor in load_file(tmp_path / "first" / "model.safetensors").items() if 0 in tensor.shape
+    ]
     loaded = load(model, tmp_path / "first")
+    assert not [name for name, tensor in loaded.state_dict().items() if 0 in tensor.shape]
     torch.testing.assert_close(output_of(loaded, batch), expected, atol=0, rtol=0)
     assert count_parameters(loaded) == count_parameters(pruned) < count_parameters(model)
 

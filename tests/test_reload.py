@@ -1,6 +1,7 @@
 """Loading a pruned folder, and what users do with it next; other packages are in test_neighbours.py."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.costs import count_parameters
+from optimum_optin.surgery import empty, slice_inputs
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,36 @@ def test_the_config_of_a_loaded_model_loads_it_again(pruned):
         again = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
         batch = tiny_batch(model)
         assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+def test_folders_that_hold_empty_weights_still_load(pruned, tmp_path, caplog):
+    """So they were saved before."""
+    folder, model = shutil.copytree(pruned[0], tmp_path / "earlier"), pruned[1]
+    weights = load_file(folder / "model.safetensors")
+    empty = {"bert.encoder.layer.1.attention.output.dense.weight": torch.zeros(32, 0)}
+    assert not set(empty) & set(weights)
+    save_file(weights | empty, folder / "model.safetensors", metadata={"format": "pt"})
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        loaded, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not any(info.values())
+    assert "UNEXPECTED" not in caplog.text
+    batch = tiny_batch(model)
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert not loaded._keys_to_ignore_on_load_unexpected
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_without_inputs_gives_its_bias(bias):
+    linear = torch.nn.Linear(4, 3, bias=bias)
+    slice_inputs(linear, torch.tensor([], dtype=torch.long))
+    empty(linear)
+    expected = linear.bias.detach() if bias else torch.zeros(3)
+    for training in (False, True):
+        linear.train(training)
+        assert torch.equal(linear(torch.zeros(2, 5, 0)), expected.expand(2, 5, 3))
+    assert [name for name, _ in linear.named_parameters()] == ["bias"] * bias
+    assert linear.to(torch.bfloat16).weight.dtype == torch.bfloat16

@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     scores = Scores.from_pretrained(arguments.scores) if arguments.scores else None
     config = load_config(arguments, scores.config if scores else None)
     pruner = load_pruner(arguments)
+    pruner.check(config)
     calibration = load_calibration(arguments, pruner, config)
     if arguments.dry_run:
         plan = pruner.plan(scores or pruner.score(calibration, config), config=config)

@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     check_folder(arguments.output)
     config = load_config(arguments)
     pruner = load_pruner(arguments)
+    pruner.check(config)
     scores = pruner.score(load_calibration(arguments, pruner, config), config)
     scores.save_pretrained(arguments.output)
     units = sum(len(score) for score in next(iter(scores.terms.values())).values())

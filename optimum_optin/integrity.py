@@ -1,0 +1,197 @@
+"""Whether a model is what its class makes of its config, with weights of its own: then what is saved is the model.
+
+Saving keeps a config and weights by name. Whatever else is on a model, adapters, computed or quantized weights, other
+modules, is lost or changed without a word by the time that it is loaded again.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .plugin import convert_model, schedule_of_model, structure_of_model
+
+logger = logging.get_logger(__name__)
+
+_PLAIN = (Tensor, nn.Parameter)
+_MERGE = (
+    "merge the adapters first: merge_and_unload() of a PeftModel (of one that was added by add_adapter or loaded with "
+    "its base: PeftModel.from_pretrained(base, adapter).merge_and_unload()), or take them off"
+)
+_DEQUANTIZE = "prune the unquantized model, then quantize the result"
+# How the names of the modules that define a class begin -> what it is, what to do. By name: none is imported for it.
+_FOREIGN = (
+    ("peft.", ("of an adapter", _MERGE)),
+    ("adapters.", ("of an adapter", _MERGE)),
+    ("loralib.", ("of an adapter", _MERGE)),
+    ("bitsandbytes.", ("quantized", _DEQUANTIZE)),
+    ("optimum.quanto.", ("quantized", _DEQUANTIZE)),
+    ("torchao.", ("quantized", _DEQUANTIZE)),
+    ("torch.ao.", ("quantized", _DEQUANTIZE)),
+    ("hqq.", ("quantized", _DEQUANTIZE)),
+    ("auto_gptq.", ("quantized", _DEQUANTIZE)),
+    ("gptqmodel.", ("quantized", _DEQUANTIZE)),
+    ("awq.", ("quantized", _DEQUANTIZE)),
+    ("transformer_engine.", ("prepared for fp8", "unwrap it (Accelerator.unwrap_model(keep_fp32_wrapper=False))")),
+    ("torch._dynamo.", ("compiled", "prune before torch.compile: put its ._orig_mod in its place")),
+    ("torch.nn.parallel.", ("a wrapper", "put its .module in its place")),
+    (
+        "torch.distributed.",
+        ("a part of a model in several processes", "prune the whole model, before it is shared out"),
+    ),
+)
+
+
+def check_own(model: PreTrainedModel) -> None:
+    """Raise if there is something on a model, wherever it sits, that would not be saved with it, or not as it is.
+
+    Raises:
+        ValueError: names the module or weight, and what to do.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        path = next((path for path, kind in _foreign(model) if kind[0] == "of an adapter"), "of one kind or other")
+        raise ValueError(f"the model has adapters ({path}), which is all that would be saved: {_MERGE}.")
+    for path, (what, remedy) in _foreign(model):
+        module = model.get_submodule(path)
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        raise ValueError(f"{path} is a {kind}, {what}: {remedy}.")
+    expected = _weights_of_class(model)
+    for path, module in model.named_modules():
+        computed = _computed(module)
+        start = f"{path}.{computed}".removeprefix(".")
+        if computed and (expected is None or not any(name.startswith(start) for name in expected)):
+            raise ValueError(
+                f"the weight of {path} is computed from others ({computed}): remove parametrizations, norms and masks "
+                "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove, "
+                "torch.nn.utils.remove_weight_norm, torch.nn.utils.remove_spectral_norm)."
+            )
+    for name, parameter in model.named_parameters():
+        if type(parameter) not in _PLAIN:
+            raise ValueError(
+                f"{name} is a {type(parameter).__module__}.{type(parameter).__name__}, not a plain tensor: "
+                f"{_DEQUANTIZE}; of one that is shared out to several processes, prune the whole."
+            )
+        if parameter.element_size() < 2:
+            raise ValueError(f"{name} is kept in {parameter.dtype}: cast it (model.float()), or {_DEQUANTIZE}.")
+    for one, other in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        left, right = (_get(model, name) for name in (one, other))
+        if left is not None and right is not None and left is not right and not torch.equal(left, right):
+            raise ValueError(
+                f"{one} and {other} differ, but are one weight by the config and would be when loaded: call "
+                "model.tie_weights(), or set config.tie_word_embeddings=False."
+            )
+
+
+def difference(model: PreTrainedModel) -> str | None:
+    """How names and shapes of the weights, or which of them are one, differ from what the model's class makes of its
+    config; `None` where they do not, or the class takes more than a config, so that nobody can tell.
+    """
+    tied, seen = getattr(model, "all_tied_weights_keys", None) or {}, {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = seen.setdefault(parameter, name)
+        if other != name and name not in tied and other not in tied:
+            return f"{other} and {name} are one weight, which the class does not say (_tied_weights_keys)"
+    expected = _weights_of_class(model)
+    if expected is None:
+        return None
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    kind = type(model).__name__
+    for name in [*found, *expected]:
+        if name not in expected:
+            return f"{name} is no weight of a {kind} with this config"
+        if name not in found:
+            return f"{name}, a weight of every {kind} with this config, is not there"
+        if found[name] != expected[name]:
+            return f"{name} has the shape {found[name]}, by the config {expected[name]}"
+    return None
+
+
+def check_rebuilt(model: PreTrainedModel) -> None:
+    """Raise if the model's class makes something else of its config, so that it could not be loaded.
+
+    Raises:
+        ValueError: names the first weight that differs.
+    """
+    if found := difference(model):
+        raise ValueError(
+            f"{found}: saved, it could not be loaded as it is. Bring the config in line, or make a subclass that "
+            "builds these modules itself."
+        )
+
+
+def check_saved(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Raise if what was saved is not the model, found by loading it.
+
+    Args:
+        model: the model.
+        folder: where it was saved.
+
+    Raises:
+        ValueError: names the first weight that differs.
+    """
+    if _weights_of_class(model) is None:
+        logger.warning(
+            f"{type(model).__name__} takes more than a config, so we did not check that what was saved loads as it is."
+        )
+        return
+    found = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    for name, tensor in model.state_dict().items():
+        same = name in found and found[name].shape == tensor.shape
+        # A model in several types is loaded in one.
+        if not same or not torch.equal(found[name].cpu(), tensor.detach().cpu().to(found[name].dtype)):
+            raise ValueError(
+                f"what is saved is not the model: {name} is another when loaded. It stays in memory "
+                "(pruner.pruned_model); check what was done to that weight."
+            )
+
+
+def _foreign(model: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Path of each module of another package that we know not to be saved as it is -> what it is, what to do."""
+    for path, module in model.named_modules():
+        for kind in type(module).__mro__:
+            found = next((entry for prefix, entry in _FOREIGN if kind.__module__.startswith(prefix)), None)
+            if found and path:
+                yield path, found
+                break
+
+
+def _computed(module: nn.Module) -> str | None:
+    """Name of what a module computes one of its weights from, `None` if it computes none."""
+    if parametrized := getattr(module, "parametrizations", None):
+        return f"parametrizations.{next(iter(parametrized))}.original"
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__module__.startswith("torch.nn.utils."):
+            name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
+            stored = [each for each, _ in module.named_parameters(recurse=False) if each.startswith(f"{name}_")]
+            return stored[0] if stored else name
+    return None
+
+
+def _get(model: nn.Module, name: str) -> Tensor | None:
+    path, _, attribute = name.rpartition(".")
+    try:
+        return getattr(model.get_submodule(path), attribute)
+    except AttributeError:
+        return None
+
+
+def _weights_of_class(model: PreTrainedModel) -> dict[str, tuple[int, ...]] | None:
+    """Name -> shape of what the model's class makes of its config, without memory; `None` if it cannot be told."""
+    config = copy.deepcopy(model.config)
+    structure, schedule = structure_of_model(model), schedule_of_model(model)
+    vars(config).pop("quantization_config", None)
+    try:
+        with torch.device("meta"):
+            skeleton = type(model)(config)
+            if structure:
+                convert_model(skeleton, structure, schedule)
+    except Exception as error:  # a class of the user's own may want more than a config, or raise anything
+        logger.debug(f"{type(model).__name__} cannot be made of its config: {error}")
+        return None
+    return {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}

@@ -1,0 +1,78 @@
+"""Prepared models: a `forward` that others have put on the object, in the place of its class's.
+
+Saving keeps weights alone, so such a model computes something else than what is loaded of it. And a copy of the model
+keeps the function, which may well run the model that it was made for.
+"""
+
+from __future__ import annotations
+
+import copy
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of a model on which `check_prepared` found nothing, that runs the forward of its class."""
+    copied = copy.deepcopy(model)
+    unprepare(copied)
+    return copied
+
+
+def unprepare(model: nn.Module) -> None:
+    """Let every module run its class's own `forward` again, as far as we know how, in place; returns nothing.
+
+    What Accelerate does for mixed precision (`Accelerator.prepare`, `Trainer`) and what torch.compile does goes;
+    Accelerate's hooks stay, for a model spread over devices needs them.
+    """
+    for module in model.modules():
+        attributes = vars(module)
+        forward = _unwrapped(module)
+        attributes.pop("_original_forward", None)  # of Accelerate: what to go back to
+        if "_compiled_call_impl" in attributes:
+            attributes["_compiled_call_impl"] = None
+        if _is_own(module, forward):
+            attributes.pop("forward", None)
+        else:
+            attributes["forward"] = forward
+
+
+def check_prepared(model: nn.Module) -> None:
+    """Raise if a module runs something that is not saved with it.
+
+    Raises:
+        ValueError: names the module.
+    """
+    for path, module in model.named_modules():
+        forward = _unwrapped(module)
+        own = _is_own(module, forward) and getattr(forward, "__self__", module) is module
+        if not own and not hasattr(module, "_hf_hook"):
+            where = f"{type(model).__name__}.{path}" if path else type(model).__name__
+            by = getattr(forward, "__qualname__", forward)
+            raise ValueError(
+                f"the forward of {where} was replaced on the object, by {by!r:.80}: the model that is saved would "
+                "compute something else. Write a subclass with that forward, or take it off (del module.forward) and "
+                "put it on the pruned model."
+            )
+
+
+def _unwrapped(module: nn.Module) -> Any:
+    """The module's `forward`, without what is known to be around it."""
+    forward = vars(module).get("_original_forward") or vars(module).get("forward")
+    while hasattr(forward, "_torchdynamo_orig_callable"):
+        forward = forward._torchdynamo_orig_callable
+    return forward
+
+
+def _is_own(module: nn.Module, forward: Any) -> bool:
+    """Whether a `forward` on the object is the class's. In a copy, it may be bound to the original."""
+    if forward is None:
+        return True
+    # Accelerate takes off what decorates the class's own, too, when it unwraps a model.
+    own = type(module).forward
+    chain = [own]
+    while hasattr(own, "__wrapped__"):
+        own = own.__wrapped__
+        chain.append(own)
+    return isinstance(forward, MethodType) and forward.__func__ in chain
