@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
 
-from .folders import MODEL_FILES
+from .model_files import stale_files
 from .version import __version__
 
 CARD_FILE = "README.md"
@@ -115,7 +115,7 @@ def commit_files(
     message: str,
     create_pr: bool,
 ) -> CommitInfo:
-    """Upload files in one commit, which also deletes weights and code of an earlier model under other names.
+    """Upload files in one commit, which also deletes model files of an earlier one under other names.
 
     Args:
         files: path in the repository -> file or content.
@@ -127,11 +127,10 @@ def commit_files(
     """
     api = _api(token)
     there = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if MODEL_FILES.fullmatch(name) and name not in files]
     # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
     return api.create_commit(
         repo_id,
-        [CommitOperationDelete(name) for name in stale]
+        [CommitOperationDelete(name) for name in stale_files(there, files)]
         + [CommitOperationAdd(name, content) for name, content in files.items()],
         commit_message=message,
         revision=revision,

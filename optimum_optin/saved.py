@@ -9,14 +9,19 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitInfo, ModelCard
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .card import model_card, own_text, retitled, weight_bytes
-from .folders import WEIGHTS, atomic_folder
+from .folders import atomic_folder, interrupted_save
 from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
 from .loading import load_processor, model_class
+from .model_files import are_weights, left_over
 from .plugin import METHOD, REMOTE_FILE
 from .report import REPORT_FILE, PruningReport, commit_title
 from .scoring import SCORES_FOLDER, Scores
+
+
+logger = logging.get_logger(__name__)
 
 
 def read_config(folder: str | os.PathLike) -> dict:
@@ -28,7 +33,9 @@ def read_config(folder: str | os.PathLike) -> dict:
     """
     file = Path(folder, "config.json")
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.")
+        earlier = interrupted_save(Path(folder))
+        hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
+        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.{hint}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -89,8 +96,10 @@ def push_folder(
     read_config(folder)
     check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
     files: dict[str, Path | bytes] = {**files_in(folder)}
-    if not any(WEIGHTS.fullmatch(name) for name in files):
+    if not any(map(are_weights, files)):
         raise FileNotFoundError(f"{folder} holds no weights: model.safetensors is missing.")
+    if others := [name for name in left_over(folder) if files.pop(name, None)]:
+        logger.warning(f"not pushed, since they are not of the model that loads from {folder}: {', '.join(others)}.")
     if scores is not None:
         Scores.from_pretrained(scores)
         files |= {f"{SCORES_FOLDER}/{name}": file for name, file in files_in(Path(scores)).items()}

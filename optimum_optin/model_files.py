@@ -1,0 +1,60 @@
+"""Which files of a folder or repository are a model: its weights in any format, and the code that we add."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_INDEX = r"(\.index(\.[\w-]+)?\.json)?"
+# A variant, as in model.fp16.safetensors, may stand before or after the number of a shard.
+_PART = r"(\.[\w-]+?)*(-\d+-of-\d+)?(\.[\w-]+?)*"
+_WEIGHTS = (
+    rf"(model|adapter_model){_PART}\.safetensors{_INDEX}",
+    rf"(pytorch_model|adapter_model){_PART}\.bin{_INDEX}",
+    rf"tf_model{_PART}\.h5{_INDEX}",
+    rf"flax_model{_PART}\.msgpack{_INDEX}",
+)
+# Not config.json, which every model has and writes again.
+_MODEL_FILES = re.compile("|".join([*_WEIGHTS, r"adapter_config\.json", r"modeling_optin\.py"]))
+_OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file at the top of a folder is what a model consists of.
+
+    Beside other weights such a file is stale: it would be loaded instead of them, or along with them, or be pushed.
+    """
+    return _MODEL_FILES.fullmatch(name) is not None
+
+
+def are_weights(name: str) -> bool:
+    """Whether a file is weights as `save_pretrained` writes them."""
+    return _OUR_WEIGHTS.fullmatch(name) is not None
+
+
+def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:
+    """What is there of a model that the written files replace, under names that they do not use.
+
+    Args:
+        there: names at the top of a folder.
+        written: names of what is saved to it; without weights among them, nothing is stale.
+    """
+    written = set(written)
+    if not any(map(are_weights, written)):
+        return []
+    return sorted(name for name in set(there) - written if is_model_file(name))
+
+
+def left_over(folder: Path) -> list[str]:
+    """Model files at the top of a saved folder that are not part of the model which loads from it."""
+    there = {file.name for file in folder.iterdir()}
+    index = folder / "model.safetensors.index.json"
+    if "model.safetensors" in there:  # which transformers prefers
+        own = {"model.safetensors"}
+    elif index.name in there:
+        own = {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    else:
+        own = set()
+    return stale_files(there, own | {"modeling_optin.py"})
