@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from .architectures import stack_inputs
 from .groups import Batch, samples_in, token_mask
@@ -270,9 +272,14 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
     if processor is None:
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
     limit = max_length or min(processor.model_max_length, max_tokens(model))
-    encoded = processor(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
+    encoded = _copied(processor)(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
     names = _accepted(model)
     return [{name: encoded[name][index] for name in encoded if name in names} for index in range(len(texts))]
+
+
+def _copied(processor: Any) -> Any:
+    """A tokenizer to work with: one of transformers keeps the truncation of a call, and would save it."""
+    return copy.deepcopy(processor) if isinstance(processor, PreTrainedTokenizerBase) else processor
 
 
 def _texts(samples: list[Any]) -> list[tuple[str, ...]]:

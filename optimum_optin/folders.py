@@ -123,7 +123,7 @@ def _check_names(path: Path) -> None:
             )
         if place.st_mode & stat.S_ISVTX and os.geteuid() not in (0, place.st_uid, found.st_uid):
             raise PermissionError(
-                f"cannot save to {path}: {entry.name} belongs to somebody else, and only its owner may replace it there."
+                f"cannot save to {path}: {entry.name} belongs to somebody else, and only the owner may replace it."
             )
 
 
@@ -180,9 +180,7 @@ def _hold(path: Path) -> tuple[int | None, list[Path]]:
 def _exchange(path: Path, work: Path) -> None:
     """Move what is new into the folder, and what it replaces out of it, completely or not at all."""
     draft = work / _NEW
-    names = sorted(
-        (file.relative_to(draft).as_posix() for file in draft.rglob("*") if _is_file(file)), key=_is_entrance
-    )
+    names = _files(draft)
     for name in names:
         _check_target(path, name)
     stale = stale_files((file.name for file in path.iterdir() if _is_file(file)), names)
@@ -212,13 +210,11 @@ def _put_back(path: Path, work: Path) -> None:
         if not os.path.lexists(work / _NEW / name) and os.path.lexists(path / name):
             _move(path / name, work / _NEW / name)
     old = work / _OLD
-    for name in sorted(
-        (file.relative_to(old).as_posix() for file in old.rglob("*") if _is_file(file)), key=_is_entrance
-    ):
+    for name in _files(old):
         if os.path.lexists(path / name):  # made by hand since
             raise FileExistsError(
-                f"a save to {path} was killed, and its earlier {name} in {old} is not that which is there now: move one "
-                "of them away, or give another folder."
+                f"a save to {path} was killed, and its {name} of before, in {old}, is not the one that is there now: "
+                "move one of them away, or give another folder."
             )
         _move(old / name, path / name)
     for folder in reversed(journal["folders"]):
@@ -258,6 +254,12 @@ def _check_target(path: Path, name: str) -> None:
     for parent in target.parents[: len(Path(name).parts) - 1]:
         if os.path.lexists(parent) and (parent.is_symlink() or not parent.is_dir()):
             raise FileExistsError(f"cannot save to {path}: {parent} is to be a folder, and is a {_kind(parent)} there.")
+
+
+def _files(folder: Path) -> list[str]:
+    """Path inside a folder of every file in it, those last that it loads by."""
+    names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if _is_file(file))
+    return sorted(names, key=_is_entrance)
 
 
 def _is_entrance(name: str) -> bool:

@@ -20,7 +20,6 @@ from .plugin import METHOD, REMOTE_FILE
 from .report import REPORT_FILE, PruningReport, commit_title
 from .scoring import SCORES_FOLDER, Scores
 
-
 logger = logging.get_logger(__name__)
 
 

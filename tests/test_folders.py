@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,12 +24,7 @@ OLD = {
     "checkpoint-5/model.safetensors": "mine",
     "1_Pooling/config.json": "old",
 }
-NEW = {
-    "config.json": "new",
-    "model.safetensors": "new",
-    "1_Pooling/config.json": "new",
-    "2_Dense/model.safetensors": "new",
-}
+NEW = dict.fromkeys(("config.json", "model.safetensors", "1_Pooling/config.json", "2_Dense/model.safetensors"), "new")
 AFTER = {name: content for name, content in (OLD | NEW).items() if name != "pytorch_model.bin"}
 
 
@@ -107,45 +104,35 @@ def test_a_failure_at_any_move_changes_nothing(folder, tmp_path, monkeypatch, er
     assert calls > 6 and read(folder) == (AFTER if there else NEW)
 
 
-KILLED = """
-import os, sys
-from optimum_optin import folders
-sys.path.insert(0, {tests!r})
-from test_folders import save
-moves, replace = {moves}, os.replace
-def move(*arguments):
-    global moves
-    moves -= 1
-    if moves == 0:
-        os.kill(os.getpid(), 9)
-    replace(*arguments)
-os.replace = move
-save(folders.Path({folder!r}), {files!r})
-"""
+def killed_at(moves):
+    """`os.replace`, but this process is killed instead of so many."""
+    replace = os.replace
+
+    def move(*arguments):
+        nonlocal moves
+        moves -= 1
+        if moves == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*arguments)
+
+    return move
 
 
-def run(code, **names):
-    code = code.format(tests=os.path.dirname(__file__), **names)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def run(code):
+    """A process of its own."""
+    place = os.path.dirname(__file__)
+    code = f"import sys; sys.path.insert(0, {place!r}); from test_folders import *; {code}"
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
 
 
-def test_killed_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
-    """In forks, for speed; each is killed at one move, and the next save first finds the old state again."""
+def testkilled_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
+    """In forks, for speed: each is killed at one move, and the next save first puts back what it had moved."""
     before, moves = read(folder), 0
     while True:
         moves += 1
         child = os.fork()
         if child == 0:
-            left, replace = moves, os.replace
-
-            def move(*arguments):
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                replace(*arguments)
-
-            os.replace = move
+            os.replace = killed_at(moves)
             save(folder)
             os._exit(0)
         if os.waitpid(child, 0)[1] == 0:
@@ -163,7 +150,7 @@ def test_killed_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
 
 def test_a_killed_process_leaves_no_lock(folder):
     before = read(folder)
-    assert run(KILLED, moves=6, folder=str(folder), files=NEW).returncode == -9
+    assert run(f"os.replace = killed_at(6); save(Path({str(folder)!r}))").returncode == -9
     assert read(folder) != before
     save(folder)
     assert read(folder) == AFTER and not list(folder.glob(".*"))
@@ -177,10 +164,7 @@ def test_of_two_savers_one_is_refused_at_once(folder, tmp_path, there):
         started = time.monotonic()
         with pytest.raises(BlockingIOError, match=re.escape(f"somebody else is saving to {folder} at this moment")):
             save(folder, {"config.json": "of another thread"})
-        other = run(
-            "import sys; sys.path.insert(0, {tests!r})\nfrom test_folders import *\nsave(folders.Path({folder!r}))",
-            folder=str(folder),
-        )
+        other = run(f"save(Path({str(folder)!r}))")
         assert "BlockingIOError: somebody else is saving" in other.stderr
         assert time.monotonic() - started < 60
     assert read(folder) == (AFTER if there else NEW)
@@ -277,47 +261,51 @@ def test_trying_out_leaves_nothing(folder, tmp_path):
     assert read(tmp_path) == before and sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.parametrize("where", ["read-only", "of somebody else", "sticky"])
-def test_places_that_may_not_be_written_are_refused_before_the_work(where, folder):
-    """As another user: root may write everywhere."""
+@pytest.fixture
+def shared():
+    """A folder below one that others may enter, which pytest's are not."""
     if os.geteuid() != 0:
         pytest.skip("needs a user to change from")
-    place = folder.parent
-    for path in (*place.parents, place):
-        if not path.stat().st_mode & 0o001:
-            pytest.skip("the tests' folder is not for others")
-    if where == "sticky":
-        folder.chmod(0o1777)
-    if where == "read-only":
-        folder.chmod(0o555)
-        os.chown(folder, 65534, 65534)
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        write(Path(place, "out"), OLD)
+        yield Path(place, "out")
+
+
+def _as_nobody(work):
+    """The exit code of work that another user does: root may write everywhere."""
     child = os.fork()
     if child == 0:
         os.setuid(65534)
         try:
-            check_folder(folder)
+            work()
         except PermissionError as error:
-            os._exit(0 if "cannot save to" in str(error) else 1)
-        os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
+            os._exit(1 if "cannot save to" in str(error) else 2)
+        except BaseException:
+            os._exit(3)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_folder_of_ones_own_in_a_sticky_or_foreign_parent(folder):
-    if os.geteuid() != 0:
-        pytest.skip("needs a user to change from")
-    if any(not path.stat().st_mode & 0o001 for path in folder.parents):
-        pytest.skip("the tests' folder is not for others")
-    for path in (folder, *folder.rglob("*")):
+@pytest.mark.parametrize("where", ["read-only", "of somebody else", "sticky"])
+def test_places_that_may_not_be_written_are_refused_before_the_work(where, shared):
+    if where == "sticky":
+        shared.chmod(0o1777)
+    if where == "read-only":
+        shared.chmod(0o555)
+        os.chown(shared, 65534, 65534)
+    assert _as_nobody(lambda: check_folder(shared)) == 1
+    assert _as_nobody(lambda: save(shared)) == 1
+    assert read(shared) == OLD
+
+
+def test_a_folder_of_ones_own_in_a_sticky_or_foreign_parent(shared):
+    for path in (shared, *shared.rglob("*")):
         os.chown(path, 65534, 65534)
     for mode in (0o1777, 0o755):
-        folder.parent.chmod(mode)
-        child = os.fork()
-        if child == 0:
-            os.setuid(65534)
-            save(folder)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
-        assert read(folder) == AFTER
+        shared.parent.chmod(mode)
+        assert _as_nobody(lambda: save(shared)) == 0
+        assert read(shared) == AFTER
 
 
 MODEL_FILES = """model.safetensors model-00001-of-00002.safetensors model.safetensors.index.json model.fp16.safetensors
