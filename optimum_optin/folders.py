@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,8 +40,12 @@ _WRITTEN = re.compile(
 )
 
 
-def check_folder(path: str | os.PathLike) -> Path:
+def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
     """The path as a folder that may be written, which is tried: a file is made there, renamed and deleted.
+
+    Args:
+        path: the folder, which need not be there.
+        names: files to write into it, beside those of every model.
 
     Raises:
         NotADirectoryError: it, or a parent, is a file.
@@ -60,6 +64,8 @@ def check_folder(path: str | os.PathLike) -> Path:
             _try_out(nearest, path.relative_to(nearest).parts)
             if nearest == path:
                 _check_names(path)
+            for name in names:
+                _check_target(path, name)
     except OSError as error:
         if error.errno is None:  # one of ours
             raise

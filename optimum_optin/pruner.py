@@ -19,6 +19,7 @@ from .architectures import find_groups
 from .benchmark import latency_entry
 from .card import model_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
+from .companions import Companions, copy_companions, find_companions
 from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import count_macs, count_parameters, matching_cost, total_cost
@@ -86,6 +87,11 @@ class OptinPruner:
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
         self._commit: str | None = None  # of the model on the Hub, for its card
+        name = str(model.config._name_or_path or "")
+        # Of the dense model; "" of one made in memory. A relative path holds until the working directory changes.
+        self._source = str(Path(name).resolve()) if name and Path(name).is_dir() else name
+        self._beside: Companions | None = None  # what stands beside the dense model's weights, once it was looked for
+        self._own_processor = processor is None  # whether it is the one that stands there
         self._drawn: tuple[Any, dict] = (None, {})  # the last calibration data set, and where it came from
         self._calibrated: tuple[Any, dict] = (None, {})  # the last batches, and what they are of
 
@@ -119,6 +125,8 @@ class OptinPruner:
         loaded = load_model(model, task, **kwargs)
         pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
         pruner._commit = hub_commit(str(model), **kwargs)
+        pruner._source, pruner._own_processor = str(model), processor is None
+        pruner._companions(**kwargs | ({"revision": pruner._commit} if pruner._commit else {}))
         return pruner
 
     def get_calibration_dataset(
@@ -230,7 +238,7 @@ class OptinPruner:
             NotADirectoryError: `save_dir` is a file.
         """
         config = self._config(config, scores, flops)
-        folder = None if save_dir is None else check_folder(save_dir)
+        folder = None if save_dir is None else check_folder(save_dir, self._companions().files)
         groups = self._groups(config)
         scores, batches = self._scored(calibration, scores, groups, config)
         pruned = prune_model(self.model, groups, scores, batches, config)
@@ -324,7 +332,7 @@ class OptinPruner:
             card = target / CARD_FILE
             existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
             with atomic_folder(target) as folder:
-                self._write(folder, existing, target.name, remote_code=remote_code)
+                self._write(folder, existing, target.name, target=target, remote_code=remote_code)
         wait()
 
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
@@ -505,6 +513,7 @@ class OptinPruner:
         existing_card: str | None,
         name: str,
         *,
+        target: Path | None = None,
         revision: str | None = None,
         remote_code: bool | None = None,
     ) -> None:
@@ -515,6 +524,7 @@ class OptinPruner:
             write_remote_code(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
+        self._copy_companions(folder, target or folder)
         report.save(folder)
         card = model_card(
             model,
@@ -527,6 +537,29 @@ class OptinPruner:
             existing=existing_card,
         )
         card.save(folder / CARD_FILE)
+
+    def _companions(self, **options) -> Companions:
+        """What stands beside the dense model's weights, looked for once; `options` are of `find_companions`."""
+        if self._beside is None:
+            try:
+                self._beside = find_companions(self._source, **options) if self._source else Companions({})
+            except OSError as error:
+                logger.warning(
+                    "what stands beside the dense model's weights, such as modules of sentence-transformers or a "
+                    f"licence, is not saved with the pruned one: {error}."
+                )
+                self._beside = Companions({})
+        return self._beside
+
+    def _copy_companions(self, draft: Path, target: Path) -> None:
+        companions = self._companions()
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        own = self._own_processor or getattr(tokenizer, "name_or_path", None) == str(self.model.config._name_or_path)
+        copy_companions(companions, draft, target, processor_files=own)
+        left = [name for name in companions.left if not (target / name).exists()]
+        if left:
+            named = ", ".join(left[:20]) + (f" and {len(left) - 20} others" if len(left) > 20 else "")
+            logger.warning(f"{named} beside the dense model in {self._source} are not saved along.")
 
     def _models(self) -> dict[str, PreTrainedModel]:
         """What to measure: the dense model and, if there is one, the pruned one as a user gets it, from disk."""
