@@ -34,6 +34,7 @@ from .loading import check_loaded, load_model, load_processor
 from .plugin import REMOTE_FILE, check_structure, convert_model, structure_of_model
 from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
+from .randomness import kept_streams
 from .remote_code import check_remote_code, write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .schedule import TokenSchedule
@@ -460,16 +461,17 @@ class OptinPruner:
         check_budget(costs, budget, floors_of(config, groups), dense, spent)
 
     def _batches(self, calibration: Any, config: OptinConfig) -> list[Batch]:
-        batches = calibration_batches(
-            calibration,
-            self.model,
-            self.processor,
-            num_samples=config.num_samples,
-            batch_size=config.batch_size,
-            max_length=config.max_length,
-            unreadable=config.unreadable,
-            seed=config.seed,
-        )
+        with kept_streams(calibration):
+            batches = calibration_batches(
+                calibration,
+                self.model,
+                self.processor,
+                num_samples=config.num_samples,
+                batch_size=config.batch_size,
+                max_length=config.max_length,
+                unreadable=config.unreadable,
+                seed=config.seed,
+            )
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
         source = self._drawn[1] if self._drawn[0] is calibration else {}
         self._calibrated = batches, {"samples": sum(map(samples_in, batches)), **source}
