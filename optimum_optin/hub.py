@@ -94,8 +94,8 @@ def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, r
     return repo_id
 
 
-def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> str | None:
-    """The repository's card as it is now, `None` if it has none."""
+def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> bytes | None:
+    """The content of the repository's card as it is now, `None` if it has none."""
     # Not through the cache: when the Hub fails it would answer with an old card, and the push write it back.
     url = hf_hub_url(repo_id, CARD_FILE, revision=revision)
     response = http_backoff("GET", url, headers=build_hf_headers(token=token))
@@ -103,7 +103,7 @@ def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -
         hf_raise_for_status(response)
     except RemoteEntryNotFoundError:
         return None
-    return response.content.decode("utf-8-sig")
+    return response.content
 
 
 def commit_files(

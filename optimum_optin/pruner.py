@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.utils import logging
 
 from .architectures import find_groups
 from .benchmark import latency_entry
-from .card import model_card, weight_bytes
+from .card import card_or_none, decoded, model_card, own_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
 from .companions import Companions, copy_companions, find_companions
 from .compensation import check_tokens
@@ -330,10 +331,8 @@ class OptinPruner:
         self._pruned()
         if is_main():
             target = Path(save_directory).resolve()
-            card = target / CARD_FILE
-            existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
             with atomic_folder(target) as folder:
-                self._write(folder, existing, target.name, target=target, remote_code=remote_code)
+                self._write(folder, lambda: own_card(target), target.name, target=target, remote_code=remote_code)
         wait()
 
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
@@ -391,7 +390,7 @@ class OptinPruner:
         with reaching(repo_id), tempfile.TemporaryDirectory() as name:
             repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
             existing, folder = read_card(repo_id, token=token, revision=revision), Path(name)
-            self._write(folder, existing, repo_id, revision=revision)
+            self._write(folder, lambda: decoded(existing), repo_id, revision=revision)
             if scores is not None:
                 scores.write(folder / SCORES_FOLDER)
             message = commit_message or commit_title(report)
@@ -512,7 +511,7 @@ class OptinPruner:
     def _write(
         self,
         folder: Path,
-        existing_card: str | None,
+        read_card: Callable[[], str | None],
         name: str,
         *,
         target: Path | None = None,
@@ -528,7 +527,8 @@ class OptinPruner:
             self.processor.save_pretrained(folder)
         self._copy_companions(folder, target or folder)
         report.save(folder)
-        card = model_card(
+        make = partial(
+            model_card,
             model,
             report,
             name=name,
@@ -536,9 +536,10 @@ class OptinPruner:
             processor=self.processor,
             weights=weight_bytes(folder),
             remote_code=(folder / REMOTE_FILE).is_file(),
-            existing=existing_card,
         )
-        card.save(folder / CARD_FILE)
+        card = card_or_none(lambda existing: make(existing=existing), read_card, name=name)
+        if card is not None:
+            card.save(folder / CARD_FILE)
 
     def _companions(self, **options) -> Companions:
         """What stands beside the dense model's weights, looked for once; `options` are of `find_companions`."""

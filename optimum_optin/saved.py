@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .card import model_card, own_text, retitled, weight_bytes
+from .card import card_or_none, decoded, model_card, own_card, own_text, retitled, weight_bytes
 from .folders import atomic_folder, interrupted_save
 from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
 from .loading import load_processor, model_class
@@ -56,10 +56,13 @@ def read_report(folder: str | os.PathLike) -> PruningReport | None:
 def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
     """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither."""
     folder = Path(folder).resolve()
-    card = _card(folder, report, _own_card(folder), name=folder.name)
+    card = card_or_none(
+        lambda existing: _card(folder, report, existing, name=folder.name), lambda: own_card(folder), name=folder.name
+    )
     with atomic_folder(folder) as draft:
         report.save(draft)
-        card.save(draft / CARD_FILE)
+        if card is not None:
+            card.save(draft / CARD_FILE)
 
 
 def push_folder(
@@ -106,20 +109,36 @@ def push_folder(
     message = commit_message or (commit_title(report) if report else "Upload pruned model")
     with reaching(repo_id):
         repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
-        if report is not None:
-            existing = _card_to_push(folder, repo_id, read_card(repo_id, token=token, revision=revision))
-            files[CARD_FILE] = str(_card(folder, report, existing, name=repo_id, revision=revision)).encode()
+        there = read_card(repo_id, token=token, revision=revision)
+        if card := report and _pushed_card(folder, report, there, repo_id, revision):
+            files[CARD_FILE] = str(card).encode()
+        elif CARD_FILE in files and ((there is not None and report) or not _is_readable(folder)):
+            del files[CARD_FILE]
         return commit_files(files, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
 
 
-def _own_card(folder: Path) -> str | None:
-    card = folder / CARD_FILE
-    return card.read_text(encoding="utf-8-sig") if card.is_file() else None
+def _pushed_card(
+    folder: Path, report: PruningReport, there: bytes | None, repo_id: str, revision: str | None
+) -> ModelCard | None:
+    return card_or_none(
+        lambda existing: _card(folder, report, existing, name=repo_id, revision=revision),
+        lambda: _card_to_push(folder, repo_id, decoded(there)),
+        name=repo_id,
+    )
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether a folder's card can be pushed, which the Hub's client reads."""
+    try:
+        return own_card(folder) is not None
+    except (ValueError, OSError) as error:
+        logger.warning(f"the card in {folder} is not pushed: {error}")
+        return False
 
 
 def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
     """The card to update: the folder's if a person worked on it, else the repository's, else the folder's."""
-    here = _own_card(folder)
+    here = own_card(folder)
     if here is None or own_text(here, folder.name):
         return here or there
     return there or retitled(here, repo_id.rpartition("/")[2])
