@@ -40,6 +40,19 @@ _WRITTEN = re.compile(
 )
 
 
+class NotSavedError(RuntimeError):
+    """The work is done, but its result could not be saved where it was to be.
+
+    Args:
+        message: why, and where the result is.
+        result: of a command: what it returns, to be printed nevertheless.
+    """
+
+    def __init__(self, message: str, result: tuple[dict, str] | None = None):
+        super().__init__(message)
+        self.result = result
+
+
 def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
     """The path as a folder that may be written, which is tried: a file is made there, renamed and deleted.
 

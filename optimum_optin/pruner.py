@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import tempfile
@@ -27,7 +28,7 @@ from .costs import count_macs, count_parameters, matching_cost, total_cost
 from .data import calibration_batches, mean_tokens, probe_batch, undecoded
 from .evaluation import compare_glue
 from .fingerprint import fingerprint
-from .folders import atomic_folder, check_folder
+from .folders import NotSavedError, atomic_folder, check_folder
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, is_hub_id, open_repo, reaching, read_card
 from .images import takes_images
@@ -237,17 +238,25 @@ class OptinPruner:
 
         Raises:
             ValueError: unusable data, scores or budget; raised before long work.
-            NotADirectoryError: `save_dir` is a file.
+            NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_save_directory`.
+            NotSavedError: saving failed after all; the model is kept as `pruned_model`.
         """
         config = self._config(config, scores, flops)
-        folder = None if save_dir is None else check_folder(save_dir, self._companions().files)
+        if save_dir is not None:
+            save_dir = self.check_save_directory(save_dir)
         groups = self._groups(config)
         scores, batches = self._scored(calibration, scores, groups, config)
         pruned = prune_model(self.model, groups, scores, batches, config)
         self.report = self._report(pruned, scores, config, self._calibration(batches))
         self.pruned_model = pruned.model
-        if folder is not None:
-            self.save_pretrained(folder)
+        if save_dir is not None:
+            try:
+                self.save_pretrained(save_dir)
+            except Exception as error:
+                raise NotSavedError(
+                    f"the pruned model could not be saved to {save_dir}: {error}. It is not lost: it is the pruner's "
+                    "pruned_model, and save_pretrained saves it to another folder."
+                ) from error
         return pruned.model
 
     def evaluate(
@@ -310,6 +319,33 @@ class OptinPruner:
     def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:
         """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
         convert_model(model, structure, schedule)
+
+    def check_save_directory(self, save_directory: str | os.PathLike) -> Path:
+        """Raise now what would make `save_pretrained` fail later: all but the weights is saved, elsewhere.
+
+        Args:
+            save_directory: the folder.
+
+        Returns:
+            The folder as an absolute path.
+
+        Raises:
+            NotADirectoryError, PermissionError, FileExistsError, OSError: see `optimum_optin.folders.check_folder`.
+            ValueError: the model's configuration or its processor cannot be saved.
+        """
+        folder = check_folder(save_directory, self._companions().files)
+        generation = self.model.generation_config if self.model.can_generate() else None
+        parts = {"configuration": copy.deepcopy(self.model.config), "generation configuration": generation}
+        with tempfile.TemporaryDirectory() as place:
+            for name, part in {**parts, "processor": self.processor}.items():
+                try:
+                    if part is not None:
+                        part.save_pretrained(place)
+                except Exception as error:
+                    raise ValueError(
+                        f"the {name} cannot be saved, and so the pruned model could not be: {error!r:.300}"
+                    ) from error
+        return folder
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
         """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
