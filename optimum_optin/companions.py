@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from .hub import is_hub_id
-from .model_files import is_model_file
+from .model_files import OLD_TOKENIZER_FILES, is_model_file
 
 logger = logging.get_logger(__name__)
 
@@ -112,7 +112,8 @@ def copy_companions(companions: Companions, draft: Path, target: Path, *, proces
         file, there = draft / name, target / name
         if file.exists() or (not processor_files and _OF_PROCESSORS.fullmatch(name)):
             continue
-        if isinstance(content, Path) and there.exists() and there.samefile(content):
+        # Where the model came from, they stay; but those that, not written, would be taken for another model's.
+        if name not in OLD_TOKENIZER_FILES and _is_same(content, there):
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -128,6 +129,10 @@ def copy_companions(companions: Companions, draft: Path, target: Path, *, proces
                 raise
             file.unlink(missing_ok=True)  # what cannot be read is no reason to lose the model
             logger.warning(f"{content} cannot be copied, and {name} is missing beside the pruned model: {error}")
+
+
+def _is_same(content: Path | bytes, there: Path) -> bool:
+    return isinstance(content, Path) and content.exists() and there.exists() and there.samefile(content)
 
 
 def _companions(root: Path) -> Companions:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .model_files import are_weights, is_model_file, stale_files
+from .model_files import OLD_TOKENIZER_FILES, are_weights, is_model_file, stale_files
 
 try:
     import fcntl
@@ -203,7 +203,8 @@ def _exchange(path: Path, work: Path) -> None:
     for name in names:
         _check_target(path, name)
     stale = stale_files((file.name for file in path.iterdir() if _is_file(file)), names)
-    if others := [name for name in stale if not are_weights(name) and name != "modeling_optin.py"]:
+    ours = ("modeling_optin.py", *OLD_TOKENIZER_FILES)
+    if others := [name for name in stale if not are_weights(name) and name not in ours]:
         logger.warning(f"{path} held another model's {', '.join(others)}: deleted, since they do not fit the new one.")
     replaced = stale + [name for name in names if os.path.lexists(path / name)]
     folders = {parent for name in names for parent in Path(name).parents if not (path / parent).exists()}

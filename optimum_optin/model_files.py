@@ -18,6 +18,8 @@ _WEIGHTS = (
 )
 # Not config.json, which every model has and writes again.
 _MODEL_FILES = re.compile("|".join([*_WEIGHTS, r"adapter_config\.json", r"modeling_optin\.py"]))
+# Read by tokenizers of transformers beside what `save_pretrained` writes, which has it all.
+OLD_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 _OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -39,12 +41,15 @@ def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:
 
     Args:
         there: names at the top of a folder.
-        written: names of what is saved to it; without weights among them, nothing is stale.
+        written: names of what is saved to it; without weights among them, no weights are stale, and without a
+            tokenizer, nothing of one.
     """
     written = set(written)
-    if not any(map(are_weights, written)):
-        return []
-    return sorted(name for name in set(there) - written if is_model_file(name))
+    others = set(there) - written
+    stale = [name for name in others if is_model_file(name)] if any(map(are_weights, written)) else []
+    if "tokenizer_config.json" in written:
+        stale += others & set(OLD_TOKENIZER_FILES)
+    return sorted(stale)
 
 
 def left_over(folder: Path) -> list[str]:

@@ -351,6 +351,10 @@ class OptinPruner:
         """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
         processes, the main one writes.
 
+        What else stood beside the dense model's weights and belongs to it is saved along (`companions.py`): licence,
+        vocabularies, code, modules of sentence-transformers. What is there of another model's weights is deleted, all
+        else stays untouched.
+
         The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`;
         docs/source/guides/loading.mdx has the ways that need no package. Of a card that is there, the text outside our
         part stays.
@@ -362,7 +366,8 @@ class OptinPruner:
         Raises:
             RuntimeError: nothing was pruned yet.
             ValueError: there is nothing for remote code to rebuild.
-            NotADirectoryError: the folder is a file.
+            NotADirectoryError, PermissionError, FileExistsError, BlockingIOError, OSError: see
+                `optimum_optin.folders.atomic_folder`; nothing has changed then.
         """
         self._pruned()
         if is_main():
@@ -595,7 +600,8 @@ class OptinPruner:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         own = self._own_processor or getattr(tokenizer, "name_or_path", None) == str(self.model.config._name_or_path)
         copy_companions(companions, draft, target, processor_files=own)
-        left = [name for name in companions.left if not (target / name).exists()]
+        source = Path(self._source).resolve()
+        left = [name for name in companions.left if not (target / name).exists() and source / name != target]
         if left:
             named = ", ".join(left[:20]) + (f" and {len(left) - 20} others" if len(left) > 20 else "")
             logger.warning(f"{named} beside the dense model in {self._source} are not saved along.")

@@ -147,6 +147,15 @@ def test_from_the_hub_and_to_it(embedder, hub, tmp_path):
         same(tmp_path / repo_id, embedder)
 
 
+def test_a_first_module_in_a_folder_of_its_own_on_the_hub(embedder, hub, tmp_path):
+    _first_in_a_folder(embedder)
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/embedder")
+    api.upload_folder(repo_id="me/embedder", folder_path=embedder)
+    prune("me/embedder", tmp_path / "out", subfolder="0_Transformer")
+    same(tmp_path / "out", embedder)
+
+
 def test_a_repository_in_the_cache_without_network(embedder, hub, tmp_path, monkeypatch, warnings):
     api = huggingface_hub.HfApi()
     api.create_repo("me/embedder")
@@ -276,3 +285,20 @@ def test_stale_files_are_not_pushed_and_go_on_the_hub(hub, tmp_path, warnings):
     assert not set(stale) & set(hub.files("me/small")) and "notes.txt" in hub.files("me/small")
     assert all(name in warnings[-1] for name in stale) and "not pushed" in warnings[-1]
     assert all((tmp_path / "out" / name).exists() for name in stale)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of another tokenizer", "of this one"])
+def test_special_tokens_that_are_there(own, tmp_path):
+    """Transformers reads them beside `tokenizer.json`, whatever model they were of."""
+    tiny_model().save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    tokens = {"pad_token": "[PAD]"} if own else {"pad_token": "<pad>", "unk_token": "<unk>"}
+    pruner = OptinPruner(tiny_model(), word_tokenizer())
+    if own:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+        pruner = OptinPruner.from_pretrained(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+    pruner.prune(TEXTS, WHOLE, save_dir=tmp_path)
+    assert (tmp_path / "special_tokens_map.json").exists() == own
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert (saved.pad_token_id, len(saved)) == (word_tokenizer().pad_token_id, len(word_tokenizer()))

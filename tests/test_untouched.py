@@ -231,7 +231,7 @@ def test_images_and_their_processors():
         assert state_of(model, processor, data) == before
 
 
-def test_a_processor_of_texts_and_images():
+def test_a_processor_of_texts_and_images(tmp_path):
     from transformers import CLIPProcessor
 
     processor = CLIPProcessor(
@@ -241,5 +241,7 @@ def test_a_processor_of_texts_and_images():
     images = [Image.fromarray(np.full((20, 20, 3), number, np.uint8)) for number in range(16)]
     data = list(zip(images, LONG, strict=False))
     before = state_of(model, processor.tokenizer, processor.image_processor, images)
-    OptinPruner(model, processor, FAST).prune(data)
+    pruner = OptinPruner(model, processor, FAST)
+    pruner.prune(data, save_dir=tmp_path)
+    pruner.save_pretrained(tmp_path)
     assert state_of(model, processor.tokenizer, processor.image_processor, images) == before
