@@ -335,12 +335,12 @@ class OptinPruner:
         """
         folder = check_folder(save_directory, self._companions().files)
         generation = self.model.generation_config if self.model.can_generate() else None
-        parts = {"configuration": copy.deepcopy(self.model.config), "generation configuration": generation}
+        parts = {"configuration": self.model.config, "generation configuration": generation}
         with tempfile.TemporaryDirectory() as place:
             for name, part in {**parts, "processor": self.processor}.items():
                 try:
                     if part is not None:
-                        part.save_pretrained(place)
+                        _save_part(part, place)
                 except Exception as error:
                     raise ValueError(
                         f"the {name} cannot be saved, and so the pruned model could not be: {error!r:.300}"
@@ -565,7 +565,7 @@ class OptinPruner:
         if report.config["remote_code"] if remote_code is None else remote_code:
             write_remote_code(folder)
         if self.processor is not None:
-            self.processor.save_pretrained(folder)
+            _save_part(self.processor, folder)
         self._copy_companions(folder, target or folder)
         report.save(folder)
         make = partial(
@@ -620,6 +620,15 @@ class OptinPruner:
         if self.pruned_model is None or self.report is None:
             raise RuntimeError("nothing was pruned yet: call prune() first.")
         return self.pruned_model, self.report
+
+
+def _save_part(part: Any, folder: str | os.PathLike) -> None:
+    """`save_pretrained` of a copy: a processor would note in its tokenizer that it was saved with it."""
+    try:
+        part = copy.deepcopy(part)
+    except Exception:  # somebody's own, which cannot be copied
+        logger.debug(f"{type(part).__name__} is saved without a copy of it")
+    part.save_pretrained(folder)
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:
