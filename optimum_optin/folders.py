@@ -115,6 +115,15 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
                 shutil.rmtree(work, ignore_errors=True)
 
 
+def write_file(path: str | os.PathLike, text: str) -> None:
+    """Write a file into an existing folder, completely or not at all, and not through a link to another."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=_PROBE, dir=path.parent) as place:
+        part = Path(place, "file")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+
+
 def interrupted_save(path: Path) -> Path | None:
     """Where the earlier files of a folder are, if a save to it was killed while it moved them."""
     return next((work / _OLD for work in path.glob(f"{_HIDDEN}*") if (work / _JOURNAL).is_file()), None)
@@ -216,7 +225,13 @@ def _exchange(path: Path, work: Path) -> None:
             _move(draft / name, path / name)
         (work / _JOURNAL).unlink()
     except BaseException:
-        _put_back(path, work)
+        try:
+            _put_back(path, work)
+        except OSError as error:
+            raise OSError(
+                f"a save to {path} failed, and what it had moved cannot be put back ({error}): it is in {work / _OLD}, "
+                "and the next save to that folder puts it back first."
+            ) from error
         raise
 
 

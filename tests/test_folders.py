@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from optimum_optin import folders
-from optimum_optin.folders import atomic_folder, check_folder, interrupted_save
+from optimum_optin.folders import atomic_folder, check_folder, interrupted_save, write_file
 from optimum_optin.model_files import is_model_file, left_over
 
 OLD = {
@@ -102,6 +102,40 @@ def test_a_failure_at_any_move_changes_nothing(folder, tmp_path, monkeypatch, er
         assert read(tmp_path) == before, f"after a failure of call {calls}"
         assert there or not (tmp_path / "deep").exists()
     assert calls > 6 and read(folder) == (AFTER if there else NEW)
+
+
+def test_what_cannot_be_put_back_is_kept_and_put_back_next_time(folder, monkeypatch):
+    before, calls, replace = read(folder), 0, os.replace
+
+    def move(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > 7:
+            raise OSError(5, "Input/output error")
+        replace(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", move)
+        with pytest.raises(OSError, match=r"cannot be put back .*Input/output error.*the next save to that folder"):
+            save(folder)
+    assert "config.json" not in read(folder) and interrupted_save(folder).is_dir()
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder):
+        raise ZeroDivisionError
+    assert read(folder) == before
+
+
+def test_a_single_file_is_written_whole_and_not_through_links(folder, monkeypatch):
+    os.link(folder / "notes.txt", folder / "copy.txt")
+    write_file(folder / "notes.txt", "new")
+    assert (folder / "copy.txt").read_text() == "mine" and (folder / "notes.txt").read_text() == "new"
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(folder / "notes.txt", "newer")
+    assert (folder / "notes.txt").read_text() == "new" and not list(folder.glob(".*"))
 
 
 def killed_at(moves):

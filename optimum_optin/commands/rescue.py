@@ -71,7 +71,7 @@ def note_figures(folder: str, report: PruningReport, result: tuple[dict, str]) -
 
 def _places(output: Path) -> Iterator[Path]:
     output = output.absolute()
-    # Shorter than the name asked for, which may be what is wrong with it.
-    beside = (output.with_name(f"{output.name[:200]}-{number}") for number in range(1, 100))
+    name = os.fsencode(output.name)[:200].decode(errors="ignore")  # with a number, it may not be as long as it was
+    beside = (output.with_name(f"{name}-{number}") for number in range(1, 100))
     yield from islice((place for place in beside if not os.path.lexists(place)), 1)
-    yield Path(tempfile.mkdtemp(prefix="optin-")) / (output.name[:100] or "output")
+    yield Path(tempfile.mkdtemp(prefix="optin-")) / (name or "output")
