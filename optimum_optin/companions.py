@@ -29,7 +29,8 @@ logger = logging.get_logger(__name__)
 _MODULES = "modules.json"
 _OF_PROCESSORS = re.compile(
     r"[\w.-]*(tokenizer|processor)[\w.-]*\.json|(special_tokens_map|added_tokens|normalizer)\.json|[\w.-]*vocab[\w.-]*|"
-    r"merges\.txt|bpe\.codes|dict\.txt|[\w.-]+\.(model|spm|tiktoken|jinja)|chat_template\.json",
+    r"merges\.txt|bpe\.codes|dict\.txt|[\w.-]*(spiece|sentencepiece|tokenizer|bpe)[\w.-]*\.model|"
+    r"[\w.-]+\.(spm|tiktoken|jinja)|chat_template\.json"
 )
 _OTHERS = re.compile(
     r"(modules|config_sentence_transformers|sentence_\w+_config|generation_config)\.json|"
@@ -82,7 +83,7 @@ def find_companions(
     Raises:
         FileNotFoundError: there is no such folder or repository, or it cannot be reached.
     """
-    folder = Path(model)
+    folder, subfolder = Path(model), subfolder or ""
     if not folder.is_dir():
         if not is_hub_id(str(model)):
             raise FileNotFoundError(f"{model} is no folder")
@@ -92,6 +93,8 @@ def find_companions(
         except Exception as error:  # of many kinds, from the network to the cache
             raise FileNotFoundError(f"{model} cannot be read: {error}") from error
     root = (folder / subfolder).resolve()
+    if not (root / "config.json").is_file():
+        raise FileNotFoundError(f"{root} holds no model")
     for above in [folder.resolve()] if subfolder else [root.parent]:
         for module in _modules(above) if above != root else ():
             if _is_transformer(module) and (above / module["path"]).resolve() == root:

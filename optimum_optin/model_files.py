@@ -53,13 +53,20 @@ def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:
 
 
 def left_over(folder: Path) -> list[str]:
-    """Model files at the top of a saved folder that are not part of the model which loads from it."""
+    """Model files at the top of a saved folder that are not part of the model which loads from it.
+
+    Raises:
+        ValueError: the list of its shards is damaged.
+    """
     there = {file.name for file in folder.iterdir()}
     index = folder / "model.safetensors.index.json"
     if "model.safetensors" in there:  # which transformers prefers
         own = {"model.safetensors"}
     elif index.name in there:
-        own = {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        try:
+            own = {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{index} is damaged: {error!r}.") from error
     else:
         own = set()
     return stale_files(there, own | {"modeling_optin.py"})

@@ -247,8 +247,8 @@ class OptinPruner:
         groups = self._groups(config)
         scores, batches = self._scored(calibration, scores, groups, config)
         pruned = prune_model(self.model, groups, scores, batches, config)
+        self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
         self.report = self._report(pruned, scores, config, self._calibration(batches))
-        self.pruned_model = pruned.model
         if save_dir is not None:
             try:
                 self.save_pretrained(save_dir)
@@ -587,7 +587,7 @@ class OptinPruner:
         if self._beside is None:
             try:
                 self._beside = find_companions(self._source, **options) if self._source else Companions({})
-            except OSError as error:
+            except Exception as error:  # never a reason not to prune
                 logger.warning(
                     "what stands beside the dense model's weights, such as modules of sentence-transformers or a "
                     f"licence, is not saved with the pruned one: {error}."

@@ -177,6 +177,14 @@ def test_a_source_that_is_gone_is_said(embedder, tmp_path, warnings):
     AutoModel.from_pretrained(tmp_path / "out")
 
 
+def test_a_folder_without_a_model_is_not_taken_for_its_source(tmp_path, warnings):
+    model = tiny_model()
+    model.config._name_or_path = str(tmp_path)
+    (tmp_path / "LICENSE").write_text("of something else")
+    OptinPruner(model, word_tokenizer()).prune(TEXTS, WHOLE, save_dir=tmp_path / "out")
+    assert not (tmp_path / "out/LICENSE").exists() and "holds no model" in warnings[0]
+
+
 WEIGHTS = """pytorch_model.bin pytorch_model-00001-of-00002.bin pytorch_model.bin.index.json model.fp16.safetensors
 tf_model.h5 flax_model.msgpack model.onnx onnx/model.onnx openvino/openvino_model.bin model.gguf original/params.json
 consolidated.00.pth consolidated.safetensors adapter_model.safetensors rust_model.ot optimizer.pt

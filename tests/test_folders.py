@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_optin import folders
+from optimum_optin import Scores, folders
 from optimum_optin.folders import atomic_folder, check_folder, interrupted_save, write_file
 from optimum_optin.model_files import is_model_file, left_over
 
@@ -180,6 +180,21 @@ def testkilled_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
             raise RuntimeError("stop")
         assert read(folder) == before
     assert moves > 8 and read(folder) == AFTER
+
+
+def test_killed_scores_are_not_mixed(tmp_path):
+    old = dict.fromkeys(("optin_scores.json", "optin_scores.safetensors"), "old")
+    new = dict.fromkeys(old, "new")
+    for moves in (4, 5, 6):
+        write(tmp_path / str(moves), old)
+        child = os.fork()
+        if child == 0:
+            os.replace = killed_at(moves)
+            save(tmp_path / str(moves), new)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        with pytest.raises(FileNotFoundError, match="A save was killed on the way: what was there before is in .*old"):
+            Scores.from_pretrained(tmp_path / str(moves))
 
 
 def test_a_killed_process_leaves_no_lock(folder):

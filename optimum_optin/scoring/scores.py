@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import SCORING_FIELDS, OptinConfig
 from ..data import mean_tokens
 from ..fingerprint import fingerprint
-from ..folders import atomic_folder
+from ..folders import atomic_folder, interrupted_save
 from ..groups import Batch, Group, Masks
 from ..hub import is_hub_id
 from ..masking import frozen
@@ -186,7 +186,9 @@ class Scores:
         folder = Path(folder)
         for name in (TENSORS_FILE, METADATA_FILE):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.")
+                earlier = interrupted_save(folder)
+                hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
+                raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.{hint}")
         terms: Terms = {}
         merges: Terms = {}
         try:
