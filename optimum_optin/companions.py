@@ -97,7 +97,7 @@ def find_companions(
         raise FileNotFoundError(f"{root} holds no model")
     for above in [folder.resolve()] if subfolder else [root.parent]:
         for module in _modules(above) if above != root else ():
-            if _is_transformer(module) and (above / module["path"]).resolve() == root:
+            if (above / module["path"]).resolve() == root:
                 return _of_first_module(above, root)
     return _companions(root)
 

@@ -70,6 +70,7 @@ def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
     nearest = path = Path(path).absolute()
     try:
         path = path.resolve()
+        str(path).encode()
         nearest = next(place for place in (path, *path.parents) if place.exists())
         if not nearest.is_dir():
             raise NotADirectoryError(f"cannot save to {path}: {nearest} is a file; give a folder.")
@@ -85,6 +86,8 @@ def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PermissionError(f"cannot save to {path}: {nearest} may not be written.") from error
         raise OSError(f"cannot save to {given}: {error.strerror}; give another folder.") from error
+    except UnicodeEncodeError as error:
+        raise OSError(f"cannot save to {str(given)!a}: safetensors writes to paths of UTF-8 only.") from error
     except RuntimeError as error:  # a loop of links
         raise OSError(f"cannot save to {given}: {error}; give another folder.") from error
     return path
@@ -178,13 +181,13 @@ def _hold(path: Path) -> tuple[int | None, list[Path]]:
     """A locked handle of the folder, `None` where there are no locks, and the folders made for it, outermost first."""
     while True:
         made = []
-        for folder in reversed([place for place in (path, *path.parents) if not place.exists()]):
-            with suppress(FileExistsError):
-                folder.mkdir()
-                made.append(folder)
-        if fcntl is None:
-            return None, made
         try:
+            for folder in reversed([place for place in (path, *path.parents) if not place.exists()]):
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    made.append(folder)
+            if fcntl is None:
+                return None, made
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # another saver failed, and took its folder away
             continue

@@ -291,6 +291,11 @@ def test_names_as_long_as_names_can_be(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_name_that_is_not_utf8_is_refused_before_the_work(tmp_path):
+    with pytest.raises(OSError, match="cannot save to .*udce9.*: safetensors writes to paths of UTF-8 only"):
+        check_folder(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
 def test_links_to_folders(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     (tmp_path / "dangling").symlink_to(tmp_path / "later")
