@@ -255,7 +255,11 @@ def _plain(value: Any) -> Any:
     YAML makes numbers and dates of names that look like them, and truth values of `no` and `yes`.
     """
     if isinstance(value, (list, tuple)):
-        return [each for each in map(_plain, value) if isinstance(each, str)] or None
+        return [name for name in map(_name, value) if name is not None] or None
+    return _name(value)
+
+
+def _name(value: Any) -> str | None:
     if isinstance(value, (int, float, datetime.date)) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) else None

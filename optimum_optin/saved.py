@@ -12,7 +12,8 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .card import card_or_none, decoded, model_card, own_card, own_text, retitled, weight_bytes
-from .folders import atomic_folder, interrupted_save
+from .exchange import interrupted_save
+from .folders import atomic_folder
 from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
 from .loading import load_processor, model_class
 from .model_files import are_weights, left_over

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from optimum_optin import Scores, folders
-from optimum_optin.folders import atomic_folder, check_folder, interrupted_save, write_file
+from optimum_optin import Scores
+from optimum_optin.exchange import interrupted_save
+from optimum_optin.folders import atomic_folder, check_folder, write_file
 from optimum_optin.model_files import is_model_file, left_over
 
 OLD = {
@@ -93,7 +94,7 @@ def test_a_failure_at_any_move_changes_nothing(folder, tmp_path, monkeypatch, er
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", failing(os.replace))
-            patch.setattr(folders.Path, "unlink", failing(folders.Path.unlink))
+            patch.setattr(Path, "unlink", failing(Path.unlink))
             try:
                 save(folder)
                 break
@@ -159,7 +160,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
 
 
-def testkilled_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
+def test_killed_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
     """In forks, for speed: each is killed at one move, and the next save first puts back what it had moved."""
     before, moves = read(folder), 0
     while True:

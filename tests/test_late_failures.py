@@ -97,16 +97,17 @@ TAGS = [
 
 
 @pytest.mark.parametrize("metadata", TAGS)
-def test_odd_metadata_of_the_dense_model(metadata, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "dense")
+def test_odd_metadata_of_the_dense_model(metadata, pruned, tmp_path, monkeypatch):
+    (tmp_path / "dense").mkdir()
     (tmp_path / "dense/README.md").write_text(f"---\n{metadata}\n---\n# Dense\n")
-    pruner = OptinPruner.from_pretrained(tmp_path / "dense", processor=word_tokenizer())
-    pruner.prune(TEXTS, CONFIG, save_dir=tmp_path / "out")
+    monkeypatch.setattr(pruned.pruned_model.config, "_name_or_path", str(tmp_path / "dense"))
+    pruned.save_pretrained(tmp_path / "out")
     data = ModelCard.load(tmp_path / "out/README.md").data
     assert {"optimum-optin", "pruning"} <= set(data.tags) and all(isinstance(tag, str) for tag in data.tags)
     assert ("news" in data.tags) == ("news" in metadata)
     if "7, 1.5" in metadata:
         assert {"7", "1.5", "2024-01-01"} <= set(data.tags) and not {"True", "None"} & set(data.tags)
+    assert "## Load it" in (tmp_path / "out/README.md").read_text()
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
 
 

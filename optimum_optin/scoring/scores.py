@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ..config import SCORING_FIELDS, OptinConfig
 from ..data import mean_tokens
+from ..exchange import interrupted_save
 from ..fingerprint import fingerprint
-from ..folders import atomic_folder, interrupted_save
+from ..folders import atomic_folder
 from ..groups import Batch, Group, Masks
 from ..hub import is_hub_id
 from ..masking import frozen
