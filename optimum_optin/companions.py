@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from safetensors.torch import save_file
 from transformers.utils import logging
 
@@ -140,8 +140,11 @@ def _is_same(content: Path | bytes, there: Path) -> bool:
 
 def _companions(root: Path) -> Companions:
     code, files, left = _names_code(root), {}, []
-    others = (module["path"] for module in _modules(root) if not _is_transformer(module))
-    folders = [path for path in others if _is_inside(path)]
+    others = [module for module in _modules(root) if not _is_transformer(module)]
+    folders = [module["path"] for module in others if _is_inside(module["path"])]
+    # A normalisation has no settings, and older versions no files of it.
+    needed = [module["path"] for module in others if not str(module.get("type")).endswith("Normalize")]
+    left += [f"{path}/" for path in needed if path in folders and not (root / path).is_dir()]
     for entry in sorted(root.iterdir()):
         name = entry.name
         if entry.is_dir():
@@ -190,6 +193,12 @@ def _download(repo_id: str, subfolder: str, options: dict, local_files_only: boo
             raise FileNotFoundError
         names = HfApi(token=options["token"]).list_repo_files(repo_id, revision=options["revision"])
     except Exception:  # no network: what was downloaded with the model is better than nothing
+        place = {"cache_dir": options["cache_dir"], "revision": options["revision"]}
+        if try_to_load_from_cache(repo_id, _MODULES, **place) is None:  # neither there nor known to be missing
+            logger.warning(
+                f"of {repo_id} only what the cache holds is saved along with the weights, since the Hub was not asked: "
+                "modules of sentence-transformers or a licence may be missing."
+            )
         return Path(snapshot_download(repo_id, local_files_only=True, **options))
     above = [name for name in names if "/" not in name]
     beside = [name for name in names if subfolder and PurePosixPath(name).parent == PurePosixPath(subfolder)]

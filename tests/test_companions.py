@@ -168,6 +168,26 @@ def test_a_repository_in_the_cache_without_network(embedder, hub, tmp_path, monk
     assert warnings == []
 
 
+def test_what_the_cache_may_lack_is_said(embedder, hub, tmp_path, monkeypatch, warnings):
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/embedder")
+    api.upload_folder(repo_id="me/embedder", folder_path=embedder)
+    model = AutoModel.from_pretrained("me/embedder")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    OptinPruner(model, word_tokenizer()).prune(TEXTS, WHOLE, save_dir=tmp_path / "out")
+    assert "me/embedder" in warnings[0] and "modules of sentence-transformers" in warnings[0]
+
+
+def test_a_module_that_lacks_its_folder_is_named_but_for_a_normalisation(embedder, tmp_path, warnings):
+    shutil.rmtree(embedder / "3_Normalize")
+    prune(embedder, tmp_path / "out")
+    same(tmp_path / "out", embedder)
+    assert warnings == []
+    shutil.rmtree(embedder / "2_Dense")
+    prune(embedder, tmp_path / "again")
+    assert warnings[0].startswith("2_Dense/ beside the dense model in")
+
+
 def test_a_source_that_is_gone_is_said(embedder, tmp_path, warnings):
     model = AutoModel.from_pretrained(embedder)
     shutil.rmtree(embedder)
