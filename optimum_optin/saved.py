@@ -55,7 +55,10 @@ def read_report(folder: str | os.PathLike) -> PruningReport | None:
 
 
 def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
-    """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither."""
+    """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither.
+
+    A card that cannot be read stays as it is.
+    """
     folder = Path(folder).resolve()
     card = card_or_none(
         lambda existing: _card(folder, report, existing, name=folder.name), lambda: own_card(folder), name=folder.name
