@@ -160,8 +160,8 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
             file = hf_hub_download(report.base["repo_id"], CARD_FILE, revision=report.base["commit"])
         else:
             file = Path(path, CARD_FILE)
-        content = own_card(Path(file).parent) or ""
-        return ModelCard(content, ignore_metadata_errors=True).data
+        content = own_card(Path(file).parent)
+        return ModelCardData() if content is None else ModelCard(content, ignore_metadata_errors=True).data
     except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
         return ModelCardData()
