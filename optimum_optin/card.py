@@ -5,12 +5,12 @@ What a person wrote stays: text outside the markers, and metadata that we do not
 
 from __future__ import annotations
 
+import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from transformers import PreTrainedModel
@@ -30,6 +30,7 @@ _PART = re.compile("<!-- optimum-optin:.*?<!-- end of optimum-optin -->", re.DOT
 _TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
 _FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
 _LICENSE = ("license", "license_name", "license_link")
+_LARGEST = 10 * 2**20  # bytes of a card to read
 _OURS = " (optimum-optin)"  # ends the metric names that we measured, so that the next card replaces them
 
 
@@ -76,6 +77,59 @@ def model_card(
     return card
 
 
+def card_or_none(
+    make: Callable[[str | None], ModelCard], read: Callable[[], str | None], *, name: str
+) -> ModelCard | None:
+    """A card whatever happens, or `None` to leave the one that is there as it is: no card is worth a lost model.
+
+    Args:
+        make: from the text of the card that is there to the new card.
+        read: reads that text, `None` if there is no card.
+        name: see `model_card`.
+    """
+    existing: str | None = ""  # before it was read, there may be text of somebody's
+    try:
+        existing = read()
+        card = make(existing)
+        str(card).encode()  # what cannot be written fails here
+        return card
+    except Exception as error:
+        kept = "has only a heading" if existing is None else "stays as it is"
+        logger.warning(f"the model card of {name} {kept}, since no other could be made: {error!r:.300}")
+    if existing is not None:
+        return None
+    title = name.rpartition("/")[2].encode(errors="replace").decode()
+    part = f"{BEGIN}\n\nPruned with optimum-optin; optin_report.json has the figures.\n\n{END}"
+    data = ModelCardData(library_name="transformers", tags=_TAGS)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{part}\n")
+
+
+def decoded(content: bytes | None) -> str | None:
+    """The text of a card.
+
+    Raises:
+        ValueError: it is not UTF-8, or too long for a card.
+    """
+    if content is None:
+        return None
+    if len(content) > _LARGEST:
+        raise ValueError(f"the README.md there has {len(content):,} bytes, more than a card of {_LARGEST:,}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the README.md there is not UTF-8 ({error}): convert it, and save again") from error
+
+
+def own_card(folder: Path) -> str | None:
+    """The text of a folder's card, `None` if it has none.
+
+    Raises:
+        ValueError, OSError: it cannot be read.
+    """
+    card = folder / CARD_FILE
+    return decoded(card.read_bytes()) if card.is_file() else None
+
+
 def own_text(content: str, title: str) -> bool:
     """Whether a card says more than we wrote: another heading than `# title`, or text outside of our part."""
     lines = _PART.sub("", _parse(content).text).split("\n")
@@ -106,7 +160,8 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
             file = hf_hub_download(report.base["repo_id"], CARD_FILE, revision=report.base["commit"])
         else:
             file = Path(path, CARD_FILE)
-        return ModelCard(Path(file).read_text(encoding="utf-8-sig")).data
+        content = own_card(Path(file).parent)
+        return ModelCardData() if content is None else ModelCard(content, ignore_metadata_errors=True).data
     except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
         return ModelCardData()
@@ -114,20 +169,20 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
 
 def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
     base_model = (
-        report.base["repo_id"] if report.base else base.get("base_model")
+        report.base["repo_id"] if report.base else _plain(base.get("base_model"))
     )  # of a local folder, its own card may know the ancestor
     calibration = (report.calibration or {}).get("dataset")
     results = _results(report, task)
     return ModelCardData(
-        **{name: base.get(name) for name in ("language", *_LICENSE)},
+        **{name: _plain(base.get(name)) for name in ("language", *_LICENSE)},
         library_name="transformers",
         pipeline_tag=task,
         base_model=base_model,
         # The Hub knows finetune, adapter, merge and quantized. Nothing was trained, added or merged: "quantized" is
         # where it lists smaller versions of the same model.
         base_model_relation="quantized" if base_model else None,
-        tags=_TAGS + [tag for tag in _listed(base.tags) if tag not in _FORMAT_TAGS],
-        datasets=_union(_listed(base.datasets), _listed(calibration)) or None,
+        tags=_TAGS + [tag for tag in _listed(_plain(base.tags)) if tag not in _FORMAT_TAGS],
+        datasets=_union(_listed(_plain(base.datasets)), _listed(calibration)) or None,
         metrics=_union([result.metric_type for result in results]) or None,
         model_name=title if results else None,
         eval_results=results or None,
@@ -155,9 +210,11 @@ def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
 def _parse(content: str) -> ModelCard:
     try:
         return ModelCard(content)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        logger.warning(f"the card's metadata cannot be read and are kept in it as a comment: {error}")
+    except Exception as error:  # anything may stand there, and break YAML or the reading of results in many ways
         block = REGEX_YAML_BLOCK.search(content)
+        if block is None:
+            raise
+        logger.warning(f"the card's metadata cannot be read and are kept in it as a comment: {error}")
         kept = block.group(2).replace("-->", "-- >")
         text = content[block.end() :]
         return ModelCard(f"---\n{{}}\n---\n\n<!-- metadata that could not be read:\n{kept}\n-->\n{text}")
@@ -190,6 +247,22 @@ def _union(*lists: Sequence[Any]) -> list[Any]:
         if item not in union:
             union.append(item)
     return union
+
+
+def _plain(value: Any) -> Any:
+    """A name or a list of names as somebody's metadata have it, without what cannot be one.
+
+    YAML makes numbers and dates of names that look like them, and truth values of `no` and `yes`.
+    """
+    if isinstance(value, (list, tuple)):
+        return [name for name in map(_name, value) if name is not None] or None
+    return _name(value)
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, (int, float, datetime.date)) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 def _listed(value: Any) -> list[Any]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .folders import write_file
+
 
 @dataclass(frozen=True)
 class OptinConfig:
@@ -137,7 +139,7 @@ class OptinConfig:
         """Write `optin_config.json` into the folder, which is made if missing."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_file(folder / CONFIG_FILE, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> OptinConfig:

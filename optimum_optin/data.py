@@ -5,12 +5,14 @@ Samples are drawn in `samples.py`, texts read in `texts.py` and images in `pixel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from . import columns
@@ -251,9 +253,14 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
     texts = _sound([(sample,) if isinstance(sample, str) else tuple(sample) for sample in samples])
     limit = max_length or min(processor.model_max_length, max_tokens(model))
-    encoded = processor(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
+    encoded = _copied(processor)(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
     names = [name for name in encoded if takes(model, name) or name == "attention_mask"]
     return [{name: encoded[name][index] for name in names} for index in range(len(texts))]
+
+
+def _copied(processor: Any) -> Any:
+    """A tokenizer to work with: one of transformers keeps the truncation of a call, and would save it."""
+    return copy.deepcopy(processor) if isinstance(processor, PreTrainedTokenizerBase) else processor
 
 
 def _sound(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

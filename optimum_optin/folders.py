@@ -1,117 +1,192 @@
-"""Folders written completely or not at all."""
+"""Folders written completely or not at all, beside whatever else they hold.
+
+A save is tried out first, holds its folder against other savers, and is an exchange of files (`exchange.py`).
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .exchange import HIDDEN, NEW, PROBE, check_target, exchange, is_open, kind_of, recover
+from .model_files import is_model_file
 
-def check_folder(path: str | os.PathLike) -> Path:
-    """The path as a folder that may be written.
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: savers are not kept apart
+    fcntl = None
+
+_WRITTEN = re.compile(
+    r"README\.md|(generation_|tokenizer_|preprocessor_|processor_)?config\.json|tokenizer\.json|"
+    r"optin_(report|scores)\.json|optin_scores\.safetensors"
+)
+
+
+class NotSavedError(RuntimeError):
+    """The work is done, but its result could not be saved where it was to be.
+
+    Args:
+        message: why, and where the result is.
+        result: of a command: what it returns, to be printed nevertheless.
+    """
+
+    def __init__(self, message: str, result: tuple[dict, str] | None = None):
+        super().__init__(message)
+        self.result = result
+
+
+def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
+    """The path as a folder that may be written, which is tried: a file is made there, renamed and deleted.
+
+    Args:
+        path: the folder, which need not be there.
+        names: files to write into it, beside those of every model.
 
     Raises:
         NotADirectoryError: it, or a parent, is a file.
         PermissionError: it, or the parent to make it in, may not be written.
+        FileExistsError: something that is not a file has the name of a file to write.
+        OSError: any other reason, such as a name that is too long or a full disk.
     """
-    path = Path(path).resolve()
-    nearest = next(place for place in (path, *path.parents) if place.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"cannot save to {path}: {nearest} is a file; give a folder.")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"cannot save to {path}: {nearest} may not be written.")
+    given = path
+    nearest = path = Path(path).absolute()
+    try:
+        path = path.resolve()
+        str(path).encode()
+        nearest = next(place for place in (path, *path.parents) if place.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"cannot save to {path}: {nearest} is a file; give a folder.")
+        with suppress(FileNotFoundError):  # another saver fails at this moment, and takes its folder away
+            _try_out(nearest, path.relative_to(nearest).parts)
+            if nearest == path:
+                _check_names(path)
+            for name in names:
+                check_target(path, name)
+    except OSError as error:
+        if error.errno is None:  # one of ours
+            raise
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PermissionError(f"cannot save to {path}: {nearest} may not be written.") from error
+        raise OSError(f"cannot save to {given}: {error.strerror}; give another folder.") from error
+    except UnicodeEncodeError as error:
+        raise OSError(f"cannot save to {str(given)!a}: safetensors writes to paths of UTF-8 only.") from error
+    except RuntimeError as error:  # a loop of links
+        raise OSError(f"cannot save to {given}: {error}; give another folder.") from error
     return path
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder that becomes `path` if the block succeeds.
+    """A hidden folder to write to; its files move into `path` if the block succeeds.
 
-    An error or an interruption inside the block changes nothing of `path`. Files that an existing
-    folder holds and the block did not write stay, but for weights and code of an earlier save. The change-over
-    itself is two renames; killed between them, the earlier folder is beside `path` as `.name-old-*`. Where
-    the folder must stay in place (a mount point, the working directory), files are moved one by one,
-    the configuration last.
+    An error or an interruption, in the block or while files are moved, changes nothing of `path`. Files that `path`
+    holds and the block did not write stay as they are, but for model files of an earlier save (`stale_files`). Killed
+    while files are moved, `path` does not load, and the next save first puts back what it held before.
 
     Raises:
-        NotADirectoryError, PermissionError: see `check_folder`.
+        NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_folder`.
+        BlockingIOError: somebody else is saving to it at this moment.
     """
     path = check_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    in_place = path.is_dir() and (
-        path.is_mount() or Path.cwd().is_relative_to(path) or not os.access(path.parent, os.W_OK)
-    )
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path if in_place else path.parent))
-    try:
-        yield draft
-        draft.chmod(path.stat().st_mode if path.exists() else 0o777 & ~_umask())
-        if in_place:
-            _move_files(draft, path)
-        elif path.exists():
-            _swap(draft, path)
-        else:
-            draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with _locked(path):
+        work = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=path))
+        try:
+            draft = work / NEW
+            draft.mkdir()
+            yield draft
+            exchange(path, work)
+        finally:
+            if not is_open(work):
+                shutil.rmtree(work, ignore_errors=True)
 
 
-def _swap(draft: Path, path: Path) -> None:
-    stale = _stale(draft, path)
-    shutil.copytree(
-        path,
-        draft,
-        symlinks=True,
-        dirs_exist_ok=True,
-        # copytree would write over what the block wrote, so that is left out with the stale files.
-        ignore=lambda folder, names: [
-            name
-            for name in names
-            if Path(folder, name) in stale or _is_file(draft / Path(folder).relative_to(path) / name)
-        ],
-    )
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent)) / path.name
-    path.rename(aside)
+def write_file(path: str | os.PathLike, text: str) -> None:
+    """Write a file into an existing folder, completely or not at all, and not through a link to another."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=PROBE, dir=path.parent) as place:
+        part = Path(place, "file")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+
+
+def _try_out(nearest: Path, missing: tuple[str, ...]) -> None:
+    """Do what a save does: make the missing folders, write a file, rename it."""
+    with tempfile.TemporaryDirectory(prefix=PROBE, dir=nearest) as name:
+        for number, part in enumerate(missing):
+            Path(name, str(number), part).mkdir(parents=True)
+        Path(name, "file").write_bytes(b"optin")
+        os.replace(Path(name, "file"), Path(name, "renamed"))
+
+
+def _check_names(path: Path) -> None:
+    place = path.stat()
+    for entry in path.iterdir():
+        if not (_WRITTEN.fullmatch(entry.name) or is_model_file(entry.name)):
+            continue
+        found = entry.lstat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+            raise FileExistsError(
+                f"cannot save to {path}: {entry.name} is to be a file, and is a {kind_of(entry)} there; move it away, "
+                "or give another folder."
+            )
+        if place.st_mode & stat.S_ISVTX and os.geteuid() not in (0, place.st_uid, found.st_uid):
+            raise PermissionError(
+                f"cannot save to {path}: {entry.name} belongs to somebody else, and only the owner may replace it."
+            )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a folder, made if missing, against other savers; the system releases it when a process ends."""
+    handle, made = _hold(path)
     try:
-        draft.rename(path)
+        if handle is not None:
+            recover(path)
+        yield
     except BaseException:
-        aside.rename(path)
+        for folder in reversed(made):
+            with suppress(OSError):  # somebody put something into it
+                folder.rmdir()
         raise
     finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
+        if handle is not None:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have the handle, too
+            os.close(handle)
 
 
-def _move_files(draft: Path, path: Path) -> None:
-    stale = _stale(draft, path)
-    for file in sorted(draft.rglob("*"), key=lambda file: (not file.is_dir(), file.name == "config.json", file)):
-        target = path / file.relative_to(draft)
-        if file.is_dir():
-            target.mkdir(exist_ok=True)
-        else:
-            os.replace(file, target)
-    for file in stale:
-        file.unlink()
-
-
-def _stale(draft: Path, path: Path) -> set[Path]:
-    """What `path` holds of a model that the draft replaces, under names that the draft does not use."""
-    if not any(draft.glob("model*.safetensors")):
-        return set()
-    return {file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name) and not _is_file(draft / file.name)}
-
-
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-MODEL_FILES = re.compile(WEIGHTS.pattern + r"|modeling_optin\.py")  # without config.json, which every model has
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_symlink() or path.is_file()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _hold(path: Path) -> tuple[int | None, list[Path]]:
+    """A locked handle of the folder, `None` where there are no locks, and the folders made for it, outermost first."""
+    while True:
+        made = []
+        try:
+            for folder in reversed([place for place in (path, *path.parents) if not place.exists()]):
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    made.append(folder)
+            if fcntl is None:
+                return None, made
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # another saver failed, and took its folder away
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle, made
+        except BlockingIOError as error:
+            os.close(handle)
+            raise BlockingIOError(
+                f"somebody else is saving to {path} at this moment: wait until that is done, or give another folder."
+            ) from error
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return None, made
+        os.close(handle)

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
 
-from .folders import MODEL_FILES
+from .model_files import stale_files
 from .version import __version__
 
 CARD_FILE = "README.md"
@@ -94,8 +94,8 @@ def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, r
     return repo_id
 
 
-def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> str | None:
-    """The repository's card as it is now, `None` if it has none."""
+def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> bytes | None:
+    """The content of the repository's card as it is now, `None` if it has none."""
     # Not through the cache: when the Hub fails it would answer with an old card, and the push write it back.
     url = hf_hub_url(repo_id, CARD_FILE, revision=revision)
     response = http_backoff("GET", url, headers=build_hf_headers(token=token))
@@ -103,7 +103,7 @@ def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -
         hf_raise_for_status(response)
     except RemoteEntryNotFoundError:
         return None
-    return response.content.decode("utf-8-sig")
+    return response.content
 
 
 def commit_files(
@@ -115,7 +115,7 @@ def commit_files(
     message: str,
     create_pr: bool,
 ) -> CommitInfo:
-    """Upload files in one commit, which also deletes weights and code of an earlier model under other names.
+    """Upload files in one commit, which also deletes model files of an earlier one under other names.
 
     Args:
         files: path in the repository -> file or content.
@@ -127,11 +127,10 @@ def commit_files(
     """
     api = _api(token)
     there = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if MODEL_FILES.fullmatch(name) and name not in files]
     # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
     return api.create_commit(
         repo_id,
-        [CommitOperationDelete(name) for name in stale]
+        [CommitOperationDelete(name) for name in stale_files(there, files)]
         + [CommitOperationAdd(name, content) for name, content in files.items()],
         commit_message=message,
         revision=revision,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,16 @@ from transformers.utils import logging
 from .architectures import find_groups, stack_inputs
 from .auto_map import REMOTE_FILE
 from .benchmark import latency_entry
-from .card import model_card, weight_bytes
+from .card import card_or_none, decoded, model_card, own_card, weight_bytes
 from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
 from .columns import named
+from .companions import Companions, copy_companions, find_companions
 from .compensation import check_tokens
 from .config import OptinConfig
 from .costs import count_macs, count_parameters, matching_cost, total_cost
 from .data import calibration_batches, mean_tokens, probe_batch
 from .evaluation import compare_glue
-from .folders import atomic_folder, check_folder
+from .folders import NotSavedError, atomic_folder, check_folder
 from .forward import check_forward
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
@@ -37,6 +40,7 @@ from .plugin import check_structure, convert_model, structure_of_model
 from .prepared import check_prepared
 from .processes import is_main, on_main, wait
 from .pruning import Pruned, prune_model
+from .randomness import kept_streams
 from .remote_code import check_remote_code, write_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .samples import undecoded
@@ -89,6 +93,11 @@ class OptinPruner:
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
         self._commit: str | None = None  # of the model on the Hub, for its card
+        name = str(model.config._name_or_path or "")
+        # Of the dense model; "" of one made in memory. A relative path holds until the working directory changes.
+        self._source = str(Path(name).resolve()) if name and Path(name).is_dir() else name
+        self._beside: Companions | None = None  # what stands beside the dense model's weights, once it was looked for
+        self._own_processor = processor is None  # whether it is the one that stands there
         self._drawn: tuple[Any, dict] = (None, {})  # the last calibration data set, and where it came from
         self._calibrated: tuple[Any, dict] = (None, {})  # the last batches, and what they are of
 
@@ -122,6 +131,8 @@ class OptinPruner:
         loaded = load_model(model, task, **kwargs)
         pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
         pruner._commit = hub_commit(str(model), **kwargs)
+        pruner._source, pruner._own_processor = str(model), processor is None
+        pruner._companions(**kwargs | ({"revision": pruner._commit} if pruner._commit else {}))
         return pruner
 
     def get_calibration_dataset(
@@ -264,21 +275,29 @@ class OptinPruner:
 
         Raises:
             ValueError: unusable data, scores or budget; raised before long work.
-            NotADirectoryError: `save_dir` is a file.
+            NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_save_directory`.
+            NotSavedError: saving failed after all; the model is kept as `pruned_model`.
         """
         config = self._config(config, scores, flops)
-        folder = None if save_dir is None else check_folder(save_dir)
+        if save_dir is not None:
+            save_dir = self.check_save_directory(save_dir)
         groups = self._groups(config)
-        if folder is not None:
+        if save_dir is not None:
             check_rebuilt(self.model)
         elif found := difference(self.model):
             logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
         scores, batches = self._scored(calibration, scores, groups, config, text_columns)
         pruned = prune_model(self.model, groups, scores, batches, config)
+        self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
         self.report = self._report(pruned, scores, config, self._calibration(batches))
-        self.pruned_model = pruned.model
-        if folder is not None:
-            self.save_pretrained(folder)
+        if save_dir is not None:
+            try:
+                self.save_pretrained(save_dir)
+            except Exception as error:
+                raise NotSavedError(
+                    f"the pruned model could not be saved to {save_dir}: {error}. It is not lost: it is the pruner's "
+                    "pruned_model, and save_pretrained saves it to another folder."
+                ) from error
         return pruned.model
 
     def evaluate(
@@ -342,9 +361,40 @@ class OptinPruner:
         """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
         convert_model(model, structure, schedule)
 
+    def check_save_directory(self, save_directory: str | os.PathLike) -> Path:
+        """Raise now what would make `save_pretrained` fail later: all but the weights is saved, elsewhere.
+
+        Args:
+            save_directory: the folder.
+
+        Returns:
+            The folder as an absolute path.
+
+        Raises:
+            NotADirectoryError, PermissionError, FileExistsError, OSError: see `optimum_optin.folders.check_folder`.
+            ValueError: the model's configuration or its processor cannot be saved.
+        """
+        folder = check_folder(save_directory, self._companions().files)
+        generation = self.model.generation_config if self.model.can_generate() else None
+        parts = {"configuration": self.model.config, "generation configuration": generation}
+        with tempfile.TemporaryDirectory() as place:
+            for name, part in {**parts, "processor": self.processor}.items():
+                try:
+                    if part is not None:
+                        _save_part(part, place)
+                except Exception as error:
+                    raise ValueError(
+                        f"the {name} cannot be saved, and so the pruned model could not be: {error!r:.300}"
+                    ) from error
+        return folder
+
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
         """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
         processes, the main one writes.
+
+        What else stood beside the dense model's weights and belongs to it is saved along (`companions.py`): licence,
+        vocabularies, code, modules of sentence-transformers. What is there of another model's weights is deleted, all
+        else stays untouched.
 
         The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`;
         docs/source/guides/loading.mdx has the ways that need no package. Of a card that is there, the text outside our
@@ -357,15 +407,14 @@ class OptinPruner:
         Raises:
             RuntimeError: nothing was pruned yet.
             ValueError: there is nothing for remote code to rebuild.
-            NotADirectoryError: the folder is a file.
+            NotADirectoryError, PermissionError, FileExistsError, BlockingIOError, OSError: see
+                `optimum_optin.folders.atomic_folder`; nothing has changed then.
         """
         self._pruned()
         if is_main():
             target = Path(save_directory).resolve()
-            card = target / CARD_FILE
-            existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
             with atomic_folder(target) as folder:
-                self._write(folder, existing, target.name, remote_code=remote_code)
+                self._write(folder, lambda: own_card(target), target.name, target=target, remote_code=remote_code)
         wait()
 
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
@@ -423,7 +472,7 @@ class OptinPruner:
         with reaching(repo_id), tempfile.TemporaryDirectory() as name:
             repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
             existing, folder = read_card(repo_id, token=token, revision=revision), Path(name)
-            self._write(folder, existing, repo_id, revision=revision)
+            self._write(folder, lambda: decoded(existing), repo_id, revision=revision)
             if scores is not None:
                 scores.write(folder / SCORES_FOLDER)
             message = commit_message or commit_title(report)
@@ -501,17 +550,18 @@ class OptinPruner:
         check_budget(costs, budget, floors_of(config, groups), dense, spent)
 
     def _batches(self, calibration: Any, config: OptinConfig, text_columns: Sequence[str | int] | None) -> list[Batch]:
-        batches = calibration_batches(
-            calibration,
-            self.model,
-            self.processor,
-            num_samples=config.num_samples,
-            batch_size=config.batch_size,
-            max_length=config.max_length,
-            unreadable=config.unreadable,
-            seed=config.seed,
-            text_columns=text_columns,
-        )
+        with kept_streams(calibration):
+            batches = calibration_batches(
+                calibration,
+                self.model,
+                self.processor,
+                num_samples=config.num_samples,
+                batch_size=config.batch_size,
+                max_length=config.max_length,
+                unreadable=config.unreadable,
+                seed=config.seed,
+                text_columns=text_columns,
+            )
         batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
         source = self._drawn[1] if self._drawn[0] is calibration else {}
         if source and text_columns is not None:
@@ -554,9 +604,10 @@ class OptinPruner:
     def _write(
         self,
         folder: Path,
-        existing_card: str | None,
+        read_card: Callable[[], str | None],
         name: str,
         *,
+        target: Path | None = None,
         revision: str | None = None,
         remote_code: bool | None = None,
     ) -> None:
@@ -579,9 +630,11 @@ class OptinPruner:
                 f"{kind}.register_for_auto_class('AutoModel...') before saving brings along."
             )
         if self.processor is not None:
-            self.processor.save_pretrained(folder)
+            _save_part(self.processor, folder)
+        self._copy_companions(folder, target or folder)
         report.save(folder)
-        card = model_card(
+        make = partial(
+            model_card,
             model,
             report,
             name=name,
@@ -589,9 +642,34 @@ class OptinPruner:
             processor=self.processor,
             weights=weight_bytes(folder),
             remote_code=(folder / REMOTE_FILE).is_file(),
-            existing=existing_card,
         )
-        card.save(folder / CARD_FILE)
+        card = card_or_none(lambda existing: make(existing=existing), read_card, name=name)
+        if card is not None:
+            card.save(folder / CARD_FILE)
+
+    def _companions(self, **options) -> Companions:
+        """What stands beside the dense model's weights, looked for once; `options` are of `find_companions`."""
+        if self._beside is None:
+            try:
+                self._beside = find_companions(self._source, **options) if self._source else Companions({})
+            except Exception as error:  # never a reason not to prune
+                logger.warning(
+                    "what stands beside the dense model's weights, such as modules of sentence-transformers or a "
+                    f"licence, is not saved with the pruned one: {error}."
+                )
+                self._beside = Companions({})
+        return self._beside
+
+    def _copy_companions(self, draft: Path, target: Path) -> None:
+        companions = self._companions()
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        own = self._own_processor or getattr(tokenizer, "name_or_path", None) == str(self.model.config._name_or_path)
+        copy_companions(companions, draft, target, processor_files=own)
+        source = Path(self._source).resolve()
+        left = [name for name in companions.left if not (target / name).exists() and source / name != target]
+        if left:
+            named = ", ".join(left[:20]) + (f" and {len(left) - 20} others" if len(left) > 20 else "")
+            logger.warning(f"{named} beside the dense model in {self._source} are not saved along.")
 
     def _models(self) -> dict[str, PreTrainedModel]:
         """What to measure: the dense model and, if there is one, the pruned one as a user gets it, from disk."""
@@ -608,6 +686,15 @@ class OptinPruner:
         if self.pruned_model is None or self.report is None:
             raise RuntimeError("nothing was pruned yet: call prune() first.")
         return self.pruned_model, self.report
+
+
+def _save_part(part: Any, folder: str | os.PathLike) -> None:
+    """`save_pretrained` of a copy: a processor would note in its tokenizer that it was saved with it."""
+    try:
+        part = copy.deepcopy(part)
+    except Exception:  # somebody's own, which cannot be copied
+        logger.debug(f"{type(part).__name__} is saved without a copy of it")
+    part.save_pretrained(folder)
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

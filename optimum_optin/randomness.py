@@ -1,8 +1,16 @@
-"""Independent random streams: one for each minibatch, so that results do not depend on who works on which."""
+"""Independent random streams: one for each minibatch, so that results do not depend on who works on which.
+
+The user's own streams stay where they were.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from torch.utils.data import DataLoader
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
@@ -15,3 +23,21 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     seeds = torch.Generator().manual_seed(seed)
     drawn = [int(torch.randint(2**62, (), generator=seeds)) for _ in range(count)]
     return [torch.Generator().manual_seed(each) for each in drawn]
+
+
+@contextmanager
+def kept_streams(data: Any) -> Iterator[None]:
+    """Afterwards, PyTorch's global generator and those of a `DataLoader` give what they would have given without.
+
+    A loader that shuffles draws its order from them, and every loader a seed for its workers.
+    """
+    found = [torch.default_generator]
+    if isinstance(data, DataLoader):
+        samplers = (data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None))
+        found += [getattr(each, "generator", None) for each in (data, *samplers)]
+    states = [(each, each.get_state()) for each in found if isinstance(each, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)

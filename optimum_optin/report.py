@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .folders import write_file
 from .groups import HEADS, NEURONS
 from .structure import Structure
 
@@ -110,9 +111,8 @@ class PruningReport:
         return dataclasses.replace(self, evaluations=[*others, entry])
 
     def save(self, save_directory: str | os.PathLike) -> None:
-        """Write `optin_report.json` into an existing folder."""
-        path = Path(save_directory) / REPORT_FILE
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write `optin_report.json` into an existing folder, completely or not at all."""
+        write_file(Path(save_directory) / REPORT_FILE, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> PruningReport:

@@ -9,15 +9,20 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitInfo, ModelCard
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from .auto_map import REMOTE_FILE
-from .card import model_card, own_text, retitled, weight_bytes
-from .folders import WEIGHTS, atomic_folder
+from .card import card_or_none, decoded, model_card, own_card, own_text, retitled, weight_bytes
+from .exchange import interrupted_save
+from .folders import atomic_folder
 from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
 from .loading import load_processor, model_class
+from .model_files import are_weights, left_over
 from .plugin import METHOD
 from .report import REPORT_FILE, PruningReport, commit_title
 from .scoring import SCORES_FOLDER, Scores
+
+logger = logging.get_logger(__name__)
 
 
 def read_config(folder: str | os.PathLike) -> dict:
@@ -29,7 +34,9 @@ def read_config(folder: str | os.PathLike) -> dict:
     """
     file = Path(folder, "config.json")
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.")
+        earlier = interrupted_save(Path(folder))
+        hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
+        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.{hint}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -49,12 +56,18 @@ def read_report(folder: str | os.PathLike) -> PruningReport | None:
 
 
 def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
-    """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither."""
+    """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither.
+
+    A card that cannot be read stays as it is.
+    """
     folder = Path(folder).resolve()
-    card = _card(folder, report, _own_card(folder), name=folder.name)
+    card = card_or_none(
+        lambda existing: _card(folder, report, existing, name=folder.name), lambda: own_card(folder), name=folder.name
+    )
     with atomic_folder(folder) as draft:
         report.save(draft)
-        card.save(draft / CARD_FILE)
+        if card is not None:
+            card.save(draft / CARD_FILE)
 
 
 def push_folder(
@@ -90,8 +103,10 @@ def push_folder(
     read_config(folder)
     check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
     files: dict[str, Path | bytes] = {**files_in(folder)}
-    if not any(WEIGHTS.fullmatch(name) for name in files):
+    if not any(map(are_weights, files)):
         raise FileNotFoundError(f"{folder} holds no weights: model.safetensors is missing.")
+    if others := [name for name in left_over(folder) if files.pop(name, None)]:
+        logger.warning(f"not pushed, since they are not of the model that loads from {folder}: {', '.join(others)}.")
     if scores is not None:
         Scores.from_pretrained(scores)
         files |= {f"{SCORES_FOLDER}/{name}": file for name, file in files_in(Path(scores)).items()}
@@ -99,20 +114,36 @@ def push_folder(
     message = commit_message or (commit_title(report) if report else "Upload pruned model")
     with reaching(repo_id):
         repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
-        if report is not None:
-            existing = _card_to_push(folder, repo_id, read_card(repo_id, token=token, revision=revision))
-            files[CARD_FILE] = str(_card(folder, report, existing, name=repo_id, revision=revision)).encode()
+        there = read_card(repo_id, token=token, revision=revision)
+        if card := report and _pushed_card(folder, report, there, repo_id, revision):
+            files[CARD_FILE] = str(card).encode()
+        elif CARD_FILE in files and ((there is not None and report) or not _is_readable(folder)):
+            del files[CARD_FILE]
         return commit_files(files, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
 
 
-def _own_card(folder: Path) -> str | None:
-    card = folder / CARD_FILE
-    return card.read_text(encoding="utf-8-sig") if card.is_file() else None
+def _pushed_card(
+    folder: Path, report: PruningReport, there: bytes | None, repo_id: str, revision: str | None
+) -> ModelCard | None:
+    return card_or_none(
+        lambda existing: _card(folder, report, existing, name=repo_id, revision=revision),
+        lambda: _card_to_push(folder, repo_id, decoded(there)),
+        name=repo_id,
+    )
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether a folder's card can be pushed, which the Hub's client reads."""
+    try:
+        return own_card(folder) is not None
+    except (ValueError, OSError) as error:
+        logger.warning(f"the card in {folder} is not pushed: {error}")
+        return False
 
 
 def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
     """The card to update: the folder's if a person worked on it, else the repository's, else the folder's."""
-    here = _own_card(folder)
+    here = own_card(folder)
     if here is None or own_text(here, folder.name):
         return here or there
     return there or retitled(here, repo_id.rpartition("/")[2])

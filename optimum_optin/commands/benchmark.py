@@ -11,9 +11,10 @@ import dataclasses
 from ..benchmark import latency_entry
 from ..loading import load_model
 from ..report import REPORT_FILE, latency_line
-from ..saved import read_report, write_report
+from ..saved import read_report
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
+from .rescue import note_figures
 
 _OPTIONS = ("tokens", "batch_size", "repeats")
 
@@ -34,9 +35,10 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         options["tokens"] = _calibration_tokens(arguments.model)
     pruned = load_model(arguments.model, None, **loading_options(arguments))
     entry = latency_entry(load_dense(arguments), pruned, **options)
+    result = {"model": arguments.model, "dense": arguments.dense, **entry}, latency_line(entry)
     if report is not None:
-        write_report(arguments.model, dataclasses.replace(report, latency=entry))
-    return {"model": arguments.model, "dense": arguments.dense, **entry}, latency_line(entry)
+        note_figures(arguments.model, dataclasses.replace(report, latency=entry), result)
+    return result
 
 
 def _calibration_tokens(model: str) -> int:

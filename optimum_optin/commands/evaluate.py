@@ -11,9 +11,9 @@ from ..evaluation import compare_glue, evaluate_glue
 from ..glue import find_task
 from ..loading import load_model, load_processor
 from ..report import evaluation_lines
-from ..saved import write_report
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
+from .rescue import note_figures
 
 _OPTIONS = ("data_dir", "split", "batch_size", "max_samples")
 
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     else:
         entry = compare_glue({"dense": load_dense(arguments), "pruned": model}, processor, arguments.task, **options)
         lines = evaluation_lines(entry)
+    result = {"model": arguments.model, **entry}, "\n".join(lines)
     if report is not None:
-        write_report(arguments.model, report.evaluated(entry))
-    return {"model": arguments.model, **entry}, "\n".join(lines)
+        note_figures(arguments.model, report.evaluated(entry), result)
+    return result

@@ -11,6 +11,7 @@ from ..hub import check_push
 from ..pruner import OptinPruner
 from ..scoring import Scores
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
+from .rescue import check_place, save_somewhere
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,17 +55,19 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
 
     for task in arguments.evaluate:
         check_model(pruner.model, pruner.processor, read_glue(task, data_dir=arguments.data_dir).task)
-    pruner.prune(calibration, config, scores=scores, save_dir=arguments.output)
+    pruner.check_save_directory(arguments.output)
+    pruner.prune(calibration, config, scores=scores)
+    output = save_somewhere(pruner.save_pretrained, arguments.output)
     if arguments.evaluate or arguments.benchmark:
         _measure(pruner, arguments)
-        pruner.save_pretrained(arguments.output)
-    data, text = {"output": arguments.output}, f"{pruner.report}\nsaved to {arguments.output}"
+        output = save_somewhere(pruner.save_pretrained, output)
+    data, text = {"output": output}, f"{pruner.report}\nsaved to {output}"
     if arguments.push_to_hub is not None:
         commit = pruner.push_to_hub(arguments.push_to_hub, private=arguments.private, token=token)
         if commit is not None:  # of several processes, the main one uploads
             data["url"] = commit.commit_url
             text += f"\npushed to {commit.commit_url}"
-    return {**data, **pruner.report.to_dict()}, text
+    return check_place(output, arguments.output, ({**data, **pruner.report.to_dict()}, text))
 
 
 def _measure(pruner: OptinPruner, arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from ..folders import NotSavedError
 from ..processes import is_main
 from . import benchmark, evaluate, info, plan, prune, push, score
 
@@ -48,13 +49,13 @@ def run(command: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except NotSavedError as error:
+        if error.result is not None:
+            _print(parsed, *error.result)
+        return _report(parser, parsed, error, 1)
     except Exception as error:
-        if parsed.verbose or os.environ.get("OPTIN_DEBUG"):
-            traceback.print_exc()
-        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
-        return 2 if _is_bad_input(error) else 1
-    if is_main():  # under `accelerate launch`, one result
-        print(json.dumps(data, indent=2) if parsed.json else text)
+        return _report(parser, parsed, error, 2 if _is_bad_input(error) else 1)
+    _print(parsed, data, text)
     return 0
 
 
@@ -66,6 +67,18 @@ def make_parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object to stdout instead of text")
     parser.add_argument("--verbose", action="store_true", help="show where an error came from (so does OPTIN_DEBUG=1)")
     return parser
+
+
+def _print(parsed: argparse.Namespace, data: dict, text: str) -> None:
+    if is_main():  # under `accelerate launch`, one result
+        print(json.dumps(data, indent=2) if parsed.json else text)
+
+
+def _report(parser: argparse.ArgumentParser, parsed: argparse.Namespace, error: Exception, code: int) -> int:
+    if parsed.verbose or os.environ.get("OPTIN_DEBUG"):
+        traceback.print_exception(error)
+    print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
+    return code
 
 
 def _one_line(error: Exception) -> str:

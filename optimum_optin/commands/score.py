@@ -7,6 +7,7 @@ import argparse
 from ..config import SCORING_FIELDS
 from ..folders import check_folder
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
+from .rescue import check_place, save_somewhere
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +27,10 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     pruner = load_pruner(arguments)
     pruner.check(config)
     scores = pruner.score(load_calibration(arguments, pruner, config), config)
-    scores.save_pretrained(arguments.output)
+    output = save_somewhere(scores.save_pretrained, arguments.output)
     units = sum(len(score) for score in next(iter(scores.terms.values())).values())
     data = {
-        "output": arguments.output,
+        "output": output,
         "units": units,
         "terms": list(scores.terms),
         "tokens": scores.tokens,
@@ -37,4 +38,5 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         "fingerprint": scores.fingerprint,
         "config": scores.config.to_dict(),
     }
-    return data, f"{units:,} units scored in {scores.seconds:.1f} s, saved to {arguments.output}"
+    text = f"{units:,} units scored in {scores.seconds:.1f} s, saved to {output}"
+    return check_place(output, arguments.output, (data, text))

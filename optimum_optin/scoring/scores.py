@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..architectures import find_groups, find_layers
 from ..config import SCORING_FIELDS, OptinConfig
 from ..data import mean_tokens
+from ..exchange import interrupted_save
 from ..fingerprint import fingerprint
 from ..folders import atomic_folder
 from ..groups import Batch, Group, Masks
@@ -206,7 +207,9 @@ class Scores:
         folder = Path(folder)
         for name in (TENSORS_FILE, METADATA_FILE):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.")
+                earlier = interrupted_save(folder)
+                hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
+                raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.{hint}")
         try:
             return cls._read(folder)
         except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -1,0 +1,77 @@
+"""Where a result goes if it cannot be saved where it was to be: what took hours is not lost for that."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from transformers.utils import logging
+
+from ..folders import NotSavedError
+from ..report import PruningReport
+from ..saved import write_report
+
+logger = logging.get_logger(__name__)
+
+
+def save_somewhere(save: Callable[[str], None], output: str) -> str:
+    """Save to a folder, or else beside it, or else to the temporary directory.
+
+    Args:
+        save: what saves to a folder, completely or not at all.
+        output: the folder asked for.
+
+    Returns:
+        The folder that was saved to; `check_place` makes an error of another than the one asked for.
+
+    Raises:
+        NotSavedError: there is no place at all.
+    """
+    try:
+        save(output)
+        return output
+    except Exception as error:
+        first = error
+    logger.warning(f"cannot save to {output}: {first}")
+    for place in _places(Path(output)):
+        try:
+            save(str(place))
+            logger.warning(f"saved to {place} instead")
+            return str(place)
+        except Exception as error:
+            logger.warning(f"cannot save to {place} either: {error}")
+    raise NotSavedError(f"the result could be saved nowhere, not to {output}: {first}") from first
+
+
+def check_place(place: str, output: str, result: tuple[dict, str]) -> tuple[dict, str]:
+    """A command's result, if it was saved where it was to be.
+
+    Raises:
+        NotSavedError: it was saved elsewhere; the result is printed nevertheless.
+    """
+    if place != output:
+        raise NotSavedError(f"could not save to {output}; the result was saved to {place} instead.", result)
+    return result
+
+
+def note_figures(folder: str, report: PruningReport, result: tuple[dict, str]) -> None:
+    """Write a report with more figures into a pruned folder.
+
+    Raises:
+        NotSavedError: they could not be written; the result is printed nevertheless.
+    """
+    try:
+        write_report(folder, report)
+    except Exception as error:
+        raise NotSavedError(f"the figures could not be noted in {folder}: {error}", result) from error
+
+
+def _places(output: Path) -> Iterator[Path]:
+    output = output.absolute()
+    name = os.fsencode(output.name)[:200].decode(errors="ignore")  # with a number, it may not be as long as it was
+    beside = (output.with_name(f"{name}-{number}") for number in range(1, 100))
+    yield from islice((place for place in beside if not os.path.lexists(place)), 1)
+    yield Path(tempfile.mkdtemp(prefix="optin-")) / (name or "output")
