@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +15,36 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures import find_groups, stack_inputs
-from .auto_map import REMOTE_FILE
 from .benchmark import latency_entry
-from .card import card_or_none, decoded, model_card, own_card, weight_bytes
-from .choice import check_token_scores, fixed_schedule, floors_of, priced, ranked, schedules
+from .card import decoded, model_card, own_card
+from .choice import check_token_scores, fixed_schedule, ranked, schedules
 from .columns import named
-from .companions import Companions, copy_companions, find_companions
 from .compensation import check_tokens
 from .config import OptinConfig
-from .costs import count_macs, count_parameters, matching_cost, total_cost
-from .data import calibration_batches, mean_tokens, probe_batch
+from .costs import total_cost
+from .data import calibration_batches, mean_tokens
 from .evaluation import compare_glue
 from .folders import NotSavedError, atomic_folder, check_folder
-from .forward import check_forward
 from .groups import Batch, Group, samples_in
-from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
+from .hub import check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
 from .images import takes_images
-from .integrity import check_own, check_rebuilt, check_saved, difference
-from .loading import check_loaded, load_model, load_processor
+from .integrity import check_rebuilt, difference
+from .loading import load_model, load_processor
+from .origin import Origin
 from .plugin import check_structure, convert_model, structure_of_model
-from .prepared import check_prepared
 from .processes import is_main, on_main, wait
-from .pruning import Pruned, prune_model
+from .pruning import prune_model, report_of
 from .randomness import kept_streams
-from .remote_code import check_remote_code, write_remote_code
+from .readiness import check_affordable, check_cut, prunable_groups
+from .remote_code import check_remote_code
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .samples import undecoded
 from .schedule import TokenSchedule
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
-from .search import check_budget
 from .sources import find_source, load_calibration
 from .structure import Structure, compose, structure_of
-from .surgery import check_sliceable
-from .tasks import class_of
-from .token_merging import merges_tokens
-from .uniform import check_uniform
 from .wrappers import check_model
+from .writing import check_parts, reloaded, write_pruned
 
 logger = logging.get_logger(__name__)
 
@@ -92,12 +83,8 @@ class OptinPruner:
         self.config = config or OptinConfig()
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
-        self._commit: str | None = None  # of the model on the Hub, for its card
-        name = str(model.config._name_or_path or "")
-        # Of the dense model; "" of one made in memory. A relative path holds until the working directory changes.
-        self._source = str(Path(name).resolve()) if name and Path(name).is_dir() else name
-        self._beside: Companions | None = None  # what stands beside the dense model's weights, once it was looked for
-        self._own_processor = processor is None  # whether it is the one that stands there
+        self._origin = Origin(model)
+        self._processor_given = processor is not None
         self._drawn: tuple[Any, dict] = (None, {})  # the last calibration data set, and where it came from
         self._calibrated: tuple[Any, dict] = (None, {})  # the last batches, and what they are of
 
@@ -130,9 +117,10 @@ class OptinPruner:
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
         pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
-        pruner._commit = hub_commit(str(model), **kwargs)
-        pruner._source, pruner._own_processor = str(model), processor is None
-        pruner._companions(**kwargs | ({"revision": pruner._commit} if pruner._commit else {}))
+        commit = hub_commit(str(model), **kwargs)
+        pruner._origin = Origin(loaded, str(model), commit)
+        pruner._processor_given = processor is not None
+        pruner._origin.companions(**kwargs | ({"revision": commit} if commit else {}))
         return pruner
 
     def get_calibration_dataset(
@@ -195,7 +183,7 @@ class OptinPruner:
         """
         _check_type("config", config, OptinConfig)
         config = config or self.config
-        self._groups(config)
+        prunable_groups(self.model, config)
         if config.remote_code:
             check_remote_code(self.model)
 
@@ -219,7 +207,7 @@ class OptinPruner:
         _check_type("config", config, OptinConfig)
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
-        groups = self._groups(config)
+        groups = prunable_groups(self.model, config)
         return score(self.model, groups, self._batches(calibration, config, text_columns), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
@@ -233,11 +221,11 @@ class OptinPruner:
             config: instead of the scores' own.
         """
         config = self._config(config, scores, flops)
-        groups = self._groups(config)
+        groups = prunable_groups(self.model, config)
         scores.check(self.model, config)
         check_token_scores(self.model, config, scores)
         schedule = schedules(self.model, groups, scores, config)[0]
-        self._check_budget(groups, scores.tokens, config, schedule)
+        check_affordable(self.model, groups, scores.tokens, config, schedule)
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
         left = total_cost(self.model, scores.tokens, schedule, masks)
         achieved = left / total_cost(self.model, scores.tokens)
@@ -281,7 +269,7 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         if save_dir is not None:
             save_dir = self.check_save_directory(save_dir)
-        groups = self._groups(config)
+        groups = prunable_groups(self.model, config)
         if save_dir is not None:
             check_rebuilt(self.model)
         elif found := difference(self.model):
@@ -289,7 +277,14 @@ class OptinPruner:
         scores, batches = self._scored(calibration, scores, groups, config, text_columns)
         pruned = prune_model(self.model, groups, scores, batches, config)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
-        self.report = self._report(pruned, scores, config, self._calibration(batches))
+        self.report = report_of(
+            self.model,
+            pruned,
+            scores,
+            config,
+            calibration=self._calibrated[1] if self._calibrated[0] is batches else None,
+            base=self._origin.base(),
+        )
         if save_dir is not None:
             try:
                 self.save_pretrained(save_dir)
@@ -374,18 +369,8 @@ class OptinPruner:
             NotADirectoryError, PermissionError, FileExistsError, OSError: see `optimum_optin.folders.check_folder`.
             ValueError: the model's configuration or its processor cannot be saved.
         """
-        folder = check_folder(save_directory, self._companions().files)
-        generation = self.model.generation_config if self.model.can_generate() else None
-        parts = {"configuration": self.model.config, "generation configuration": generation}
-        with tempfile.TemporaryDirectory() as place:
-            for name, part in {**parts, "processor": self.processor}.items():
-                try:
-                    if part is not None:
-                        _save_part(part, place)
-                except Exception as error:
-                    raise ValueError(
-                        f"the {name} cannot be saved, and so the pruned model could not be: {error!r:.300}"
-                    ) from error
+        folder = check_folder(save_directory, self._origin.companions().files)
+        check_parts(self.model, self.processor)
         return folder
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
@@ -414,7 +399,9 @@ class OptinPruner:
         if is_main():
             target = Path(save_directory).resolve()
             with atomic_folder(target) as folder:
-                self._write(folder, lambda: own_card(target), target.name, target=target, remote_code=remote_code)
+                self._write(
+                    folder, target, name=target.name, read_card=lambda: own_card(target), remote_code=remote_code
+                )
         wait()
 
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
@@ -472,7 +459,7 @@ class OptinPruner:
         with reaching(repo_id), tempfile.TemporaryDirectory() as name:
             repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
             existing, folder = read_card(repo_id, token=token, revision=revision), Path(name)
-            self._write(folder, lambda: decoded(existing), repo_id, revision=revision)
+            self._write(folder, folder, name=repo_id, read_card=lambda: decoded(existing), revision=revision)
             if scores is not None:
                 scores.write(folder / SCORES_FOLDER)
             message = commit_message or commit_title(report)
@@ -489,18 +476,6 @@ class OptinPruner:
         """A pruner for `model` with the configuration that `to_dict` gave."""
         return cls(model, processor, OptinConfig.from_dict(data))
 
-    def _groups(self, config: OptinConfig) -> list[Group]:
-        """The model's groups, after the checks that need no data."""
-        check_loaded(self.model)
-        check_forward(self.model, stack_inputs(self.model).values())
-        groups = find_groups(self.model)
-        check_sliceable(self.model, groups)
-        check_own(self.model)
-        check_prepared(self.model)
-        if config.layout == "uniform":
-            check_uniform(self.model, groups)
-        return groups
-
     def _config(self, config: OptinConfig | None, scores: Scores | None, flops: float | None) -> OptinConfig:
         _check_type("config", config, OptinConfig)
         _check_type("scores", scores, Scores)
@@ -516,15 +491,7 @@ class OptinPruner:
         text_columns: Sequence[str | int] | None,
     ) -> tuple[Scores, Sequence[Batch]]:
         """Scores and calibration batches (none, if none are needed), after every check there is to make."""
-        if not any(group.units for group in groups):
-            raise ValueError("this model has no unit left to prune: its layers are empty already.")
-        if config.remote_code:
-            check_remote_code(self.model)
-        if config.tokens == "auto" and not merges_tokens(self.model, config):
-            cause = "layout='uniform'" if config.layout == "uniform" else f"this {self.model.config.model_type!r} model"
-            logger.warning(
-                f"tokens='auto' merges none: {cause} does not allow it (docs/source/guides/merge_tokens.mdx)."
-            )
+        check_cut(self.model, groups, config)
         if scores is None:
             get_scorer(config.scorer)
         else:
@@ -539,15 +506,8 @@ class OptinPruner:
                 )
             check_tokens(self.model, batches)
         tokens = scores.tokens if scores else mean_tokens(batches, self.model)
-        self._check_budget(groups, tokens, config, fixed_schedule(self.model, config, tokens))
+        check_affordable(self.model, groups, tokens, config, fixed_schedule(self.model, config, tokens))
         return scores or score(self.model, groups, batches, config), batches or []
-
-    def _check_budget(
-        self, groups: list[Group], tokens: int, config: OptinConfig, schedule: TokenSchedule | None
-    ) -> None:
-        costs, budget = priced(self.model, groups, tokens, config, schedule)
-        dense, spent = total_cost(self.model, tokens), matching_cost(self.model, schedule, tokens)
-        check_budget(costs, budget, floors_of(config, groups), dense, spent)
 
     def _batches(self, calibration: Any, config: OptinConfig, text_columns: Sequence[str | int] | None) -> list[Batch]:
         with kept_streams(calibration):
@@ -569,132 +529,40 @@ class OptinPruner:
         self._calibrated = batches, {"samples": sum(map(samples_in, batches)), **source}
         return batches
 
-    def _report(self, pruned: Pruned, scores: Scores, config: OptinConfig, calibration: dict | None) -> PruningReport:
-        tokens = scores.tokens
-        batch = probe_batch(self.model, tokens)
-        return PruningReport(
-            flops_requested=config.flops,
-            flops_achieved=total_cost(pruned.model, tokens, pruned.schedule) / total_cost(self.model, tokens),
-            tokens=tokens,
-            macs_dense=count_macs(self.model, batch),
-            macs_pruned=count_macs(pruned.model, batch),
-            params_dense=count_parameters(self.model),
-            params_pruned=count_parameters(pruned.model),
-            layers=layers_of(pruned.structure),
-            merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
-            seconds={"score": scores.seconds, **pruned.seconds},
-            config=config.to_dict(),
-            output_weight=pruned.output_weight,
-            divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
-            calibration=calibration,
-            base=self._base(),
-        )
-
-    def _base(self) -> dict[str, str | None] | None:
-        """The dense model on the Hub, `None` if it came from elsewhere."""
-        name = str(self.model.config._name_or_path or "")
-        # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
-        known = name and (self._commit or hub_commit(name))
-        return {"repo_id": name, "commit": self._commit} if known else None
-
-    def _calibration(self, batches: Sequence[Batch]) -> dict | None:
-        """What is known of the calibration data, if these are the last ones that the pruner made batches of."""
-        return self._calibrated[1] if self._calibrated[0] is batches else None
-
     def _write(
         self,
         folder: Path,
-        read_card: Callable[[], str | None],
-        name: str,
+        target: Path,
         *,
-        target: Path | None = None,
+        name: str,
+        read_card: Callable[[], str | None],
         revision: str | None = None,
         remote_code: bool | None = None,
     ) -> None:
-        """Write the pruned model with all that goes with it into an empty folder."""
+        """Write the pruned model with all that goes with it into an empty folder, which will be `target`."""
         model, report = self._pruned()
-        if remote_code is None:
-            remote_code = report.config["remote_code"]
-        if remote_code:
-            check_remote_code(model)
-        check_rebuilt(model)
-        model.save_pretrained(folder)
-        check_saved(model, folder)
-        if remote_code:
-            write_remote_code(folder)
-        if class_of(model) is None and not model.is_remote_code():
-            kind = type(model).__name__
-            logger.warning(
-                f"the saved model is a {kind}, a class of your own: load it with {kind}.from_pretrained. Auto classes "
-                "would make another class of it, unless its code is there, which "
-                f"{kind}.register_for_auto_class('AutoModel...') before saving brings along."
-            )
-        if self.processor is not None:
-            _save_part(self.processor, folder)
-        self._copy_companions(folder, target or folder)
-        report.save(folder)
-        make = partial(
-            model_card,
+        write_pruned(
+            folder,
             model,
             report,
+            self.processor,
             name=name,
+            read_card=read_card,
+            copy_companions=lambda: self._origin.copy_companions(folder, target, self.processor, self._processor_given),
             revision=revision,
-            processor=self.processor,
-            weights=weight_bytes(folder),
-            remote_code=(folder / REMOTE_FILE).is_file(),
+            remote_code=report.config["remote_code"] if remote_code is None else remote_code,
         )
-        card = card_or_none(lambda existing: make(existing=existing), read_card, name=name)
-        if card is not None:
-            card.save(folder / CARD_FILE)
-
-    def _companions(self, **options) -> Companions:
-        """What stands beside the dense model's weights, looked for once; `options` are of `find_companions`."""
-        if self._beside is None:
-            try:
-                self._beside = find_companions(self._source, **options) if self._source else Companions({})
-            except Exception as error:  # never a reason not to prune
-                logger.warning(
-                    "what stands beside the dense model's weights, such as modules of sentence-transformers or a "
-                    f"licence, is not saved with the pruned one: {error}."
-                )
-                self._beside = Companions({})
-        return self._beside
-
-    def _copy_companions(self, draft: Path, target: Path) -> None:
-        companions = self._companions()
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        own = self._own_processor or getattr(tokenizer, "name_or_path", None) == str(self.model.config._name_or_path)
-        copy_companions(companions, draft, target, processor_files=own)
-        source = Path(self._source).resolve()
-        left = [name for name in companions.left if not (target / name).exists() and source / name != target]
-        if left:
-            named = ", ".join(left[:20]) + (f" and {len(left) - 20} others" if len(left) > 20 else "")
-            logger.warning(f"{named} beside the dense model in {self._source} are not saved along.")
 
     def _models(self) -> dict[str, PreTrainedModel]:
         """What to measure: the dense model and, if there is one, the pruned one as a user gets it, from disk."""
         if self.pruned_model is None:
             return {"dense": self.model}
-        model = self.pruned_model
-        check_rebuilt(model)
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            loaded = type(model).from_pretrained(folder, dtype=model.dtype)
-        return {"dense": self.model, "pruned": loaded.to(self.model.device).eval()}
+        return {"dense": self.model, "pruned": reloaded(self.pruned_model)}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None or self.report is None:
             raise RuntimeError("nothing was pruned yet: call prune() first.")
         return self.pruned_model, self.report
-
-
-def _save_part(part: Any, folder: str | os.PathLike) -> None:
-    """`save_pretrained` of a copy: a processor would note in its tokenizer that it was saved with it."""
-    try:
-        part = copy.deepcopy(part)
-    except Exception:  # somebody's own, which cannot be copied
-        logger.debug(f"{type(part).__name__} is saved without a copy of it")
-    part.save_pretrained(folder)
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,13 @@ from transformers.utils import logging
 
 from .compensation import dense_passes, refit
 from .config import OptinConfig
+from .costs import count_macs, count_parameters, total_cost
+from .data import probe_batch
 from .divergence import Divergence, measure_divergence
 from .groups import Batch, Group, same_batches
 from .plugin import merge_tokens_of, record_structure
 from .prepared import copy_of
+from .report import PruningReport, layers_of
 from .schedule import TokenSchedule
 from .scoring import Scores
 from .structure import Structure, structure_of
@@ -87,6 +91,46 @@ def prune_model(
     with _timed(seconds, "divergence"):
         divergence = _divergence(model, pruned, held_out, len(batches) > 1)
     return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds)
+
+
+def report_of(
+    model: PreTrainedModel,
+    pruned: Pruned,
+    scores: Scores,
+    config: OptinConfig,
+    *,
+    calibration: dict | None,
+    base: dict[str, str | None] | None,
+) -> PruningReport:
+    """What was asked for, kept and measured.
+
+    Args:
+        model: the dense model.
+        pruned: what was made of it.
+        scores: that it was made by.
+        config: that it was made with.
+        calibration: what is known of the calibration data.
+        base: the dense model on the Hub.
+    """
+    tokens = scores.tokens
+    batch = probe_batch(model, tokens)
+    return PruningReport(
+        flops_requested=config.flops,
+        flops_achieved=total_cost(pruned.model, tokens, pruned.schedule) / total_cost(model, tokens),
+        tokens=tokens,
+        macs_dense=count_macs(model, batch),
+        macs_pruned=count_macs(pruned.model, batch),
+        params_dense=count_parameters(model),
+        params_pruned=count_parameters(pruned.model),
+        layers=layers_of(pruned.structure),
+        merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
+        seconds={"score": scores.seconds, **pruned.seconds},
+        config=config.to_dict(),
+        output_weight=pruned.output_weight,
+        divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
+        calibration=calibration,
+        base=base,
+    )
 
 
 @contextmanager

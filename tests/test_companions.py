@@ -23,7 +23,7 @@ WHOLE = OptinConfig(flops=1.0, probes=8)
 def warnings(monkeypatch):
     """What our loggers warn of; transformers' do not pass messages on."""
     said = []
-    for module in ("pruner", "companions", "exchange", "saved", "card"):
+    for module in ("origin", "companions", "exchange", "saved", "card"):
         monkeypatch.setattr(f"optimum_optin.{module}.logger.warning", said.append)
     return said
 

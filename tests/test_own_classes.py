@@ -65,7 +65,7 @@ def test_remote_code_for_a_folder_of_it_is_refused(tmp_path):
 
 def test_it_is_saved_and_loaded_by_its_class(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("optimum_optin.pruner.logger.warning", said.append)
+    monkeypatch.setattr("optimum_optin.writing.logger.warning", said.append)
     pruner = OptinPruner(tiny_model(model_class=MyBert))
     pruned = pruner.prune(tiny_samples(), FAST, save_dir=tmp_path)
     assert "a MyBert, a class of your own: load it with MyBert.from_pretrained" in said[0]

@@ -1,0 +1,75 @@
+"""Whether a model can be pruned as configured: everything that can be refused before data are read or units scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .architectures import find_groups, stack_inputs
+from .choice import floors_of, priced
+from .config import OptinConfig
+from .costs import matching_cost, total_cost
+from .forward import check_forward
+from .groups import Group
+from .integrity import check_own
+from .loading import check_loaded
+from .prepared import check_prepared
+from .remote_code import check_remote_code
+from .schedule import TokenSchedule
+from .search import check_budget
+from .surgery import check_sliceable
+from .token_merging import merges_tokens
+from .uniform import check_uniform
+
+logger = logging.get_logger(__name__)
+
+
+def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> list[Group]:
+    """The model's groups, if they can be cut.
+
+    Raises:
+        ValueError: says what is in the way, and what to do.
+    """
+    check_loaded(model)
+    check_forward(model, stack_inputs(model).values())
+    groups = find_groups(model)
+    check_sliceable(model, groups)
+    check_own(model)
+    check_prepared(model)
+    if config.layout == "uniform":
+        check_uniform(model, groups)
+    return groups
+
+
+def check_cut(model: PreTrainedModel, groups: Sequence[Group], config: OptinConfig) -> None:
+    """Raise if there is nothing to cut, or the result could not be what the configuration asks for.
+
+    Raises:
+        ValueError: says why.
+    """
+    if not any(group.units for group in groups):
+        raise ValueError("this model has no unit left to prune: its layers are empty already.")
+    if config.remote_code:
+        check_remote_code(model)
+    if config.tokens == "auto" and not merges_tokens(model, config):
+        cause = "layout='uniform'" if config.layout == "uniform" else f"this {model.config.model_type!r} model"
+        logger.warning(f"tokens='auto' merges none: {cause} does not allow it (docs/source/guides/merge_tokens.mdx).")
+
+
+def check_affordable(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    tokens: int,
+    config: OptinConfig,
+    schedule: TokenSchedule | None,
+) -> None:
+    """Raise if the budget does not pay for the least that must stay beside a schedule of token merging.
+
+    Raises:
+        ValueError: see `check_budget`.
+    """
+    costs, budget = priced(model, groups, tokens, config, schedule)
+    dense, spent = total_cost(model, tokens), matching_cost(model, schedule, tokens)
+    check_budget(costs, budget, floors_of(config, groups), dense, spent)
