@@ -24,8 +24,11 @@ _NO_DELIMITER = "\x1f"  # of a table with one column
 _DOUBLED = {"doublequote": True}
 _ESCAPED = {"doublequote": False, "escapechar": "\\"}
 _UNQUOTED = {"quoting": csv.QUOTE_NONE}
-_QUOTING = "quote cells that hold a delimiter, and write quotation marks inside them twice"
+_QUOTING = (
+    "the first line names the columns; quote cells that hold a delimiter, and write quotation marks inside them twice"
+)
 _TABS = "a line is a row, and the first one names the columns"
+_QUOTED = re.compile(r'"(?:[^"\\]|""|\\.)*"', re.DOTALL)  # a whole cell
 _MOST_BROKEN = 1000  # lines whose quotation marks do not close; each may be looked for until the end of the file
 
 
@@ -81,10 +84,9 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
     header = next((line for line in lines if line), None)
     if header is None:
         return Table((), [])
-    styles = [_DOUBLED, _ESCAPED] if '\\"' in text else [_DOUBLED]
     best = None
     with _long_fields():
-        for style in (*styles, _UNQUOTED):
+        for style in (*_styles(text), _UNQUOTED):
             for candidate in _candidates(header, delimiter):
                 parsed = _parse(lines, candidate, style)
                 if style is _UNQUOTED and _is_quoted(parsed):
@@ -99,45 +101,60 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
 
 
 def read_tsv(file: Path, columns: Sequence[str] = ()) -> Table:
-    """A TSV file in GLUE's form: a line is a row, and quotation marks are characters like others.
+    """A TSV file: in GLUE's form, in which a line is a row and quotation marks are characters like others, or in
+    pandas', in which cells are quoted as in CSV. What is in the file tells which; where both fit, it is GLUE's.
 
     Args:
         file: the file, as `plain_text.read_text` takes it.
-        columns: names of the columns, of a file whose first line is a row; rows may then have further cells.
+        columns: names of the columns, of a file in GLUE's form whose first line is a row; rows may then have further
+            cells.
 
     Raises:
         ValueError: another encoding, or too many rows of another number of cells; names file and line.
     """
-    lines = split_lines(read_text(file))
+    text = read_text(file)
+    lines = split_lines(text)
     rows = [(number, line.split("\t")) for number, line in enumerate(lines, 1) if line]
     if not rows:
         return Table(tuple(columns), [])
+    numbers, cells = map(list, zip(*rows, strict=True))
     if columns:
-        rows = [(number, cells[: len(columns)]) for number, cells in rows]
-    else:
-        (_, columns), *rows = rows
-    return _table(file, columns, [cells for _, cells in rows], [number for number, _ in rows], _TABS)
+        return _table(file, columns, [row[: len(columns)] for row in cells], numbers, _TABS)
+    if len(cells[0]) == 1:  # of other delimiters, or of one column
+        return read_csv(file)
+    parsed = _Parsed(cells[0], cells[1:], numbers[1:])
+    with _long_fields():
+        for style in _styles(text):
+            quoted = _parse(lines, "\t", style, most_broken=0)
+            if _is_of_pandas(parsed, quoted):
+                return _table(file, quoted.header, quoted.rows, quoted.lines, _QUOTING)
+    return _table(file, parsed.header, parsed.rows, parsed.lines, _TABS)
 
 
 def _candidates(header: str, delimiter: str | None) -> tuple[str, ...]:
     """Delimiters that may be meant; a header without any is of one column."""
     if delimiter is not None:
         return (delimiter,)
-    unquoted = re.sub(r'"(?:[^"\\]|""|\\.)*"', "", header)
+    unquoted = _QUOTED.sub("", header)
     return tuple(each for each in DELIMITERS if each in unquoted) or (_NO_DELIMITER,)
 
 
-def _parse(lines: list[str], delimiter: str, style: dict) -> _Parsed:
+def _styles(text: str) -> tuple[dict, ...]:
+    return (_DOUBLED, _ESCAPED) if '\\"' in text else (_DOUBLED,)
+
+
+def _parse(lines: list[str], delimiter: str, style: dict, most_broken: int = _MOST_BROKEN) -> _Parsed:
     """Cells of all lines that are not blank.
 
     A line whose quotation marks are not closed, or closed in the middle of a cell, has no cells, so that it swallows
-    none of those that follow.
+    none of those that follow. After `most_broken` of them, the rest is not looked at.
     """
+    header = next(filter(None, lines), "")
+    spaced = delimiter in header and header.count(delimiter) == header.count(f"{delimiter} ")
     rows, numbers, start, broken = [], [], 0, 0
-    while start < len(lines) and broken <= _MOST_BROKEN:
-        reader = csv.reader(
-            (f"{line}\n" for line in islice(lines, start, None)), delimiter=delimiter, strict=True, **style
-        )
+    while start < len(lines) and broken <= most_broken:
+        rest = (f"{line}\n" for line in islice(lines, start, None))
+        reader = csv.reader(rest, delimiter=delimiter, skipinitialspace=spaced, strict=True, **style)
         first = start
         try:
             for cells in reader:
@@ -158,6 +175,18 @@ def _is_quoted(parsed: _Parsed) -> bool:
     """Whether most of the cells that begin with a quotation mark also end with one, which is there for quoting then."""
     begun = [cell for cells in parsed.rows for cell in cells if cell.startswith('"')]
     return sum(len(cell) > 1 and cell.endswith('"') for cell in begun) * 2 > len(begun)
+
+
+def _is_of_pandas(plain: _Parsed, quoted: _Parsed) -> bool:
+    """Whether the quotation marks of a TSV file are there for quoting: no row is torn with them, and some are without;
+    or every cell that begins with one is a quoted cell, and there is one more sign of it, as GLUE's texts may be wholly
+    in quotation marks, too.
+    """
+    if quoted.share < 1 or plain.share < 1:
+        return quoted.share == 1
+    begun = [cell for cells in (plain.header, *plain.rows) for cell in cells if cell.startswith('"')]
+    signs = any('""' in cell[1:-1] or '\\"' in cell for cell in begun) or any(cell in begun for cell in plain.header)
+    return signs and all(map(_QUOTED.fullmatch, begun))
 
 
 def _check_single(file: Path, parsed: _Parsed) -> None:

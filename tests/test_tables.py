@@ -1,6 +1,7 @@
 """Tables in files: delimiters, quotation marks, encodings, torn rows; the same reader for calibration and for GLUE."""
 
 import csv
+import gzip
 import io
 import re
 
@@ -124,6 +125,57 @@ def test_one_reader_of_tsv(tmp_path):
     assert read_calibration(file)["label"][:] == ["0", "1"] * 12
     assert read_glue("sst2", data_dir=tmp_path).texts == [(text,) for text in texts]
     assert [row[0] for row in read_tsv(file).rows] == texts
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("texts", [HARD + ODD, [f'{text}, "well"' for text in TEXTS]], ids=["odd", "on a line each"])
+def test_quoted_tsv_is_read_as_what_wrote_it_meant(tmp_path, quoting, texts):
+    """As `DataFrame.to_csv(sep="\\t")` writes it."""
+    rows = [["review", "label"], *([text, number % 2] for number, text in enumerate(texts))]
+    (tmp_path / "a.tsv").write_text(_csv(rows, delimiter="\t", quoting=quoting, lineterminator="\n"), newline="")
+    assert read_tsv(tmp_path / "a.tsv").columns == ("review", "label")
+    assert [text for text, _ in read_tsv(tmp_path / "a.tsv").rows] == texts
+
+
+def test_quotation_marks_that_quote_nothing_stay(tmp_path):
+    """GLUE's texts may be wholly in quotation marks."""
+    for texts in (
+        [f'"{text}"' for text in TEXTS],
+        ['"he said "no""', '"a dog"', '"a", "b"'],
+        ['"open', 'closed"', '"a ""b"" c"'],
+        ['"', '""', "a"],
+    ):
+        (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
+        assert [text for text, _ in read_tsv(tmp_path / "a.tsv").rows] == texts
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_another_delimiter_in_a_file_called_tsv_is_found(tmp_path, delimiter):
+    (tmp_path / "a.tsv").write_text(_csv([["text", "label"], *([text, 1] for text in HARD)], delimiter=delimiter))
+    assert read_calibration(tmp_path / "a.tsv")["text"][:] == HARD
+    (tmp_path / "a.tsv").write_text("\n".join(["text", *TEXTS]))
+    assert read_calibration(tmp_path / "a.tsv")["text"][:] == TEXTS
+
+
+def test_spaces_after_delimiters_are_no_part_of_cells(tmp_path):
+    (tmp_path / "a.csv").write_text('id, text, label\n1, "a, b", 0\n2, "c", 1\n3, d "e", 0\n')
+    assert read_csv(tmp_path / "a.csv").columns == ("id", "text", "label")
+    assert read_csv(tmp_path / "a.csv").rows == [["1", "a, b", "0"], ["2", "c", "1"], ["3", 'd "e"', "0"]]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".txt", ".json", ".parquet"])
+def test_a_pointer_to_a_file_elsewhere_is_no_data(tmp_path, suffix):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n"
+    (tmp_path / f"a{suffix}").write_text(pointer)
+    with pytest.raises(ValueError, match=rf"a\{suffix} is a pointer of Git LFS.*git lfs pull"):
+        read_calibration(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda content: b"PK\3\4" + content], ids=["gzip", "zip"])
+def test_what_is_packed_is_to_be_unpacked(tmp_path, pack):
+    (tmp_path / "a.csv").write_bytes(pack(b"text,label\na b,1\n"))
+    with pytest.raises(ValueError, match=r"a\.csv is packed: unpack it first"):
+        read_calibration(tmp_path / "a.csv")
 
 
 def test_words_stay_words(tmp_path):
