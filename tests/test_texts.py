@@ -161,6 +161,49 @@ def test_text_without_spaces_is_text(model, tokenizer):
     assert {len(text) for text in read_texts(dict(enumerate(data))).values()} == {1}
 
 
+# script -> texts, labels
+SCRIPTS = {
+    "Japanese": ([f"「この映画はとても面白かった」{number}" for number in range(24)], ["ポジティブ", "ネガティブ"]),
+    "Chinese": ([f"《这部电影》很好看{number}" for number in range(24)], ["科技与互联网", "财经新闻报道"]),
+    "Thai": ([f"อาหารอร่อยมากครับ {number}" for number in range(24)], ["เชิงบวก", "เชิงลบ"]),
+    "Burmese": ([f"ကျွန်တော် ဒီရုပ်ရှင်ကို ကြိုက်တယ် {number}" for number in range(24)], ["ကောင်း", "ဆိုး"]),
+    "Hindi": ([f"यह फिल्म बहुत अच्छी है {number}" for number in range(24)], ["सकारात्मक", "नकारात्मक"]),
+    "Arabic": ([f"هذا الفيلم رائع جدا {number}" for number in range(24)], ["إيجابي", "سلبي"]),
+    "Korean": ([f"영화가 정말 재미있었어요 {number}" for number in range(24)], ["긍정", "부정"]),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_texts_and_labels_of_all_scripts_are_told_apart(script):
+    texts, labels = SCRIPTS[script]
+    data = _rows({"一": labels * 12, "二": texts})
+    assert read_texts(dict(enumerate(data))) == {row: (text,) for row, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("name", ["question", "query", "prompt", "anchor"])
+@pytest.mark.parametrize("other", ["answer", "response", "positive", "product title", "category"])
+def test_half_of_a_pair_is_not_taken_alone(name, other):
+    """`category` is no text whatever it holds."""
+    data = dict(enumerate(_rows({name: TEXTS, other: NEXT})))
+    if other == "category":
+        assert read_texts(data)[3] == (TEXTS[3],)
+    else:
+        with pytest.raises(ValueError, match=f"cannot tell the text columns among {name}, {other}"):
+            read_texts(data)
+    assert read_texts(dict(enumerate(_rows({name: TEXTS, other: LABELS}))))[3] == (TEXTS[3],)
+
+
+@pytest.mark.parametrize("name", ["body", "message", "content", "article"])
+@pytest.mark.parametrize("other", ["title", "subject", "summary", "highlights"])
+def test_a_title_beside_the_text_is_none(name, other):
+    assert read_texts(dict(enumerate(_rows({other: NEXT, name: TEXTS}))))[3] == (TEXTS[3],)
+
+
+def test_texts_that_end_in_a_price_are_no_files():
+    texts = [f"{text} for {number}.50" for number, text in enumerate(TEXTS)]
+    assert read_texts(dict(enumerate(_rows({"0": texts, "1": LABELS}))))[3] == (texts[3],)
+
+
 def test_the_first_row_of_a_table_without_names_is_no_name(model, tokenizer):
     data = _rows({"the red cat sat on the mat": TEXTS, "1": LABELS})
     with pytest.raises(ValueError, match="cannot tell the text columns among the red cat sat on the mat, 1"):
