@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -128,12 +129,13 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
     Raises:
         ValueError: none has strings, or none looks like text, or more than two do.
     """
-    if len(strings) < 2:
-        if not strings:
-            raise ValueError(
-                "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
-                f"{tuple(rows[0].values())!r:.120}: drop or mend such samples."
-            )
+    if not strings:
+        raise ValueError(
+            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            f"{tuple(rows[0].values())!r:.120}: drop or mend such samples."
+        )
+    others = [value for row in rows for place, value in row.items() if place not in strings]
+    if len(strings) == 1 and all(map(_is_single, others)):
         return list(strings)
     # A label comes with many texts; a pair that is repeated as a whole says nothing.
     different = list(dict.fromkeys(tuple(_string(row[place]) for place in strings) for row in rows))
@@ -146,6 +148,11 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
             "or name their places with text_columns= ([0] for the first, [0, 1] for pairs)."
         )
     return likely
+
+
+def _is_single(value: Any) -> bool:
+    """Whether this is a number, or nothing; of what is more, a string beside it may be the label."""
+    return isinstance(value, numbers.Number) or getattr(value, "ndim", None) == 0 or is_missing(value)
 
 
 def _string(value: Any) -> str | None:

@@ -233,6 +233,15 @@ def test_pairs_of_texts_stay_pairs(model, tokenizer):
         assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(firsts, seconds)
 
 
+@pytest.mark.parametrize("other", [[5, 6, 7], np.ones(3), torch.ones(3), {"ids": [5]}, object()])
+def test_the_label_of_something_else_is_no_text(other):
+    with pytest.raises(ValueError, match="cannot tell texts from labels"):
+        read_texts(dict(enumerate((other, label) for label in LABELS)))
+    assert read_texts(dict(enumerate((other, text) for text in TEXTS)))[3] == (TEXTS[3],)
+    for single in (1, 0.5, np.int64(1), torch.tensor(1), True, None):
+        assert read_texts({0: ("cat", single)}) == {0: ("cat",)}
+
+
 def test_tuples_that_cannot_be_told(model, tokenizer):
     data = [("cat", "dog"), ("dog", "bird")]
     with pytest.raises(ValueError, match=r"cannot tell texts from labels in samples such as \('(cat|dog)'.*\[0, 1\]"):
@@ -352,6 +361,8 @@ class _OldSequence:
         lambda: map(str, TEXTS),
         lambda: zip(TEXTS, LABELS, strict=True),
         lambda: Dataset.from_dict({"text": TEXTS}).to_iterable_dataset(),
+        lambda: Dataset.from_dict({"text": TEXTS}).to_iterable_dataset().with_format("pandas"),
+        lambda: Dataset.from_dict({"text": TEXTS}).to_iterable_dataset().with_format("arrow"),
         lambda: Dataset.from_dict({"text": TEXTS})["text"],
         lambda: Dataset.from_dict({"text": TEXTS}).with_format("pandas"),
         lambda: Dataset.from_dict({"text": TEXTS}).with_format("arrow"),
@@ -377,6 +388,8 @@ class _OldSequence:
         "map",
         "zip",
         "stream of datasets",
+        "stream in pandas' format",
+        "stream in arrow's format",
         "column of datasets",
         "format of pandas",
         "format of arrow",
