@@ -60,7 +60,13 @@ def read_parts(read: Callable[[str], Any], split: str):
         name = part.partition("[")[0]
         rows = read(name)
         if name != part:
-            (bounds,) = ReadInstruction.from_spec(part).to_absolute({name: len(rows)})
+            try:
+                (bounds,) = ReadInstruction.from_spec(part).to_absolute({name: len(rows)})
+            except ValueError as error:
+                raise ValueError(
+                    f"split={split!r} must be a split, like 'train', a part of one, like 'train[:10%]' or "
+                    "'train[100:200]', or several with '+' between them."
+                ) from error
             rows = rows.select(range(bounds.from_, bounds.to))
         parts.append(rows)
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]

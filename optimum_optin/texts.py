@@ -35,7 +35,8 @@ def read_texts(
     Raises:
         ValueError: other samples, columns that cannot be told, or no text at all.
     """
-    if any(is_image(part) for part in _parts(next(iter(samples.values())))):
+    first = _parts(next(iter(samples.values())))
+    if any(map(is_image, first)) and not any(isinstance(part, str) for part in first):
         raise ValueError("the calibration data hold images, but this is a model of text: give text.")
     there = [sample for sample in samples.values() if isinstance(sample, str) or is_composed(sample)]
     kinds = {_kind(sample) for sample in there}

@@ -297,7 +297,7 @@ def test_a_part_of_a_split(folder, split, rows):
     assert read_calibration(folder / "train.csv", split=split)["text"][:] == expected
     drawn = _pruner().get_calibration_dataset("csv", data_files=str(folder / "train.csv"), split=split)
     assert sorted(drawn["text"]) == sorted(expected)
-    with pytest.raises(ValueError, match="Unrecognized instruction format: train.5"):
+    with pytest.raises(ValueError, match=r"split='train\[5\]' must be .* like 'train\[:10%\]'"):
         read_calibration(folder, split="train[5]")
 
 
