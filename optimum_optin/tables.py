@@ -77,8 +77,7 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
         ValueError: another encoding, or too many rows of another number of cells, or with quotation marks that do not
             close; names file and line.
     """
-    text = read_text(file)
-    lines = split_lines(text)
+    lines, styles = _read(file)
     if lines and (hint := re.fullmatch(r'"?sep=(.)"?', lines[0])):  # Excel's
         delimiter, lines = delimiter or hint.group(1), lines[1:]
     header = next((line for line in lines if line), None)
@@ -86,7 +85,7 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
         return Table((), [])
     best = None
     with _long_fields():
-        for style in (*_styles(text), _UNQUOTED):
+        for style in (*styles, _UNQUOTED):
             for candidate in _candidates(header, delimiter):
                 parsed = _parse(lines, candidate, style)
                 if style is _UNQUOTED and _is_quoted(parsed):
@@ -97,6 +96,7 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
                 break
     if delimiter is None and len(best.header) == 1:
         _check_single(file, best)
+        _check_first(file, best)
     return _table(file, best.header, best.rows, best.lines, _QUOTING)
 
 
@@ -112,19 +112,19 @@ def read_tsv(file: Path, columns: Sequence[str] = ()) -> Table:
     Raises:
         ValueError: another encoding, or too many rows of another number of cells; names file and line.
     """
-    text = read_text(file)
-    lines = split_lines(text)
+    lines, styles = _read(file)
     rows = [(number, line.split("\t")) for number, line in enumerate(lines, 1) if line]
     if not rows:
         return Table(tuple(columns), [])
     numbers, cells = map(list, zip(*rows, strict=True))
     if columns:
         return _table(file, columns, [row[: len(columns)] for row in cells], numbers, _TABS)
-    if len(cells[0]) == 1:  # of other delimiters, or of one column
-        return read_csv(file)
+    if len(cells[0]) == 1 and (set(DELIMITERS) & set(cells[0][0]) or max(map(len, cells)) == 1):
+        return read_csv(file)  # of another delimiter, or of one column
     parsed = _Parsed(cells[0], cells[1:], numbers[1:])
+    begun = any(cell.startswith('"') for row in cells for cell in row)
     with _long_fields():
-        for style in _styles(text):
+        for style in styles if begun else ():
             quoted = _parse(lines, "\t", style, most_broken=0)
             if _is_of_pandas(parsed, quoted):
                 return _table(file, quoted.header, quoted.rows, quoted.lines, _QUOTING)
@@ -139,8 +139,10 @@ def _candidates(header: str, delimiter: str | None) -> tuple[str, ...]:
     return tuple(each for each in DELIMITERS if each in unquoted) or (_NO_DELIMITER,)
 
 
-def _styles(text: str) -> tuple[dict, ...]:
-    return (_DOUBLED, _ESCAPED) if '\\"' in text else (_DOUBLED,)
+def _read(file: Path) -> tuple[list[str], list[dict]]:
+    """The lines of a file, and how quotation marks in it may be meant."""
+    text = read_text(file)
+    return split_lines(text), [_DOUBLED, _ESCAPED] if '\\"' in text else [_DOUBLED]
 
 
 def _parse(lines: list[str], delimiter: str, style: dict, most_broken: int = _MOST_BROKEN) -> _Parsed:
@@ -202,6 +204,24 @@ def _check_single(file: Path, parsed: _Parsed) -> None:
                 f"{file}: its cells seem to be set apart by {sign!r}, which is not looked for: use one of "
                 f"{' '.join(map(repr, DELIMITERS))}, or give delimiter= of get_calibration_dataset."
             )
+
+
+def _check_first(file: Path, parsed: _Parsed) -> None:
+    """Raise if a table of one column looks like one of several below a line, such as a title, that is none of it.
+
+    Raises:
+        ValueError: the second line is words with a delimiter between them, which every row has as often.
+    """
+    names = parsed.rows[0][0] if parsed.rows and parsed.rows[0] else ""
+    for sign in DELIMITERS:
+        words = names.split(sign)
+        if len(words) > 1 and all(map(str.isidentifier, words)):
+            below = _parse([each for row in parsed.rows for each in row], sign, _DOUBLED)
+            if below.share == 1:
+                raise ValueError(
+                    f"{file}: the first line must name the columns, and it is {parsed.header[0]!r:.80}; those seem to "
+                    f"be in line {parsed.lines[0]}. Remove what stands before it."
+                )
 
 
 def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: list[int], remedy: str) -> Table:

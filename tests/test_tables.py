@@ -157,6 +157,25 @@ def test_another_delimiter_in_a_file_called_tsv_is_found(tmp_path, delimiter):
     assert read_calibration(tmp_path / "a.tsv")["text"][:] == TEXTS
 
 
+@pytest.mark.parametrize("title", ["My export", "# made in May"])
+def test_a_title_above_the_names_is_said(tmp_path, title):
+    for suffix, delimiter, message in (
+        (".csv", ",", "it is '.*'; those seem to be in line 3. Remove what stands before it"),
+        (".csv", ";", "those seem to be in line 3"),
+        (".tsv", "\t", "line 3 the first: a line is a row, and the first one names the columns"),
+    ):
+        file = tmp_path / f"a{suffix}"
+        file.write_text(f"{title}\n\n" + _csv([["text", "label"], *([text, 1] for text in TEXTS)], delimiter=delimiter))
+        with pytest.raises(ValueError, match=message):
+            read_calibration(file)
+    (tmp_path / "a.csv").write_text("\n".join(["text", "yes,no", *(f"{text}, they said" for text in TEXTS)]))
+    with pytest.raises(ValueError, match="line 2"):
+        read_calibration(tmp_path / "a.csv")
+    rows = ["well, no", *(f"{text}, they said" for text in TEXTS)]
+    (tmp_path / "a.csv").write_text("\n".join(["text", *rows]))
+    assert read_calibration(tmp_path / "a.csv")["text"][:] == rows
+
+
 def test_spaces_after_delimiters_are_no_part_of_cells(tmp_path):
     (tmp_path / "a.csv").write_text('id, text, label\n1, "a, b", 0\n2, "c", 1\n3, d "e", 0\n')
     assert read_csv(tmp_path / "a.csv").columns == ("id", "text", "label")
