@@ -87,10 +87,11 @@ def text_columns(
         return tuple(usual)
     if len(likely) == 1 and (not usual or likely[0] in usual) and not _is_cell(likely[0]):
         return tuple(likely)
+    there = ", ".join(map(str, columns[:20])) or "none"
+    more = f" and {len(columns) - 20} more" if len(columns) > 20 else ""
     raise ValueError(
-        f"cannot tell the text columns among {', '.join(map(str, columns)) or 'none'}: rename them to 'text' (and "
-        "'text_pair'), or name one or two with text_columns= (--text-columns), or tokenise the data first so that it "
-        "has 'input_ids'."
+        f"cannot tell the text columns among {there}{more}: rename them to 'text' (and 'text_pair'), or name one or "
+        "two with text_columns= (--text-columns), or tokenise the data first so that it has 'input_ids'."
     )
 
 

@@ -22,8 +22,8 @@ def read_rows(files: Sequence[Path], kind: str, delimiter: str | None = None):
     """The rows of files, one file after the other.
 
     Of CSV and TSV every cell is a string, `None` where it is empty. Of a text file every line is a row, but for blank
-    ones. JSON is a list of objects or of strings, an object that holds one such list, an object of columns, or an
-    object in each line.
+    ones. JSON is a list of objects or of strings, an object that holds one such list, an object of columns or of rows
+    by their ids, or an object in each line.
 
     Args:
         files: the files.
@@ -92,7 +92,7 @@ def _json_lines(text: str, file: Path) -> Iterable[Any]:
 
 
 def _of_object(content: Mapping[str, Any], file: Path) -> Columns:
-    """The rows that an object stands for: its only list of rows, its columns, or itself."""
+    """The rows that an object stands for: its only list of rows, rows by their ids, its columns, or itself."""
     lists = [name for name, value in content.items() if isinstance(value, list)]
     rows = [name for name in lists if content[name] and all(isinstance(each, Mapping) for each in content[name])]
     if len(rows) > 1 and len(rows) == len(lists):
@@ -102,8 +102,11 @@ def _of_object(content: Mapping[str, Any], file: Path) -> Columns:
     if lists and len(lists) == len(content) and _even(content, lists):
         return {name: list(content[name]) for name in lists}
     values = list(content.values())
-    if values and all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
-        return {name: list(value.values()) for name, value in content.items()}  # as pandas writes a DataFrame
+    if values and all(isinstance(value, Mapping) for value in values):
+        if len(values) > max(map(len, values)):  # rows by their ids
+            return _of_list(values, file)
+        if all(value.keys() == values[0].keys() for value in values):  # columns, as pandas writes a DataFrame
+            return {name: list(value.values()) for name, value in content.items()}
     return _of_list([content], file)
 
 

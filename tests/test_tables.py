@@ -257,12 +257,23 @@ def test_surrogates():
         '{"version": "1", "data": [{"text": "a", "label": 1}, {"text": "b", "label": 0}]}',
         '{"text": ["a", "b"], "label": [1, 0]}',
         '{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}',
+        '{"7": {"text": "a"}, "8": {"text": "b"}}',
         '\n{"text": "a", "label": 1}\n\n{"text": "b", "label": 0}',
         '{"text": "a"}\n{"text": "b"}',
         '["a", "b"]',
         '"a"\n"b"',
     ],
-    ids=["list", "wrapped", "columns", "as pandas writes", "lines", "other columns", "strings", "lines of strings"],
+    ids=[
+        "list",
+        "wrapped",
+        "columns",
+        "as pandas writes",
+        "by ids",
+        "lines",
+        "other columns",
+        "strings",
+        "lines of strings",
+    ],
 )
 def test_forms_of_json(tmp_path, content):
     (tmp_path / "a.json").write_text(content)

@@ -107,6 +107,11 @@ def test_columns_that_cannot_be_told_are_listed(model, tokenizer, columns):
         OptinPruner(model, tokenizer).score(Dataset.from_dict(columns))
 
 
+def test_of_many_columns_some_are_listed():
+    with pytest.raises(ValueError, match=r"among id0, .*, id19 and 480 more: rename"):
+        read_texts({0: {f"id{number}": "the red cat sat" for number in range(500)}})
+
+
 def test_columns_are_chosen(model, tokenizer):
     columns = {"one": TEXTS, "other": NEXT, "label": LABELS}
     for data in (_rows(columns), Dataset.from_dict(columns)):
