@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,21 @@ def read_texts(
     first = _parts(next(iter(samples.values())))
     if any(map(is_image, first)) and not any(isinstance(part, str) for part in first):
         raise ValueError("the calibration data hold images, but this is a model of text: give text.")
-    there = [sample for sample in samples.values() if isinstance(sample, str) or is_composed(sample)]
-    kinds = {_kind(sample) for sample in there}
-    if len(kinds) != 1:
-        odd = there[-1] if there else next(iter(samples.values()))
+    kinds = {row: _kind(sample) for row, sample in samples.items() if isinstance(sample, str) or is_composed(sample)}
+    most = mode(kinds.values()) if kinds else None
+    odd = [row for row in samples if kinds.get(row, most) != most] if kinds else list(samples)
+    if odd:
         raise ValueError(
-            f"a calibration sample must be a string, a pair of strings or a dict, all alike, got {odd!r:.120}: "
-            "drop or mend such samples."
+            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            f"{samples[odd[0]]!r:.120} in row {odd[0]}: drop or mend such samples."
         )
-    if kinds == {str}:
+    if most is str:
         if chosen is not None:
             raise ValueError(f"text_columns={named(chosen)!r} is for samples with columns, and these are strings.")
         found = {row: (sample,) for row, sample in samples.items()}
     else:
-        rows = [columns_of(sample) for sample in there]
-        names = _chosen(rows, chosen) if chosen is not None else _told(rows, placed=kinds != {dict})
+        rows = [columns_of(samples[row]) for row in kinds]
+        names = _chosen(rows, chosen) if chosen is not None else _told(rows, placed=most is not dict)
         found = {
             row: tuple(columns_of(sample).get(name) for name in names) if is_composed(sample) else (None,)
             for row, sample in samples.items()

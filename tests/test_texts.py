@@ -1,6 +1,7 @@
 """Which texts are calibrated on: the columns chosen, samples without text, and what holds the samples."""
 
 import math
+import re
 from collections import OrderedDict, deque
 
 import datasets
@@ -471,6 +472,13 @@ def test_a_sized_iterable_is_drawn_from_as_a_whole(model, tokenizer):
 def test_what_has_no_order_or_no_texts_is_refused(model, tokenizer, data, message):
     with pytest.raises(ValueError, match=message):
         calibration_batches(data, model, tokenizer)
+
+
+@pytest.mark.parametrize("odd", [("a cat",), "a cat", {"text": "a cat"}, ("a cat", 1, 2)])
+def test_the_one_odd_sample_is_named(odd):
+    samples = dict(enumerate((text, 1) for text in TEXTS))
+    with pytest.raises(ValueError, match=rf"all alike, got {re.escape(repr(odd))} in row 30: drop or mend"):
+        read_texts({30: odd, **samples})
 
 
 def test_the_users_data_stay_as_they_are(model, tokenizer):
