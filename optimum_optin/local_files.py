@@ -51,7 +51,21 @@ def _cells(table: Table) -> Columns:
 
 
 def _lines(file: Path) -> Columns:
-    return {"text": [line for line in split_lines(read_text(file)) if line.strip()]}
+    lines = [line for line in split_lines(read_text(file)) if line.strip()]
+    for sign in "\t;":
+        if all(sign in line for line in lines) and _has_labels([line.split(sign) for line in lines]):
+            _say(
+                f"{file}: every line has a {sign!r} with few different values beside it, which become text, too. If "
+                "they are labels, call the file .csv, with a first line that names the columns."
+            )
+    return {"text": lines}
+
+
+def _has_labels(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether these are rows of a table whose first or last column has few different values."""
+    if len({len(row) for row in rows}) != 1 or len(rows[0]) == 1:
+        return False
+    return any(len({row[place] for row in rows}) * 4 <= len(rows) for place in (0, -1))
 
 
 def _json(file: Path) -> Columns:

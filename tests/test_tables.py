@@ -321,6 +321,19 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
         read_calibration(tmp_path / name)
 
 
+@pytest.mark.parametrize("form", ["{text};{label}", "{text}\t{label}", "{label}\t{text}", "{number};{text};{label}"])
+def test_a_text_file_that_is_a_table_with_labels_is_said(tmp_path, form, caplog):
+    lines = [form.format(text=text, number=row, label=["joy", "fear"][row % 2]) for row, text in enumerate(TEXTS)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    assert read_calibration(tmp_path / "a.txt")["text"][:] == lines
+    assert "a.txt: every line has a" in caplog.text and "call the file .csv" in caplog.text
+    caplog.clear()
+    for plain in (TEXTS, [f"{text}; well" for text in TEXTS] + ["no sign"], [f"{text}; {text}" for text in TEXTS]):
+        (tmp_path / "a.txt").write_text("\n".join(plain))
+        read_calibration(tmp_path / "a.txt")
+    assert not caplog.text
+
+
 def test_files_of_other_columns_do_not_go_together(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
     (tmp_path / "b.csv").write_text("label,review\n1,b\n")
