@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .columns import is_other
 from .plain_text import read_text, split_lines
 from .processes import is_main
 
@@ -242,11 +243,14 @@ def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: li
 
 def _names(file: Path, header: Sequence[str]) -> tuple[str, ...]:
     """Names of the columns; one that has none, such as the index that pandas writes, is called by its place."""
-    names = tuple(name.strip() or f"column {place}" for place, name in enumerate(header, 1))
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = [name.strip() or f"column {place}" for place, name in enumerate(header, 1)]
+    twice = sorted({name for name in names if names.count(name) > 1 and not is_other(name)})
     if twice:
         raise ValueError(f"{file}: the first line must name the columns, and it has {', '.join(twice)} more than once.")
-    return names
+    # As of two tables that were joined: which one a label or an id comes from does not matter here.
+    return tuple(
+        f"column {place} {name}" if name in names[: place - 1] else name for place, name in enumerate(names, 1)
+    )
 
 
 @contextmanager

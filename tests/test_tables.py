@@ -113,6 +113,13 @@ def test_names_of_columns(tmp_path):
         read_csv(tmp_path / "a.csv")
 
 
+def test_an_id_may_be_there_twice(tmp_path):
+    """As in an export of two tables that were joined."""
+    (tmp_path / "a.csv").write_text("id,text,id,label,label\n1,a b,2,x,y\n")
+    row = {"id": "1", "text": "a b", "column 3 id": "2", "label": "x", "column 5 label": "y"}
+    assert read_calibration(tmp_path / "a.csv")[0] == row
+
+
 def test_one_reader_of_tsv(tmp_path):
     """GLUE's form, in which quotation marks are characters: the same rows for calibration and evaluation."""
     texts = [f'"{text}' if number % 3 == 0 else f'the "{text}"' for number, text in enumerate(TEXTS)]
