@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from unicodedata import category
 
 # Text columns of GLUE and the like, in the order in which a tokenizer wants them.
 _TEXT_COLUMNS = (
@@ -25,15 +26,16 @@ _TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
-# Names that say text, if only one of them is there.
+# Names that say text, if only one of them is there; a title or a summary may stand beside it.
 _USUAL = frozenset(
     "abstract article body caption clean_text comment comment_text content document full_text message paragraph "
-    "passage post prompt query question raw_text review review_body review_text statement transcript tweet "
-    "tweet_text utterance".split()
+    "passage post raw_text review review_body review_text statement transcript tweet tweet_text utterance".split()
 )
+# Names of what may be the first half of a pair: text, if nothing else looks like it.
+_HALVES = frozenset("anchor instruction prompt query question".split())
 # Names of what is no text: targets and what identifies a row.
 _OTHERS = frozenset(
-    "_id answer answers author authors brand categories category city class class_label classes company country "
+    "_id author authors brand categories category city class class_label classes company country "
     "created_at currency date datetime domain email emotion emotions file file_name file_path filename filepath "
     "gender genre gold gold_label grade guid hash helpful host id idx image image_id image_path image_url img index "
     "intent intents ip ip_address job key label label_ids label_text labels lang language link locale md5 name "
@@ -46,9 +48,19 @@ _OTHER_ENDINGS = tuple(
     "_class _code _date _file _filename _hash _id _ids _idx _label _labels _lang _language _name _path _rating "
     "_score _sentiment _time _timestamp _type _url _uuid".split()
 )
-# A sign of a script without spaces is as good as a word.
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\S*[^\W\d_]\S*")
-_ADDRESS = re.compile(r"\w+://\S*|\S+@\S+\.\w+|.*\w\.[A-Za-z0-9]{2,4}")  # of a page, of a person, of a file
+# Scripts without spaces, and about how many of their signs make a word.
+_UNSPACED = {
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff": "{1,5}",  # Thai, Lao, Burmese, Khmer
+    r"\u3040-\u309f": "{1,3}",  # Hiragana
+    r"\u30a0-\u30ff": "+",  # Katakana
+    r"\u3400-\u9fff\uf900-\ufaff": "{1,2}",  # Han
+}
+_SIGNS = "".join(_UNSPACED)
+_WORD = re.compile(
+    "|".join(f"[{signs}]{count}" for signs, count in _UNSPACED.items())
+    + rf"|[^\s{_SIGNS}]*[^\W\d_{_SIGNS}][^\s{_SIGNS}]*"
+)
+_ADDRESS = re.compile(r"\w+://\S*|\S+@\S+\.\w+|.*\w\.[A-Za-z]\w{1,3}")  # of a page, of a person, of a file
 
 
 def text_columns(
@@ -68,16 +80,18 @@ def text_columns(
     for known in _TEXT_COLUMNS:
         if all(_plain(name) in plain for name in known):
             return tuple(name if name in strings else plain[_plain(name)] for name in known)
-    usual = [name for name in strings if _plain(name) in _USUAL]
     likely = [name for name in strings if not is_other(name) and (values is None or looks_like_text(values[name]))]
+    sure = _USUAL if len(likely) > 1 else _USUAL | _HALVES
+    usual = [name for name in strings if _plain(name) in sure]
     if len(usual) == 1 and (not likely or usual[0] in likely):
         return tuple(usual)
     if len(likely) == 1 and (not usual or likely[0] in usual) and not _is_cell(likely[0]):
         return tuple(likely)
+    there = ", ".join(map(str, columns[:20])) or "none"
+    more = f" and {len(columns) - 20} more" if len(columns) > 20 else ""
     raise ValueError(
-        f"cannot tell the text columns among {', '.join(map(str, columns)) or 'none'}: rename them to 'text' (and "
-        "'text_pair'), or name one or two with text_columns= (--text-columns), or tokenise the data first so that it "
-        "has 'input_ids'."
+        f"cannot tell the text columns among {there}{more}: rename them to 'text' (and 'text_pair'), or name one or "
+        "two with text_columns= (--text-columns), or tokenise the data first so that it has 'input_ids'."
     )
 
 
@@ -111,16 +125,16 @@ def looks_like_text(values: Iterable) -> bool:
     words = [len(_WORD.findall(value)) for value in strings]
     if sum(count > 1 for count in words) * 2 < len(words):
         return False
-    signs = [sign for value in strings for sign in value if not sign.isspace()]
-    if sum(map(str.isalpha, signs)) * 2 < len(signs):  # dates and numbers
+    signs = [category(sign)[0] for value in strings for sign in value if not sign.isspace()]
+    if sum(map("LM".count, signs)) * 2 < len(signs):  # more digits and punctuation than letters and their marks
         return False
     few = len(set(strings)) * 2 <= len(strings)
     return not (few and sum(words) < 5 * len(words))
 
 
 def _is_cell(name: str) -> bool:
-    """Whether the name of a column is itself a text or a number, as in the first row of a table without names."""
-    return isinstance(name, str) and (len(_WORD.findall(name)) > 3 or name.strip().isdigit())
+    """Whether the name of a column is itself a text, as in the first row of a table without names."""
+    return isinstance(name, str) and len(_WORD.findall(name)) > 3
 
 
 def _plain(name: str) -> str:

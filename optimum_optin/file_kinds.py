@@ -25,6 +25,8 @@ _IMAGES = re.compile(
     re.DOTALL,
 )
 _PARQUET = b"PAR1"
+_PACKED = (b"\x1f\x8b\x08", b"PK\3\4")  # by gzip, zip
+_POINTER = b"version https://git-lfs."
 
 
 def kind_of(file: Path) -> str | None:
@@ -32,6 +34,9 @@ def kind_of(file: Path) -> str | None:
 
     A file that begins as an image or as Parquet does is one, whatever it is called. One that is called an image is one,
     too, which cannot be read.
+
+    Raises:
+        ValueError: it is called a file that is read, but is packed or elsewhere.
     """
     with file.open("rb") as content:
         start = content.read(32)
@@ -39,7 +44,14 @@ def kind_of(file: Path) -> str | None:
         return "image"
     if start.startswith(_PARQUET):
         return "parquet"
-    return "image" if has_image_suffix(file) else SUFFIXES.get(file.suffix.lower())
+    if has_image_suffix(file):
+        return "image"
+    kind = SUFFIXES.get(file.suffix.lower())
+    if kind and start.startswith(_PACKED):
+        raise ValueError(f"{file} is packed: unpack it first.")
+    if kind and start.startswith(_POINTER):
+        raise ValueError(f"{file} is a pointer of Git LFS, not the file that it stands for: run `git lfs pull`.")
+    return kind
 
 
 def has_image_suffix(name: str | Path) -> bool:

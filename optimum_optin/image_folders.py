@@ -23,17 +23,17 @@ def read_images(files: Sequence[Path], metadata: Sequence[Path] = (), everywhere
     Raises:
         ValueError: metadata that name no image.
     """
-    from datasets import ClassLabel, Dataset, Image  # slow to import
+    from datasets import ClassLabel, Dataset, Features, Image  # slow to import
 
     columns: dict[str, list] = {"image": [str(file) for file in files]}
     if metadata:
         columns |= _metadata(files, metadata)
     classes = sorted({file.parent.name for file in everywhere})
-    named = not metadata and len(classes) > 1
-    if named:
+    if not metadata and len(classes) > 1:
         columns["label"] = [classes.index(file.parent.name) for file in files]
-    dataset = Dataset.from_dict(columns).cast_column("image", Image())
-    return dataset.cast_column("label", ClassLabel(names=classes)) if named else dataset
+        features = Features({"image": Image(), "label": ClassLabel(names=classes)})
+        return Dataset.from_dict(columns, features=features)
+    return Dataset.from_dict(columns).cast_column("image", Image())
 
 
 def _metadata(files: Sequence[Path], metadata: Sequence[Path]) -> dict[str, list]:

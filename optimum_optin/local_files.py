@@ -22,8 +22,8 @@ def read_rows(files: Sequence[Path], kind: str, delimiter: str | None = None):
     """The rows of files, one file after the other.
 
     Of CSV and TSV every cell is a string, `None` where it is empty. Of a text file every line is a row, but for blank
-    ones. JSON is a list of objects or of strings, an object that holds one such list, an object of columns, or an
-    object in each line.
+    ones. JSON is a list of objects or of strings, an object that holds one such list, an object of columns or of rows
+    by their ids, or an object in each line.
 
     Args:
         files: the files.
@@ -51,7 +51,21 @@ def _cells(table: Table) -> Columns:
 
 
 def _lines(file: Path) -> Columns:
-    return {"text": [line for line in split_lines(read_text(file)) if line.strip()]}
+    lines = [line for line in split_lines(read_text(file)) if line.strip()]
+    for sign in "\t;":
+        if all(sign in line for line in lines) and _has_labels([line.split(sign) for line in lines]):
+            _say(
+                f"{file}: every line has a {sign!r} with few different values beside it, which become text, too. If "
+                "they are labels, call the file .csv, with a first line that names the columns."
+            )
+    return {"text": lines}
+
+
+def _has_labels(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether these are rows of a table whose first or last column has few different values."""
+    if len({len(row) for row in rows}) != 1 or len(rows[0]) == 1:
+        return False
+    return any(len({row[place] for row in rows}) * 4 <= len(rows) for place in (0, -1))
 
 
 def _json(file: Path) -> Columns:
@@ -92,7 +106,7 @@ def _json_lines(text: str, file: Path) -> Iterable[Any]:
 
 
 def _of_object(content: Mapping[str, Any], file: Path) -> Columns:
-    """The rows that an object stands for: its only list of rows, its columns, or itself."""
+    """The rows that an object stands for: its only list of rows, rows by their ids, its columns, or itself."""
     lists = [name for name, value in content.items() if isinstance(value, list)]
     rows = [name for name in lists if content[name] and all(isinstance(each, Mapping) for each in content[name])]
     if len(rows) > 1 and len(rows) == len(lists):
@@ -102,8 +116,11 @@ def _of_object(content: Mapping[str, Any], file: Path) -> Columns:
     if lists and len(lists) == len(content) and _even(content, lists):
         return {name: list(content[name]) for name in lists}
     values = list(content.values())
-    if values and all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
-        return {name: list(value.values()) for name, value in content.items()}  # as pandas writes a DataFrame
+    if values and all(isinstance(value, Mapping) for value in values):
+        if len(values) > max(map(len, values)):  # rows by their ids
+            return _of_list(values, file)
+        if all(value.keys() == values[0].keys() for value in values):  # columns, as pandas writes a DataFrame
+            return {name: list(value.values()) for name, value in content.items()}
     return _of_list([content], file)
 
 

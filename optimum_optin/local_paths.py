@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
@@ -23,13 +25,14 @@ _SPLITS = {
 }
 
 
-def read_path(path: Path, split: str, delimiter: str | None = None):
+def read_path(path: Path, split: str, delimiter: str | None = None, only: Sequence[str] | None = None):
     """The rows of a file, or of a split of a folder of files of one kind.
 
     Args:
         path: a file or folder that exists.
-        split: split of a folder; a single file is read whole.
+        split: split of a folder, or what `read_parts` takes; a single file is read whole.
         delimiter: between the cells of a table; `None` finds it.
+        only: kinds of files to read; others do not matter. `None` takes all.
 
     Returns:
         A `datasets.Dataset`.
@@ -37,10 +40,48 @@ def read_path(path: Path, split: str, delimiter: str | None = None):
     Raises:
         ValueError: files of several kinds, or of one that is not read; no such split; or a file that cannot be read.
     """
+    return read_parts(lambda name: _read_split(path, name, delimiter, only), split)
+
+
+def read_parts(read: Callable[[str], Any], split: str):
+    """What `split` names: a split, a part of one, or several of them, as in `datasets`.
+
+    Args:
+        read: name of a split -> its rows.
+        split: such as `"train[:10%]+test"`.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    from datasets import ReadInstruction, concatenate_datasets  # slow to import
+
+    parts = []
+    for part in split.split("+"):
+        name = part.partition("[")[0]
+        rows = read(name)
+        if name != part:
+            try:
+                (bounds,) = ReadInstruction.from_spec(part).to_absolute({name: len(rows)})
+            except ValueError as error:
+                raise ValueError(
+                    f"split={split!r} must be a split, like 'train', a part of one, like 'train[:10%]' or "
+                    "'train[100:200]', or several with '+' between them."
+                ) from error
+            rows = rows.select(range(bounds.from_, bounds.to))
+        parts.append(rows)
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+
+
+def _read_split(path: Path, split: str, delimiter: str | None, only: Sequence[str] | None):
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _load_saved(path, split)
     files = [path] if path.is_file() else _files_in(path)
     kinds = {file: kind_of(file) for file in files}
+    if only is not None:
+        kinds = {file: kind for file, kind in kinds.items() if kind in only or file.stem == METADATA}
+    if any(kind not in ("text", None) for kind in kinds.values()):
+        kinds = {file: kind for file, kind in kinds.items() if kind != "text" or not _is_note(file)}
+    files = list(kinds)
     images = [file for file, kind in kinds.items() if kind == "image"]
     metadata = [file for file in files if images and file.stem == METADATA and kinds[file] not in ("image", None)]
     found = {kind for file, kind in kinds.items() if kind is not None and file not in metadata}
@@ -64,9 +105,22 @@ def read_path(path: Path, split: str, delimiter: str | None = None):
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """All files below a folder, in order, but hidden ones."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [file for file in files if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)]
+    """All files below a folder, in order, but hidden ones. Links are followed, and no folder is read twice."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(_is_shown, folders))
+        found += [Path(place, name) for name in filter(_is_shown, names)]
+    return sorted(filter(Path.is_file, found))
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith((".", "__"))
 
 
 def _at_one_depth(files: Sequence[Path]) -> bool:
@@ -100,10 +154,15 @@ def _split_in(name: str) -> str | None:
 
 
 def _say_unread(path: Path, files: Sequence[Path]) -> None:
-    names = [file.name for file in files if not re.match(r"(?i)readme|licen[sc]e|copying", file.name)]
+    names = [file.name for file in files if not _is_note(file)]
     if names and is_main():
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         logger.warning(f"in {path}, files of other kinds are not read: {', '.join(names[:5])}{more}.")
+
+
+def _is_note(file: Path) -> bool:
+    """Whether a file is about the others."""
+    return bool(re.match(r"(?i)(?:readme|licen[sc]e|copying)\b", file.name))
 
 
 def _load_saved(folder: Path, split: str):

@@ -84,7 +84,9 @@ def pixel_values(
 
 
 def is_image(value: Any) -> bool:
-    """Whether something is an image, or pixel values."""
+    """Whether something is an image, also as `datasets` keeps it, or pixel values."""
+    if _is_undecoded(value):
+        return True
     if isinstance(value, (np.ndarray, Tensor)):
         return value.ndim in (2, 3)
     return any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__)  # Pillow may not be there
@@ -103,7 +105,7 @@ def _found(sample: Any, model: nn.Module) -> Any:
         value = value[0]
     if is_missing(value):
         return None
-    if is_image(value) or _is_file(value) or _is_undecoded(value):
+    if is_image(value) or _is_file(value):
         return value
     kind = "text" if isinstance(value, str) else type(value).__name__
     raise ValueError(
@@ -120,7 +122,7 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     """
     if "pixel_values" in sample:
         return "pixel_values"
-    images = [name for name, value in sample.items() if is_missing(value) or is_image(value) or _is_undecoded(value)]
+    images = [name for name, value in sample.items() if is_missing(value) or is_image(value)]
     there = [name for name in images if not is_missing(sample[name])]
     if not there:  # a name of a file may stand beside the image, too
         files = [name for name, value in sample.items() if _is_file(value)]

@@ -46,6 +46,8 @@ def undecoded(data: Any) -> Any:
     """A `datasets.Dataset`, or a column of one, whose images are opened by us, who can name the file that cannot be;
     others as they are, and one with a transform of the user's own, too.
     """
+    if type(data).__name__ == "IterableDataset" and hasattr(data, "with_format"):  # whose format it does not tell
+        data = data.with_format(None)
     features = getattr(data, "features", None) or {}
     if type(features).__name__ == "Image" and hasattr(data, "source"):  # a column: `dataset["image"]`
         return undecoded(data.source)[data.column_name]
@@ -69,7 +71,8 @@ def _in_order(data: Any, num_samples: int) -> Any:
     data = undecoded(data)
     if isinstance(data, (str, bytes)):
         raise ValueError(
-            "calibration data must be a sequence of samples, got a single string: pass one split, or a list."
+            "calibration data must be a sequence of samples, got a single string: pass one split, or a list. What a "
+            "path or the Hub holds, get_calibration_dataset reads."
         )
     if isinstance(data, (set, frozenset)):
         raise ValueError("calibration data must be in an order of their own, which a set is not: pass a list of it.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,26 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from .columns import named
-from .file_kinds import IMAGE_SUFFIXES, SUFFIXES, kind_of
+from .file_kinds import IMAGE_SUFFIXES, SUFFIXES
 from .hub import is_hub_id
-from .local_files import read_rows
-from .local_paths import read_path
+from .loaders import LOADERS, escaped, local_reader
+from .local_paths import read_parts, read_path
 
 # Suffixes of files that are not read, but are no part of a Hub id either.
 _OTHER_SUFFIXES = (
     ".arrow .doc .docx .gz .html .log .md .npy .npz .pdf .pkl .tab .tar .text .xls .xlsx .xml .zip .zst".split()
 )
 
-# Loader of `datasets` -> kinds of files that we read in its place.
-_LOADERS = {
-    "csv": ("csv", "tsv"),
-    "json": ("json",),
-    "parquet": ("parquet",),
-    "text": ("text",),
-    "imagefolder": (),
-    "arrow": (),
-    "webdataset": (),
-}
 _OPTIONS = ("delimiter", "sep", "streaming")  # of files that we read
 
 
@@ -50,8 +39,8 @@ def read_calibration(
             one kind, or a Hub id, which may name its configuration (`"nyu-mll/glue:sst2"`). Images may have a
             `metadata.csv` or the like beside them, and be sorted into folders by class.
         config_name: configuration of the data set on the Hub.
-        split: split of the data set; in a folder, files named like `test.csv` or `dev.csv`, or in folders of such
-            names, are no part of train. A single file has no splits.
+        split: split of the data set, or parts of several, `"train[:10%]+test"`; in a folder, files named like
+            `test.csv` or `dev.csv`, or in folders of such names, are no part of train. A single file has no splits.
         text_columns: one or two columns that hold the text; `None` leaves the choice to `OptinPruner.prune`.
         delimiter: between the cells of a local table; `None` finds it.
 
@@ -98,46 +87,33 @@ def load_calibration(
         FileNotFoundError: no such file, folder or data set.
         ValueError: see `read_calibration`; or an option that does not fit.
     """
-    if source in _LOADERS and {"data_files", "data_dir"} & set(options):
-        dataset = _by_loader(str(source), config_name, split, dict(options))
+    if source in LOADERS and {"data_files", "data_dir"} & set(options):
+        files = {name: options[name] for name in options if name not in _OPTIONS}
+        read = local_reader(str(source), files)
+        if read is not None:
+            dataset = read_parts(lambda name: read(name, _delimiter(options)), split)
+        else:
+            dataset = _load(str(source), config_name, split, **{**options, **escaped(files)})
     else:
         place, config_name = find_source(source, config_name)
         if isinstance(place, Path) and (place.is_file() or set(options) <= set(_OPTIONS)):
-            dataset = _read_path(place, config_name, split, _delimiter(place, options))
+            _check_options(place, options)
+            dataset = _read_path(place, config_name, split, _delimiter(options))
         else:
             dataset = _load(str(place), config_name, split, **options)
     return dataset if text_columns is None else chosen_columns(dataset, text_columns)
 
 
-def _by_loader(loader: str, config_name: str | None, split: str, options: dict[str, Any]):
-    """By a loader of `datasets`, but for files that we read ourselves; a path that exists is no pattern here either."""
-    given = options.get("data_files")
-    given = [given] if isinstance(given, (str, os.PathLike)) else given
-    if isinstance(given, (list, tuple)) and given and all(os.path.isfile(file) for file in given):
-        files = [Path(file) for file in given]
-        kinds = {kind_of(file) for file in files}
-        if len(kinds) == 1 and kinds <= set(_LOADERS[loader]) and set(options) <= {"data_files", *_OPTIONS}:
-            del options["data_files"]
-            return read_rows(files, kinds.pop(), _delimiter(files[0], options))
-        options["data_files"] = [glob.escape(os.path.abspath(file)) for file in given]
-    place = options.get("data_dir")
-    if (
-        loader == "imagefolder"
-        and place is not None
-        and os.path.isdir(place)
-        and set(options) <= {"data_dir", *_OPTIONS}
-    ):
-        return _read_path(Path(place), config_name, split, None)
-    return _load(loader, config_name, split, **options)
-
-
-def _delimiter(file: Path, options: Mapping[str, Any]) -> str | None:
+def _check_options(file: Path, options: Mapping[str, Any]) -> None:
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise ValueError(
             f"{file} is a local file, which is read without {', '.join(unknown)}: delimiter= and streaming= are taken. "
             "For other options of `datasets`, give a loader's name, such as 'csv', and data_files=."
         )
+
+
+def _delimiter(options: Mapping[str, Any]) -> str | None:
     return next((options[name] for name in ("delimiter", "sep") if name in options), None)
 
 
@@ -147,13 +123,16 @@ def find_source(source: str | os.PathLike, config_name: str | None = None) -> tu
     Raises:
         FileNotFoundError: it is no path that exists, and can be no data set either.
     """
+    is_path, source = not isinstance(source, str), os.fsdecode(source)
     if os.path.exists(source):
         return Path(source), config_name
-    name, _, suffix = str(source).partition(":")
+    if os.path.exists(os.path.expanduser(source)):
+        return Path(source).expanduser(), config_name
+    name, _, suffix = source.partition(":")
     if suffix and os.path.isdir(name):
         return Path(name), config_name or suffix
-    if isinstance(source, os.PathLike) or _looks_local(str(source)) or not is_hub_id(name):
-        raise FileNotFoundError(f"no file or folder {source}.")
+    if is_path or _looks_local(source) or not is_hub_id(name):
+        raise FileNotFoundError(f"no file or folder {source}{': download it first' if '://' in source else ''}.")
     return name, config_name or suffix or None
 
 
@@ -178,6 +157,10 @@ def chosen_columns(dataset, columns: Sequence[str]):
 def _read_path(path: Path, config_name: str | None, split: str, delimiter: str | None):
     if path.is_dir() and _describes_itself(path):
         return _load(str(path), config_name, split)
+    if config_name not in (None, "default"):
+        raise ValueError(
+            f"{path} has no configuration {config_name!r}: data sets on the Hub, and copies of them, have."
+        )
     return read_path(path, split, delimiter)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .columns import is_other
 from .plain_text import read_text, split_lines
 from .processes import is_main
 
@@ -24,8 +25,11 @@ _NO_DELIMITER = "\x1f"  # of a table with one column
 _DOUBLED = {"doublequote": True}
 _ESCAPED = {"doublequote": False, "escapechar": "\\"}
 _UNQUOTED = {"quoting": csv.QUOTE_NONE}
-_QUOTING = "quote cells that hold a delimiter, and write quotation marks inside them twice"
+_QUOTING = (
+    "the first line names the columns; quote cells that hold a delimiter, and write quotation marks inside them twice"
+)
 _TABS = "a line is a row, and the first one names the columns"
+_QUOTED = re.compile(r'"(?:[^"\\]|""|\\.)*"', re.DOTALL)  # a whole cell
 _MOST_BROKEN = 1000  # lines whose quotation marks do not close; each may be looked for until the end of the file
 
 
@@ -74,14 +78,12 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
         ValueError: another encoding, or too many rows of another number of cells, or with quotation marks that do not
             close; names file and line.
     """
-    text = read_text(file)
-    lines = split_lines(text)
+    lines, styles = _read(file)
     if lines and (hint := re.fullmatch(r'"?sep=(.)"?', lines[0])):  # Excel's
         delimiter, lines = delimiter or hint.group(1), lines[1:]
     header = next((line for line in lines if line), None)
     if header is None:
         return Table((), [])
-    styles = [_DOUBLED, _ESCAPED] if '\\"' in text else [_DOUBLED]
     best = None
     with _long_fields():
         for style in (*styles, _UNQUOTED):
@@ -95,49 +97,67 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
                 break
     if delimiter is None and len(best.header) == 1:
         _check_single(file, best)
+        _check_first(file, best)
     return _table(file, best.header, best.rows, best.lines, _QUOTING)
 
 
 def read_tsv(file: Path, columns: Sequence[str] = ()) -> Table:
-    """A TSV file in GLUE's form: a line is a row, and quotation marks are characters like others.
+    """A TSV file: in GLUE's form, in which a line is a row and quotation marks are characters like others, or in
+    pandas', in which cells are quoted as in CSV. What is in the file tells which; where both fit, it is GLUE's.
 
     Args:
         file: the file, as `plain_text.read_text` takes it.
-        columns: names of the columns, of a file whose first line is a row; rows may then have further cells.
+        columns: names of the columns, of a file in GLUE's form whose first line is a row; rows may then have further
+            cells.
 
     Raises:
         ValueError: another encoding, or too many rows of another number of cells; names file and line.
     """
-    lines = split_lines(read_text(file))
+    lines, styles = _read(file)
     rows = [(number, line.split("\t")) for number, line in enumerate(lines, 1) if line]
     if not rows:
         return Table(tuple(columns), [])
+    numbers, cells = map(list, zip(*rows, strict=True))
     if columns:
-        rows = [(number, cells[: len(columns)]) for number, cells in rows]
-    else:
-        (_, columns), *rows = rows
-    return _table(file, columns, [cells for _, cells in rows], [number for number, _ in rows], _TABS)
+        return _table(file, columns, [row[: len(columns)] for row in cells], numbers, _TABS)
+    if len(cells[0]) == 1 and (set(DELIMITERS) & set(cells[0][0]) or max(map(len, cells)) == 1):
+        return read_csv(file)  # of another delimiter, or of one column
+    parsed = _Parsed(cells[0], cells[1:], numbers[1:])
+    begun = any(cell.startswith('"') for row in cells for cell in row)
+    with _long_fields():
+        for style in styles if begun else ():
+            quoted = _parse(lines, "\t", style, most_broken=0)
+            if _is_of_pandas(parsed, quoted):
+                return _table(file, quoted.header, quoted.rows, quoted.lines, _QUOTING)
+    return _table(file, parsed.header, parsed.rows, parsed.lines, _TABS)
 
 
 def _candidates(header: str, delimiter: str | None) -> tuple[str, ...]:
     """Delimiters that may be meant; a header without any is of one column."""
     if delimiter is not None:
         return (delimiter,)
-    unquoted = re.sub(r'"(?:[^"\\]|""|\\.)*"', "", header)
+    unquoted = _QUOTED.sub("", header)
     return tuple(each for each in DELIMITERS if each in unquoted) or (_NO_DELIMITER,)
 
 
-def _parse(lines: list[str], delimiter: str, style: dict) -> _Parsed:
+def _read(file: Path) -> tuple[list[str], list[dict]]:
+    """The lines of a file, and how quotation marks in it may be meant."""
+    text = read_text(file)
+    return split_lines(text), [_DOUBLED, _ESCAPED] if '\\"' in text else [_DOUBLED]
+
+
+def _parse(lines: list[str], delimiter: str, style: dict, most_broken: int = _MOST_BROKEN) -> _Parsed:
     """Cells of all lines that are not blank.
 
     A line whose quotation marks are not closed, or closed in the middle of a cell, has no cells, so that it swallows
-    none of those that follow.
+    none of those that follow. After `most_broken` of them, the rest is not looked at.
     """
+    header = next(filter(None, lines), "")
+    spaced = delimiter in header and header.count(delimiter) == header.count(f"{delimiter} ")
     rows, numbers, start, broken = [], [], 0, 0
-    while start < len(lines) and broken <= _MOST_BROKEN:
-        reader = csv.reader(
-            (f"{line}\n" for line in islice(lines, start, None)), delimiter=delimiter, strict=True, **style
-        )
+    while start < len(lines) and broken <= most_broken:
+        rest = (f"{line}\n" for line in islice(lines, start, None))
+        reader = csv.reader(rest, delimiter=delimiter, skipinitialspace=spaced, strict=True, **style)
         first = start
         try:
             for cells in reader:
@@ -160,6 +180,18 @@ def _is_quoted(parsed: _Parsed) -> bool:
     return sum(len(cell) > 1 and cell.endswith('"') for cell in begun) * 2 > len(begun)
 
 
+def _is_of_pandas(plain: _Parsed, quoted: _Parsed) -> bool:
+    """Whether the quotation marks of a TSV file are there for quoting: no row is torn with them, and some are without;
+    or every cell that begins with one is a quoted cell, and there is one more sign of it, as GLUE's texts may be wholly
+    in quotation marks, too.
+    """
+    if quoted.share < 1 or plain.share < 1:
+        return quoted.share == 1
+    begun = [cell for cells in (plain.header, *plain.rows) for cell in cells if cell.startswith('"')]
+    signs = any('""' in cell[1:-1] or '\\"' in cell for cell in begun) or any(cell in begun for cell in plain.header)
+    return signs and all(map(_QUOTED.fullmatch, begun))
+
+
 def _check_single(file: Path, parsed: _Parsed) -> None:
     """Raise if a table of one column looks like one of several, with a delimiter that is not looked for.
 
@@ -173,6 +205,24 @@ def _check_single(file: Path, parsed: _Parsed) -> None:
                 f"{file}: its cells seem to be set apart by {sign!r}, which is not looked for: use one of "
                 f"{' '.join(map(repr, DELIMITERS))}, or give delimiter= of get_calibration_dataset."
             )
+
+
+def _check_first(file: Path, parsed: _Parsed) -> None:
+    """Raise if a table of one column looks like one of several below a line, such as a title, that is none of it.
+
+    Raises:
+        ValueError: the second line is words with a delimiter between them, which every row has as often.
+    """
+    names = parsed.rows[0][0] if parsed.rows and parsed.rows[0] else ""
+    for sign in DELIMITERS:
+        words = names.split(sign)
+        if len(words) > 1 and all(map(str.isidentifier, words)):
+            below = _parse([each for row in parsed.rows for each in row], sign, _DOUBLED)
+            if below.share == 1:
+                raise ValueError(
+                    f"{file}: the first line must name the columns, and it is {parsed.header[0]!r:.80}; those seem to "
+                    f"be in line {parsed.lines[0]}. Remove what stands before it."
+                )
 
 
 def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: list[int], remedy: str) -> Table:
@@ -193,11 +243,14 @@ def _table(file: Path, header: Sequence[str], rows: list[list[str]], numbers: li
 
 def _names(file: Path, header: Sequence[str]) -> tuple[str, ...]:
     """Names of the columns; one that has none, such as the index that pandas writes, is called by its place."""
-    names = tuple(name.strip() or f"column {place}" for place, name in enumerate(header, 1))
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = [name.strip() or f"column {place}" for place, name in enumerate(header, 1)]
+    twice = sorted({name for name in names if names.count(name) > 1 and not is_other(name)})
     if twice:
         raise ValueError(f"{file}: the first line must name the columns, and it has {', '.join(twice)} more than once.")
-    return names
+    # As of two tables that were joined: which one a label or an id comes from does not matter here.
+    return tuple(
+        f"column {place} {name}" if name in names[: place - 1] else name for place, name in enumerate(names, 1)
+    )
 
 
 @contextmanager

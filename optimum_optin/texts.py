@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -34,23 +36,24 @@ def read_texts(
     Raises:
         ValueError: other samples, columns that cannot be told, or no text at all.
     """
-    if any(is_image(part) for part in _parts(next(iter(samples.values())))):
+    first = _parts(next(iter(samples.values())))
+    if any(map(is_image, first)) and not any(isinstance(part, str) for part in first):
         raise ValueError("the calibration data hold images, but this is a model of text: give text.")
-    there = [sample for sample in samples.values() if isinstance(sample, str) or is_composed(sample)]
-    kinds = {_kind(sample) for sample in there}
-    if len(kinds) != 1:
-        odd = there[-1] if there else next(iter(samples.values()))
+    kinds = {row: _kind(sample) for row, sample in samples.items() if isinstance(sample, str) or is_composed(sample)}
+    most = mode(kinds.values()) if kinds else None
+    odd = [row for row in samples if kinds.get(row, most) != most] if kinds else list(samples)
+    if odd:
         raise ValueError(
-            f"a calibration sample must be a string, a pair of strings or a dict, all alike, got {odd!r:.120}: "
-            "drop or mend such samples."
+            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            f"{samples[odd[0]]!r:.120} in row {odd[0]}: drop or mend such samples."
         )
-    if kinds == {str}:
+    if most is str:
         if chosen is not None:
             raise ValueError(f"text_columns={named(chosen)!r} is for samples with columns, and these are strings.")
         found = {row: (sample,) for row, sample in samples.items()}
     else:
-        rows = [columns_of(sample) for sample in there]
-        names = _chosen(rows, chosen) if chosen is not None else _told(rows, placed=kinds != {dict})
+        rows = [columns_of(samples[row]) for row in kinds]
+        names = _chosen(rows, chosen) if chosen is not None else _told(rows, placed=most is not dict)
         found = {
             row: tuple(columns_of(sample).get(name) for name in names) if is_composed(sample) else (None,)
             for row, sample in samples.items()
@@ -128,12 +131,13 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
     Raises:
         ValueError: none has strings, or none looks like text, or more than two do.
     """
-    if len(strings) < 2:
-        if not strings:
-            raise ValueError(
-                "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
-                f"{tuple(rows[0].values())!r:.120}: drop or mend such samples."
-            )
+    if not strings:
+        raise ValueError(
+            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            f"{tuple(rows[0].values())!r:.120}: drop or mend such samples."
+        )
+    others = [value for row in rows for place, value in row.items() if place not in strings]
+    if len(strings) == 1 and all(map(_is_single, others)):
         return list(strings)
     # A label comes with many texts; a pair that is repeated as a whole says nothing.
     different = list(dict.fromkeys(tuple(_string(row[place]) for place in strings) for row in rows))
@@ -146,6 +150,11 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
             "or name their places with text_columns= ([0] for the first, [0, 1] for pairs)."
         )
     return likely
+
+
+def _is_single(value: Any) -> bool:
+    """Whether this is a number, or nothing; of what is more, a string beside it may be the label."""
+    return isinstance(value, numbers.Number) or getattr(value, "ndim", None) == 0 or is_missing(value)
 
 
 def _string(value: Any) -> str | None:

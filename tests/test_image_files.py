@@ -215,6 +215,21 @@ def test_text_is_no_image(model, processor):
         calibration_batches(IMAGES, model, processor, text_columns=["image"])
 
 
+def test_images_for_a_model_of_text(tmp_path):
+    """Refused by what they are; a caption beside them is text."""
+    IMAGES[0].save(tmp_path / "a.png")
+    model, tokenizer = tiny_model(), word_tokenizer()
+    with pytest.raises(ValueError, match="hold images, but this is a model of text"):
+        calibration_batches(read_calibration(tmp_path / "a.png"), model, tokenizer)
+    for data in (
+        Dataset.from_dict({"image": IMAGES, "caption": TEXTS[:12]}),
+        list(zip(IMAGES, TEXTS, strict=False)),
+        [{"image": image, "caption": text} for image, text in zip(IMAGES, TEXTS, strict=False)],
+    ):
+        (batch, *_) = calibration_batches(data, model, tokenizer, batch_size=12)
+        assert sorted(map(tuple, batch["input_ids"].tolist())) == sorted(map(tuple, tokenizer(TEXTS[:12])["input_ids"]))
+
+
 def test_images_in_what_pandas_holds(model, processor, tmp_path, caplog):
     pandas = pytest.importorskip("pandas")
     files = [str(tmp_path / f"{number}") for number in range(4)]

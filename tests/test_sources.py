@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -263,6 +264,79 @@ def test_a_loader_of_datasets_takes_no_pattern_for_a_path_either(folder):
     (folder / "data1.csv").write_bytes("text\ncaf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"data1.csv'\] cannot be read: .*0xe9"):
         _pruner().get_calibration_dataset("csv", data_files=str(folder / "data1.csv"), skip_blank_lines=True)
+
+
+@pytest.mark.usefixtures("nothing_of_the_hub")
+def test_a_loaders_files_by_split_are_read_by_us(folder):
+    (folder / "x[1].csv").write_text(SEMICOLONS)
+    (folder / "x1.csv").write_text("text;label\nanother file;1\n")
+    (folder / "held.csv").write_text("text;label\nheld out;1\n")
+    named = str(folder / "x[1].csv")
+    read = partial(_pruner().get_calibration_dataset, "csv", num_samples=40)
+    for files in (named, [named], {"train": named}, {"train": [named], "test": str(folder / "held.csv")}):
+        assert sorted(read(data_files=files)["text"]) == sorted(f"{text}, well" for text in TEXTS)
+    assert read(data_files=files, split="test")["text"][:] == ["held out"]
+    with pytest.raises(ValueError, match=r"data_files= has no split 'dev'; it has train, test"):
+        read(data_files=files, split="dev")
+    both = read(data_files=str(folder / "[xh]*.csv"))  # nothing is called so, and a pattern is one
+    assert len(both) == 26
+    (folder / "notes.txt").write_text("not for this loader")
+    assert len(read(data_dir=str(folder))) == 26
+
+
+@pytest.mark.usefixtures("nothing_of_the_hub")
+@pytest.mark.parametrize(
+    ("split", "rows"), [("train[:5]", range(5)), ("train[50%:]", range(12, 24)), ("train[-2:]+train[:1]", [22, 23, 0])]
+)
+def test_a_part_of_a_split(folder, split, rows):
+    _write(folder / "train.csv", TEXTS)
+    _write(folder / "test.csv", ["held out"])
+    expected = [TEXTS[row] for row in rows]
+    assert read_calibration(folder, split=split)["text"][:] == expected
+    assert read_calibration(folder, split=f"{split}+test")["text"][:] == [*expected, "held out"]
+    assert read_calibration(folder / "train.csv", split=split)["text"][:] == expected
+    drawn = _pruner().get_calibration_dataset("csv", data_files=str(folder / "train.csv"), split=split)
+    assert sorted(drawn["text"]) == sorted(expected)
+    with pytest.raises(ValueError, match=r"split='train\[5\]' must be .* like 'train\[:10%\]'"):
+        read_calibration(folder, split="train[5]")
+
+
+@pytest.mark.usefixtures("nothing_of_the_hub")
+def test_a_configuration_of_what_has_none_is_refused(folder):
+    _write(folder / "a.csv", TEXTS)
+    for source, config_name in ((folder / "a.csv", "de"), (folder, "de"), (f"{folder}:de", None)):
+        for read in (read_calibration, _pruner().get_calibration_dataset):
+            with pytest.raises(ValueError, match="has no configuration 'de'"):
+                read(source, config_name)
+
+
+def test_a_path_below_the_users_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    _write(folder / "a.csv", TEXTS)
+    for source in ("~/a.csv", Path("~/a.csv"), bytes(folder / "a.csv")):
+        assert read_calibration(source)["text"][:] == TEXTS
+    with pytest.raises(FileNotFoundError, match="https://e.org/a.csv: download it first"):
+        read_calibration("https://e.org/a.csv")
+
+
+@pytest.mark.parametrize("name", ["README.txt", "LICENSE.txt", "readme-first.txt"])
+def test_notes_beside_the_data_are_no_data(folder, name):
+    (folder / name).write_text("about the data")
+    assert read_calibration(folder)["text"][:] == ["about the data"]
+    _write(folder / "a.csv", TEXTS)
+    assert read_calibration(folder)["text"][:] == TEXTS
+    _write(folder / "license_plates.txt", ["not a note"])
+    with pytest.raises(ValueError, match="of one kind of"):
+        read_calibration(folder)
+
+
+def test_links_to_folders_are_followed_once(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    _write(tmp_path / "elsewhere" / "a.csv", TEXTS)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    (folder / "round").symlink_to(folder)
+    assert read_calibration(folder)["text"][:] == TEXTS
 
 
 def test_columns_are_chosen_when_drawing(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Tables in files: delimiters, quotation marks, encodings, torn rows; the same reader for calibration and for GLUE."""
 
 import csv
+import gzip
 import io
 import re
 
@@ -112,6 +113,13 @@ def test_names_of_columns(tmp_path):
         read_csv(tmp_path / "a.csv")
 
 
+def test_an_id_may_be_there_twice(tmp_path):
+    """As in an export of two tables that were joined."""
+    (tmp_path / "a.csv").write_text("id,text,id,label,label\n1,a b,2,x,y\n")
+    row = {"id": "1", "text": "a b", "column 3 id": "2", "label": "x", "column 5 label": "y"}
+    assert read_calibration(tmp_path / "a.csv")[0] == row
+
+
 def test_one_reader_of_tsv(tmp_path):
     """GLUE's form, in which quotation marks are characters: the same rows for calibration and evaluation."""
     texts = [f'"{text}' if number % 3 == 0 else f'the "{text}"' for number, text in enumerate(TEXTS)]
@@ -124,6 +132,76 @@ def test_one_reader_of_tsv(tmp_path):
     assert read_calibration(file)["label"][:] == ["0", "1"] * 12
     assert read_glue("sst2", data_dir=tmp_path).texts == [(text,) for text in texts]
     assert [row[0] for row in read_tsv(file).rows] == texts
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("texts", [HARD + ODD, [f'{text}, "well"' for text in TEXTS]], ids=["odd", "on a line each"])
+def test_quoted_tsv_is_read_as_what_wrote_it_meant(tmp_path, quoting, texts):
+    """As `DataFrame.to_csv(sep="\\t")` writes it."""
+    rows = [["review", "label"], *([text, number % 2] for number, text in enumerate(texts))]
+    (tmp_path / "a.tsv").write_text(_csv(rows, delimiter="\t", quoting=quoting, lineterminator="\n"), newline="")
+    assert read_tsv(tmp_path / "a.tsv").columns == ("review", "label")
+    assert [text for text, _ in read_tsv(tmp_path / "a.tsv").rows] == texts
+
+
+def test_quotation_marks_that_quote_nothing_stay(tmp_path):
+    """GLUE's texts may be wholly in quotation marks."""
+    for texts in (
+        [f'"{text}"' for text in TEXTS],
+        ['"he said "no""', '"a dog"', '"a", "b"'],
+        ['"open', 'closed"', '"a ""b"" c"'],
+        ['"', '""', "a"],
+    ):
+        (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
+        assert [text for text, _ in read_tsv(tmp_path / "a.tsv").rows] == texts
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_another_delimiter_in_a_file_called_tsv_is_found(tmp_path, delimiter):
+    (tmp_path / "a.tsv").write_text(_csv([["text", "label"], *([text, 1] for text in HARD)], delimiter=delimiter))
+    assert read_calibration(tmp_path / "a.tsv")["text"][:] == HARD
+    (tmp_path / "a.tsv").write_text("\n".join(["text", *TEXTS]))
+    assert read_calibration(tmp_path / "a.tsv")["text"][:] == TEXTS
+
+
+@pytest.mark.parametrize("title", ["My export", "# made in May"])
+def test_a_title_above_the_names_is_said(tmp_path, title):
+    for suffix, delimiter, message in (
+        (".csv", ",", "it is '.*'; those seem to be in line 3. Remove what stands before it"),
+        (".csv", ";", "those seem to be in line 3"),
+        (".tsv", "\t", "line 3 the first: a line is a row, and the first one names the columns"),
+    ):
+        file = tmp_path / f"a{suffix}"
+        file.write_text(f"{title}\n\n" + _csv([["text", "label"], *([text, 1] for text in TEXTS)], delimiter=delimiter))
+        with pytest.raises(ValueError, match=message):
+            read_calibration(file)
+    (tmp_path / "a.csv").write_text("\n".join(["text", "yes,no", *(f"{text}, they said" for text in TEXTS)]))
+    with pytest.raises(ValueError, match="line 2"):
+        read_calibration(tmp_path / "a.csv")
+    rows = ["well, no", *(f"{text}, they said" for text in TEXTS)]
+    (tmp_path / "a.csv").write_text("\n".join(["text", *rows]))
+    assert read_calibration(tmp_path / "a.csv")["text"][:] == rows
+
+
+def test_spaces_after_delimiters_are_no_part_of_cells(tmp_path):
+    (tmp_path / "a.csv").write_text('id, text, label\n1, "a, b", 0\n2, "c", 1\n3, d "e", 0\n')
+    assert read_csv(tmp_path / "a.csv").columns == ("id", "text", "label")
+    assert read_csv(tmp_path / "a.csv").rows == [["1", "a, b", "0"], ["2", "c", "1"], ["3", 'd "e"', "0"]]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".txt", ".json", ".parquet"])
+def test_a_pointer_to_a_file_elsewhere_is_no_data(tmp_path, suffix):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n"
+    (tmp_path / f"a{suffix}").write_text(pointer)
+    with pytest.raises(ValueError, match=rf"a\{suffix} is a pointer of Git LFS.*git lfs pull"):
+        read_calibration(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda content: b"PK\3\4" + content], ids=["gzip", "zip"])
+def test_what_is_packed_is_to_be_unpacked(tmp_path, pack):
+    (tmp_path / "a.csv").write_bytes(pack(b"text,label\na b,1\n"))
+    with pytest.raises(ValueError, match=r"a\.csv is packed: unpack it first"):
+        read_calibration(tmp_path / "a.csv")
 
 
 def test_words_stay_words(tmp_path):
@@ -186,12 +264,23 @@ def test_surrogates():
         '{"version": "1", "data": [{"text": "a", "label": 1}, {"text": "b", "label": 0}]}',
         '{"text": ["a", "b"], "label": [1, 0]}',
         '{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}',
+        '{"7": {"text": "a"}, "8": {"text": "b"}}',
         '\n{"text": "a", "label": 1}\n\n{"text": "b", "label": 0}',
         '{"text": "a"}\n{"text": "b"}',
         '["a", "b"]',
         '"a"\n"b"',
     ],
-    ids=["list", "wrapped", "columns", "as pandas writes", "lines", "other columns", "strings", "lines of strings"],
+    ids=[
+        "list",
+        "wrapped",
+        "columns",
+        "as pandas writes",
+        "by ids",
+        "lines",
+        "other columns",
+        "strings",
+        "lines of strings",
+    ],
 )
 def test_forms_of_json(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
@@ -237,6 +326,19 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_calibration(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["{text};{label}", "{text}\t{label}", "{label}\t{text}", "{number};{text};{label}"])
+def test_a_text_file_that_is_a_table_with_labels_is_said(tmp_path, form, caplog):
+    lines = [form.format(text=text, number=row, label=["joy", "fear"][row % 2]) for row, text in enumerate(TEXTS)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    assert read_calibration(tmp_path / "a.txt")["text"][:] == lines
+    assert "a.txt: every line has a" in caplog.text and "call the file .csv" in caplog.text
+    caplog.clear()
+    for plain in (TEXTS, [f"{text}; well" for text in TEXTS] + ["no sign"], [f"{text}; {text}" for text in TEXTS]):
+        (tmp_path / "a.txt").write_text("\n".join(plain))
+        read_calibration(tmp_path / "a.txt")
+    assert not caplog.text
 
 
 def test_files_of_other_columns_do_not_go_together(tmp_path):

@@ -1,6 +1,7 @@
 """Which texts are calibrated on: the columns chosen, samples without text, and what holds the samples."""
 
 import math
+import re
 from collections import OrderedDict, deque
 
 import datasets
@@ -107,6 +108,11 @@ def test_columns_that_cannot_be_told_are_listed(model, tokenizer, columns):
         OptinPruner(model, tokenizer).score(Dataset.from_dict(columns))
 
 
+def test_of_many_columns_some_are_listed():
+    with pytest.raises(ValueError, match=r"among id0, .*, id19 and 480 more: rename"):
+        read_texts({0: {f"id{number}": "the red cat sat" for number in range(500)}})
+
+
 def test_columns_are_chosen(model, tokenizer):
     columns = {"one": TEXTS, "other": NEXT, "label": LABELS}
     for data in (_rows(columns), Dataset.from_dict(columns)):
@@ -161,6 +167,49 @@ def test_text_without_spaces_is_text(model, tokenizer):
     assert {len(text) for text in read_texts(dict(enumerate(data))).values()} == {1}
 
 
+# script -> texts, labels
+SCRIPTS = {
+    "Japanese": ([f"「この映画はとても面白かった」{number}" for number in range(24)], ["ポジティブ", "ネガティブ"]),
+    "Chinese": ([f"《这部电影》很好看{number}" for number in range(24)], ["科技与互联网", "财经新闻报道"]),
+    "Thai": ([f"อาหารอร่อยมากครับ {number}" for number in range(24)], ["เชิงบวก", "เชิงลบ"]),
+    "Burmese": ([f"ကျွန်တော် ဒီရုပ်ရှင်ကို ကြိုက်တယ် {number}" for number in range(24)], ["ကောင်း", "ဆိုး"]),
+    "Hindi": ([f"यह फिल्म बहुत अच्छी है {number}" for number in range(24)], ["सकारात्मक", "नकारात्मक"]),
+    "Arabic": ([f"هذا الفيلم رائع جدا {number}" for number in range(24)], ["إيجابي", "سلبي"]),
+    "Korean": ([f"영화가 정말 재미있었어요 {number}" for number in range(24)], ["긍정", "부정"]),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_texts_and_labels_of_all_scripts_are_told_apart(script):
+    texts, labels = SCRIPTS[script]
+    data = _rows({"一": labels * 12, "二": texts})
+    assert read_texts(dict(enumerate(data))) == {row: (text,) for row, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("name", ["question", "query", "prompt", "anchor"])
+@pytest.mark.parametrize("other", ["answer", "response", "positive", "product title", "category"])
+def test_half_of_a_pair_is_not_taken_alone(name, other):
+    """`category` is no text whatever it holds."""
+    data = dict(enumerate(_rows({name: TEXTS, other: NEXT})))
+    if other == "category":
+        assert read_texts(data)[3] == (TEXTS[3],)
+    else:
+        with pytest.raises(ValueError, match=f"cannot tell the text columns among {name}, {other}"):
+            read_texts(data)
+    assert read_texts(dict(enumerate(_rows({name: TEXTS, other: LABELS}))))[3] == (TEXTS[3],)
+
+
+@pytest.mark.parametrize("name", ["body", "message", "content", "article"])
+@pytest.mark.parametrize("other", ["title", "subject", "summary", "highlights"])
+def test_a_title_beside_the_text_is_none(name, other):
+    assert read_texts(dict(enumerate(_rows({other: NEXT, name: TEXTS}))))[3] == (TEXTS[3],)
+
+
+def test_texts_that_end_in_a_price_are_no_files():
+    texts = [f"{text} for {number}.50" for number, text in enumerate(TEXTS)]
+    assert read_texts(dict(enumerate(_rows({"0": texts, "1": LABELS}))))[3] == (texts[3],)
+
+
 def test_the_first_row_of_a_table_without_names_is_no_name(model, tokenizer):
     data = _rows({"the red cat sat on the mat": TEXTS, "1": LABELS})
     with pytest.raises(ValueError, match="cannot tell the text columns among the red cat sat on the mat, 1"):
@@ -188,6 +237,15 @@ def test_pairs_of_texts_stay_pairs(model, tokenizer):
     for firsts, seconds in ((TEXTS, NEXT), (["the cat sat"] * 8, ["a dog ran"] * 8), (["the cat"], ["a dog"])):
         data = list(zip(firsts, seconds, strict=True))
         assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(firsts, seconds)
+
+
+@pytest.mark.parametrize("other", [[5, 6, 7], np.ones(3), torch.ones(3), {"ids": [5]}, object()])
+def test_the_label_of_something_else_is_no_text(other):
+    with pytest.raises(ValueError, match="cannot tell texts from labels"):
+        read_texts(dict(enumerate((other, label) for label in LABELS)))
+    assert read_texts(dict(enumerate((other, text) for text in TEXTS)))[3] == (TEXTS[3],)
+    for single in (1, 0.5, np.int64(1), torch.tensor(1), True, None):
+        assert read_texts({0: ("cat", single)}) == {0: ("cat",)}
 
 
 def test_tuples_that_cannot_be_told(model, tokenizer):
@@ -309,6 +367,8 @@ class _OldSequence:
         lambda: map(str, TEXTS),
         lambda: zip(TEXTS, LABELS, strict=True),
         lambda: Dataset.from_dict({"text": TEXTS}).to_iterable_dataset(),
+        lambda: Dataset.from_dict({"text": TEXTS}).to_iterable_dataset().with_format("pandas"),
+        lambda: Dataset.from_dict({"text": TEXTS}).to_iterable_dataset().with_format("arrow"),
         lambda: Dataset.from_dict({"text": TEXTS})["text"],
         lambda: Dataset.from_dict({"text": TEXTS}).with_format("pandas"),
         lambda: Dataset.from_dict({"text": TEXTS}).with_format("arrow"),
@@ -334,6 +394,8 @@ class _OldSequence:
         "map",
         "zip",
         "stream of datasets",
+        "stream in pandas' format",
+        "stream in arrow's format",
         "column of datasets",
         "format of pandas",
         "format of arrow",
@@ -410,6 +472,13 @@ def test_a_sized_iterable_is_drawn_from_as_a_whole(model, tokenizer):
 def test_what_has_no_order_or_no_texts_is_refused(model, tokenizer, data, message):
     with pytest.raises(ValueError, match=message):
         calibration_batches(data, model, tokenizer)
+
+
+@pytest.mark.parametrize("odd", [("a cat",), "a cat", {"text": "a cat"}, ("a cat", 1, 2)])
+def test_the_one_odd_sample_is_named(odd):
+    samples = dict(enumerate((text, 1) for text in TEXTS))
+    with pytest.raises(ValueError, match=rf"all alike, got {re.escape(repr(odd))} in row 30: drop or mend"):
+        read_texts({30: odd, **samples})
 
 
 def test_the_users_data_stay_as_they_are(model, tokenizer):
