@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from transformers.utils import logging
 
-from ..folders import NotSavedError
+from ..folders import NotSavedError, atomic_folder
+from ..integrity import check_rebuilt, check_saved
+from ..pruner import OptinPruner
 from ..report import PruningReport
 from ..saved import write_report
 
@@ -46,6 +49,27 @@ def save_somewhere(save: Callable[[str], None], output: str) -> str:
     raise NotSavedError(f"the result could be saved nowhere, not to {output}: {first}") from first
 
 
+def save_or_none(save: Callable[[str], None], output: str) -> str | None:
+    """`save_somewhere`, with `None` where there is no place at all."""
+    try:
+        return save_somewhere(save, output)
+    except NotSavedError:
+        return None
+
+
+def save_bare(pruner: OptinPruner, folder: str) -> None:
+    """Save a pruned model without all that could not be made or written for it, and its processor if that can be."""
+    with atomic_folder(folder) as draft:
+        check_rebuilt(pruner.pruned_model)
+        pruner.pruned_model.save_pretrained(draft)
+        check_saved(pruner.pruned_model, draft)
+        try:
+            if pruner.processor is not None:
+                pruner.processor.save_pretrained(draft)
+        except Exception as error:
+            logger.warning(f"the processor is not saved with the model: {error}")
+
+
 def check_place(place: str, output: str, result: tuple[dict, str]) -> tuple[dict, str]:
     """A command's result, if it was saved where it was to be.
 
@@ -74,4 +98,7 @@ def _places(output: Path) -> Iterator[Path]:
     name = os.fsencode(output.name)[:200].decode(errors="ignore")  # with a number, it may not be as long as it was
     beside = (output.with_name(f"{name}-{number}") for number in range(1, 100))
     yield from islice((place for place in beside if not os.path.lexists(place)), 1)
-    yield Path(tempfile.mkdtemp(prefix="optin-")) / (name or "output")
+    last = Path(tempfile.mkdtemp(prefix="optin-"))
+    yield last / (name or "output")
+    with suppress(OSError):  # nothing could be saved
+        last.rmdir()
