@@ -99,6 +99,10 @@ def find_companions(
         for module in _modules(above) if above != root else ():
             if (above / module["path"]).resolve() == root:
                 return _of_first_module(above, root)
+        if above != root and _modules(above):  # part of a module, such as one road of a Router: we cannot put it back
+            own = _companions(root)
+            others = [f"../{entry.name}" for entry in sorted(above.iterdir()) if entry != root and entry.is_dir()]
+            return Companions(own.files, (*own.left, *others))
     return _companions(root)
 
 
