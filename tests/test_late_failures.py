@@ -17,6 +17,7 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
 from optimum_optin.commands import run
+from optimum_optin.commands.rescue import save_somewhere
 from optimum_optin.folders import NotSavedError
 from optimum_optin.saved import push_folder, write_report
 from optimum_optin.scoring import registry
@@ -311,6 +312,40 @@ def test_figures_that_cannot_be_noted_are_printed(command, place, monkeypatch, c
     out, err = capsys.readouterr()
     assert json.loads(out)["metrics" if command == "evaluate" else "speedup"]
     assert re.search(f"the figures could not be noted in {place / 'out'}.*No space left", err)
+
+
+def test_a_working_directory_that_goes_costs_no_model(place, monkeypatch, capsys, tmp_path_factory):
+    rescue = tmp_path_factory.mktemp("rescue")
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    monkeypatch.setattr("tempfile.tempdir", str(rescue))
+    pruned = OptinPruner.prune
+
+    def prune(self, *arguments, **options):
+        pruned(self, *arguments, **options)
+        (place / "here").rmdir()
+
+    monkeypatch.setattr(OptinPruner, "prune", prune)
+    assert prune_by_command(place, "out") == 1
+    (saved,) = rescue.glob("optin-*/out")
+    assert f"the result was saved to {saved} instead" in capsys.readouterr().err
+    AutoModelForSequenceClassification.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("output", ["/", "..", "a/.", "a/"])
+def test_there_is_a_place_beside_any_output(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tried = []
+
+    def save(folder):
+        tried.append(folder)
+        raise OSError("full")
+
+    with pytest.raises(NotSavedError, match="could be saved nowhere"):
+        save_somewhere(save, output)
+    assert len(tried) == (2 if output == "/" else 3) and len(set(tried)) == len(tried)
+    assert not list(tmp_path.iterdir())
 
 
 def fails(*_, **__):

@@ -39,7 +39,7 @@ def save_somewhere(save: Callable[[str], None], output: str) -> str:
     except Exception as error:
         first = error
     logger.warning(f"cannot save to {output}: {first}")
-    for place in _places(Path(output)):
+    for place in _places(output):
         try:
             save(str(place))
             logger.warning(f"saved to {place} instead")
@@ -93,12 +93,13 @@ def note_figures(folder: str, report: PruningReport, result: tuple[dict, str]) -
         raise NotSavedError(f"the figures could not be noted in {folder}: {error}", result) from error
 
 
-def _places(output: Path) -> Iterator[Path]:
-    output = output.absolute()
-    name = os.fsencode(output.name)[:200].decode(errors="ignore")  # with a number, it may not be as long as it was
-    beside = (output.with_name(f"{name}-{number}") for number in range(1, 100))
-    yield from islice((place for place in beside if not os.path.lexists(place)), 1)
-    last = Path(tempfile.mkdtemp(prefix="optin-"))
-    yield last / (name or "output")
-    with suppress(OSError):  # nothing could be saved
+def _places(output: str) -> Iterator[Path]:
+    name = os.fsencode(os.path.basename(output))[:200].decode(errors="ignore")  # with a number, it may get too long
+    with suppress(OSError, ValueError):  # the working directory is gone, or the root was given
+        path = Path(os.path.abspath(output))
+        beside = (path.with_name(f"{name or path.name}-{number}") for number in range(1, 100))
+        yield from islice((place for place in beside if not os.path.lexists(place)), 1)
+    with suppress(OSError):  # no temporary directory either; or something was saved
+        last = Path(tempfile.mkdtemp(prefix="optin-"))
+        yield last / (name or "output")
         last.rmdir()
