@@ -357,7 +357,10 @@ def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypat
     monkeypatch.setattr(f"optimum_optin.pruner.{what}", fails)
     assert prune_by_command(place, place / "out", "--json") == 1
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"output": str(place / "out")}
+    result = json.loads(out)
+    assert result.pop("output") == str(place / "out") and bool(result) == (
+        what in ("copy_companions", "PruningReport.save")
+    )
     assert f"boom (the pruned model is saved in {place / 'out'}, without report and card)" in err.splitlines()[-1]
     model = AutoModelForSequenceClassification.from_pretrained(place / "out")
     assert (
@@ -394,6 +397,15 @@ def test_what_fails_after_saving_costs_no_result(what, place, monkeypatch, capsy
     result, report = json.loads(out), PruningReport.load(place / "out")
     assert result == {"output": str(place / "out"), **report.to_dict()}
     assert len(report.evaluations) == (what != "compare_glue") and bool(report.latency) == (what == "commit_files")
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, 2), (500, 1)])
+def test_an_upload_that_is_refused_costs_no_result(status, code, place, capsys, hub):
+    hub.fail("POST .*/commit/", times=99, status=status)
+    assert prune_by_command(place, place / "out", "--push-to-hub", "me/small", "--json") == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["output"] == str(place / "out") and str(status) in err.splitlines()[-1]
+    assert f"(the pruned model is saved in {place / 'out'})" in err.splitlines()[-1]
 
 
 def test_in_python_a_model_without_a_report_is_kept(monkeypatch, tmp_path):

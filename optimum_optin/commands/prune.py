@@ -14,6 +14,7 @@ from ..evaluation import check_model
 from ..folders import NotSavedError, check_folder
 from ..glue import read_glue
 from ..hub import check_push
+from ..processes import is_main, process_count
 from ..pruner import OptinPruner
 from ..scoring import Scores
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
@@ -82,15 +83,25 @@ def _prune(pruner: OptinPruner, calibration: Any, config: OptinConfig, scores: S
         pruner.prune(calibration, config, scores=scores)
         return save_somewhere(pruner.save_pretrained, output)
     except Exception as error:
-        if pruner.pruned_model is not None and (place := save_or_none(partial(save_bare, pruner), output)):
-            message = f"{error} (the pruned model is saved in {place}, without report and card)"
-            raise NotSavedError(message, ({"output": place}, f"saved to {place}")) from error
-        if scores is None and pruner.scores is not None:
-            place = save_or_none(pruner.scores.save_pretrained, f"{output}-scores")
-            logger.warning(
-                f"the scores are saved in {place}: --scores takes them." if place else "the scores are lost."
-            )
+        if is_main():
+            _keep(pruner, scores is None, output, error)
         raise
+
+
+def _keep(pruner: OptinPruner, scored: bool, output: str, error: Exception) -> None:
+    """Save what there is of a pruning that failed, without waiting for other processes, which may be gone.
+
+    Raises:
+        NotSavedError: the model is saved, without all else.
+    """
+    if pruner.pruned_model is not None and (place := save_or_none(partial(save_bare, pruner), output)):
+        result = _result(pruner, place) if pruner.report else ({"output": place}, f"saved to {place}")
+        raise NotSavedError(
+            f"{error} (the pruned model is saved in {place}, without report and card)", result
+        ) from error
+    if scored and pruner.scores is not None:
+        place = save_or_none(pruner.scores.write, f"{output}-scores")
+        logger.warning(f"the scores are saved in {place}: --scores takes them." if place else "the scores are lost.")
 
 
 def _measure(pruner: OptinPruner, arguments: argparse.Namespace, output: str) -> str:
@@ -101,7 +112,8 @@ def _measure(pruner: OptinPruner, arguments: argparse.Namespace, output: str) ->
         if arguments.benchmark:
             pruner.benchmark()
     except Exception:
-        save_somewhere(pruner.save_pretrained, output)
+        if process_count() == 1:  # the others may be waiting for something else
+            save_somewhere(pruner.save_pretrained, output)
         raise
     return save_somewhere(pruner.save_pretrained, output)
 
