@@ -108,8 +108,16 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_file(path: str | os.PathLike, text: str) -> None:
-    """Write a file into an existing folder, completely or not at all, and not through a link to another."""
+    """Write a file into an existing folder, completely or not at all, and not through a link to another.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        FileExistsError: something that is not a file has its name.
+    """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
+    check_target(path.parent, path.name)
     with tempfile.TemporaryDirectory(prefix=PROBE, dir=path.parent) as place:
         part = Path(place, "file")
         part.write_text(text, encoding="utf-8")

@@ -139,6 +139,16 @@ def test_a_single_file_is_written_whole_and_not_through_links(folder, monkeypatc
     assert (folder / "notes.txt").read_text() == "new" and not list(folder.glob(".*"))
 
 
+def test_a_single_file_takes_the_place_of_files_alone(folder):
+    os.mkfifo(folder / "pipe")
+    for name, kind in (("pipe", "pipe"), ("checkpoint-5", "folder")):
+        with pytest.raises(FileExistsError, match=f"{name} is to be a file, and is a {kind}"):
+            write_file(folder / name, "new")
+    with pytest.raises(FileNotFoundError, match="cannot write .*there is no folder"):
+        write_file(folder / "missing/report.json", "new")
+    assert (folder / "pipe").is_fifo() and read(folder) == OLD
+
+
 def killed_at(moves):
     """`os.replace`, but this process is killed instead of so many."""
     replace = os.replace
