@@ -307,6 +307,15 @@ def test_a_name_that_is_not_utf8_is_refused_before_the_work(tmp_path):
         check_folder(tmp_path / os.fsdecode(b"caf\xe9"))
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_where_nothing_can_be_made_is_refused_before_the_work():
+    for path in ("/proc/out", "/proc/a/out", "/proc/self/out"):
+        with pytest.raises(OSError, match="cannot save to /proc"):
+            check_folder(path)
+        with pytest.raises(OSError, match="cannot save to /proc"):
+            save(path)
+
+
 def test_links_to_folders(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     (tmp_path / "dangling").symlink_to(tmp_path / "later")
