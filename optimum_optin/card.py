@@ -6,6 +6,7 @@ What a person wrote stays: text outside the markers, and metadata that we do not
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ logger = logging.get_logger(__name__)
 
 BEGIN = "<!-- optimum-optin: written by save_pretrained and push_to_hub; write your text outside of this part -->"
 END = "<!-- end of optimum-optin -->"
-_PART = re.compile("<!-- optimum-optin:.*?<!-- end of optimum-optin -->", re.DOTALL)
+# From the nearest beginning: behind one whose end somebody deleted, there may be text of theirs.
+_PART = re.compile("<!-- optimum-optin:((?!<!-- optimum-optin:).)*?<!-- end of optimum-optin -->", re.DOTALL)
 
 _TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
 _FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
@@ -71,7 +73,8 @@ def model_card(
         remote_code=remote_code,
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
-    card.text, found = _PART.subn(lambda _: part, card.text, count=1)
+    parts = itertools.chain([part], itertools.repeat(""))  # a second one, of a copy, would be out of date
+    card.text, found = _PART.subn(lambda _: next(parts), card.text)
     if not found:
         card.text = f"{card.text.rstrip()}\n\n{part}\n"
     return card

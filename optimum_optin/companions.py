@@ -99,6 +99,10 @@ def find_companions(
         for module in _modules(above) if above != root else ():
             if (above / module["path"]).resolve() == root:
                 return _of_first_module(above, root)
+        if above != root and _modules(above):  # part of a module, such as one road of a Router: we cannot put it back
+            own = _companions(root)
+            others = [f"../{entry.name}" for entry in sorted(above.iterdir()) if entry != root and entry.is_dir()]
+            return Companions(own.files, (*own.left, *others))
     return _companions(root)
 
 
@@ -115,23 +119,27 @@ def copy_companions(companions: Companions, draft: Path, target: Path, *, proces
         file, there = draft / name, target / name
         if file.exists() or (not processor_files and _OF_PROCESSORS.fullmatch(name)):
             continue
-        # Where the model came from, they stay; but those that, not written, would be taken for another model's.
-        if name not in OLD_TOKENIZER_FILES and _is_same(content, there):
-            continue
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if isinstance(content, bytes):
-                file.write_bytes(content)
-            elif content.name == _PICKLED_WEIGHTS:
-                tensors = torch.load(content, map_location="cpu", weights_only=True)
-                save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, file)
-            else:
-                shutil.copyfile(content, file)
+            # Where the model came from, they stay; but those that, not written, would be taken for another model's.
+            if name not in OLD_TOKENIZER_FILES and _is_same(content, there):
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _copy(content, file)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             file.unlink(missing_ok=True)  # what cannot be read is no reason to lose the model
             logger.warning(f"{content} cannot be copied, and {name} is missing beside the pruned model: {error}")
+
+
+def _copy(content: Path | bytes, file: Path) -> None:
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content.name == _PICKLED_WEIGHTS:
+        tensors = torch.load(content, map_location="cpu", weights_only=True)
+        save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, file)
+    else:
+        shutil.copyfile(content, file)
 
 
 def _is_same(content: Path | bytes, there: Path) -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .architectures import find_groups
-from .plugin import METHOD, check_units
+from .integrity import is_rebuilt
+from .plugin import METHOD, check_units, schedule_of_model
 
 
 def check_composite(model: PreTrainedModel) -> None:
@@ -33,7 +34,7 @@ def check_composite(model: PreTrainedModel) -> None:
     for path, module in model.named_modules():
         part = _structure(module.config) if path and isinstance(module, PreTrainedModel) else None
         of_another = structure is None and hasattr(module, "optin_whole")
-        if of_another or (part is not None and part != structure):
+        if (of_another or (part is not None and part != structure)) and not _is_rebuilt(model):
             raise ValueError(
                 f"{type(model).__name__}.{path} was pruned, which the config of the whole cannot say: saved, it could "
                 f"never be loaded. Save the part alone, model.{path}.save_pretrained(...), and the others likewise, "
@@ -45,6 +46,12 @@ def check_composite(model: PreTrainedModel) -> None:
         except ValueError:  # somebody has changed its modules since, and knows why
             return
         check_units(model, groups)
+
+
+def _is_rebuilt(model: PreTrainedModel) -> bool:
+    """Whether the model's class, somebody's own, cuts its parts itself, so that it can be loaded."""
+    merging = any(schedule_of_model(part) for part in model.modules() if isinstance(part, PreTrainedModel))
+    return not merging and is_rebuilt(model)
 
 
 def _structure(config: PreTrainedConfig) -> Mapping[str, Mapping[str, Any]] | None:

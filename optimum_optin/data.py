@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from . import columns
@@ -259,8 +258,13 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
 
 
 def _copied(processor: Any) -> Any:
-    """A tokenizer to work with: one of transformers keeps the truncation of a call, and would save it."""
-    return copy.deepcopy(processor) if isinstance(processor, PreTrainedTokenizerBase) else processor
+    """A tokenizer to work with: one of transformers keeps the truncation of a call, and would save it, also from within
+    somebody's wrapper.
+    """
+    try:
+        return copy.deepcopy(processor)
+    except Exception:  # a wrapper that cannot be copied
+        return processor
 
 
 def _sound(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -6,6 +6,7 @@ A save is tried out first, holds its folder against other savers, and is an exch
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -27,6 +28,9 @@ _WRITTEN = re.compile(
     r"README\.md|(generation_|tokenizer_|preprocessor_|processor_)?config\.json|tokenizer\.json|"
     r"optin_(report|scores)\.json|optin_scores\.safetensors"
 )
+
+
+_ATTEMPTS = 100  # while other savers make and delete the folder
 
 
 class NotSavedError(RuntimeError):
@@ -63,8 +67,14 @@ def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
         nearest = next(place for place in (path, *path.parents) if place.exists())
         if not nearest.is_dir():
             raise NotADirectoryError(f"cannot save to {path}: {nearest} is a file; give a folder.")
-        with suppress(FileNotFoundError):  # another saver fails at this moment, and takes its folder away
-            _try_out(nearest, path.relative_to(nearest).parts)
+        for attempt in range(_ATTEMPTS):
+            try:
+                _try_out(nearest, path.relative_to(nearest).parts)
+                break
+            except FileNotFoundError:  # another saver fails at this moment, and takes its folder away; or in /proc
+                if attempt == _ATTEMPTS - 1 and nearest.is_dir():
+                    raise
+        with suppress(FileNotFoundError):  # another saver moves files
             if nearest == path:
                 _check_names(path)
             for name in names:
@@ -108,8 +118,16 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_file(path: str | os.PathLike, text: str) -> None:
-    """Write a file into an existing folder, completely or not at all, and not through a link to another."""
+    """Write a file into an existing folder, completely or not at all, and not through a link to another.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        FileExistsError: something that is not a file has its name.
+    """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
+    check_target(path.parent, path.name)
     with tempfile.TemporaryDirectory(prefix=PROBE, dir=path.parent) as place:
         part = Path(place, "file")
         part.write_text(text, encoding="utf-8")
@@ -163,7 +181,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _hold(path: Path) -> tuple[int | None, list[Path]]:
     """A locked handle of the folder, `None` where there are no locks, and the folders made for it, outermost first."""
-    while True:
+    for attempt in itertools.count():
         made = []
         try:
             for folder in reversed([place for place in (path, *path.parents) if not place.exists()]):
@@ -174,6 +192,8 @@ def _hold(path: Path) -> tuple[int | None, list[Path]]:
                 return None, made
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # another saver failed, and took its folder away
+            if attempt == _ATTEMPTS:
+                raise
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -112,6 +112,11 @@ def difference(model: PreTrainedModel) -> str | None:
     return None
 
 
+def is_rebuilt(model: PreTrainedModel) -> bool:
+    """Whether it is known that a model's class makes all of its weights of its config."""
+    return _weights_of_class(model) is not None and difference(model) is None
+
+
 def check_rebuilt(model: PreTrainedModel) -> None:
     """Raise if the model's class makes something else of its config, so that it could not be loaded.
 

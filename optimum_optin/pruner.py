@@ -61,6 +61,7 @@ class OptinPruner:
     Attributes:
         pruned_model: what the last `prune` returned, `None` before.
         report: its `PruningReport`, `None` before.
+        scores: what it went by, without the data; also of a `prune` that failed after scoring.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -83,6 +84,7 @@ class OptinPruner:
         self.config = config or OptinConfig()
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
+        self.scores: Scores | None = None
         self._origin = Origin(model)
         self._processor_given = processor is not None
         self._drawn: tuple[Any, dict] = (None, {})  # the last calibration data set, and where it came from
@@ -275,6 +277,7 @@ class OptinPruner:
         elif found := difference(self.model):
             logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
         scores, batches = self._scored(calibration, scores, groups, config, text_columns)
+        self.scores = dataclasses.replace(scores, batches=None, starts=None)
         pruned = prune_model(self.model, groups, scores, batches, config)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
         self.report = report_of(
@@ -560,8 +563,13 @@ class OptinPruner:
         return {"dense": self.model, "pruned": reloaded(self.pruned_model)}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
-        if self.pruned_model is None or self.report is None:
+        if self.pruned_model is None:
             raise RuntimeError("nothing was pruned yet: call prune() first.")
+        if self.report is None:
+            raise RuntimeError(
+                "the last prune() failed after the cut, in its report: the model is pruned_model, whose own "
+                "save_pretrained saves it without report and card."
+            )
         return self.pruned_model, self.report
 
 

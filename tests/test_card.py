@@ -220,6 +220,33 @@ def test_a_card_without_metadata(pruner, tmp_path):
     assert card.data.library_name == "transformers"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{BEGIN}\nold, without an end\n\nMine.\n",
+        f"Mine.\n{END}\n\nMore.\n",
+        f"{END}\nMine.\n\n{BEGIN}\nMore.\n",
+        f"{BEGIN}\nMine.\n{BEGIN}\nMore.\n",
+        f"It has a part that begins with `{BEGIN}`.\n\nMine.\n",
+    ],
+    ids=["no end", "no beginning", "swapped", "two beginnings", "quoted"],
+)
+def test_text_beside_damaged_marks_stays(pruner, tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    for _ in range(3):
+        pruner.save_pretrained(tmp_path)
+        now = ModelCard.load(tmp_path / "README.md").text
+        assert now.startswith(text.rstrip()) and now.count("## Load it") == 1
+
+
+def test_a_second_part_goes(pruner, tmp_path):
+    (tmp_path / "README.md").write_text(f"One.\n\n{BEGIN}\nold\n{END}\n\nTwo.\n\n{BEGIN}\nolder\n{END}\n\nThree.\n")
+    pruner.save_pretrained(tmp_path)
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert text.count(BEGIN) == text.count(END) == text.count("## Load it") == 1 and "old" not in text.split(END)[1]
+    assert [line for line in text.split("\n") if line in ("One.", "Two.", "Three.")] == ["One.", "Two.", "Three."]
+
+
 def test_it_inherits_from_the_card_of_a_local_base(tmp_path):
     base = tmp_path / "base"
     tiny_model(base=True).save_pretrained(base)

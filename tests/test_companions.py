@@ -111,6 +111,18 @@ def test_a_first_module_in_a_folder_of_its_own(embedder, tmp_path, way):
     assert (tmp_path / "out/LICENSE").read_text() == "mine"
 
 
+def test_a_road_of_a_router_is_not_put_back_which_is_said(embedder, tmp_path, warnings):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    roads = [[modules.Transformer(str(tmp_path / "encoder")), modules.Pooling(32, pooling_mode="cls")] for _ in "ab"]
+    router = modules.Router(dict(zip(("query", "document"), roads, strict=True)), default_route="query")
+    SentenceTransformer(modules=[router], device="cpu").save_pretrained(str(tmp_path / "router"))
+    prune(tmp_path / "router/query_0_Transformer", tmp_path / "out")
+    assert "../query_1_Pooling" in warnings[0] and "are not saved along" in warnings[0]
+    AutoModel.from_pretrained(tmp_path / "out")
+
+
 def test_pickled_weights_of_a_module_become_safetensors(embedder, tmp_path):
     tensors = load_file(embedder / "2_Dense/model.safetensors")
     torch.save(tensors, embedder / "2_Dense/pytorch_model.bin")

@@ -21,7 +21,7 @@ from transformers import (
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.plugin import record_structure
-from optimum_optin.structure import structure_of
+from optimum_optin.structure import structure_from_json, structure_of
 from optimum_optin.surgery import rewrite
 
 
@@ -99,6 +99,24 @@ def test_a_pruned_encoder_below_a_new_head_is_saved(tmp_path):
     assert torch.equal(
         output_of(BertForSequenceClassification.from_pretrained(tmp_path), batch), output_of(model, batch)
     )
+
+
+class Cutter(Holder):
+    """One that cuts its encoder itself, from what its config says."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = BertModel(copy.deepcopy(config))
+        OptinPruner.convert_model(self.encoder, structure_from_json(config.cut))
+
+
+def test_a_class_of_ones_own_that_cuts_its_part_is_saved(tmp_path):
+    encoder = _pruned("bert", base=True)
+    model = Cutter(tiny_model(base=True, cut=encoder.config.quantization_config.structure).config)
+    model.encoder.load_state_dict(encoder.state_dict())
+    model.save_pretrained(tmp_path)
+    loaded, batch = Cutter.from_pretrained(tmp_path), tiny_batch(encoder)
+    assert torch.equal(output_of(loaded.encoder.eval(), batch), output_of(encoder, batch))
 
 
 def test_a_dense_model_with_a_pruned_models_config_is_refused_at_save(tmp_path):

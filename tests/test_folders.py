@@ -139,6 +139,16 @@ def test_a_single_file_is_written_whole_and_not_through_links(folder, monkeypatc
     assert (folder / "notes.txt").read_text() == "new" and not list(folder.glob(".*"))
 
 
+def test_a_single_file_takes_the_place_of_files_alone(folder):
+    os.mkfifo(folder / "pipe")
+    for name, kind in (("pipe", "pipe"), ("checkpoint-5", "folder")):
+        with pytest.raises(FileExistsError, match=f"{name} is to be a file, and is a {kind}"):
+            write_file(folder / name, "new")
+    with pytest.raises(FileNotFoundError, match="cannot write .*there is no folder"):
+        write_file(folder / "missing/report.json", "new")
+    assert (folder / "pipe").is_fifo() and read(folder) == OLD
+
+
 def killed_at(moves):
     """`os.replace`, but this process is killed instead of so many."""
     replace = os.replace
@@ -295,6 +305,15 @@ def test_names_as_long_as_names_can_be(tmp_path):
 def test_a_name_that_is_not_utf8_is_refused_before_the_work(tmp_path):
     with pytest.raises(OSError, match="cannot save to .*udce9.*: safetensors writes to paths of UTF-8 only"):
         check_folder(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_where_nothing_can_be_made_is_refused_before_the_work():
+    for path in ("/proc/out", "/proc/a/out", "/proc/self/out"):
+        with pytest.raises(OSError, match="cannot save to /proc"):
+            check_folder(path)
+        with pytest.raises(OSError, match="cannot save to /proc"):
+            save(path)
 
 
 def test_links_to_folders(folder, tmp_path):

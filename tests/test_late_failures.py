@@ -17,6 +17,7 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
 from optimum_optin.commands import run
+from optimum_optin.commands.rescue import save_somewhere
 from optimum_optin.folders import NotSavedError
 from optimum_optin.saved import push_folder, write_report
 from optimum_optin.scoring import registry
@@ -311,6 +312,113 @@ def test_figures_that_cannot_be_noted_are_printed(command, place, monkeypatch, c
     out, err = capsys.readouterr()
     assert json.loads(out)["metrics" if command == "evaluate" else "speedup"]
     assert re.search(f"the figures could not be noted in {place / 'out'}.*No space left", err)
+
+
+def test_a_working_directory_that_goes_costs_no_model(place, monkeypatch, capsys, tmp_path_factory):
+    rescue = tmp_path_factory.mktemp("rescue")
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    monkeypatch.setattr("tempfile.tempdir", str(rescue))
+    pruned = OptinPruner.prune
+
+    def prune(self, *arguments, **options):
+        pruned(self, *arguments, **options)
+        (place / "here").rmdir()
+
+    monkeypatch.setattr(OptinPruner, "prune", prune)
+    assert prune_by_command(place, "out") == 1
+    (saved,) = rescue.glob("optin-*/out")
+    assert f"the result was saved to {saved} instead" in capsys.readouterr().err
+    AutoModelForSequenceClassification.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("output", ["/", "..", "a/.", "a/"])
+def test_there_is_a_place_beside_any_output(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tried = []
+
+    def save(folder):
+        tried.append(folder)
+        raise OSError("full")
+
+    with pytest.raises(NotSavedError, match="could be saved nowhere"):
+        save_somewhere(save, output)
+    assert len(tried) == (2 if output == "/" else 3) and len(set(tried)) == len(tried)
+    assert not list(tmp_path.iterdir())
+
+
+def fails(*_, **__):
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("what", ["count_macs", "PruningReport", "copy_companions", "PruningReport.save"])
+def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypatch, capsys):
+    monkeypatch.setattr(f"optimum_optin.pruner.{what}", fails)
+    assert prune_by_command(place, place / "out", "--json") == 1
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result.pop("output") == str(place / "out") and bool(result) == (
+        what in ("copy_companions", "PruningReport.save")
+    )
+    assert f"boom (the pruned model is saved in {place / 'out'}, without report and card)" in err.splitlines()[-1]
+    model = AutoModelForSequenceClassification.from_pretrained(place / "out")
+    assert (
+        0
+        < sum(weight.numel() for weight in model.parameters())
+        < sum(weight.numel() for weight in tiny_model(num_labels=2).parameters())
+    )
+    assert (place / "out/tokenizer.json").exists() and not (place / "out-scores").exists()
+
+
+@pytest.mark.parametrize("what", ["copy_of", "refit", "_divergence"])
+def test_scores_of_a_pruning_that_fails_are_saved_by_the_command(what, place, monkeypatch, capsys, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(f"optimum_optin.pruning.{what}", fails)
+        assert prune_by_command(place, place / "out", "--json") == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1] == "optimum-cli optin prune: error: boom"
+    assert f"the scores are saved in {place / 'out-scores'}: --scores takes them." in caplog.text
+    assert not (place / "out").exists()
+    data = [str(place / "dense"), "--scores", str(place / "out-scores"), "--calibration", str(place / "texts.txt")]
+    assert run("prune", [*data, "--output", str(place / "out")]) == 0
+
+
+@pytest.mark.parametrize("what", ["compare_glue", "latency_entry", "commit_files"])
+def test_what_fails_after_saving_costs_no_result(what, place, monkeypatch, capsys, hub):
+    (place / "SST-2").mkdir()
+    rows = "".join(f"{text}\t{index % 2}\n" for index, text in enumerate(TEXTS))
+    (place / "SST-2/dev.tsv").write_text(f"sentence\tlabel\n{rows}")
+    monkeypatch.setattr(f"optimum_optin.pruner.{what}", fails)
+    words = ["--evaluate", "sst2", "--data-dir", str(place), "--benchmark", "--push-to-hub", "me/small", "--json"]
+    assert prune_by_command(place, place / "out", *words) == 1
+    out, err = capsys.readouterr()
+    assert f"boom (the pruned model is saved in {place / 'out'})" in err.splitlines()[-1]
+    result, report = json.loads(out), PruningReport.load(place / "out")
+    assert result == {"output": str(place / "out"), **report.to_dict()}
+    assert len(report.evaluations) == (what != "compare_glue") and bool(report.latency) == (what == "commit_files")
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, 2), (500, 1)])
+def test_an_upload_that_is_refused_costs_no_result(status, code, place, capsys, hub):
+    hub.fail("POST .*/commit/", times=99, status=status)
+    assert prune_by_command(place, place / "out", "--push-to-hub", "me/small", "--json") == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["output"] == str(place / "out") and str(status) in err.splitlines()[-1]
+    assert f"(the pruned model is saved in {place / 'out'})" in err.splitlines()[-1]
+
+
+def test_in_python_a_model_without_a_report_is_kept(monkeypatch, tmp_path):
+    pruner = OptinPruner(tiny_model(), word_tokenizer())
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_optin.pruner.count_macs", fails)
+        with pytest.raises(RuntimeError, match="boom"):
+            pruner.prune(TEXTS, CONFIG)
+    with pytest.raises(RuntimeError, match="the model is pruned_model, whose own save_pretrained saves it"):
+        pruner.save_pretrained(tmp_path)
+    pruner.pruned_model.save_pretrained(tmp_path)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    pruner.prune(scores=pruner.scores, config=dataclasses.replace(CONFIG, compensation="none"), save_dir=tmp_path)
 
 
 def test_in_python_the_model_is_kept(tmp_path, monkeypatch):

@@ -192,6 +192,25 @@ def test_after_an_error_of_the_tokenizer(error, monkeypatch):
     assert state_of(tokenizer) == before
 
 
+def test_a_tokenizer_in_a_wrapper_of_somebody(sentiment):
+    class Wrapper:
+        model_max_length = 64
+
+        def __init__(self):
+            self.inner, self.model_input_names = word_tokenizer(), ["input_ids"]
+
+        def __call__(self, *texts, **options):
+            return self.inner(*texts, **options)
+
+    wrapper = Wrapper()
+    pruner = OptinPruner(tiny_model(num_labels=2), wrapper, FAST)
+    before = state_of(wrapper.inner)
+    pruner.prune(LONG)
+    assert state_of(wrapper.inner) == before
+    pruner.evaluate("sst2", data_dir=sentiment)
+    assert state_of(wrapper.inner) == before
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("own", [False, True], ids=["global generator", "generator of its own"])
 def test_a_loader_gives_next_what_it_would_have_given(shuffle, own):

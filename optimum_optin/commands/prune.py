@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from typing import Any
 
+from huggingface_hub import CommitInfo
+from transformers.utils import logging
+
+from ..config import OptinConfig
 from ..evaluation import check_model
-from ..folders import check_folder
+from ..folders import NotSavedError, check_folder
 from ..glue import read_glue
 from ..hub import check_push
+from ..processes import is_main, process_count
 from ..pruner import OptinPruner
 from ..scoring import Scores
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
-from .rescue import check_place, save_somewhere
+from .rescue import check_place, save_bare, save_or_none, save_somewhere
+
+logger = logging.get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,22 +65,62 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     for task in arguments.evaluate:
         check_model(pruner.model, pruner.processor, read_glue(task, data_dir=arguments.data_dir).task)
     pruner.check_save_directory(arguments.output)
-    pruner.prune(calibration, config, scores=scores)
-    output = save_somewhere(pruner.save_pretrained, arguments.output)
-    if arguments.evaluate or arguments.benchmark:
-        _measure(pruner, arguments)
-        output = save_somewhere(pruner.save_pretrained, output)
+    output = _prune(pruner, calibration, config, scores, arguments.output)
+    commit = None
+    try:
+        if arguments.evaluate or arguments.benchmark:
+            output = _measure(pruner, arguments, output)
+        if arguments.push_to_hub is not None:
+            commit = pruner.push_to_hub(arguments.push_to_hub, private=arguments.private, token=token)
+    except Exception as error:
+        raise NotSavedError(f"{error} (the pruned model is saved in {output})", _result(pruner, output)) from error
+    return check_place(output, arguments.output, _result(pruner, output, commit))
+
+
+def _prune(pruner: OptinPruner, calibration: Any, config: OptinConfig, scores: Scores | None, output: str) -> str:
+    """Prune and save; where that fails, what there is of the work is saved."""
+    try:
+        pruner.prune(calibration, config, scores=scores)
+        return save_somewhere(pruner.save_pretrained, output)
+    except Exception as error:
+        if is_main():
+            _keep(pruner, scores is None, output, error)
+        raise
+
+
+def _keep(pruner: OptinPruner, scored: bool, output: str, error: Exception) -> None:
+    """Save what there is of a pruning that failed, without waiting for other processes, which may be gone.
+
+    Raises:
+        NotSavedError: the model is saved, without all else.
+    """
+    if pruner.pruned_model is not None and (place := save_or_none(partial(save_bare, pruner), output)):
+        result = _result(pruner, place) if pruner.report else ({"output": place}, f"saved to {place}")
+        raise NotSavedError(
+            f"{error} (the pruned model is saved in {place}, without report and card)", result
+        ) from error
+    if scored and pruner.scores is not None:
+        place = save_or_none(pruner.scores.write, f"{output}-scores")
+        logger.warning(f"the scores are saved in {place}: --scores takes them." if place else "the scores are lost.")
+
+
+def _measure(pruner: OptinPruner, arguments: argparse.Namespace, output: str) -> str:
+    """Measure, and save the figures, even if the next one fails; returns the folder."""
+    try:
+        for task in arguments.evaluate:
+            pruner.evaluate(task, data_dir=arguments.data_dir)
+        if arguments.benchmark:
+            pruner.benchmark()
+    except Exception:
+        if process_count() == 1:  # the others may be waiting for something else
+            save_somewhere(pruner.save_pretrained, output)
+        raise
+    return save_somewhere(pruner.save_pretrained, output)
+
+
+def _result(pruner: OptinPruner, output: str, commit: CommitInfo | None = None) -> tuple[dict, str]:
     data, text = {"output": output}, f"{pruner.report}\nsaved to {output}"
-    if arguments.push_to_hub is not None:
-        commit = pruner.push_to_hub(arguments.push_to_hub, private=arguments.private, token=token)
-        if commit is not None:  # of several processes, the main one uploads
-            data["url"] = commit.commit_url
-            text += f"\npushed to {commit.commit_url}"
-    return check_place(output, arguments.output, ({**data, **pruner.report.to_dict()}, text))
-
-
-def _measure(pruner: OptinPruner, arguments: argparse.Namespace) -> None:
-    for task in arguments.evaluate:
-        pruner.evaluate(task, data_dir=arguments.data_dir)
-    if arguments.benchmark:
-        pruner.benchmark()
+    if commit is not None:  # of several processes, the main one uploads
+        data["url"] = commit.commit_url
+        text += f"\npushed to {commit.commit_url}"
+    return {**data, **pruner.report.to_dict()}, text

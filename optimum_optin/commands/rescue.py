@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from transformers.utils import logging
 
-from ..folders import NotSavedError
+from ..folders import NotSavedError, atomic_folder
+from ..integrity import check_rebuilt, check_saved
+from ..pruner import OptinPruner
 from ..report import PruningReport
 from ..saved import write_report
 
@@ -36,7 +39,7 @@ def save_somewhere(save: Callable[[str], None], output: str) -> str:
     except Exception as error:
         first = error
     logger.warning(f"cannot save to {output}: {first}")
-    for place in _places(Path(output)):
+    for place in _places(output):
         try:
             save(str(place))
             logger.warning(f"saved to {place} instead")
@@ -44,6 +47,27 @@ def save_somewhere(save: Callable[[str], None], output: str) -> str:
         except Exception as error:
             logger.warning(f"cannot save to {place} either: {error}")
     raise NotSavedError(f"the result could be saved nowhere, not to {output}: {first}") from first
+
+
+def save_or_none(save: Callable[[str], None], output: str) -> str | None:
+    """`save_somewhere`, with `None` where there is no place at all."""
+    try:
+        return save_somewhere(save, output)
+    except NotSavedError:
+        return None
+
+
+def save_bare(pruner: OptinPruner, folder: str) -> None:
+    """Save a pruned model without all that could not be made or written for it, and its processor if that can be."""
+    with atomic_folder(folder) as draft:
+        check_rebuilt(pruner.pruned_model)
+        pruner.pruned_model.save_pretrained(draft)
+        check_saved(pruner.pruned_model, draft)
+        try:
+            if pruner.processor is not None:
+                pruner.processor.save_pretrained(draft)
+        except Exception as error:
+            logger.warning(f"the processor is not saved with the model: {error}")
 
 
 def check_place(place: str, output: str, result: tuple[dict, str]) -> tuple[dict, str]:
@@ -69,9 +93,13 @@ def note_figures(folder: str, report: PruningReport, result: tuple[dict, str]) -
         raise NotSavedError(f"the figures could not be noted in {folder}: {error}", result) from error
 
 
-def _places(output: Path) -> Iterator[Path]:
-    output = output.absolute()
-    name = os.fsencode(output.name)[:200].decode(errors="ignore")  # with a number, it may not be as long as it was
-    beside = (output.with_name(f"{name}-{number}") for number in range(1, 100))
-    yield from islice((place for place in beside if not os.path.lexists(place)), 1)
-    yield Path(tempfile.mkdtemp(prefix="optin-")) / (name or "output")
+def _places(output: str) -> Iterator[Path]:
+    name = os.fsencode(os.path.basename(output))[:200].decode(errors="ignore")  # with a number, it may get too long
+    with suppress(OSError, ValueError):  # the working directory is gone, or the root was given
+        path = Path(os.path.abspath(output))
+        beside = (path.with_name(f"{name or path.name}-{number}") for number in range(1, 100))
+        yield from islice((place for place in beside if not os.path.lexists(place)), 1)
+    with suppress(OSError):  # no temporary directory either; or something was saved
+        last = Path(tempfile.mkdtemp(prefix="optin-"))
+        yield last / (name or "output")
+        last.rmdir()

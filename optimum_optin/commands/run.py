@@ -52,7 +52,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     except NotSavedError as error:
         if error.result is not None:
             _print(parsed, *error.result)
-        return _report(parser, parsed, error, 1)
+        return _report(parser, parsed, error, 2 if _is_refused(error.__cause__) else 1)
     except Exception as error:
         return _report(parser, parsed, error, 2 if _is_bad_input(error) else 1)
     _print(parsed, data, text)
@@ -85,10 +85,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether the Hub has answered that it will not, rather than failed."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status is not None and status < 500
+
+
 def _is_bad_input(error: Exception) -> bool:
-    status = getattr(getattr(error, "response", None), "status_code", None)  # the Hub's answer
-    if status is not None:
-        return status < 500
+    if getattr(error, "response", None) is not None:
+        return _is_refused(error)
     if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)):
         return True
     # transformers raises a bare OSError for a model that does not exist; the system's errors carry a number.
