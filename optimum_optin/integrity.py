@@ -7,8 +7,11 @@ modules, is lost or changed without a word by the time that it is loaded again.
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +64,11 @@ def check_own(model: PreTrainedModel) -> None:
         module = model.get_submodule(path)
         kind = f"{type(module).__module__}.{type(module).__name__}"
         raise ValueError(f"{path} is a {kind}, {what}: {remedy}.")
-    expected = _weights_of_class(model)
+    made = _made_by_class(model)
     for path, module in model.named_modules():
         computed = _computed(module)
         start = f"{path}.{computed}".removeprefix(".")
-        if computed and (expected is None or not any(name.startswith(start) for name in expected)):
+        if computed and (made is None or not any(name.startswith(start) for name in made.shapes)):
             raise ValueError(
                 f"the weight of {path} is computed from others ({computed}): remove parametrizations, norms and masks "
                 "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove, "
@@ -97,9 +100,10 @@ def difference(model: PreTrainedModel) -> str | None:
         other = seen.setdefault(parameter, name)
         if other != name and name not in tied and other not in tied:
             return f"{other} and {name} are one weight, which the class does not say (_tied_weights_keys)"
-    expected = _weights_of_class(model)
-    if expected is None:
+    made = _made_by_class(model)
+    if made is None:
         return None
+    expected = made.shapes
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     kind = type(model).__name__
     for name in [*found, *expected]:
@@ -135,12 +139,12 @@ def check_saved(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     Raises:
         ValueError: names the first weight that differs.
     """
-    if _weights_of_class(model) is None:
+    if _made_by_class(model) is None:
         logger.warning(
             f"{type(model).__name__} takes more than a config, so we did not check that what was saved loads as it is."
         )
         return
-    found = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    found = reloaded(model, folder).state_dict()
     for name, tensor in model.state_dict().items():
         same = name in found and found[name].shape == tensor.shape
         # A model in several types is loaded in one.
@@ -149,6 +153,12 @@ def check_saved(model: PreTrainedModel, folder: str | os.PathLike) -> None:
                 f"what is saved is not the model: {name} is another when loaded. It stays in memory "
                 "(pruner.pruned_model); check what was done to that weight."
             )
+
+
+def reloaded(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
+    """The model that was saved in a folder, made as this one was (without a pooler, say), in its type."""
+    made = _made_by_class(model)
+    return type(model).from_pretrained(folder, dtype=model.dtype, **(made.options if made else {}))
 
 
 def _foreign(model: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -181,14 +191,40 @@ def _get(model: nn.Module, name: str) -> Tensor | None:
         return None
 
 
-def _weights_of_class(model: PreTrainedModel) -> dict[str, tuple[int, ...]] | None:
-    """Name -> shape of what the model's class makes of its config, without memory; `None` if it cannot be told."""
+class _Made(NamedTuple):
+    """What a class makes of a config: the switches that it was told beside it, and the weights by name."""
+
+    options: dict[str, bool]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def _made_by_class(model: PreTrainedModel) -> _Made | None:
+    """What the model's class makes of its config, without memory; `None` if it cannot be told.
+
+    Encoders without a pooler are made by a switch of their class (`add_pooling_layer=False`), which no config notes:
+    of all settings of such switches, that counts which gives the weights that the model has.
+    """
+    parameters = inspect.signature(type(model).__init__).parameters.values()
+    switches = {each.name: each.default for each in parameters if isinstance(each.default, bool)}
+    names = set(model.state_dict())
+    first = None
+    for flipped in product((False, True), repeat=len(switches)):
+        options = {name: not old for (name, old), flip in zip(switches.items(), flipped, strict=True) if flip}
+        shapes = _shapes_by_class(model, options)
+        if shapes is not None and set(shapes) == names:
+            return _Made(options, shapes)
+        if not options:
+            first = shapes and _Made(options, shapes)
+    return first
+
+
+def _shapes_by_class(model: PreTrainedModel, options: dict[str, bool]) -> dict[str, tuple[int, ...]] | None:
     config = copy.deepcopy(model.config)
     structure, schedule = structure_of_model(model), schedule_of_model(model)
     vars(config).pop("quantization_config", None)
     try:
         with torch.device("meta"):
-            skeleton = type(model)(config)
+            skeleton = type(model)(config, **options)
             if structure:
                 convert_model(skeleton, structure, schedule)
     except Exception as error:  # a class of the user's own may want more than a config, or raise anything

@@ -34,7 +34,7 @@ from .forward import check_forward
 from .groups import Batch, Group, samples_in
 from .hub import CARD_FILE, check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
 from .images import takes_images
-from .integrity import check_own, check_rebuilt, check_saved, difference
+from .integrity import check_own, check_rebuilt, check_saved, difference, reloaded
 from .loading import check_loaded, load_model, load_processor
 from .plugin import check_structure, convert_model, structure_of_model
 from .prepared import check_prepared
@@ -679,7 +679,7 @@ class OptinPruner:
         check_rebuilt(model)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            loaded = type(model).from_pretrained(folder, dtype=model.dtype)
+            loaded = reloaded(model, folder)
         return {"dense": self.model, "pruned": loaded.to(self.model.device).eval()}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:

@@ -258,6 +258,20 @@ def test_a_class_that_takes_more_than_a_config(tmp_path, monkeypatch):
     assert torch.equal(output_of(loaded, batch), output_of(pruned, batch))
 
 
+@pytest.mark.parametrize("name", ["roberta", "vit", "deit"])
+def test_encoders_without_a_pooler_are_saved(name, tmp_path, monkeypatch):
+    """Such as the base models of classifiers: a switch of their class, which no config notes, leaves the pooler out."""
+    monkeypatch.setattr("optimum_optin.pruner.logger.warning", pytest.fail)
+    model = tiny_model(name).base_model
+    assert model.pooler is None
+    pruner = OptinPruner(model)
+    pruned = pruner.prune(tiny_samples(model=model), FAST, save_dir=tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, add_pooling_layer=False)
+    batch = tiny_batch(model)
+    assert torch.equal(loaded(**batch).last_hidden_state, pruned(**batch).last_hidden_state)
+    assert pruner.benchmark(repeats=1)
+
+
 def test_a_save_that_is_not_the_model_is_none(tmp_path):
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(), FAST)
