@@ -96,9 +96,8 @@ def _found(sample: Any, model: nn.Module) -> Any:
     if isinstance(value, Mapping) and "pixel_values" in value:
         check_inputs(value)
         value = value["pixel_values"]
-        value = (
-            value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-        )  # bfloat16 is unknown to NumPy
+        if not isinstance(value, Tensor):  # whose types and devices NumPy may not know
+            value = torch.as_tensor(np.asarray(value))
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
     elif isinstance(value, Mapping) and not _is_undecoded(value):
         value = value[image_column(value, model)]
