@@ -92,8 +92,8 @@ def check_own(model: PreTrainedModel) -> None:
 
 
 def difference(model: PreTrainedModel) -> str | None:
-    """How names and shapes of the weights, or which of them are one, differ from what the model's class makes of its
-    config; `None` where they do not, or the class takes more than a config, so that nobody can tell.
+    """How names and shapes of the weights, which of them are one, or activations differ from what the model's class
+    makes of its config; `None` where they do not, or the class takes more than a config, so that nobody can tell.
     """
     tied, seen = getattr(model, "all_tied_weights_keys", None) or {}, {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -113,7 +113,7 @@ def difference(model: PreTrainedModel) -> str | None:
             return f"{name}, a weight of every {kind} with this config, is not there"
         if found[name] != expected[name]:
             return f"{name} has the shape {found[name]}, by the config {expected[name]}"
-    return None
+    return _other_function(model, made.skeleton)
 
 
 def check_rebuilt(model: PreTrainedModel) -> None:
@@ -192,10 +192,15 @@ def _get(model: nn.Module, name: str) -> Tensor | None:
 
 
 class _Made(NamedTuple):
-    """What a class makes of a config: the switches that it was told beside it, and the weights by name."""
+    """What a class makes of a config, without memory, and the switches that it was told beside it."""
 
     options: dict[str, bool]
-    shapes: dict[str, tuple[int, ...]]
+    skeleton: PreTrainedModel
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name of each weight -> its shape."""
+        return {name: tuple(tensor.shape) for name, tensor in self.skeleton.state_dict().items()}
 
 
 def _made_by_class(model: PreTrainedModel) -> _Made | None:
@@ -210,15 +215,16 @@ def _made_by_class(model: PreTrainedModel) -> _Made | None:
     first = None
     for flipped in product((False, True), repeat=len(switches)):
         options = {name: not old for (name, old), flip in zip(switches.items(), flipped, strict=True) if flip}
-        shapes = _shapes_by_class(model, options)
-        if shapes is not None and set(shapes) == names:
-            return _Made(options, shapes)
+        skeleton = _skeleton(model, options)
+        made = skeleton and _Made(options, skeleton)
+        if made and set(made.shapes) == names:
+            return made
         if not options:
-            first = shapes and _Made(options, shapes)
+            first = made
     return first
 
 
-def _shapes_by_class(model: PreTrainedModel, options: dict[str, bool]) -> dict[str, tuple[int, ...]] | None:
+def _skeleton(model: PreTrainedModel, options: dict[str, bool]) -> PreTrainedModel | None:
     config = copy.deepcopy(model.config)
     structure, schedule = structure_of_model(model), schedule_of_model(model)
     vars(config).pop("quantization_config", None)
@@ -230,4 +236,25 @@ def _shapes_by_class(model: PreTrainedModel, options: dict[str, bool]) -> dict[s
     except Exception as error:  # a class of the user's own may want more than a config, or raise anything
         logger.debug(f"{type(model).__name__} cannot be made of its config: {error}")
         return None
-    return {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    return skeleton
+
+
+def _other_function(model: PreTrainedModel, skeleton: PreTrainedModel) -> str | None:
+    """The first module without weights, such as an activation, that computes something else than the class's own."""
+    own = dict(skeleton.named_modules())
+    for path, module in model.named_modules():
+        if path in own and not module.state_dict() and not list(module.children()):
+            found, expected = _values(module), _values(own[path])
+            if found is not None and expected is not None and not torch.allclose(found, expected, atol=1e-3):
+                return f"{path} is a {type(module).__name__}, which computes something else than the class's own there"
+    return None
+
+
+def _values(module: nn.Module) -> Tensor | None:
+    """What a module of one argument makes of some numbers, in evaluation mode; `None` if it is of another kind."""
+    numbers = torch.linspace(-4, 4, 33, device="cpu").expand(2, -1)
+    try:
+        output = copy.deepcopy(module).eval()(numbers)
+    except Exception:  # it may take anything
+        return None
+    return output if isinstance(output, Tensor) and output.shape == numbers.shape else None
