@@ -142,10 +142,12 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
     For a dual model, a text of so many tokens and an image of the usual size.
 
     Raises:
-        ValueError: the model makes another number of tokens of an image.
+        ValueError: the model makes another number of tokens of an image, or takes fewer of a text.
     """
     if takes_images(model):
         return probe_images(model, tokens)
+    if tokens > max_tokens(model):
+        raise ValueError(f"tokens={tokens} are more than this model takes, {max_tokens(model)}.")
     ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
     if getattr(model.config, "pad_token_id", None) == 1:  # RoBERTa counts positions by padding
         ids.zero_()

@@ -1,4 +1,4 @@
-"""Facts of a model that are measured by running it: once for each model object, whoever asks."""
+"""Facts of a model that are measured by running it: once for each model object and layout, whoever asks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def measured_once(model: nn.Module, name: Hashable, measure: Callable[[], Fact])
 
     Args:
         model: the model, forgotten when it is gone; a copy of it is another model.
-        name: all that the fact depends on besides the model's layout: not on its weights, nor on which units it has.
+        name: all that the fact depends on besides the shapes of the model's weights, which may change in place; it must
+            not depend on what they hold.
         measure: runs the model.
     """
     facts = _FACTS.setdefault(model, {})
-    if name not in facts:
-        facts[name] = measure()
-    return facts[name]
+    key = name, tuple(parameter.shape for parameter in model.parameters())
+    if key not in facts:
+        facts[key] = measure()
+    return facts[key]

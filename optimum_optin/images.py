@@ -17,6 +17,7 @@ from .forward import call_model, logits_of, run_model
 from .groups import Batch, stack_of
 from .masking import frozen
 
+_MOST_TOKENS = 100_000  # of an image that is not made only to find out that the model does not take it
 _OTHER_SIZES = (
     "A model that takes images of other sizes only with interpolate_pos_encoding=True is pruned at its own size; the "
     "pruned model takes the others as before."
@@ -124,6 +125,8 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
     batch = usual_image(model)
     height, width = image_size(model)
     usual = image_tokens(model, batch)
+    if tokens > _MOST_TOKENS:
+        raise ValueError(f"tokens={tokens} is not what this model makes of an image: {usual}.")
     if usual != tokens:  # a model that interpolates its position embeddings takes other sizes, too
         patch = _pair(_vision_config(model).patch_size)
         patches = tokens - usual + (height // patch[0]) * (width // patch[1])

@@ -7,8 +7,11 @@ modules, is lost or changed without a word by the time that it is loaded again.
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +64,11 @@ def check_own(model: PreTrainedModel) -> None:
         module = model.get_submodule(path)
         kind = f"{type(module).__module__}.{type(module).__name__}"
         raise ValueError(f"{path} is a {kind}, {what}: {remedy}.")
-    expected = _weights_of_class(model)
+    made = _made_by_class(model)
     for path, module in model.named_modules():
         computed = _computed(module)
         start = f"{path}.{computed}".removeprefix(".")
-        if computed and (expected is None or not any(name.startswith(start) for name in expected)):
+        if computed and (made is None or not any(name.startswith(start) for name in made.shapes)):
             raise ValueError(
                 f"the weight of {path} is computed from others ({computed}): remove parametrizations, norms and masks "
                 "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove, "
@@ -89,17 +92,18 @@ def check_own(model: PreTrainedModel) -> None:
 
 
 def difference(model: PreTrainedModel) -> str | None:
-    """How names and shapes of the weights, or which of them are one, differ from what the model's class makes of its
-    config; `None` where they do not, or the class takes more than a config, so that nobody can tell.
+    """How names and shapes of the weights, which of them are one, or activations differ from what the model's class
+    makes of its config; `None` where they do not, or the class takes more than a config, so that nobody can tell.
     """
     tied, seen = getattr(model, "all_tied_weights_keys", None) or {}, {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = seen.setdefault(parameter, name)
         if other != name and name not in tied and other not in tied:
             return f"{other} and {name} are one weight, which the class does not say (_tied_weights_keys)"
-    expected = _weights_of_class(model)
-    if expected is None:
+    made = _made_by_class(model)
+    if made is None:
         return None
+    expected = made.shapes
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     kind = type(model).__name__
     for name in [*found, *expected]:
@@ -109,7 +113,7 @@ def difference(model: PreTrainedModel) -> str | None:
             return f"{name}, a weight of every {kind} with this config, is not there"
         if found[name] != expected[name]:
             return f"{name} has the shape {found[name]}, by the config {expected[name]}"
-    return None
+    return _other_function(model, made.skeleton)
 
 
 def is_rebuilt(model: PreTrainedModel) -> bool:
@@ -140,12 +144,12 @@ def check_saved(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     Raises:
         ValueError: names the first weight that differs.
     """
-    if _weights_of_class(model) is None:
+    if _made_by_class(model) is None:
         logger.warning(
             f"{type(model).__name__} takes more than a config, so we did not check that what was saved loads as it is."
         )
         return
-    found = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    found = reloaded(model, folder).state_dict()
     for name, tensor in model.state_dict().items():
         same = name in found and found[name].shape == tensor.shape
         # A model in several types is loaded in one.
@@ -154,6 +158,12 @@ def check_saved(model: PreTrainedModel, folder: str | os.PathLike) -> None:
                 f"what is saved is not the model: {name} is another when loaded. It stays in memory "
                 "(pruner.pruned_model); check what was done to that weight."
             )
+
+
+def reloaded(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
+    """The model that was saved in a folder, made as this one was (without a pooler, say), in its type."""
+    made = _made_by_class(model)
+    return type(model).from_pretrained(folder, dtype=model.dtype, **(made.options if made else {}))
 
 
 def _foreign(model: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -186,17 +196,70 @@ def _get(model: nn.Module, name: str) -> Tensor | None:
         return None
 
 
-def _weights_of_class(model: PreTrainedModel) -> dict[str, tuple[int, ...]] | None:
-    """Name -> shape of what the model's class makes of its config, without memory; `None` if it cannot be told."""
+class _Made(NamedTuple):
+    """What a class makes of a config, without memory, and the switches that it was told beside it."""
+
+    options: dict[str, bool]
+    skeleton: PreTrainedModel
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name of each weight -> its shape."""
+        return {name: tuple(tensor.shape) for name, tensor in self.skeleton.state_dict().items()}
+
+
+def _made_by_class(model: PreTrainedModel) -> _Made | None:
+    """What the model's class makes of its config, without memory; `None` if it cannot be told.
+
+    Encoders without a pooler are made by a switch of their class (`add_pooling_layer=False`), which no config notes:
+    of all settings of such switches, that counts which gives the weights that the model has.
+    """
+    parameters = inspect.signature(type(model).__init__).parameters.values()
+    switches = {each.name: each.default for each in parameters if isinstance(each.default, bool)}
+    names = set(model.state_dict())
+    first = None
+    for flipped in product((False, True), repeat=len(switches)):
+        options = {name: not old for (name, old), flip in zip(switches.items(), flipped, strict=True) if flip}
+        skeleton = _skeleton(model, options)
+        made = skeleton and _Made(options, skeleton)
+        if made and set(made.shapes) == names:
+            return made
+        if not options:
+            first = made
+    return first
+
+
+def _skeleton(model: PreTrainedModel, options: dict[str, bool]) -> PreTrainedModel | None:
     config = copy.deepcopy(model.config)
     structure, schedule = structure_of_model(model), schedule_of_model(model)
     vars(config).pop("quantization_config", None)
     try:
         with torch.device("meta"):
-            skeleton = type(model)(config)
+            skeleton = type(model)(config, **options)
             if structure:
                 convert_model(skeleton, structure, schedule)
     except Exception as error:  # a class of the user's own may want more than a config, or raise anything
         logger.debug(f"{type(model).__name__} cannot be made of its config: {error}")
         return None
-    return {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    return skeleton
+
+
+def _other_function(model: PreTrainedModel, skeleton: PreTrainedModel) -> str | None:
+    """The first module without weights, such as an activation, that computes something else than the class's own."""
+    own = dict(skeleton.named_modules())
+    for path, module in model.named_modules():
+        if path in own and not module.state_dict() and not list(module.children()):
+            found, expected = _values(module), _values(own[path])
+            if found is not None and expected is not None and not torch.allclose(found, expected, atol=1e-3):
+                return f"{path} is a {type(module).__name__}, which computes something else than the class's own there"
+    return None
+
+
+def _values(module: nn.Module) -> Tensor | None:
+    """What a module of one argument makes of some numbers, in evaluation mode; `None` if it is of another kind."""
+    numbers = torch.linspace(-4, 4, 33, device="cpu").expand(2, -1)
+    try:
+        output = copy.deepcopy(module).eval()(numbers)
+    except Exception:  # it may take anything
+        return None
+    return output if isinstance(output, Tensor) and output.shape == numbers.shape else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Lock, RLock
 from weakref import WeakKeyDictionary
@@ -48,6 +48,24 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
     ones = {group.key: torch.ones(group.units, device=device, requires_grad=True) for group in first.values()}
     with torch.enable_grad(), masked(model, first.values(), ones):
         yield
+
+
+def gradients(functional: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradients of a functional of the model's outputs by what went before, one for each of `leaves`.
+
+    Raises:
+        ValueError: the outputs carry none.
+    """
+    try:
+        return torch.autograd.grad(functional, leaves, retain_graph=keep_graph)
+    except RuntimeError as error:
+        if functional.requires_grad and "used in the graph" not in str(error):
+            raise
+        raise ValueError(
+            "what the model's forward returns has no gradient by all of its layers, which these scores and the refit "
+            "need: let forward do without torch.no_grad, detach() and numpy, and use every sample and layer. "
+            "(scorer='exact' with compensation='none' takes it as it is.)"
+        ) from error
 
 
 @contextmanager

@@ -97,7 +97,9 @@ def _found(sample: Any, model: nn.Module) -> Any:
     value = sample
     if isinstance(value, Mapping) and "pixel_values" in value:
         check_inputs(value)
-        value = torch.as_tensor(np.asarray(value["pixel_values"]))
+        value = value["pixel_values"]
+        if not isinstance(value, Tensor):  # whose types and devices NumPy may not know
+            value = torch.as_tensor(np.asarray(value))
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
     elif isinstance(value, Mapping) and not _is_undecoded(value):
         value = value[image_column(value, model)]

@@ -44,7 +44,7 @@ from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .sources import find_source, load_calibration
 from .structure import Structure, compose, structure_of
 from .wrappers import check_model
-from .writing import check_parts, reloaded, write_pruned
+from .writing import check_parts, saved_and_loaded, write_pruned
 
 logger = logging.get_logger(__name__)
 
@@ -560,7 +560,7 @@ class OptinPruner:
         """What to measure: the dense model and, if there is one, the pruned one as a user gets it, from disk."""
         if self.pruned_model is None:
             return {"dense": self.model}
-        return {"dense": self.model, "pruned": reloaded(self.pruned_model)}
+        return {"dense": self.model, "pruned": saved_and_loaded(self.pruned_model)}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None:

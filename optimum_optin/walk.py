@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .architectures import find_layers
 from .groups import HEADS, Batch, Group, attribute, stack_of
 from .losses import probe_output
-from .masking import differentiable
+from .masking import differentiable, gradients
 from .sensitivity import token_weights
 from .tokens import TokenMasks, token_masks
 from .trajectory import Passage, compared_output, draw_rows, hidden_states, observed
@@ -215,12 +215,12 @@ def dense_pass(
         observed(model, [group.consumer for group in groups]) as seen,
     ):
         output = compared_output(model, batch, compared)
-        gradients = None
+        slopes = None
         written = [seen[group.consumer].output for group in groups]
         if output is not None and output.of_head:
             functional = probe_output(output.values, temperature, output.kind, generator)
-            gradients = torch.autograd.grad(functional, written)
-    return calls.start(real, groups, written, gradients)
+            slopes = gradients(functional, written)
+    return calls.start(real, groups, written, slopes)
 
 
 class Calls:

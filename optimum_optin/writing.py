@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .auto_map import REMOTE_FILE
 from .card import card_or_none, model_card, weight_bytes
 from .hub import CARD_FILE
-from .integrity import check_rebuilt, check_saved
+from .integrity import check_rebuilt, check_saved, reloaded
 from .remote_code import check_remote_code, write_remote_code
 from .report import PruningReport
 from .tasks import class_of
@@ -104,12 +104,12 @@ def check_parts(model: PreTrainedModel, processor: Any) -> None:
                 ) from error
 
 
-def reloaded(model: PreTrainedModel) -> PreTrainedModel:
+def saved_and_loaded(model: PreTrainedModel) -> PreTrainedModel:
     """A model as a user gets it: saved and loaded again, on the same device, in evaluation mode."""
     check_rebuilt(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        loaded = type(model).from_pretrained(folder, dtype=model.dtype)
+        loaded = reloaded(model, folder)
     return loaded.to(model.device).eval()
 
 

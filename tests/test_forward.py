@@ -8,7 +8,14 @@ import pytest
 import torch
 from tiny import TINY, tiny_batch, tiny_model, tiny_samples
 from torch import nn
-from transformers import BertForMultipleChoice, BertModel, BertPreTrainedModel, ViTModel, ViTPreTrainedModel
+from transformers import (
+    BertForMultipleChoice,
+    BertForSequenceClassification,
+    BertModel,
+    BertPreTrainedModel,
+    ViTModel,
+    ViTPreTrainedModel,
+)
 from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
@@ -318,3 +325,28 @@ def test_every_tiny_model_names_what_it_returns():
         with torch.no_grad():
             expected, named = model(**tiny_batch(model)), run_model(model, tiny_batch(model))
         assert set(named) == set(expected), config
+
+
+class NoGradient(BertForSequenceClassification):
+    @torch.no_grad()
+    def forward(self, input_ids=None, attention_mask=None):
+        return super().forward(input_ids, attention_mask=attention_mask)
+
+
+class Detached(BertForSequenceClassification):
+    def forward(self, input_ids=None, attention_mask=None):
+        return {"logits": super().forward(input_ids, attention_mask=attention_mask).logits.detach()}
+
+
+@pytest.mark.parametrize("scorer", ["surgeon", "gauss_newton"])
+@pytest.mark.parametrize("model_class", [NoGradient, Detached])
+def test_a_forward_without_gradients_is_named_as_such(model_class, scorer):
+    pruner = OptinPruner(tiny_model(model_class=model_class))
+    with pytest.raises(ValueError, match="has no gradient by all of its layers.*scorer='exact'"):
+        pruner.prune(tiny_samples(), OptinConfig(flops=0.5, probes=4, scorer=scorer))
+
+
+def test_the_exact_scorer_takes_a_forward_without_gradients():
+    pruner = OptinPruner(tiny_model(model_class=NoGradient))
+    pruner.prune(tiny_samples(4), OptinConfig(flops=0.5, scorer="exact", compensation="none"))
+    assert 0.4 < pruner.report.flops_achieved <= 0.5

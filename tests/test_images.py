@@ -207,6 +207,13 @@ def test_pixels_have_the_models_precision(processor):
     assert output_of(pruned, {"pixel_values": tiny_batch(model)["pixel_values"].bfloat16()}).isfinite().all()
 
 
+def test_samples_of_bfloat16_pixels_are_read():
+    model = tiny_model("vit").bfloat16()
+    pixels = torch.randn(3, 16, 16).bfloat16()
+    (batch,) = calibration_batches([{"pixel_values": pixels}], model)
+    assert torch.equal(batch["pixel_values"], pixels[None])
+
+
 @pytest.mark.parametrize("model_type", ["beit", "swin", "swinv2"])
 @pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

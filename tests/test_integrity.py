@@ -201,9 +201,14 @@ def _shared(model):
     layers[1].intermediate.dense.weight = layers[0].intermediate.dense.weight
 
 
+def _other_activation(model):
+    model.bert.encoder.layer[1].intermediate.intermediate_act_fn = nn.ReLU()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_other_activation, "1.intermediate.intermediate_act_fn is a ReLU, which computes something else"),
         (_other_head, "classifier.0.weight is no weight of a BertForSequenceClassification with this config"),
         (_wider_head, r"classifier.weight has the shape \(5, 32\), by the config \(3, 32\)"),
         (_one_more, "extra.weight is no weight of a Bert"),
@@ -226,6 +231,13 @@ def test_modules_that_the_class_does_not_make(change, message, tmp_path, monkeyp
     with pytest.raises(ValueError, match=message):
         pruner.prune(tiny_samples(), FAST, save_dir=tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_modules_that_compute_the_same_are_the_same():
+    model = tiny_model()
+    model.bert.encoder.layer[0].intermediate.intermediate_act_fn = nn.GELU()
+    model.dropout = nn.Identity()
+    assert difference(model) is None
 
 
 def test_weights_that_are_one_without_a_word_are_refused_before_scoring(tmp_path, monkeypatch):
@@ -256,6 +268,20 @@ def test_a_class_that_takes_more_than_a_config(tmp_path, monkeypatch):
     loaded = TakesMore.from_pretrained(tmp_path, classes=5)
     batch = tiny_batch(model)
     assert torch.equal(output_of(loaded, batch), output_of(pruned, batch))
+
+
+@pytest.mark.parametrize("name", ["roberta", "vit", "deit"])
+def test_encoders_without_a_pooler_are_saved(name, tmp_path, monkeypatch):
+    """Such as the base models of classifiers: a switch of their class, which no config notes, leaves the pooler out."""
+    monkeypatch.setattr("optimum_optin.pruner.logger.warning", pytest.fail)
+    model = tiny_model(name).base_model
+    assert model.pooler is None
+    pruner = OptinPruner(model)
+    pruned = pruner.prune(tiny_samples(model=model), FAST, save_dir=tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, add_pooling_layer=False)
+    batch = tiny_batch(model)
+    assert torch.equal(loaded(**batch).last_hidden_state, pruned(**batch).last_hidden_state)
+    assert pruner.benchmark(repeats=1)
 
 
 def test_a_save_that_is_not_the_model_is_none(tmp_path):

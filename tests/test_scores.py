@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ CHANGES = {
     "boolean": _set(HEADS, torch.ones(4, dtype=torch.bool)),
     "whole numbers": _set(HEADS, torch.ones(4, dtype=torch.int64)),
     "complex": _set(HEADS, torch.ones(4, dtype=torch.complex64)),
+    "eight bits": _set(HEADS, torch.ones(4).to(torch.float8_e4m3fn)),
     "half": _set(HEADS, torch.ones(4, dtype=torch.float16)),
     "longer": _set(HEADS, torch.ones(5)),
     "a matrix": _set(HEADS, torch.ones(4, 1)),
@@ -89,6 +91,8 @@ def test_changed_scores_are_refused(change, checksum, pruner, folder):
         {"tokens": -3},
         {"tokens": 2.5},
         {"tokens": True},
+        {"fingerprint": None},
+        {"fingerprint": 7},
         {"seconds": -1},
         {"seconds": float("nan")},
         {"config": {"flops": 7}},
@@ -125,6 +129,19 @@ def test_scores_of_earlier_versions_load_with_a_word(pruner, folder, caplog):
     again = Scores.from_pretrained(folder)
     assert "without a checksum" in caplog.text
     assert pruner.plan(again) == pruner.plan(before)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "clip"])
+@pytest.mark.parametrize("tokens", [65, 10**30])
+def test_scores_for_samples_that_the_model_does_not_take_are_refused(name, tokens, monkeypatch):
+    """They would cost something else, and fail after all the work."""
+    model = tiny_model(name)
+    pruner = OptinPruner(model, config=OptinConfig(probes=4))
+    scores = replace(pruner.score(tiny_samples(8, model=model)), tokens=tokens)
+    monkeypatch.setattr("optimum_optin.pruner.prune_model", None)
+    for use in (pruner.plan, lambda scores: pruner.prune(scores=scores)):
+        with pytest.raises(ValueError, match=rf"these scores are for samples .* does not take: tokens={tokens}"):
+            use(scores)
 
 
 def test_scores_that_were_changed_in_memory_are_refused(pruner):

@@ -10,6 +10,10 @@ from torch import Tensor
 from ..groups import Group
 from .registry import Terms
 
+# Not booleans and complex numbers; of 8-bit floats, PyTorch cannot tell whether they are finite.
+_NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_NUMBERS |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
 
 def check_terms(terms: Terms, groups: Sequence[Group], source: str) -> None:
     """Raise if these are not scores of every unit.
@@ -69,8 +73,7 @@ def _is_score(value: object) -> bool:
     return (
         isinstance(value, Tensor)
         and value.dim() == 1
-        and value.dtype != torch.bool
-        and not value.is_complex()
+        and value.dtype in _NUMBERS
         and bool(value.isfinite().all())
         and not bool((value < 0).any())
     )
@@ -79,5 +82,5 @@ def _is_score(value: object) -> bool:
 def _described(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
-    smallest = f", smallest {float(value.min()):.3g}" if value.numel() and not value.is_complex() else ""
+    smallest = f", smallest {float(value.min()):.3g}" if value.numel() and value.dtype in _NUMBERS else ""
     return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}{smallest}"

@@ -16,7 +16,7 @@ from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group, samples_in
 from ..losses import probe_manifold, probe_output
-from ..masking import masked
+from ..masking import gradients, masked
 from ..processes import my_share, progress
 from ..randomness import generators
 from ..tokens import token_masks
@@ -48,20 +48,19 @@ def score_gauss_newton(
         features = trajectory_features(outputs, compared, real[index])
         moves = [probe_manifold(feature, generator) for feature in features.values()]
         functional = sum(move.to(moves[0].device) for move in moves)
-        gradients = _gradients(functional, masks, keep_graph=final is not None)
+        slopes = _by_group(functional, masks, keep_graph=final is not None)
         # The Gram matrix couples the samples of a batch: a unit is one mask for all of them.
-        _add(totals, "trajectory", {key: gradient.sum(0).square() for key, gradient in gradients.items()})
+        _add(totals, "trajectory", {key: slope.sum(0).square() for key, slope in slopes.items()})
         if final is not None:
             functional = probe_output(final.values, config.temperature, final.kind, generator)
-            gradients = _gradients(functional, masks)
+            slopes = _by_group(functional, masks)
             # Outputs of different samples are independent: each sample is a probe of its own.
-            _add(totals, "output", {key: gradient.square().sum(0) for key, gradient in gradients.items()})
+            _add(totals, "output", {key: slope.square().sum(0) for key, slope in slopes.items()})
     return means(totals, config.probes)
 
 
-def _gradients(functional: Tensor, masks: dict[str, Tensor], keep_graph: bool = False) -> dict[str, Tensor]:
-    gradients = torch.autograd.grad(functional, list(masks.values()), retain_graph=keep_graph)
-    return dict(zip(masks, gradients, strict=True))
+def _by_group(functional: Tensor, masks: dict[str, Tensor], keep_graph: bool = False) -> dict[str, Tensor]:
+    return dict(zip(masks, gradients(functional, list(masks.values()), keep_graph), strict=True))
 
 
 def _add(totals: Terms, term: str, squares: dict[str, Tensor]) -> None:

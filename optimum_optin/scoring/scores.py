@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..architectures import find_groups, find_layers
 from ..config import SCORING_FIELDS, OptinConfig
-from ..data import mean_tokens
+from ..data import mean_tokens, probe_batch
 from ..exchange import interrupted_save
 from ..fingerprint import fingerprint
 from ..folders import atomic_folder
@@ -74,6 +74,8 @@ class Scores:
     def __post_init__(self) -> None:
         if not isinstance(self.tokens, int) or isinstance(self.tokens, bool) or self.tokens < 1:
             raise ValueError(f"scores: tokens must be a whole number of at least 1, got {self.tokens!r}.")
+        if not isinstance(self.fingerprint, str):
+            raise ValueError(f"scores: fingerprint must be a string, got {self.fingerprint!r:.80}.")
         if not isinstance(self.seconds, (int, float)) or not 0 <= self.seconds < math.inf:
             raise ValueError(f"scores: seconds must be a number of at least 0, got {self.seconds!r}.")
 
@@ -139,6 +141,10 @@ class Scores:
                 f"these scores belong to another model (fingerprint {self.fingerprint[:12]}, "
                 f"this model {identity[:12]}): score this model."
             )
+        try:
+            probe_batch(model, self.tokens)
+        except ValueError as error:
+            raise ValueError(f"these scores are for samples that the model does not take: {error}") from error
         check_terms(self.terms, find_groups(model), "these scores")
         check_merges(self.merges, find_layers(model), "these scores")
         for name in SCORING_FIELDS if config else ():

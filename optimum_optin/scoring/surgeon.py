@@ -18,7 +18,7 @@ from ..architectures import find_layers
 from ..config import OptinConfig
 from ..groups import Batch, Group
 from ..losses import probe_manifold, probe_output
-from ..masking import differentiable
+from ..masking import differentiable, gradients
 from ..moments import Moments
 from ..processes import add_up, my_share, progress
 from ..randomness import generators
@@ -88,12 +88,12 @@ def _probe(
     for group in groups:
         sums[group.key].add_inputs(_rows(seen[group.consumer].input.detach(), kept[group.key]))
     leaves = [seen[group.consumer].output for group in groups]
-    gradients = {}
+    slopes = {}
     for number, (term, functional) in enumerate(functionals.items(), start=1):
-        gradients[term] = torch.autograd.grad(functional, leaves, retain_graph=number < len(functionals))
-        for group, gradient in zip(groups, gradients[term], strict=True):
+        slopes[term] = gradients(functional, leaves, keep_graph=number < len(functionals))
+        for group, gradient in zip(groups, slopes[term], strict=True):
             sums[group.key].add_gradients(term, _rows(gradient, kept[group.key]))
-    return calls.start(real, groups, leaves, gradients["output"] if final is not None and final.of_head else None)
+    return calls.start(real, groups, leaves, slopes["output"] if final is not None and final.of_head else None)
 
 
 def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
