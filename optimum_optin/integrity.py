@@ -118,7 +118,7 @@ def difference(model: PreTrainedModel) -> str | None:
 
 def is_rebuilt(model: PreTrainedModel) -> bool:
     """Whether it is known that a model's class makes all of its weights of its config."""
-    return _weights_of_class(model) is not None and difference(model) is None
+    return _made_by_class(model) is not None and difference(model) is None
 
 
 def check_rebuilt(model: PreTrainedModel) -> None:
