@@ -352,14 +352,16 @@ def fails(*_, **__):
     raise RuntimeError("boom")
 
 
-@pytest.mark.parametrize("what", ["count_macs", "PruningReport", "copy_companions", "PruningReport.save"])
+@pytest.mark.parametrize(
+    "what", ["pruning.count_macs", "pruning.PruningReport", "origin.copy_companions", "report.PruningReport.save"]
+)
 def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypatch, capsys):
-    monkeypatch.setattr(f"optimum_optin.pruner.{what}", fails)
+    monkeypatch.setattr(f"optimum_optin.{what}", fails)
     assert prune_by_command(place, place / "out", "--json") == 1
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert result.pop("output") == str(place / "out") and bool(result) == (
-        what in ("copy_companions", "PruningReport.save")
+        what in ("origin.copy_companions", "report.PruningReport.save")
     )
     assert f"boom (the pruned model is saved in {place / 'out'}, without report and card)" in err.splitlines()[-1]
     model = AutoModelForSequenceClassification.from_pretrained(place / "out")
@@ -411,7 +413,7 @@ def test_an_upload_that_is_refused_costs_no_result(status, code, place, capsys, 
 def test_in_python_a_model_without_a_report_is_kept(monkeypatch, tmp_path):
     pruner = OptinPruner(tiny_model(), word_tokenizer())
     with monkeypatch.context() as patch:
-        patch.setattr("optimum_optin.pruner.count_macs", fails)
+        patch.setattr("optimum_optin.pruning.count_macs", fails)
         with pytest.raises(RuntimeError, match="boom"):
             pruner.prune(TEXTS, CONFIG)
     with pytest.raises(RuntimeError, match="the model is pruned_model, whose own save_pretrained saves it"):
