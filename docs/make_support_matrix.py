@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.models.auto import modeling_auto
 
-from optimum_optin.architectures import known_architectures, row_of
+from optimum_optin.architectures.registry import known_architectures, row_of
 
 PAGE = Path(__file__).parent / "source/concepts/architectures.mdx"
 TASKS = {

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.sources import read_calibration
+from optimum_optin.reading.sources import read_calibration
 
 
 def read_arguments(description: str, model: str, data: str) -> argparse.Namespace:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from optimum_optin.folders import atomic_folder, check_folder
+from optimum_optin.files.folders import atomic_folder, check_folder
 
 TRAINED_SIZE = 518  # in pixels: 37 x 37 positions
 ONNX_OUTPUT = "/backbone/layernorm/Add_1_output_0"  # the last hidden state

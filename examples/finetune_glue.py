@@ -21,7 +21,7 @@ from demo_models import load_cola, load_sst2, sentence_minilm_folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from optimum_optin.folders import atomic_folder, check_folder
+from optimum_optin.files.folders import atomic_folder, check_folder
 
 MAX_LENGTH = 64  # in tokens; longer are four rows of SST-2 and none of CoLA
 

@@ -3,8 +3,8 @@
 import torch
 
 from optimum_optin import register_scorer
-from optimum_optin.costs import cost_tables
-from optimum_optin.data import mean_tokens
+from optimum_optin.inputs.calibration import mean_tokens
+from optimum_optin.search.macs import cost_tables
 
 
 @register_scorer("random")

@@ -35,7 +35,7 @@ from transformers import (
     set_seed,
 )
 
-from optimum_optin.folders import atomic_folder, check_folder
+from optimum_optin.files.folders import atomic_folder, check_folder
 
 SHIFT = 1  # in pixels
 # The library's 0.02 suits widths near 1,000. At 128 it keeps neurons near the origin, where they are all but linear:

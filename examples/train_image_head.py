@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from train_image_classifier import accuracy
 from transformers import AutoModelForImageClassification, Dinov2Config, Dinov2ForImageClassification
 
-from optimum_optin.folders import atomic_folder, check_folder
+from optimum_optin.files.folders import atomic_folder, check_folder
 
 PENALTIES = (1e-3, 1e-2, 1e-1)  # on half the squared weights, over features of unit variance
 

@@ -38,7 +38,7 @@ from transformers import (
 from transformers.utils import logging
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.folders import check_folder
+from optimum_optin.files.folders import check_folder
 
 DIGITS_TRAIN = 1000  # of 1,797; the others are for the test
 

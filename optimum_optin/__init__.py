@@ -3,15 +3,18 @@
 Importing the package lets `AutoModel...from_pretrained` load pruned models.
 """
 
-from . import composites  # noqa: F401  (importing it guards save_pretrained)
-from .architectures import Stack, find_groups, heads, known_architectures, neurons, register_architecture
+from . import moved  # noqa: F401  (earlier import paths)
+from .architectures.find import find_groups
+from .architectures.group import Group, Producer
+from .architectures.registry import known_architectures, register_architecture
+from .architectures.stacks import Stack, heads, neurons
 from .config import OptinConfig
-from .groups import Group, Producer
-from .masking import masked
-from .plugin import convert_model
+from .editing.masking import masked
 from .pruner import OptinPruner
 from .report import PruningPlan, PruningReport
 from .scoring import Scores, register_scorer
+from .storage import composites  # noqa: F401  (importing it guards save_pretrained)
+from .storage.plugin import convert_model
 from .version import __version__
 
 __all__ = [

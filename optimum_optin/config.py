@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .folders import write_file
+from .files.folders import write_file
 
 
 @dataclass(frozen=True)

@@ -15,36 +15,38 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .benchmark import latency_entry
-from .card import decoded, model_card, own_card
-from .choice import check_token_scores, fixed_schedule, ranked, schedules
-from .columns import named
-from .compensation import check_tokens
+from .architectures.group import Group
+from .compensation.refit import check_tokens
 from .config import OptinConfig
-from .costs import total_cost
-from .data import calibration_batches, mean_tokens
-from .evaluation import compare_glue
-from .folders import NotSavedError, atomic_folder, check_folder
-from .groups import Batch, Group, samples_in
-from .hub import check_push, commit_files, files_in, hub_commit, open_repo, reaching, read_card
-from .images import takes_images
-from .integrity import check_rebuilt, difference
-from .loading import load_model, load_processor
-from .origin import Origin
-from .plugin import check_structure, convert_model, structure_of_model
-from .processes import is_main, on_main, wait
-from .pruning import prune_model, report_of
-from .randomness import kept_streams
+from .evaluation.accuracy import compare_glue
+from .evaluation.latency import latency_entry
+from .files.folders import NotSavedError, atomic_folder, check_folder
+from .hub_id import hub_commit
+from .inputs.calibration import calibration_batches, mean_tokens
+from .inputs.samples import undecoded
+from .inputs.vision import takes_images
+from .merging.schedule import TokenSchedule
+from .pipeline import prune_model, report_of
+from .publishing.card import decoded, model_card, own_card
+from .publishing.hub import check_push, commit_files, files_in, open_repo, reaching, read_card
+from .publishing.origin import Origin
+from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, prunable_groups
-from .remote_code import check_remote_code
+from .reading.columns import named
+from .reading.sources import find_source, load_calibration
 from .report import PruningPlan, PruningReport, commit_title, layers_of
-from .samples import undecoded
-from .schedule import TokenSchedule
+from .running.batch import Batch, samples_in
+from .running.processes import is_main, on_main, wait
+from .running.randomness import kept_streams
+from .running.wrappers import check_model
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
-from .sources import find_source, load_calibration
-from .structure import Structure, compose, structure_of
-from .wrappers import check_model
-from .writing import check_parts, saved_and_loaded, write_pruned
+from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules
+from .search.macs import total_cost
+from .storage.integrity import check_rebuilt, difference
+from .storage.loading import load_model, load_processor
+from .storage.plugin import check_structure, convert_model, structure_of_model
+from .storage.remote_code import check_remote_code
+from .storage.structure import Structure, compose, structure_of
 
 logger = logging.get_logger(__name__)
 
@@ -323,7 +325,7 @@ class OptinPruner:
             The entry of `PruningReport.evaluations`, without the pruned model's figures if nothing was pruned.
 
         Raises:
-            ValueError: see `optimum_optin.evaluation.evaluate_glue`; raised before the first forward pass.
+            ValueError: see `optimum_optin.evaluation.accuracy.evaluate_glue`; raised before the first forward pass.
             ConnectionError: the Hub does not answer; give `data_dir`.
         """
         options = {"data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
@@ -346,7 +348,7 @@ class OptinPruner:
 
         Raises:
             RuntimeError: nothing was pruned yet.
-            ValueError: see `optimum_optin.benchmark.latency_entry`.
+            ValueError: see `optimum_optin.evaluation.latency.latency_entry`.
         """
         _, report = self._pruned()
         options = {"tokens": report.tokens if tokens is None else tokens, "batch_size": batch_size, "repeats": repeats}
@@ -356,7 +358,7 @@ class OptinPruner:
 
     @staticmethod
     def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:
-        """Cut a dense model to a known structure, in place; see `optimum_optin.plugin.convert_model`."""
+        """Cut a dense model to a known structure, in place; see `optimum_optin.storage.plugin.convert_model`."""
         convert_model(model, structure, schedule)
 
     def check_save_directory(self, save_directory: str | os.PathLike) -> Path:
@@ -369,7 +371,8 @@ class OptinPruner:
             The folder as an absolute path.
 
         Raises:
-            NotADirectoryError, PermissionError, FileExistsError, OSError: see `optimum_optin.folders.check_folder`.
+            NotADirectoryError, PermissionError, FileExistsError, OSError: see
+                `optimum_optin.files.folders.check_folder`.
             ValueError: the model's configuration or its processor cannot be saved.
         """
         folder = check_folder(save_directory, self._origin.companions().files)
@@ -396,7 +399,7 @@ class OptinPruner:
             RuntimeError: nothing was pruned yet.
             ValueError: there is nothing for remote code to rebuild.
             NotADirectoryError, PermissionError, FileExistsError, BlockingIOError, OSError: see
-                `optimum_optin.folders.atomic_folder`; nothing has changed then.
+                `optimum_optin.files.folders.atomic_folder`; nothing has changed then.
         """
         self._pruned()
         if is_main():

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures import find_groups, stack_inputs
-from .choice import floors_of, priced
+from .architectures.find import find_groups, stack_inputs
+from .architectures.group import Group
 from .config import OptinConfig
-from .costs import matching_cost, total_cost
-from .forward import check_forward
-from .groups import Group
-from .integrity import check_own
-from .loading import check_loaded
-from .prepared import check_prepared
-from .remote_code import check_remote_code
-from .schedule import TokenSchedule
-from .search import check_budget
-from .surgery import check_sliceable
-from .token_merging import merges_tokens
-from .uniform import check_uniform
+from .editing.surgery import check_sliceable
+from .merging.hooks import merges_tokens
+from .merging.schedule import TokenSchedule
+from .running.forward import check_forward
+from .running.prepared import check_prepared
+from .search.candidates import floors_of, priced
+from .search.macs import matching_cost, total_cost
+from .search.masks import check_budget
+from .storage.integrity import check_own
+from .storage.loading import check_loaded
+from .storage.remote_code import check_remote_code
+from .storage.uniform import check_uniform
 
 logger = logging.get_logger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .folders import write_file
-from .groups import HEADS, NEURONS
-from .structure import Structure
+from .architectures.group import HEADS, NEURONS
+from .files.folders import write_file
+from .storage.structure import Structure
 
 REPORT_FILE = "optin_report.json"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny import random_masks, tiny_batch, tiny_model
 
-from optimum_optin.architectures import find_groups
-from optimum_optin.costs import cost_tables, dense_cost, kept_cost, total_cost
-from optimum_optin.data import mean_tokens
-from optimum_optin.groups import samples_in
-from optimum_optin.plugin import schedule_of_model
-from optimum_optin.ridge import Regression
+from optimum_optin.architectures.find import find_groups
+from optimum_optin.compensation.ridge import Regression
+from optimum_optin.inputs.calibration import mean_tokens
+from optimum_optin.running.batch import samples_in
 from optimum_optin.scoring import registry
+from optimum_optin.search.macs import cost_tables, dense_cost, kept_cost, total_cost
+from optimum_optin.storage.plugin import schedule_of_model
 
 pytest.importorskip("scipy")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))

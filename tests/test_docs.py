@@ -13,7 +13,8 @@ from tiny import tiny_model, tiny_samples
 from workshop import set_up
 
 import optimum_optin
-from optimum_optin import OptinConfig, OptinPruner, architectures
+from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.architectures import registry as architectures
 from optimum_optin.scoring import registry
 
 ROOT = Path(__file__).parents[1]

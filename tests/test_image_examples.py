@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.schedule import TokenSchedule
+from optimum_optin.merging.schedule import TokenSchedule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))

@@ -18,8 +18,8 @@ from words import TEXTS, word_tokenizer
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
 from optimum_optin.commands import run
 from optimum_optin.commands.rescue import save_somewhere
-from optimum_optin.folders import NotSavedError
-from optimum_optin.saved import push_folder, write_report
+from optimum_optin.files.folders import NotSavedError
+from optimum_optin.publishing.pruned_folders import push_folder, write_report
 from optimum_optin.scoring import registry
 
 CONFIG = OptinConfig(flops=0.5, probes=8)
@@ -44,8 +44,8 @@ def pruned():
 @pytest.fixture
 def warnings(monkeypatch):
     said = []
-    for module in ("optimum_optin.card", "optimum_optin.saved", "optimum_optin.commands.rescue"):
-        monkeypatch.setattr(f"{module}.logger.warning", said.append)
+    for module in ("publishing.card", "publishing.pruned_folders", "commands.rescue"):
+        monkeypatch.setattr(f"optimum_optin.{module}.logger.warning", said.append)
     return said
 
 
@@ -154,7 +154,7 @@ def test_a_card_that_cannot_be_made(pruned, tmp_path, monkeypatch, warnings):
     def fail(*_, **__):
         raise ZeroDivisionError("no parameters")
 
-    monkeypatch.setattr("optimum_optin.card.card_text", fail)
+    monkeypatch.setattr("optimum_optin.publishing.card.card_text", fail)
     pruned.save_pretrained(tmp_path / "new")
     card = ModelCard.load(tmp_path / "new/README.md")
     assert card.text.lstrip().startswith("# new") and "optimum-optin" in card.data.tags
@@ -353,7 +353,8 @@ def fails(*_, **__):
 
 
 @pytest.mark.parametrize(
-    "what", ["pruning.count_macs", "pruning.PruningReport", "origin.copy_companions", "report.PruningReport.save"]
+    "what",
+    ["pipeline.count_macs", "pipeline.PruningReport", "publishing.origin.copy_companions", "report.PruningReport.save"],
 )
 def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypatch, capsys):
     monkeypatch.setattr(f"optimum_optin.{what}", fails)
@@ -361,7 +362,7 @@ def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypat
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert result.pop("output") == str(place / "out") and bool(result) == (
-        what in ("origin.copy_companions", "report.PruningReport.save")
+        what in ("publishing.origin.copy_companions", "report.PruningReport.save")
     )
     assert f"boom (the pruned model is saved in {place / 'out'}, without report and card)" in err.splitlines()[-1]
     model = AutoModelForSequenceClassification.from_pretrained(place / "out")
@@ -376,7 +377,7 @@ def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypat
 @pytest.mark.parametrize("what", ["copy_of", "refit", "_divergence"])
 def test_scores_of_a_pruning_that_fails_are_saved_by_the_command(what, place, monkeypatch, capsys, caplog):
     with monkeypatch.context() as patch:
-        patch.setattr(f"optimum_optin.pruning.{what}", fails)
+        patch.setattr(f"optimum_optin.pipeline.{what}", fails)
         assert prune_by_command(place, place / "out", "--json") == 1
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[-1] == "optimum-cli optin prune: error: boom"
@@ -413,7 +414,7 @@ def test_an_upload_that_is_refused_costs_no_result(status, code, place, capsys, 
 def test_in_python_a_model_without_a_report_is_kept(monkeypatch, tmp_path):
     pruner = OptinPruner(tiny_model(), word_tokenizer())
     with monkeypatch.context() as patch:
-        patch.setattr("optimum_optin.pruning.count_macs", fails)
+        patch.setattr("optimum_optin.pipeline.count_macs", fails)
         with pytest.raises(RuntimeError, match="boom"):
             pruner.prune(TEXTS, CONFIG)
     with pytest.raises(RuntimeError, match="the model is pruned_model, whose own save_pretrained saves it"):

@@ -12,7 +12,7 @@ from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
-from optimum_optin.architectures import find_layers
+from optimum_optin.architectures.find import find_layers
 from optimum_optin.commands import run
 
 BATCHES = 16

@@ -17,9 +17,9 @@ from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForToken
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
-from optimum_optin.fingerprint import fingerprint
+from optimum_optin.editing.surgery import rewrite
 from optimum_optin.scoring import registry
-from optimum_optin.surgery import rewrite
+from optimum_optin.scoring.fingerprint import fingerprint
 
 FAST = OptinConfig(flops=0.5, probes=8)
 

@@ -3,7 +3,7 @@
 import torch
 import transformers as tr
 
-from optimum_optin.images import takes_images, takes_pairs
+from optimum_optin.inputs.vision import takes_images, takes_pairs
 
 SHAPE = {
     "vocab_size": 99,

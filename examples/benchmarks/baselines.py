@@ -18,16 +18,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
-from optimum_optin.architectures import find_groups
-from optimum_optin.choice import ranked
-from optimum_optin.costs import cost_tables, dense_cost, token_costs
-from optimum_optin.data import calibration_batches, mean_tokens
-from optimum_optin.groups import HEADS, Batch, Group, Masks
-from optimum_optin.plugin import convert_model, structure_of_model
-from optimum_optin.schedule import constant_schedule, scored_schedule
+from optimum_optin.architectures.find import find_groups
+from optimum_optin.architectures.group import HEADS, Group, Masks
+from optimum_optin.inputs.calibration import calibration_batches, mean_tokens
+from optimum_optin.merging.schedule import constant_schedule, scored_schedule
+from optimum_optin.passes.trajectory import observed
+from optimum_optin.running.batch import Batch
 from optimum_optin.scoring import score
-from optimum_optin.structure import masks_of, structure_of
-from optimum_optin.trajectory import observed
+from optimum_optin.search.candidates import ranked
+from optimum_optin.search.macs import cost_tables, dense_cost, token_costs
+from optimum_optin.storage.plugin import convert_model, structure_of_model
+from optimum_optin.storage.structure import masks_of, structure_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import random_scorer  # noqa: F401, registers "random"

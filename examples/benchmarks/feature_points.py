@@ -13,14 +13,14 @@ import torch
 from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig, find_groups, masked
-from optimum_optin.architectures import find_layers
-from optimum_optin.costs import cost_tables, dense_cost
-from optimum_optin.data import calibration_batches, mean_tokens
-from optimum_optin.losses import probe_manifold
-from optimum_optin.masking import frozen
-from optimum_optin.search import search
-from optimum_optin.tokens import token_masks
-from optimum_optin.trajectory import draw_rows, recorded, trajectory_features
+from optimum_optin.architectures.find import find_layers
+from optimum_optin.inputs.calibration import calibration_batches, mean_tokens
+from optimum_optin.inputs.tokens import token_masks
+from optimum_optin.passes.losses import probe_manifold
+from optimum_optin.passes.trajectory import draw_rows, recorded, trajectory_features
+from optimum_optin.running.freezing import frozen
+from optimum_optin.search.macs import cost_tables, dense_cost
+from optimum_optin.search.masks import search
 
 ATTENTION_BLOCK = "attention.output"  # of a BERT layer: the residual stream between its sublayers
 

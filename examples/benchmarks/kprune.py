@@ -12,11 +12,13 @@ from sublayers import Walk, columns_of, regression, solve_near, sublayer_outputs
 from tasks import pool
 from torch import Tensor
 
-from optimum_optin.groups import HEADS, token_mask
-from optimum_optin.losses import CATEGORICAL, REAL
-from optimum_optin.masking import frozen, masked
-from optimum_optin.surgery import rewrite
-from optimum_optin.trajectory import Output, observed
+from optimum_optin.architectures.group import HEADS
+from optimum_optin.editing.masking import masked
+from optimum_optin.editing.surgery import rewrite
+from optimum_optin.passes.losses import CATEGORICAL, REAL
+from optimum_optin.passes.trajectory import Output, observed
+from optimum_optin.running.batch import token_mask
+from optimum_optin.running.freezing import frozen
 
 TEMPERATURE = 2.0
 REPRESENTATION = 0.00025  # lambda: weight of representational against predictive knowledge

@@ -10,10 +10,11 @@ import torch
 from sublayers import Walk, columns_of, regression, solve_near, sublayer_outputs
 from torch import Tensor
 
-from optimum_optin.masking import frozen, masked
-from optimum_optin.ridge import Regression
-from optimum_optin.search import search
-from optimum_optin.surgery import rewrite
+from optimum_optin.compensation.ridge import Regression
+from optimum_optin.editing.masking import masked
+from optimum_optin.editing.surgery import rewrite
+from optimum_optin.running.freezing import frozen
+from optimum_optin.search.masks import search
 
 _RANGE = 10.0  # tuned masks beyond it are refused, as in the paper
 # Here we leave the paper, in its favour: it gives tuning up at the first refusal, we damp harder and try again.

@@ -23,11 +23,11 @@ import torch
 from baselines import METHODS, Method, by_saved_scores, pose
 from tasks import add_task_arguments, load_task
 
-from optimum_optin.compensation import compensate
-from optimum_optin.images import takes_images
-from optimum_optin.plugin import record_structure, structure_of_model
-from optimum_optin.structure import structure_of
-from optimum_optin.surgery import rewrite
+from optimum_optin.compensation.refit import compensate
+from optimum_optin.editing.surgery import rewrite
+from optimum_optin.inputs.vision import takes_images
+from optimum_optin.storage.plugin import record_structure, structure_of_model
+from optimum_optin.storage.structure import structure_of
 
 REPAIRS = ("ridge", "own", "none")
 

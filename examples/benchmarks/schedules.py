@@ -14,10 +14,10 @@ from tasks import add_task_arguments, load_task
 from trial_cuts import HELD_OUT, refitted
 
 from optimum_optin import OptinConfig, find_groups
-from optimum_optin.choice import ranked, schedules
-from optimum_optin.divergence import measure_divergence
-from optimum_optin.token_merging import attach_merging
-from optimum_optin.trials import STRENGTH
+from optimum_optin.merging.hooks import attach_merging
+from optimum_optin.search.candidates import ranked, schedules
+from optimum_optin.search.divergence import measure_divergence
+from optimum_optin.search.trials import STRENGTH
 
 
 def main():

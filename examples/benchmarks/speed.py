@@ -21,11 +21,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from optimum_optin import OptinConfig, find_groups, masked
-from optimum_optin.architectures import find_layers
-from optimum_optin.data import calibration_batches
-from optimum_optin.masking import frozen
+from optimum_optin.architectures.find import find_layers
+from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.passes.trajectory import recorded
+from optimum_optin.running.freezing import frozen
 from optimum_optin.scoring import score_exact, score_gauss_newton
-from optimum_optin.trajectory import recorded
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from demo_models import load_reaction_bert, load_reactions

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from optimum_optin.architectures import find_layers
-from optimum_optin.groups import token_mask
-from optimum_optin.ridge import Regression
-from optimum_optin.trajectory import observed, replayed
+from optimum_optin.architectures.find import find_layers
+from optimum_optin.compensation.ridge import Regression
+from optimum_optin.passes.trajectory import observed, replayed
+from optimum_optin.running.batch import token_mask
 
 
 @torch.no_grad()

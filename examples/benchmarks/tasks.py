@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from optimum_optin import OptinPruner
-from optimum_optin.groups import Batch, token_mask
+from optimum_optin.running.batch import Batch, token_mask
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from demo_models import (

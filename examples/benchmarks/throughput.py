@@ -15,7 +15,7 @@ from pathlib import Path
 from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig
-from optimum_optin.benchmark import latency_entry
+from optimum_optin.evaluation.latency import latency_entry
 from optimum_optin.report import PruningReport
 
 

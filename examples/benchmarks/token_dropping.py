@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from tasks import add_task_arguments, load_task
 
-from optimum_optin.architectures import find_groups, find_layers, key_projections
-from optimum_optin.costs import token_costs
-from optimum_optin.groups import HEADS
-from optimum_optin.images import image_tokens, usual_image
-from optimum_optin.schedule import constant_schedule
-from optimum_optin.token_merging import merging
+from optimum_optin.architectures.find import find_groups, find_layers, key_projections
+from optimum_optin.architectures.group import HEADS
+from optimum_optin.inputs.vision import image_tokens, usual_image
+from optimum_optin.merging.hooks import merging
+from optimum_optin.merging.schedule import constant_schedule
+from optimum_optin.search.macs import token_costs
 
 
 def main():

@@ -17,12 +17,12 @@ import torch
 from tasks import add_task_arguments, load_task, pool
 
 from optimum_optin import OptinConfig, find_groups
-from optimum_optin.choice import ranked
-from optimum_optin.compensation import refit
-from optimum_optin.divergence import measure_divergence
-from optimum_optin.groups import token_mask
-from optimum_optin.surgery import rewrite
-from optimum_optin.trials import STRENGTH
+from optimum_optin.compensation.refit import refit
+from optimum_optin.editing.surgery import rewrite
+from optimum_optin.running.batch import token_mask
+from optimum_optin.search.candidates import ranked
+from optimum_optin.search.divergence import measure_divergence
+from optimum_optin.search.trials import STRENGTH
 
 HELD_OUT = 8  # every eighth batch
 

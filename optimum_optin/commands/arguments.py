@@ -10,12 +10,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..config import OptinConfig
-from ..folders import check_folder
-from ..loading import load_model
+from ..files.folders import check_folder
 from ..pruner import OptinPruner
+from ..publishing.pruned_folders import read_report
+from ..reading.sources import find_source, read_calibration
 from ..report import REPORT_FILE, PruningReport
-from ..saved import read_report
-from ..sources import find_source, read_calibration
+from ..storage.loading import load_model
 from .options import add_options, given
 
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(OptinConfig))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from ..benchmark import latency_entry
-from ..loading import load_model
+from ..evaluation.latency import latency_entry
+from ..publishing.pruned_folders import read_report
 from ..report import REPORT_FILE, latency_line
-from ..saved import read_report
+from ..storage.loading import load_model
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
 from .rescue import note_figures

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from ..evaluation import compare_glue, evaluate_glue
-from ..glue import find_task
-from ..loading import load_model, load_processor
+from ..evaluation.accuracy import compare_glue, evaluate_glue
+from ..evaluation.glue import find_task
 from ..report import evaluation_lines
+from ..storage.loading import load_model, load_processor
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
 from .rescue import note_figures

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..card import weight_bytes
+from ..merging.schedule import TokenSchedule
+from ..publishing.card import weight_bytes
+from ..publishing.pruned_folders import read_config, read_report
 from ..report import layer_table, layers_of
-from ..saved import read_config, read_report
-from ..schedule import TokenSchedule
-from ..structure import structure_from_json
+from ..storage.structure import structure_from_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

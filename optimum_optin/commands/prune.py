@@ -10,12 +10,12 @@ from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
 from ..config import OptinConfig
-from ..evaluation import check_model
-from ..folders import NotSavedError, check_folder
-from ..glue import read_glue
-from ..hub import check_push
-from ..processes import is_main, process_count
+from ..evaluation.accuracy import check_model
+from ..evaluation.glue import read_glue
+from ..files.folders import NotSavedError, check_folder
 from ..pruner import OptinPruner
+from ..publishing.hub import check_push
+from ..running.processes import is_main, process_count
 from ..scoring import Scores
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
 from .rescue import check_place, save_bare, save_or_none, save_somewhere

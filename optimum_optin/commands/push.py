@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..saved import push_folder
+from ..publishing.pruned_folders import push_folder
 from .options import add_options, given
 
 _OPTIONS = ("private", "revision", "create_pr", "commit_message", "token", "scores")

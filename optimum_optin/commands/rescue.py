@@ -11,11 +11,11 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..folders import NotSavedError, atomic_folder
-from ..integrity import check_rebuilt, check_saved
+from ..files.folders import NotSavedError, atomic_folder
 from ..pruner import OptinPruner
+from ..publishing.pruned_folders import write_report
 from ..report import PruningReport
-from ..saved import write_report
+from ..storage.integrity import check_rebuilt, check_saved
 
 logger = logging.get_logger(__name__)
 

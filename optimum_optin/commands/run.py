@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from ..folders import NotSavedError
-from ..processes import is_main
-from . import benchmark, evaluate, info, plan, prune, push, score
+from ..commands import benchmark, evaluate, info, plan, prune, push, score
+from ..files.folders import NotSavedError
+from ..running.processes import is_main
 
 COMMANDS = {
     "prune": prune,

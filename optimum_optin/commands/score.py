@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..config import SCORING_FIELDS
-from ..folders import check_folder
+from ..files.folders import check_folder
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
 from .rescue import check_place, save_somewhere
 

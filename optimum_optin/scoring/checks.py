@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..groups import Group
+from ..architectures.group import Group
 from .registry import Terms
 
 # Not booleans and complex numbers; of 8-bit floats, PyTorch cannot tell whether they are finite.

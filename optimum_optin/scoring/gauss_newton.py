@@ -12,15 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..architectures import find_layers
+from ..architectures.find import find_layers
+from ..architectures.group import Group
 from ..config import OptinConfig
-from ..groups import Batch, Group, samples_in
-from ..losses import probe_manifold, probe_output
-from ..masking import gradients, masked
-from ..processes import my_share, progress
-from ..randomness import generators
-from ..tokens import token_masks
-from ..trajectory import compared_output, draw_rows, recorded, trajectory_features
+from ..editing.masking import gradients, masked
+from ..inputs.tokens import token_masks
+from ..passes.losses import probe_manifold, probe_output
+from ..passes.trajectory import compared_output, draw_rows, recorded, trajectory_features
+from ..running.batch import Batch, samples_in
+from ..running.processes import my_share, progress
+from ..running.randomness import generators
 from .registry import Terms, means, register_scorer
 
 

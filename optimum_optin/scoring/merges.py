@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from ..architectures import find_layers
+from ..architectures.find import find_layers
 from ..config import OptinConfig
-from ..groups import Batch
-from ..images import image_tokens, prefix_tokens
-from ..losses import manifold_distance, output_distance
-from ..merging import most_merges
-from ..processes import add_up, my_share, progress
-from ..randomness import generators
-from ..schedule import TokenSchedule
-from ..token_merging import merging
-from ..tokens import token_masks
-from ..trajectory import Rows, compared_output, draw_rows, recorded, replayed, trajectory_features
+from ..inputs.tokens import token_masks
+from ..inputs.vision import image_tokens, prefix_tokens
+from ..merging.hooks import merging
+from ..merging.matching import most_merges
+from ..merging.schedule import TokenSchedule
+from ..passes.losses import manifold_distance, output_distance
+from ..passes.trajectory import Rows, compared_output, draw_rows, recorded, replayed, trajectory_features
+from ..running.batch import Batch
+from ..running.processes import add_up, my_share, progress
+from ..running.randomness import generators
 from .registry import Terms
 
 _BATCHES = 4  # losses of many samples are means already

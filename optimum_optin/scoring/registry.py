@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..architectures.group import Group
 from ..config import OptinConfig
-from ..groups import Batch, Group
-from ..processes import add_up
-from ..walk import Start
+from ..passes.walk import Start
+from ..running.batch import Batch
+from ..running.processes import add_up
 
 Terms = dict[str, dict[str, Tensor]]
 """Term (`"trajectory"`, `"output"`) -> group key -> score per unit, shape (units,), 0 or more."""

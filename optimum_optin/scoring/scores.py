@@ -19,20 +19,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures import find_groups, find_layers
+from ..architectures.find import find_groups, find_layers
+from ..architectures.group import Group, Masks
 from ..config import SCORING_FIELDS, OptinConfig
-from ..data import mean_tokens, probe_batch
-from ..exchange import interrupted_save
-from ..fingerprint import fingerprint
-from ..folders import atomic_folder
-from ..groups import Batch, Group, Masks
-from ..hub import is_hub_id
-from ..masking import frozen
-from ..processes import check_processes, is_main, wait
-from ..token_merging import merges_tokens
-from ..trajectory import has_head
-from ..walk import Start
+from ..files.exchange import interrupted_save
+from ..files.folders import atomic_folder
+from ..hub_id import is_hub_id
+from ..inputs.calibration import mean_tokens, probe_batch
+from ..merging.hooks import merges_tokens
+from ..passes.trajectory import has_head
+from ..passes.walk import Start
+from ..running.batch import Batch
+from ..running.freezing import frozen
+from ..running.processes import check_processes, is_main, wait
 from .checks import check_merges, check_terms
+from .fingerprint import fingerprint
 from .merges import score_merges
 from .registry import Scored, Terms, get_scorer
 

@@ -14,19 +14,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..architectures import find_layers
+from ..architectures.find import find_layers
+from ..architectures.group import Group
 from ..config import OptinConfig
-from ..groups import Batch, Group
-from ..losses import probe_manifold, probe_output
-from ..masking import differentiable, gradients
-from ..moments import Moments
-from ..processes import add_up, my_share, progress
-from ..randomness import generators
-from ..surgeon import removal_scores
-from ..tokens import token_masks
-from ..trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
-from ..walk import Start, called, real_rows
+from ..editing.masking import differentiable, gradients
+from ..inputs.tokens import token_masks
+from ..passes.losses import probe_manifold, probe_output
+from ..passes.moments import Moments
+from ..passes.trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
+from ..passes.walk import Start, called, real_rows
+from ..running.batch import Batch
+from ..running.processes import add_up, my_share, progress
+from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
+from .removal import removal_scores
 
 
 @register_scorer("surgeon")

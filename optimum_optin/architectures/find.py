@@ -1,0 +1,170 @@
+"""A model's layers and groups, found by its row in the table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from .group import Group, Producer, attribute
+from .registry import known_architectures, row_of
+from .stacks import Stack, Sublayer
+
+
+def stack_inputs(model: nn.Module) -> dict[str, str]:
+    """The model's stacks in order of execution: name -> the model's input that its tokens are made of."""
+    return {stack.name: stack.reads or model.main_input_name for stack in _stacks_of(model)}
+
+
+def find_layers(model: nn.Module) -> dict[str, str]:
+    """The model's layers in order of execution: name (`"layers.0"`) -> module path."""
+    layers = {}
+    for stack in _stacks_of(model):
+        path = _base_prefix(model) + stack.layers
+        before, staged, after = path.partition(".*")
+        try:
+            stages = range(len(model.get_submodule(before))) if staged else [0]
+            lists = [f"{before}.{stage}{after}" if staged else path for stage in stages]
+            paths = [[f"{each}.{index}" for index in range(len(model.get_submodule(each)))] for each in lists]
+        except AttributeError as error:
+            raise ValueError(f"this {model.config.model_type!r} model has no layers at {path}: {error}.") from error
+        count = 0
+        for stage, found in zip(stages, paths, strict=True):
+            layers |= {f"{stack.name}.{count + index}": layer for index, layer in enumerate(found)}
+            count += len(found)
+            end = stack.between and _base_prefix(model) + stack.between.replace("*", str(stage))
+            if end and _holds(model, end):
+                layers[f"{stack.name}.between.{stage}"] = end
+    return layers
+
+
+def find_groups(model: nn.Module) -> list[Group]:
+    """All groups of removable units, in order of execution.
+
+    A sublayer that was pruned away entirely has no units left and is not listed.
+
+    Raises:
+        ValueError: the model type is not registered, or the model does not look as its row says.
+    """
+    stacks = {stack.name: stack for stack in _stacks_of(model)}
+    groups = []
+    for layer, path in find_layers(model).items():
+        stack = stacks.get(layer.rpartition(".")[0])
+        for sublayer in stack.sublayers if stack else ():  # what ends a stage has no units
+            group = _group(model, layer, path, sublayer)
+            if group is not None:
+                groups.append(replace(group, pre_norm=stack.pre_norm))
+    return groups
+
+
+def key_projections(model: nn.Module) -> dict[str, str]:
+    """Layer -> path of the linear that makes its keys, gone or not; see `Stack.keys`.
+
+    Raises:
+        ValueError: tokens of this architecture cannot be merged.
+    """
+    stacks = _stacks_of(model)
+    if len(stacks) > 1 or stacks[0].keys is None:
+        rows = {name: row_of(name) for name in known_architectures()}
+        able = [name for name, row in rows.items() if all(stack.keys for stack in row)]
+        partly = [name for name, row in rows.items() if any(stack.keys for stack in row)]
+        able += [f"{name} (its classifiers of images)" for name in partly if name not in able]
+        raise ValueError(
+            f"tokens of this {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
+            "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
+            "or rotary positions): set tokens='none'."
+        )
+    return {layer: f"{path}.{stacks[0].keys}" for layer, path in find_layers(model).items()}
+
+
+def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group | None:
+    if sublayer.otherwise and not _has_linears(model.get_submodule(path), sublayer):
+        return _group(model, layer, path, sublayer.otherwise)
+    try:
+        consumer = model.get_submodule(f"{path}.{sublayer.consumer}")
+        if consumer.in_features == 0:
+            return None
+        width = sublayer.width if isinstance(sublayer.width, int) else attribute(model, f"{path}.{sublayer.width}")
+        for producer in sublayer.producers:
+            _check_producer(model.get_submodule(f"{path}.{producer.path}"), producer, consumer)
+        if not isinstance(width, int) or width < 1 or consumer.in_features % width:
+            raise AttributeError(f"{consumer.in_features} inputs of {sublayer.consumer} are no multiple of {width!r}")
+    except AttributeError as error:
+        raise ValueError(
+            f"{layer} of this {model.config.model_type!r} model is not built as its architecture row says: {error}."
+        ) from error
+    features = {"units": 1, "features": width}
+    return Group(
+        layer=layer,
+        role=sublayer.role,
+        units=consumer.in_features // width,
+        width=width,
+        consumer=f"{path}.{sublayer.consumer}",
+        producers=tuple(Producer(f"{path}.{producer.path}", producer.parts) for producer in sublayer.producers),
+        core=sublayer.core and f"{path}.{sublayer.core}",
+        counters={f"{path}.{name}": features[kind] for name, kind in sublayer.counters.items()},
+        tables={
+            f"{path}.{name}": dim for name, dim in sublayer.tables.items() if _holds(model.get_submodule(path), name)
+        },
+        shared_bias=sublayer.shared_bias and f"{path}.{sublayer.shared_bias}",
+        windowed=sublayer.windowed,
+        stream=sublayer.stream and f"{path}.{sublayer.stream}",
+        scale=sublayer.scale and f"{path}.{sublayer.scale}",
+        normed_output=sublayer.normed_output,
+        config_fields=sublayer.config_fields,
+    )
+
+
+def _has_linears(layer: nn.Module, sublayer: Sublayer) -> bool:
+    return all(_holds(layer, path) for path in (sublayer.consumer, *(each.path for each in sublayer.producers)))
+
+
+def _holds(module: nn.Module, path: str) -> bool:
+    """Whether there is something at a path, module or parameter."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module is not None
+
+
+def _check_producer(module: nn.Module, producer: Producer, consumer: nn.Module) -> None:
+    if module.out_features != producer.parts * consumer.in_features:
+        raise AttributeError(
+            f"{producer.path} writes {module.out_features} features for a consumer of "
+            f"{producer.parts} x {consumer.in_features}"
+        )
+
+
+def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type == "timm_wrapper" and model_type not in known_architectures():
+        raise ValueError(
+            "models of timm are not supported: load a transformers checkpoint of the same weights (ViT, DeiT, BEiT, "
+            f"DINOv2, Swin, ...); known: {', '.join(known_architectures())}."
+        )
+    if model_type not in known_architectures() and hasattr(config, "vision_config"):
+        prefix = type(config).__name__.removesuffix("Config")
+        raise ValueError(
+            f"this {model_type!r} model has towers of their own: load one by {prefix}VisionModel.from_pretrained or "
+            f"the like, and prune that; known: {', '.join(known_architectures())}."
+        )
+    stacks = row_of(model_type)
+    # A classifier of images has one tower of a dual model.
+    there = [stack for stack in stacks if _holds(model, _base_prefix(model) + stack.layers.partition(".*")[0])]
+    stacks = tuple(there) or stacks
+    if getattr(model.config, "is_decoder", False):
+        raise ValueError(
+            f"this {model_type!r} model is set up as a decoder (is_decoder=True); its row is for encoders."
+        )
+    return stacks
+
+
+def _base_prefix(model: nn.Module) -> str:
+    if getattr(model, "base_model", model) is not model:
+        return f"{model.base_model_prefix}."
+    starts = [stack.layers.partition(".*")[0] for stack in row_of(model.config.model_type)]
+    if any(_holds(model, start) for start in starts):
+        return ""
+    # A class of the user's own may call its base model anything.
+    inside = [path for path, module in model.named_modules() if any(_holds(module, start) for start in starts)]
+    return f"{inside[0]}." if len(inside) == 1 else ""

@@ -1,0 +1,213 @@
+"""Compensation: refit what is left to do the work of what was removed, in closed form and without labels.
+
+Layer by layer, on inputs that have already passed the pruned layers below, two ridge regressions for each sublayer:
+its producers are corrected for what their input has come to lack, as far as the input itself tells, and its consumer is
+refitted towards the dense model's output of the sublayer, the error that the residual stream carries included. Tokens
+weigh as much as they matter to the model's output (`token_weights.py`). Both changes are folded into weights and
+biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..architectures.find import find_groups, find_layers
+from ..architectures.group import Group, attribute, stack_of
+from ..config import OptinConfig
+from ..inputs.tokens import token_masks
+from ..passes.walk import PrunedWalk, Rows, Start, Walk, dense_pass, find_module
+from ..running.batch import Batch
+from ..running.freezing import frozen
+from ..running.processes import my_share, progress, take_from_main
+from ..running.randomness import generators
+from .ridge import Regression, solve_ridge
+
+logger = logging.get_logger(__name__)
+
+Walks = list[PrunedWalk | None]
+"""One walk for each batch; `None` where another process has it."""
+
+_LEAST_SCALE = 1e-3  # of the mean
+_HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
+
+
+def compensate(
+    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], config: OptinConfig | None = None
+) -> None:
+    """Refit producers and consumers of `pruned`, in place; returns nothing.
+
+    Args:
+        dense: the model before pruning; unchanged.
+        pruned: the rewritten model.
+        batches: calibration batches on the models' device.
+        config: see `dense_passes`.
+    """
+    refit(dense, [pruned], dense_passes(dense, batches, config or OptinConfig()))
+
+
+@torch.inference_mode(False)
+def dense_passes(
+    dense: nn.Module, batches: Sequence[Batch], config: OptinConfig, wanted: Sequence[int] | None = None
+) -> list[Start | None]:
+    """What `refit` needs to know of the dense model, for any number of pruned ones: one pass of every wanted batch.
+
+    Args:
+        dense: the model before pruning; unchanged.
+        batches: calibration batches on its device.
+        config: seed, rows and temperature of the probes that weigh the tokens; the same as of the `surgeon` scorer.
+        wanted: indices of the batches to run; `None` for all.
+
+    Returns:
+        An entry for each wanted batch, in that order; `None` where another process has it.
+    """
+    groups = find_groups(dense)
+    streams = generators(config.seed, len(batches))
+    wanted = range(len(batches)) if wanted is None else wanted
+    starts: list[Start | None] = [None] * len(wanted)
+    with frozen(dense):
+        for place in progress(my_share(len(wanted)), "token weights", "batch"):
+            index = wanted[place]
+            starts[place] = dense_pass(
+                dense,
+                batches[index],
+                groups,
+                rows=config.rows,
+                temperature=config.temperature,
+                generator=streams[index],
+            )
+    return starts
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def refit(
+    dense: nn.Module, pruned: Sequence[nn.Module], starts: Sequence[Start | None], strength: float | None = None
+) -> None:
+    """Refit producers and consumers of pruned models, in place; returns nothing.
+
+    Besides the models, memory holds the calibration data's hidden states at one layer of every model with the
+    sources and targets of that layer's sublayers, the Gram matrices of one regression, and what `Start` holds: the
+    first layer's input, the arguments of every layer's call (attention masks, MPNet's position bias), and a weight
+    per token and sublayer.
+
+    Args:
+        dense: the model before pruning; unchanged.
+        pruned: rewritten models of it, to share one pass of the dense model.
+        starts: from `dense_passes` or `Scores.starts`; `None` for batches that other processes work on.
+        strength: of the regularisation; `None` chooses it for each linear on held-out tokens, at several times the
+            price in linear algebra.
+    """
+    groups = find_groups(dense)
+    stack = None
+    with ExitStack() as contexts:
+        for model in (dense, *pruned):
+            contexts.enter_context(frozen(model))
+        for name, path in progress(find_layers(dense).items(), "compensation", "layer"):
+            if stack_of(name) != stack:
+                stack = stack_of(name)
+                dense_walks = [start and Walk(start, stack) for start in starts]
+                walks_of = [[walk and PrunedWalk(walk) for walk in dense_walks] for _ in pruned]
+            layer_groups = [group for group in groups if group.layer == name]
+            for walk in filter(None, dense_walks):
+                walk.enter(name, dense, path, layer_groups)
+            for model, walks in zip(pruned, walks_of, strict=True):
+                _refit_layer(model, path, layer_groups, walks, strength)
+
+
+def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks, strength: float | None) -> None:
+    """Refit the sublayers of a layer in order, and walk through it."""
+    for index, group in enumerate(groups):
+        try:
+            _refit_producers(pruned, path, group, walks, strength)
+            _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
+        except ValueError as error:
+            raise ValueError(f"{group.key} cannot be refitted: {error}; check its weights and the data.") from error
+    for walk in filter(None, walks):
+        walk.leave(pruned, path)
+
+
+def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Warn if there are fewer calibration tokens than the widest consumer has inputs."""
+    masks = [token_masks(model, batch) for batch in batches]
+    for stack in masks[0]:
+        tokens = sum(int(each[stack].sum()) for each in masks)
+        groups = [group for group in find_groups(model) if stack_of(group.layer) == stack]
+        inputs = max((model.get_submodule(group.consumer).in_features for group in groups), default=0)
+        if tokens < inputs:
+            logger.warning(
+                f"calibration data have {tokens} tokens, fewer than the {inputs} inputs of a linear: the refit may do "
+                "little; give more samples."
+            )
+
+
+def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: Walks, strength: float | None) -> None:
+    """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
+    producers = [find_module(pruned, producer.path) for producer in group.producers]
+    if None in producers or producers[0].out_features == 0:  # they went with the last unit
+        return
+    fit, held_out = _sums(
+        producers[0], producers[0].in_features, walks, lambda walk: walk.input_errors(pruned, path, group)
+    )
+    # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
+    for intercept in sorted({producer.bias is not None for producer in producers}):
+        change, shift = _solved(fit, held_out, intercept, strength)
+        for producer in (each for each in producers if (each.bias is not None) == intercept):
+            weight = producer.weight.double()
+            producer.weight += (weight @ change).to(producer.weight)
+            if intercept:
+                producer.bias += (weight @ shift).to(producer.bias)
+
+
+def _refit_consumer(
+    pruned: nn.Module, path: str, group: Group, earlier: list[Group], *, walks: Walks, strength: float | None
+) -> None:
+    consumer = pruned.get_submodule(group.consumer)
+    fit, held_out = _sums(
+        consumer, consumer.out_features, walks, lambda walk: walk.output_errors(pruned, path, group, earlier)
+    )
+    weight, bias = _solved(fit, held_out, consumer.bias is not None, strength)
+    if group.scale is not None:  # the errors are those of the stream
+        share = _inverse(attribute(pruned, group.scale), weight)
+        weight, bias = weight * share[:, None], bias * share
+    if consumer.in_features:
+        consumer.weight += weight.to(consumer.weight)
+    if consumer.bias is not None:
+        consumer.bias += bias.to(consumer.bias)
+
+
+def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
+    """What a channel's change is to be multiplied by before its layer scale; 0 for channels as good as switched off."""
+    scale = torch.as_tensor(scale).to(like).expand(len(like))
+    return torch.where(scale.abs() > _LEAST_SCALE * scale.abs().mean(), 1 / scale, 0)
+
+
+def _sums(
+    linear: nn.Linear, outputs: int, walks: Walks, rows_of: Callable[[PrunedWalk], Rows]
+) -> tuple[Regression, Regression]:
+    """The sums of every walk's rows, of `outputs` errors by the linear's inputs: (to fit, held out)."""
+    fit, held_out = (Regression(linear.in_features, outputs, linear.weight.device) for _ in range(2))
+    for index, walk in enumerate(walks):
+        if walk is None:
+            continue
+        rows = rows_of(walk)
+        if len(walks) == 1:
+            is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
+            held_out.add(*(each[is_held_out] for each in rows))
+            fit.add(*(each[~is_held_out] for each in rows))
+        else:
+            (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+    fit.add_up()
+    held_out.add_up()
+    return fit, held_out
+
+
+def _solved(fit: Regression, held_out: Regression, intercept: bool, strength: float | None) -> tuple[Tensor, Tensor]:
+    """What `solve_ridge` finds, the same to the last bit on every process."""
+    weight, bias = (each.contiguous() for each in solve_ridge(fit, held_out, intercept, strength))
+    take_from_main(weight, bias)
+    return weight, bias

@@ -1,0 +1,139 @@
+"""Ridge regression from streamed sums: memory does not grow with the number of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..passes.moments import Moments, cholesky
+from ..running.processes import add_up
+
+# Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_MIDDLING = 1e-2
+
+
+class Regression:
+    """The weighted sums that a linear regression of `errors` on `inputs` needs.
+
+    Args:
+        inputs: input features.
+        outputs: output features.
+        device: where to keep the sums.
+
+    Attributes:
+        inputs: moments of the inputs.
+        cross: weighted sum of the outer products of shifted inputs and errors, shape (inputs, outputs).
+        error_sum: weighted sum of the errors, shape (outputs,).
+        error_squares: weighted sum of their squares.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
+        zeros = {"dtype": torch.float64, "device": device}
+        self.inputs = Moments(inputs, device)
+        self.cross = torch.zeros(inputs, outputs, **zeros)
+        self.error_sum = torch.zeros(outputs, **zeros)
+        self.error_squares = torch.zeros((), **zeros)
+
+    @property
+    def count(self) -> Tensor:
+        """Rows."""
+        return self.inputs.count
+
+    def add(self, inputs: Tensor, errors: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            inputs: shape (rows, inputs).
+            errors: shape (rows, outputs).
+            weights: how much each row counts, shape (rows,); `None` is one each.
+        """
+        errors = errors.float().to(inputs.device)
+        weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
+        self.cross += self.inputs.add(inputs, weights).T @ errors
+        self.error_sum += (errors * weights[:, None]).sum(0)
+        self.error_squares += (errors.double().square() * weights[:, None]).sum()
+
+    def add_up(self) -> None:
+        """Add the other processes' sums, in place."""
+        before = self.inputs.shift
+        self.inputs.add_up()
+        self.cross += (before - self.inputs.shift).outer(self.error_sum)
+        add_up(self.cross, self.error_sum, self.error_squares)
+
+    def merged(self, other: Regression) -> Regression:
+        """The sums over the rows of both."""
+        both = Regression(*self.cross.shape, self.cross.device)
+        both.inputs = self.inputs.merged(other.inputs)
+        both.cross = self.cross + other.cross + (other.inputs.shift - both.inputs.shift).outer(other.error_sum)
+        both.error_sum = self.error_sum + other.error_sum
+        both.error_squares = self.error_squares + other.error_squares
+        return both
+
+    def normal_equations(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """Weighted sums of the outer products of inputs with inputs, and of inputs with errors; float64.
+
+        Args:
+            centred: whether of what the inputs differ from their mean by.
+
+        Returns:
+            Shapes (inputs, inputs) and (inputs, outputs).
+        """
+        origin = self.inputs.mean() if centred else torch.zeros_like(self.inputs.shift)
+        cross = self.cross + (self.inputs.shift - origin).outer(self.error_sum)
+        return self.inputs.scatter(centred), cross
+
+    def loss(self, weight: Tensor, bias: Tensor) -> float:
+        """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
+        bias = bias + weight @ self.inputs.shift  # of shifted inputs
+        loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
+        loss = loss + ((weight @ self.inputs.gram) * weight).sum() + 2 * bias @ (weight @ self.inputs.total)
+        return float(loss + self.inputs.weight * bias.square().sum())
+
+
+def solve_ridge(
+    fit: Regression, held_out: Regression, intercept: bool, strength: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The change of weight and bias that predicts the errors best, pulled towards no change.
+
+    The strength of the pull is chosen on held-out rows: the weakest that a stronger one does not beat. No change at
+    all wins if nothing beats it there. The chosen strength is then solved for on all rows.
+
+    Args:
+        fit: rows to fit.
+        held_out: rows to choose by; if empty, a middling strength is used.
+        intercept: whether a bias may change.
+        strength: one of `STRENGTHS`, to skip the choice.
+
+    Returns:
+        Change of the weight, shape (outputs, inputs), and of the bias, shape (outputs,); float64.
+    """
+    if strength is None and held_out.count and fit.count:
+        strength = _best_strength(fit, held_out, intercept)
+        if strength is None:
+            return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
+    return _solve(fit.merged(held_out), strength or _MIDDLING, intercept)
+
+
+def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> float | None:
+    """The strength with the least held-out loss, `None` if no change loses less; weakest first, while it helps."""
+    best, least = None, torch.inf
+    for strength in STRENGTHS:
+        loss = held_out.loss(*_solve(fit, strength, intercept))
+        if loss > least:
+            break
+        best, least = strength, loss
+    nothing = torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
+    return best if least < held_out.loss(*nothing) else None
+
+
+def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
+    mean, error_mean = rows.inputs.mean(), rows.error_sum / rows.inputs.weight
+    gram, cross = rows.normal_equations(centred=intercept)
+    if len(gram) == 0:
+        weight = cross.T
+    else:
+        pull = strength * gram.diagonal().mean().clamp_min(0) + rows.inputs.floor() + 1e-12
+        weight = torch.cholesky_solve(cross, cholesky(gram, pull)).T
+    bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)
+    return weight, bias

@@ -1,0 +1,76 @@
+"""Masks on a live model: multiply each consumer's input, leave the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures.group import Group, Masks, stack_of
+
+
+@contextmanager
+def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[None]:
+    """Run the model as if masked units were gone; undone on exit.
+
+    Args:
+        model: the model, not changed.
+        groups: its groups; those without a mask stay whole.
+        masks: group key -> mask of shape (units,), or (batch, units) for one mask per sample. A mask
+            may require gradients: its gradient is then the sensitivity of each unit.
+    """
+    with ExitStack() as stack:
+        for group in groups:
+            if group.key in masks:
+                consumer = model.get_submodule(group.consumer)
+                hook = consumer.register_forward_pre_hook(_masking_hook(masks[group.key], group.width))
+                stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
+    """Record a graph from the first group of every stack on, though no weight requires gradients; undone on exit.
+
+    Args:
+        model: the model, not changed.
+        groups: its groups.
+    """
+    device = next(model.parameters()).device
+    first: dict[str, Group] = {}
+    for group in groups:
+        first.setdefault(stack_of(group.layer), group)
+    ones = {group.key: torch.ones(group.units, device=device, requires_grad=True) for group in first.values()}
+    with torch.enable_grad(), masked(model, first.values(), ones):
+        yield
+
+
+def gradients(functional: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradients of a functional of the model's outputs by what went before, one for each of `leaves`.
+
+    Raises:
+        ValueError: the outputs carry none.
+    """
+    try:
+        return torch.autograd.grad(functional, leaves, retain_graph=keep_graph)
+    except RuntimeError as error:
+        if functional.requires_grad and "used in the graph" not in str(error):
+            raise
+        raise ValueError(
+            "what the model's forward returns has no gradient by all of its layers, which these scores and the refit "
+            "need: let forward do without torch.no_grad, detach() and numpy, and use every sample and layer. "
+            "(scorer='exact' with compensation='none' takes it as it is.)"
+        ) from error
+
+
+def _masking_hook(mask: Tensor, width: int):
+    def hook(module: nn.Module, args: tuple) -> tuple:
+        units = args[0]  # (batch, tokens, units * width), or the windows of one sample after those of another
+        columns = mask.to(units).repeat_interleave(width, dim=-1)
+        if columns.dim() == 2:
+            columns = columns.repeat_interleave(len(units) // len(columns), dim=0).unsqueeze(1)
+        return (units * columns, *args[1:])
+
+    return hook

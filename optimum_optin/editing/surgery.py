@@ -1,0 +1,249 @@
+"""Rewriting: slice producers and consumers to the kept units, in place.
+
+What comes out is an ordinary model of smaller linears. Works on the meta device too, which is how a
+saved model is rebuilt before its weights are loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from ..architectures.group import Group, Masks, attribute
+
+
+def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
+    """Remove the units that `masks` drop, in place; returns nothing.
+
+    Args:
+        model: the model to cut; its other weights stay the same tensors.
+        groups: groups of this model as it is now.
+        masks: group key -> mask, shape (units,); true or 1 = keep.
+
+    Raises:
+        ValueError: a group without a mask, or with one of another length; nothing is cut then.
+    """
+    groups = list(groups)
+    for group in groups:
+        given = len(masks[group.key]) if group.key in masks else "none"
+        if given != group.units:
+            raise ValueError(f"{group.key} needs a mask of {group.units} units, got {given}.")
+    for group in groups:
+        kept = masks[group.key].cpu().nonzero().flatten()
+        if len(kept) < group.units:
+            _cut(model, group, kept)
+
+
+class RemovedAttention(nn.Module):
+    """What is left of an attention without heads: nothing, or its consumer's bias.
+
+    Reshaping zero heads is ambiguous, so the module that does it is replaced. A consumer that lives
+    inside (an `EmptyLinear`) keeps its name, and with it its bias in the state dict.
+
+    Args:
+        consumer: name and module of the consumer, if it lives inside the replaced module.
+    """
+
+    def __init__(self, consumer: tuple[str, nn.Module] | None = None):
+        super().__init__()
+        self.consumer_name = consumer and consumer[0]
+        if consumer:
+            self.add_module(*consumer)
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> tuple[Tensor, None]:
+        """Output for hidden states of shape (batch, tokens, channels), and no attention weights."""
+        empty = hidden_states[..., :0]
+        return (self.get_submodule(self.consumer_name)(empty) if self.consumer_name else empty), None
+
+
+class EmptyLinear(NonDynamicallyQuantizableLinear):
+    """What is left of a linear that lost all its inputs or all its outputs: of the first a bias, of the second nothing.
+
+    Weights without elements are no parameters here: they would be saved and exported, and quantizers make nonsense of
+    them. They are still there for whoever looks at a linear's (PEFT).
+    """
+
+    def hold(self, empty: Mapping[str, Tensor]) -> None:
+        """Keep tensors without elements as plain attributes, by name."""
+        self.empty = tuple(empty)
+        vars(self).update({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in empty.items()})
+        for name in empty:
+            getattr(self, name)._is_hf_initialized = True  # transformers would divide by its size (SigLIP)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The bias, or zeros, for each token of `input`, shape (..., in_features); shape (..., out_features)."""
+        if self.out_features == 0:
+            return input[..., :0]
+        bias = input.new_zeros(self.out_features) if self.bias is None else self.bias.to(input.dtype)
+        if self.training:  # in the graph: what comes before gets gradients, of 0, as everything does
+            bias = bias + input.sum(-1, keepdim=True)
+        return bias.expand(*input.shape[:-1], -1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmptyLinear:
+        self.hold({name: fn(getattr(self, name)) for name in self.empty})
+        return super()._apply(fn, recurse)
+
+
+def empty(module: nn.Module) -> None:
+    """Let a linear without inputs or outputs do without a weight, in place; see `EmptyLinear`."""
+    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear):  # a kind of its own may compute anything
+        return
+    tensors = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.numel() == 0}
+    for name in tensors:
+        delattr(module, name)
+    module.__class__ = EmptyLinear  # in place, so that hooks stay
+    module.hold(tensors)
+
+
+class HeadSelector:
+    """Pre-forward hook that slices a position bias shared by a stack to the kept heads.
+
+    Args:
+        argument: the bias's name among the module's arguments; shape (batch, heads, queries, keys).
+        position: its index among the positional ones.
+        kept: the heads that stay.
+    """
+
+    def __init__(self, argument: str, position: int, kept: list[int]):
+        self.argument = argument
+        self.position = position
+        self.kept = kept
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if self.position < len(args):
+            bias = self._select(args[self.position])
+            return (*args[: self.position], bias, *args[self.position + 1 :]), kwargs
+        return args, {**kwargs, self.argument: self._select(kwargs.get(self.argument))}
+
+    def _select(self, bias: Tensor | None) -> Tensor | None:
+        # Without a bias, an attention mask is the same for all heads.
+        return bias if bias is None or bias.shape[1] == 1 else bias[:, self.kept]
+
+
+def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
+    size = group.units * group.width
+    columns = (kept[:, None] * group.width + torch.arange(group.width, device=kept.device)).flatten()
+    for producer in group.producers:
+        rows = torch.cat([columns + part * size for part in range(producer.parts)])
+        slice_outputs(model.get_submodule(producer.path), rows)
+    slice_inputs(model.get_submodule(group.consumer), columns)
+    for path, dim in group.tables.items():
+        _set(model, path, _sliced(attribute(model, path), dim, kept))
+    for path, features in group.counters.items():
+        _set(model, path, len(kept) * features)
+    if len(kept) == 0:
+        for path in (group.consumer, *(producer.path for producer in group.producers)):
+            empty(model.get_submodule(path))
+    if group.core and len(kept) == 0:
+        _remove_core(model, group)
+    elif group.shared_bias:
+        reader, _, argument = group.shared_bias.rpartition(".")
+        _select_heads(model.get_submodule(reader), argument, kept)
+
+
+def _set(model: nn.Module, path: str, value: Any) -> None:
+    module, _, name = path.rpartition(".")
+    setattr(model.get_submodule(module), name, value)
+
+
+def _remove_core(model: nn.Module, group: Group) -> None:
+    inside = group.consumer.startswith(f"{group.core}.")
+    name = group.consumer.removeprefix(f"{group.core}.")
+    core = model.get_submodule(group.core)
+    removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
+    model.set_submodule(group.core, removed.train(core.training))
+    for path in group.tables:
+        # What makes a bias of a table cannot reshape an empty one either; `None` says that there is no bias.
+        if not path.startswith(f"{group.core}."):
+            _set(model, path.rpartition(".")[0], None)
+
+
+def _select_heads(reader: nn.Module, argument: str, kept: Tensor) -> None:
+    for hook in reader._forward_pre_hooks.values():
+        if isinstance(hook, HeadSelector):  # pruned before: `kept` picks among the heads it selects
+            hook.kept = [hook.kept[index] for index in kept]
+            return
+    position = list(inspect.signature(reader.forward).parameters).index(argument)
+    reader.register_forward_pre_hook(HeadSelector(argument, position, kept.tolist()), with_kwargs=True)
+
+
+def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:
+    """Raise if something that `rewrite` would slice is not a plain module of its group's own.
+
+    Raises:
+        ValueError: names the module: a kind that no one has taught us to slice (an adapter's), a weight that is
+            computed from others, or a module that two layers share.
+    """
+    seen: dict[nn.Module, str] = {}
+    for group in groups:
+        parts = [(producer.path, slice_outputs) for producer in group.producers] + [(group.consumer, slice_inputs)]
+        for path, cut in parts:
+            module = model.get_submodule(path)
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            if cut.dispatch(type(module)) is cut.dispatch(object):
+                raise ValueError(
+                    f"{path} is a {kind}, which we cannot slice: merge adapters first (merge_and_unload), or "
+                    f"register a case with {cut.__name__}.register."
+                )
+            own = type(module) not in cut.registry and type(module).forward is not nn.Linear.forward
+            if isinstance(module, nn.Linear) and own:
+                raise ValueError(
+                    f"{path} is a {kind}, a linear with a forward of its own, which we cannot slice: merge adapters "
+                    f"first (merge_and_unload), or register a case with {cut.__name__}.register."
+                )
+            if isinstance(module, nn.Linear) and "weight" not in module._parameters:
+                raise ValueError(
+                    f"the weight of {path} ({kind}) is computed from others: remove parametrizations, norms and masks "
+                    "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
+                )
+            if seen.setdefault(module, path) != path:
+                raise ValueError(
+                    f"{path} and {seen[module]} are one module, which we cannot cut for both: copy it first."
+                )
+
+
+@singledispatch
+def slice_outputs(module: nn.Module, rows: Tensor) -> None:
+    """Keep the output features `rows` of a producer, in place.
+
+    Raises:
+        TypeError: a kind of module that no one has taught us to slice.
+    """
+    raise TypeError(
+        f"cannot slice the outputs of {type(module).__name__}: register a case with slice_outputs.register."
+    )
+
+
+@singledispatch
+def slice_inputs(module: nn.Module, columns: Tensor) -> None:
+    """Keep the input features `columns` of a consumer, in place.
+
+    Raises:
+        TypeError: a kind of module that no one has taught us to slice.
+    """
+    raise TypeError(f"cannot slice the inputs of {type(module).__name__}: register a case with slice_inputs.register.")
+
+
+@slice_outputs.register
+def _(module: nn.Linear, rows: Tensor) -> None:
+    module.weight = _sliced(module.weight, 0, rows)
+    if module.bias is not None:
+        module.bias = _sliced(module.bias, 0, rows)
+    module.out_features = len(rows)
+
+
+@slice_inputs.register
+def _(module: nn.Linear, columns: Tensor) -> None:
+    module.weight = _sliced(module.weight, 1, columns)
+    module.in_features = len(columns)
+
+
+def _sliced(parameter: nn.Parameter, dim: int, index: Tensor) -> nn.Parameter:
+    kept = parameter.detach().index_select(dim, index.to(parameter.device))
+    return nn.Parameter(kept, requires_grad=parameter.requires_grad)

@@ -1,0 +1,1 @@
+"""Folders and files that are written completely or not at all."""

@@ -1,0 +1,1 @@
+"""From samples of whatever form to batches of model inputs."""

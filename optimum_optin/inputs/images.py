@@ -1,0 +1,303 @@
+"""Calibration images: from whatever the user has to batches of pixel values."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import ImageProcessingMixin
+from transformers.utils import logging
+
+from ..reading.kinds import has_image_suffix
+from ..running.batch import Batch
+from .samples import is_missing
+from .vision import channels_of, check_inputs
+
+logger = logging.get_logger(__name__)
+
+_IMAGE_COLUMNS = ("image", "img")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
+_ORIENTATION = 0x0112  # the tag of EXIF
+_TURNS = {  # its value -> what turns the image upright
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+def image_batches(
+    samples: Mapping[int, Any], model: nn.Module, processor: Any, batch_size: int, unreadable: str = "skip"
+) -> list[Batch]:
+    """Batches of pixel values in the model's precision; arguments as of `pixel_values`.
+
+    Args:
+        samples: row -> image.
+        model: the model the batches are for.
+        processor: its image processor.
+        batch_size: images per batch.
+        unreadable: what to do about an image that cannot be read.
+    """
+    pixels = [each for each in pixel_values(samples, model, processor, unreadable) if each is not None]
+    parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
+    return [{"pixel_values": torch.stack(part)} for part in parts]
+
+
+def pixel_values(
+    samples: Mapping[int, Any], model: nn.Module, processor: Any, unreadable: str = "skip"
+) -> list[Tensor | None]:
+    """The pixel values of every sample in the model's precision, shape (channels, height, width).
+
+    Args:
+        samples: row in the user's data -> image (Pillow's, array of whole numbers, path or bytes of a file of whatever
+            name), pixel values of shape (channels, height, width), tuple that begins with one of these, or dict that
+            holds one of these under `pixel_values`, `image` or the only column with images. Files and Pillow's images
+            are turned upright, as their EXIF says.
+        model: the model the batches are for.
+        processor: its image processor; not needed for pixel values.
+        unreadable: `"skip"` gives `None` for an image that cannot be read, or is `None`, with a warning that names it;
+            `"stop"` raises.
+
+    Raises:
+        ValueError: something that is no image, images without a processor, an image that cannot be read, or none that
+            can.
+    """
+    found = {row: _found(sample, model) for row, sample in samples.items()}
+    there = [image for image in found.values() if image is not None]
+    ready = torch.as_tensor if there and all(map(_is_processed, there)) else _preparation(model, processor)
+    pixels = _read(found, ready, unreadable)
+    sizes = {tuple(each.shape) for each in pixels if each is not None}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"calibration images differ in size once processed, {', '.join(map(str, sorted(sizes)))}: let the image "
+            "processor resize or crop them."
+        )
+    return [each if each is None else each.to(model.dtype) for each in pixels]
+
+
+def is_image(value: Any) -> bool:
+    """Whether something is an image, also as `datasets` keeps it, or pixel values."""
+    if _is_undecoded(value):
+        return True
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim in (2, 3)
+    return any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__)  # Pillow may not be there
+
+
+def _found(sample: Any, model: nn.Module) -> Any:
+    """The image in a sample: pixel values, something that Pillow made or can open, or an array; `None` if missing."""
+    value = sample
+    if isinstance(value, Mapping) and "pixel_values" in value:
+        check_inputs(value)
+        value = value["pixel_values"]
+        if not isinstance(value, Tensor):  # whose types and devices NumPy may not know
+            value = torch.as_tensor(np.asarray(value))
+        value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
+    elif isinstance(value, Mapping) and not _is_undecoded(value):
+        value = value[image_column(value, model)]
+    elif isinstance(value, (tuple, list)) and value:  # image and label, as of torchvision's data sets
+        value = value[0]
+    if is_missing(value):
+        return None
+    if is_image(value) or _is_file(value):
+        return value
+    kind = "text" if isinstance(value, str) else type(value).__name__
+    raise ValueError(
+        f"{model.config.model_type!r} is a model of images, but the calibration data hold {kind}, {sample!r:.80}: give "
+        "images, paths of image files, pixel values, or a data set with a column of images."
+    )
+
+
+def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
+    """The name of what holds the image in a sample.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    if "pixel_values" in sample:
+        return "pixel_values"
+    images = [name for name, value in sample.items() if is_missing(value) or is_image(value)]
+    there = [name for name in images if not is_missing(sample[name])]
+    if not there:  # a name of a file may stand beside the image, too
+        files = [name for name, value in sample.items() if _is_file(value)]
+        images, there = images + files, files
+    known = [name for name in _IMAGE_COLUMNS if name in images] or there or images
+    if len(known) != 1 and not set(known) & set(_IMAGE_COLUMNS):
+        raise ValueError(
+            f"cannot tell the column of images among {', '.join(map(str, sample)) or 'none'}, and "
+            f"{model.config.model_type!r} is a model of images: rename it to 'image'."
+        )
+    return known[0]
+
+
+def _is_file(value: Any) -> bool:
+    """Whether this is a file, or its content; what it holds is seen when it is opened."""
+    if isinstance(value, (os.PathLike, bytes)):
+        return True
+    return isinstance(value, str) and (has_image_suffix(value) or os.path.isfile(value))
+
+
+def _is_undecoded(value: Any) -> bool:
+    """Whether this is an image as `datasets` keeps it."""
+    return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
+
+
+def _is_processed(image: Any) -> bool:
+    if isinstance(image, np.ndarray):
+        return np.issubdtype(image.dtype, np.floating)
+    return isinstance(image, Tensor) and image.is_floating_point()
+
+
+def _image_processor(processor: Any) -> Any:
+    processor = getattr(processor, "image_processor", processor)
+    if not isinstance(processor, ImageProcessingMixin):
+        given = "none" if processor is None else type(processor).__name__
+        raise ValueError(
+            f"images need an image processor, got {given}: pass processor=AutoImageProcessor.from_pretrained(...), or "
+            "pixel values."
+        )
+    return processor
+
+
+def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
+    """What makes pixel values, of shape (channels, height, width), of an image."""
+    channels, processor = channels_of(model), _image_processor(processor)
+    if channels not in _MODES:
+        raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
+
+    def prepare(image: Any) -> Tensor:
+        converted = _converted(image, _MODES[channels])
+        try:
+            return processor(images=[converted], return_tensors="pt")["pixel_values"][0]
+        except ValueError as error:
+            raise ValueError(
+                f"{type(processor).__name__} cannot take an image of the model's {channels} channels, "
+                f"{converted.width} x {converted.height} pixels ({error}): pass the model's own, or give pixel values."
+            ) from error
+
+    return prepare
+
+
+def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
+    """What `ready` makes of each image; `None` for one that cannot be read."""
+    pixels, problems = [], []
+    for row, image in images.items():
+        try:
+            if image is None:
+                raise OSError("there is none")
+            values = ready(image)
+            if values.is_floating_point() and not values.isfinite().all():
+                raise OSError("its pixel values are empty, or NaN or infinite")
+            pixels.append(values)
+        except OSError as error:
+            problems.append(f"{_name_of(image) or f'row {row}'} ({error})")
+            pixels.append(None)
+            if unreadable == "stop":
+                raise ValueError(
+                    f"a calibration image cannot be read: {problems[0]}. Mend or remove it, or take unreadable='skip'."
+                ) from error
+    if len(problems) == len(images):
+        raise ValueError(f"none of the {len(images)} calibration images can be read; the first: {problems[0]}.")
+    for problem in problems:
+        logger.warning(f"left out of the calibration data, as it cannot be read: {problem}.")
+    if problems:
+        logger.warning(f"{len(images) - len(problems)} of {len(images)} calibration images are left.")
+    return pixels
+
+
+def _converted(image: Any, mode: str):
+    """Pillow's image of this mode.
+
+    Raises:
+        OSError: it cannot be read, or its numbers are of unknown range.
+    """
+    pillow = _pillow()
+    opened = _opened(image)
+    if opened.mode in ("I", "F"):
+        raise OSError(
+            f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
+            f"range, {_name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
+        )
+    if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        opened = pillow.Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
+    return opened.convert(mode)
+
+
+def _opened(image: Any):
+    """Pillow's image, turned upright; a file is read and closed.
+
+    Raises:
+        OSError: it cannot be read, or its EXIF cannot; Pillow has errors of many kinds for damaged files.
+    """
+    if isinstance(image, (np.ndarray, Tensor)):
+        return _image(image)
+    pillow = _pillow()
+    try:
+        return _pillow_image(image, pillow)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # TypeError, struct.error, SyntaxError, ValueError, DecompressionBombError, ...
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+def _pillow_image(image: Any, pillow: Any):
+    if not _is_undecoded(image) and not _is_file(image):
+        image.load()
+        return _upright(image, pillow)
+    file = image
+    if _is_undecoded(image):
+        file = image["path"] if image["bytes"] is None else image["bytes"]
+        if isinstance(file, str) and not os.path.exists(file):  # somewhere on the Hub, or in an archive
+            from datasets import Image  # slow to import
+
+            return Image().decode_example(image)
+    with pillow.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+        opened.load()
+        return _upright(opened, pillow)
+
+
+def _upright(image: Any, pillow: Any):
+    """The image turned as its EXIF says; the one given stays as it is. Pillow's `exif_transpose` also writes the EXIF
+    anew, which fails where a tag is damaged that says nothing of the orientation.
+    """
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    return image.copy() if turn is None else image.transpose(pillow.Image.Transpose[turn])
+
+
+def _image(image: np.ndarray | Tensor):
+    """Pillow's image of an array."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"an image given as an array must have numbers from 0 to 255 (uint8), got {array.dtype}: give "
+            "floating-point arrays only if all of them are pixel values."
+        )
+    if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
+        array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
+    try:
+        return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
+    except TypeError as error:
+        raise OSError(f"no image has the shape {array.shape}") from error
+
+
+def _name_of(image: Any) -> str | None:
+    if _is_undecoded(image):
+        return image["path"]
+    return str(image) if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", None)
+
+
+def _pillow():
+    """Pillow, which only images need."""
+    try:
+        import PIL.Image
+    except ImportError as error:
+        raise ImportError("calibration with images needs Pillow: pip install pillow.") from error
+    return PIL

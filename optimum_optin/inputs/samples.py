@@ -1,0 +1,137 @@
+"""A draw of samples from whatever holds them in order."""
+
+from __future__ import annotations
+
+import numbers
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from .vision import check_inputs
+
+
+def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
+    """The samples by their row in the data, in the order of the draw.
+
+    Args:
+        data: whatever has samples by number, or iterates over them in order: a list, an array, a `datasets.Dataset`, a
+            pandas Series or DataFrame, a table of pyarrow or polars, a `deque`, the views of a dict, a generator (of
+            which the first samples are taken); or a dict of columns.
+        num_samples: samples to draw at most.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: something else, or no samples.
+    """
+    data = _in_order(data, num_samples)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:num_samples]
+    if len(order) == 0:
+        raise ValueError("calibration data is empty: a few dozen samples are needed.")
+    return {index: data[index] for index in order.tolist()}
+
+
+def is_missing(value: Any) -> bool:
+    """Whether this stands for nothing: `None`, NaN, and what pandas has for it."""
+    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def undecoded(data: Any) -> Any:
+    """A `datasets.Dataset`, or a column of one, whose images are opened by us, who can name the file that cannot be;
+    others as they are, and one with a transform of the user's own, too.
+    """
+    if type(data).__name__ == "IterableDataset" and hasattr(data, "with_format"):  # whose format it does not tell
+        data = data.with_format(None)
+    features = getattr(data, "features", None) or {}
+    if type(features).__name__ == "Image" and hasattr(data, "source"):  # a column: `dataset["image"]`
+        return undecoded(data.source)[data.column_name]
+    if not isinstance(features, Mapping):
+        return data
+    kind = (getattr(data, "format", None) or {}).get("type") if features else None
+    if kind == "custom":  # which decides what an image is
+        return data
+    if kind in ("pandas", "polars", "arrow"):  # whose rows are tables
+        data = data.with_format(None).select_columns(data.format["columns"])
+    for name, feature in features.items():
+        if type(feature).__name__ == "Image":
+            data = data.with_format(None).cast_column(name, type(feature)(decode=False))
+    return data
+
+
+def _in_order(data: Any, num_samples: int) -> Any:
+    """What has a length, and samples by their place."""
+    if isinstance(data, Mapping):
+        return _of_columns(data)
+    data = undecoded(data)
+    if isinstance(data, (str, bytes)):
+        raise ValueError(
+            "calibration data must be a sequence of samples, got a single string: pass one split, or a list. What a "
+            "path or the Hub holds, get_calibration_dataset reads."
+        )
+    if isinstance(data, (set, frozenset)):
+        raise ValueError("calibration data must be in an order of their own, which a set is not: pass a list of it.")
+    for rows in ("to_pylist", "to_dicts"):  # of pyarrow, and a DataFrame of polars
+        if hasattr(data, rows):
+            return getattr(data, rows)()
+    if hasattr(data, "iterrows"):  # a DataFrame of pandas
+        return data.to_dict("records")
+    if isinstance(data, np.ndarray) and data.dtype.names:  # of records
+        return [dict(zip(data.dtype.names, row, strict=True)) for row in data.tolist()]
+    single = isinstance(data, (np.ndarray, Tensor)) and data.ndim == 0
+    if single or (not hasattr(data, "__getitem__") and not isinstance(data, Iterable)):
+        raise ValueError(
+            f"calibration data must be a Dataset, a list or a DataLoader, got {type(data).__name__}: "
+            "pass calibration data, or scores=."
+        )
+    if not hasattr(data, "__len__") or isinstance(data, IterableDataset):
+        return list(islice(data, num_samples))
+    return data if _has_places(data) else list(data)
+
+
+def _has_places(data: Any) -> bool:
+    """Whether `data[place]` is the sample of that place; a pandas Series, for one, takes labels."""
+    if isinstance(data, (Sequence, np.ndarray, Tensor, Dataset)):
+        return True
+    hub = sys.modules.get("datasets")  # slow to import, and no data of it without
+    if hub is not None and isinstance(data, hub.Dataset):
+        return True
+    return hasattr(data, "__getitem__") and not hasattr(type(data), "__iter__")
+
+
+def _of_columns(data: Mapping[str, Any]) -> Sequence[Any]:
+    """The samples of a dict of columns: what a tokenizer or an image processor returns, or names with lists."""
+    check_inputs(data)
+    if "pixel_values" in data and "input_ids" not in data:  # of an image processor
+        return data["pixel_values"]
+    columns = {name: _column(values) for name, values in data.items()}
+    if "input_ids" in data and len(columns["input_ids"]) and _is_number(columns["input_ids"][0]):
+        return [data]  # one sample
+    lengths = {len(values) for values in columns.values() if hasattr(values, "__len__")}
+    sized = all(isinstance(values, (Sequence, np.ndarray, Tensor)) for values in columns.values())
+    if not columns or not sized or len(lengths) != 1 or _is_splits(data):
+        raise ValueError(
+            "calibration data must be a sequence of samples, got a dict of splits: pass one split, or a list. A dict "
+            "of columns must hold lists of one length."
+        )
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _column(values: Any) -> Any:
+    if isinstance(values, (str, Sequence, np.ndarray, Tensor, Mapping)) or not isinstance(values, Iterable):
+        return values
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+
+
+def _is_splits(data: Mapping[str, Any]) -> bool:
+    """Whether a dict holds data sets, or strings, rather than columns."""
+    return any(isinstance(values, (str, bytes)) or hasattr(values, "column_names") for values in data.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0)

@@ -1,0 +1,211 @@
+"""Calibration texts: from samples of whatever form to one string, or a pair, for each."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from statistics import mode
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from ..reading.columns import is_known, looks_like_text, named, text_columns
+from ..running.processes import is_main
+from .images import is_image
+from .samples import is_missing
+
+logger = logging.get_logger(__name__)
+
+Text = tuple[str, ...]
+"""One string, or a pair."""
+
+
+def read_texts(
+    samples: Mapping[int, Any], chosen: Sequence[str | int] | None = None, unreadable: str = "skip"
+) -> dict[int, Text]:
+    """The texts of the samples that have any, all single or all pairs.
+
+    Args:
+        samples: row in the user's data -> string; tuple or list, whose places are then columns; or dict. All alike.
+        chosen: one or two columns (or places) that hold the text; `None` takes the columns of known names, else the
+            only one that looks like text, and says so.
+        unreadable: `"skip"` leaves out samples whose text is missing or empty, with a warning that names them; `"stop"`
+            raises. Where all are empty strings, they are taken as they are.
+
+    Raises:
+        ValueError: other samples, columns that cannot be told, or no text at all.
+    """
+    first = _parts(next(iter(samples.values())))
+    if any(map(is_image, first)) and not any(isinstance(part, str) for part in first):
+        raise ValueError("the calibration data hold images, but this is a model of text: give text.")
+    kinds = {row: _kind(sample) for row, sample in samples.items() if isinstance(sample, str) or is_composed(sample)}
+    most = mode(kinds.values()) if kinds else None
+    odd = [row for row in samples if kinds.get(row, most) != most] if kinds else list(samples)
+    if odd:
+        raise ValueError(
+            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            f"{samples[odd[0]]!r:.120} in row {odd[0]}: drop or mend such samples."
+        )
+    if most is str:
+        if chosen is not None:
+            raise ValueError(f"text_columns={named(chosen)!r} is for samples with columns, and these are strings.")
+        found = {row: (sample,) for row, sample in samples.items()}
+    else:
+        rows = [columns_of(samples[row]) for row in kinds]
+        names = _chosen(rows, chosen) if chosen is not None else _told(rows, placed=most is not dict)
+        found = {
+            row: tuple(columns_of(sample).get(name) for name in names) if is_composed(sample) else (None,)
+            for row, sample in samples.items()
+        }
+    return _readable(found, unreadable)
+
+
+def is_composed(sample: Any) -> bool:
+    """Whether a sample has columns, or places."""
+    placed = isinstance(sample, (tuple, list)) or (isinstance(sample, np.ndarray) and sample.ndim == 1)
+    return placed or _is_named(sample)
+
+
+def _is_named(sample: Any) -> bool:
+    """Whether a sample has columns: a dict, a row of pandas or of a database, a named tuple."""
+    return any(hasattr(sample, name) for name in ("keys", "_asdict"))
+
+
+def columns_of(sample: Any) -> dict[Any, Any]:
+    """Column -> value of a sample; of a tuple or list, by place."""
+    if hasattr(sample, "_asdict"):
+        return sample._asdict()
+    return dict(sample) if _is_named(sample) else dict(enumerate(sample))
+
+
+def _parts(sample: Any) -> list:
+    return list(columns_of(sample).values()) if is_composed(sample) and not isinstance(sample, np.ndarray) else [sample]
+
+
+def _kind(sample: Any) -> type | int:
+    """Samples of one kind have one form; tuples and lists, one length."""
+    if isinstance(sample, str):
+        return str
+    return dict if _is_named(sample) else len(sample)
+
+
+def _chosen(rows: Sequence[Mapping], chosen: Sequence[str | int]) -> list:
+    """The columns that the user named.
+
+    Raises:
+        ValueError: no such columns, or more than two.
+    """
+    wanted = named(chosen)
+    names = {str(name): name for row in rows for name in row}
+    missing = [str(name) for name in wanted if str(name) not in names]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(names) or 'none'}.")
+    if not 1 <= len(wanted) <= 2:
+        raise ValueError(f"text_columns must name one column or two, got {', '.join(map(str, wanted))}.")
+    return [names[str(name)] for name in wanted]
+
+
+def _told(rows: Sequence[Mapping], placed: bool) -> list:
+    """The columns that hold the text; what was not known by name is said."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    strings = [name for name in columns if any(isinstance(row.get(name), str) for row in rows)]
+    if placed:
+        names = _told_places(rows, strings)
+    else:
+        values = {name: [row.get(name) for row in rows] for name in strings}
+        names = list(text_columns(columns, strings, values))
+    others = [name for name in columns if name not in names]
+    if others and not (not placed and is_known(names)) and is_main():
+        what = "place" if placed else "column"
+        logger.warning(
+            f"calibration texts are those in {what} {' and '.join(map(str, names))}; not used: "
+            f"{', '.join(map(str, others))}. text_columns= (--text-columns) chooses others."
+        )
+    return names
+
+
+def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
+    """The places of tuples that hold text: two that look like it are a pair.
+
+    Raises:
+        ValueError: none has strings, or none looks like text, or more than two do.
+    """
+    if not strings:
+        raise ValueError(
+            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            f"{tuple(rows[0].values())!r:.120}: drop or mend such samples."
+        )
+    others = [value for row in rows for place, value in row.items() if place not in strings]
+    if len(strings) == 1 and all(map(_is_single, others)):
+        return list(strings)
+    # A label comes with many texts; a pair that is repeated as a whole says nothing.
+    different = list(dict.fromkeys(tuple(_string(row[place]) for place in strings) for row in rows))
+    likely = [
+        place for place, values in zip(strings, zip(*different, strict=True), strict=True) if looks_like_text(values)
+    ]
+    if not 1 <= len(likely) <= 2:
+        raise ValueError(
+            f"cannot tell texts from labels in samples such as {tuple(rows[0].values())!r:.120}: give the texts alone, "
+            "or name their places with text_columns= ([0] for the first, [0, 1] for pairs)."
+        )
+    return likely
+
+
+def _is_single(value: Any) -> bool:
+    """Whether this is a number, or nothing; of what is more, a string beside it may be the label."""
+    return isinstance(value, numbers.Number) or getattr(value, "ndim", None) == 0 or is_missing(value)
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]:
+    """The texts without those that are missing or empty, which are named."""
+    problems = {row: problem for row, parts in found.items() if (problem := _problem(parts))}
+    if len(problems) == len(found) and set(problems.values()) == {_EMPTY}:
+        if is_main():
+            logger.warning("all calibration texts are empty.")
+        return {row: tuple(map(str, parts)) for row, parts in found.items()}
+    leave_out(problems, len(found), unreadable)
+    return {row: tuple(map(str, parts)) for row, parts in found.items() if row not in problems}
+
+
+def leave_out(problems: Mapping[int, str], count: int, unreadable: str) -> None:
+    """Name the samples that are left out for want of text.
+
+    Args:
+        problems: row -> what is wrong.
+        count: how many samples there are.
+        unreadable: `"stop"` raises at the first.
+
+    Raises:
+        ValueError: all are left out, or `"stop"`.
+    """
+    named = [f"row {row} ({problem})" for row, problem in sorted(problems.items())]
+    if named and unreadable == "stop":
+        raise ValueError(
+            f"a calibration text cannot be read: {named[0]}. Mend or remove it, or take unreadable='skip'."
+        )
+    if len(named) == count:
+        raise ValueError(f"none of the {count} calibration texts can be read; the first: {named[0]}.")
+    if named and is_main():
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        logger.warning(
+            f"left out of the calibration data, as there is no text to read: {', '.join(named[:10])}{more}; "
+            f"{count - len(named)} of {count} calibration texts are left."
+        )
+
+
+_EMPTY = "it is empty"
+
+
+def _problem(parts: Sequence) -> str | None:
+    """What is wrong with a text, if anything is."""
+    for part in parts:
+        if is_missing(part):
+            return "there is none"
+        if not isinstance(part, str):
+            return f"{type(part).__name__}, not text"
+    return None if all(part.strip() for part in parts) else _EMPTY

@@ -1,0 +1,28 @@
+"""Which tokens are real: a mask for every stack of a model, of the tokens that its first layer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..architectures.find import stack_inputs
+from ..running.batch import Batch, token_mask
+from .vision import image_tokens
+
+TokenMasks = Mapping[str, Tensor]
+"""Stack name -> which tokens are real, shape (batch, tokens), boolean."""
+
+
+def token_masks(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Which tokens of a batch are real, padding excluded, in every stack; all of an image are. See `TokenMasks`."""
+    tokens = image_tokens(model, batch)
+    return {
+        stack: token_mask(batch, tokens if name == "pixel_values" else None)
+        for stack, name in stack_inputs(model).items()
+    }
+
+
+def token_rows(mask: Tensor) -> Tensor:
+    """Where the real tokens of a stack are: indices into batch * tokens, shape (real tokens,)."""
+    return mask.flatten().nonzero().flatten()

@@ -1,0 +1,201 @@
+"""Token merging in a live model: hooks that merge after layers, weigh attention by size, and restore all in the end.
+
+Attention adds the logarithm of a token's size to its scores (ToMe's proportional attention), which makes a merged token
+count as much as the tokens that it stands for. The last layer's output has every token again, those that were merged
+with equal values: heads that pool by mean or by attention, and users of the hidden states, get what they were made for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..architectures.find import find_groups, find_layers, key_projections
+from ..architectures.group import HEADS
+from ..config import OptinConfig
+from .matching import match_tokens, merge_tokens, most_merges, take_tokens
+from .schedule import TokenSchedule
+
+
+class MergedTokens(NamedTuple):
+    """Hidden states on their way from layer to layer, once tokens have been merged.
+
+    Args:
+        hidden: shape (batch, tokens, channels).
+        sizes: how many tokens of the first layer each stands for, float32, shape (batch, tokens).
+        places: where each token of the first layer is now, shape (batch, tokens of the first layer).
+    """
+
+    hidden: Tensor
+    sizes: Tensor
+    places: Tensor
+
+    def restored(self) -> Tensor:
+        """The hidden states of every token of the first layer."""
+        return take_tokens(self.hidden, self.places)
+
+
+class TokenMerger:
+    """The hooks of one layer.
+
+    Args:
+        merges: pairs to merge after it, as far as tokens have partners.
+        protected: see `TokenSchedule`.
+        width: of a head's keys; `None` for a layer without heads, whose tokens are compared by its output.
+        last: whether to restore all tokens.
+    """
+
+    def __init__(self, merges: int, protected: int, width: int | None, last: bool):
+        self.merges = merges
+        self.protected = protected
+        self.width = width
+        self.last = last
+        # While the layer runs in a thread, what it got and its keys.
+        self.tokens: dict[int, MergedTokens | None] = {}
+        self.keys: dict[int, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tokens": {}, "keys": {}}  # nothing is on its way through a copy
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Forward pre-hook of the layer: unpack its input and mask its attention by sizes."""
+        tokens = args[0] if isinstance(args[0], MergedTokens) else None
+        self.tokens[_thread()] = tokens
+        self.keys.pop(_thread(), None)  # of a pass that an error ended
+        if tokens is None:
+            return None
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        if mask is not None and not torch.compiler.is_compiling():  # transformers traces with one that masks nothing
+            raise ValueError("a model that merges tokens takes no attention_mask: its tokens are not where they were.")
+        hidden, sizes, _ = tokens
+        bias = sizes.log().to(hidden.dtype)[:, None, None]  # (batch, heads, queries, keys)
+        if len(args) > 1:
+            return (hidden, bias, *args[2:]), kwargs
+        return (hidden,), {**kwargs, "attention_mask": bias}
+
+    def keep_keys(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        """Forward hook of the key projection."""
+        self.keys[_thread()] = output
+
+    def leave(self, module: nn.Module, args: tuple, output: Tensor) -> MergedTokens | Tensor:
+        """Forward hook of the layer: merge, or restore."""
+        tokens, keys = self.tokens.pop(_thread()), self.keys.pop(_thread(), None)
+        if tokens is None:
+            batch, count, _ = output.shape
+            sizes = torch.ones(batch, count, device=output.device)
+            tokens = MergedTokens(output, sizes, torch.arange(count, device=output.device).expand(batch, -1))
+        tokens = MergedTokens(output, tokens.sizes.to(output.device), tokens.places.to(output.device))
+        merges = min(self.merges, most_merges(output.shape[1], self.protected))
+        if merges:
+            if self.width and keys is None:
+                raise RuntimeError(
+                    "the projection that makes a layer's keys was replaced after its tokens were set to be merged by "
+                    "them: exclude key projections (k_proj) from what replaces modules, e.g. quantization."
+                )
+            compared = output if keys is None else keys.unflatten(-1, (-1, self.width)).mean(-2)
+            matching = match_tokens(compared, merges, self.protected)
+            hidden, sizes = merge_tokens(output, tokens.sizes, matching, merges)
+            tokens = MergedTokens(hidden, sizes, matching.gather(1, tokens.places))
+        return tokens.restored() if self.last else tokens
+
+
+def _thread() -> int:
+    """Whose pass this is; a compiler traces one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableHandle]:
+    """Let a model merge tokens, in place.
+
+    Args:
+        model: a model whose architecture row names its `keys`.
+        schedule: what to merge.
+
+    Returns:
+        Handles of its hooks.
+
+    Raises:
+        ValueError: see `check_attachable`.
+    """
+    check_attachable(model, schedule)
+    layers, keys = find_layers(model), key_projections(model)
+    widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
+    first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
+    handles: list[RemovableHandle] = []
+    try:
+        for layer in list(layers)[first:]:
+            last = layer == list(layers)[-1]
+            merger = TokenMerger(schedule.merges.get(layer, 0), schedule.protected, widths.get(layer), last)
+            module = model.get_submodule(layers[layer])
+            handles.append(module.register_forward_pre_hook(merger.enter, with_kwargs=True))
+            # Before the hooks with which transformers keeps hidden states: they are to see what the next layer gets.
+            handles.append(module.register_forward_hook(merger.leave, prepend=True))
+            if merger.merges and merger.width:
+                handles.append(model.get_submodule(keys[layer]).register_forward_hook(merger.keep_keys))
+    except BaseException:  # an interruption, too: half of the hooks would break the model
+        for handle in handles:
+            handle.remove()
+        raise
+    return handles
+
+
+def check_attachable(model: nn.Module, schedule: TokenSchedule) -> None:
+    """Raise if a model cannot merge tokens by a schedule.
+
+    Raises:
+        ValueError: see `check_mergeable`; a layer that the model does not have; or the model merges tokens already.
+    """
+    check_mergeable(model)
+    layers = find_layers(model)
+    for layer in schedule.merges:
+        if layer not in layers:
+            raise ValueError(f"token schedule: {layer!r} is no layer of this model; it has {', '.join(layers)}.")
+    hooks = [hook for path in layers.values() for hook in model.get_submodule(path)._forward_hooks.values()]
+    if any(isinstance(getattr(hook, "__self__", None), TokenMerger) for hook in hooks):
+        raise ValueError("this model merges tokens already: load the model that it was made from.")
+
+
+@contextmanager
+def merging(model: nn.Module, schedule: TokenSchedule) -> Iterator[None]:
+    """Run the model as if it merged tokens; undone on exit."""
+    with ExitStack() as stack:
+        for handle in attach_merging(model, schedule):
+            stack.callback(handle.remove)
+        yield
+
+
+def merges_tokens(model: nn.Module, config: OptinConfig) -> bool:
+    """Whether a configuration leaves it to us how many tokens of a model to merge, and that can be done."""
+    if config.tokens != "auto" or config.layout == "uniform":
+        return False
+    try:
+        check_mergeable(model)
+    except ValueError:
+        return False
+    return True
+
+
+def check_mergeable(model: nn.Module) -> None:
+    """Raise if the tokens of a model cannot be merged.
+
+    Raises:
+        ValueError: says what forbids it.
+    """
+    key_projections(model)
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(
+            f"tokens of a model with attn_implementation={attention!r} cannot be merged, as it takes no bias: load it "
+            "with 'sdpa' or 'eager', or set tokens='none'."
+        )
+    if type(model).__name__.endswith("Backbone"):
+        raise ValueError(
+            f"tokens of a {type(model).__name__} cannot be merged: its feature maps need every token of every layer. "
+            "Set tokens='none'."
+        )

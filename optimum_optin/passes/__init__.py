@@ -1,0 +1,1 @@
+"""What passes through a model: trajectories, losses, walks layer by layer."""

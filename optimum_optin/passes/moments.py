@@ -1,0 +1,128 @@
+"""Mean and covariance of streamed rows: memory does not grow with their number, and an offset costs no digits."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ..running.processes import add_up, process_count
+
+_FLOOR = 1e-5
+_FAR = 10  # mean square by variance, from where on an offset counts as far
+_NOISE = 1e-14  # of a feature's mean square: what rounding may leave of the variance of a constant
+
+
+class Moments:
+    """Weighted sums over rows, taken of what the rows differ from the first ones' mean by.
+
+    The covariance of rows whose mean is a thousand times their spread would drown in the rounding of plain sums.
+
+    Args:
+        features: numbers in a row.
+        device: where to keep the sums.
+        dtype: of the sums.
+
+    Attributes:
+        count: rows.
+        weight: sum of their weights.
+        shift: what is taken off every row, shape (features,).
+        total: weighted sum of the shifted rows, shape (features,).
+        gram: weighted sum of their outer products, shape (features, features).
+    """
+
+    def __init__(self, features: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64):
+        zeros = {"dtype": dtype, "device": device}
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.weight = torch.zeros((), dtype=torch.float64, device=device)
+        self.shift = torch.zeros(features, dtype=torch.float64, device=device)
+        self.total = torch.zeros(features, **zeros)
+        self.gram = torch.zeros(features, features, **zeros)
+        self._empty = True
+
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Add rows of shape (rows, features), each counting by its weight, of shape (rows,); `None` is one each.
+
+        Returns:
+            The rows, shifted and weighted, of the same shape, float32.
+        """
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        if self._empty and len(rows):
+            self.shift, self._empty = rows.mean(0).double(), False
+        shifted = (rows - self.shift.to(rows)).float()
+        weighted = shifted if weights is None else shifted * weights.to(shifted)[:, None]
+        self.count += len(rows)
+        self.weight += len(rows) if weights is None else weights.sum().to(self.weight)
+        self.total += weighted.sum(0)
+        self.gram += weighted.T @ shifted
+        return weighted
+
+    def add_up(self) -> None:
+        """Add the other processes' sums, in place."""
+        if process_count() > 1:
+            common = torch.cat([self.total + self.weight * self.shift, self.weight[None]]).double()
+            add_up(common)
+            self.move(common[:-1] / common[-1])
+            add_up(self.count, self.weight, self.total, self.gram)
+
+    def move(self, shift: Tensor) -> None:
+        """Take the sums about another shift, in place."""
+        step = self.shift - shift
+        cross = self.total.double().outer(step)
+        self.gram = (self.gram.double() + cross + cross.T + self.weight * step.outer(step)).to(self.gram)
+        self.total = (self.total.double() + self.weight * step).to(self.total)
+        self.shift, self._empty = shift, False
+
+    def merged(self, other: Moments) -> Moments:
+        """The sums over the rows of both."""
+        if self._empty:
+            return copy.copy(other)
+        both, moved = copy.copy(self), copy.copy(other)
+        moved.move(self.shift)
+        for name in ("count", "weight", "total", "gram"):
+            setattr(both, name, getattr(self, name) + getattr(moved, name))
+        return both
+
+    def mean(self) -> Tensor:
+        """The weighted mean, shape (features,), float64."""
+        return self.shift + self.total / self.weight
+
+    def scatter(self, centred: bool) -> Tensor:
+        """Weighted sum of the rows' outer products, shape (features, features), float64.
+
+        Args:
+            centred: whether of what the rows differ from their mean by.
+        """
+        about_shift = self.total.double() / self.weight
+        scatter = self.gram.double() - self.weight * about_shift.outer(about_shift)
+        return scatter if centred else scatter + self.weight * self.mean().outer(self.mean())
+
+    def floor(self) -> Tensor:
+        """What to add to the diagonal of `scatter` to keep it invertible, shape (features,), float64.
+
+        A small part of the mean square, but of a far offset no more than of the spread, where there is one; and what
+        rounding may leave of a constant feature.
+        """
+        spread = self.gram.diagonal().double() - self.total.double().square() / self.weight
+        squares = spread + self.weight * self.mean().square()
+        return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
+
+
+def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
+    """The Cholesky factor of a matrix plus a damping of its diagonal, raised tenfold until there is one.
+
+    Args:
+        matrix: positive semi-definite but for rounding, shape (n, n).
+        damping: above 0, shape (n,).
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    if not (matrix.isfinite().all() and damping.isfinite().all()):
+        raise ValueError("sums of its activations are not finite: they are too large for float32")
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(matrix + damping.diag())
+        if not failed:
+            return factor
+        damping = damping * 10

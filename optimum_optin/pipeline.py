@@ -1,0 +1,173 @@
+"""From scores to a smaller model: choose what to keep under the budget, cut, refit, and measure how far off it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .architectures.group import Group
+from .compensation.refit import dense_passes, refit
+from .config import OptinConfig
+from .editing.surgery import rewrite
+from .inputs.calibration import probe_batch
+from .merging.schedule import TokenSchedule
+from .passes.walk import Start
+from .report import PruningReport, layers_of
+from .running.batch import Batch, same_batches
+from .running.prepared import copy_of
+from .scoring import Scores
+from .search.divergence import Divergence, measure_divergence
+from .search.macs import count_macs, count_parameters, total_cost
+from .search.trials import choose
+from .storage.plugin import merge_tokens_of, record_structure
+from .storage.structure import Structure, structure_of
+from .storage.uniform import record_sizes
+
+logger = logging.get_logger(__name__)
+
+_HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
+_COLLAPSE = 0.75  # agreement below which a collapse is announced; docs/source/results.mdx shows what it means
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune_model` made.
+
+    Args:
+        model: the smaller model.
+        structure: what it keeps, earlier prunings included.
+        output_weight: weight of the output term that the search took.
+        schedule: the tokens that it merges; `None` for none.
+        divergence: of its outputs from the dense model's; `None` without batches.
+        seconds: wall-clock time by stage.
+    """
+
+    model: PreTrainedModel
+    structure: Structure
+    output_weight: float
+    schedule: TokenSchedule | None
+    divergence: Divergence | None
+    seconds: dict[str, float]
+
+
+def prune_model(
+    model: PreTrainedModel, groups: Sequence[Group], scores: Scores, batches: Sequence[Batch], config: OptinConfig
+) -> Pruned:
+    """Search, cut, refit, measure.
+
+    Args:
+        model: the dense model; unchanged.
+        groups: its groups.
+        scores: its scores.
+        batches: calibration batches on its device; may be empty if there is nothing to refit.
+        config: the budget and the rest; checked before.
+    """
+    fit, held_out = _split(len(batches))
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "dense passes"):
+        starts = _starts(model, scores, batches, fit, config) if config.compensation == "ridge" else []
+    held_out = [batches[index] for index in held_out]
+    with _timed(seconds, "search"):
+        choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
+    masks = choice.masks
+    with _timed(seconds, "rewrite"):
+        pruned = copy_of(model)
+        rewrite(pruned, groups, masks)
+        structure = structure_of(groups, masks)
+        if config.layout == "uniform":
+            record_sizes(pruned, groups, masks)
+        else:
+            structure = record_structure(pruned, structure)
+    with _timed(seconds, "compensation"):
+        if starts and not all(mask.all() for mask in masks.values()):
+            refit(model, [pruned], starts)
+    if choice.schedule is not None:  # after the refit, for which dense and pruned tokens stand side by side
+        merge_tokens_of(pruned, choice.schedule)
+    with _timed(seconds, "divergence"):
+        divergence = _divergence(model, pruned, held_out, len(batches) > 1)
+    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds)
+
+
+def report_of(
+    model: PreTrainedModel,
+    pruned: Pruned,
+    scores: Scores,
+    config: OptinConfig,
+    *,
+    calibration: dict | None,
+    base: dict[str, str | None] | None,
+) -> PruningReport:
+    """What was asked for, kept and measured.
+
+    Args:
+        model: the dense model.
+        pruned: what was made of it.
+        scores: that it was made by.
+        config: that it was made with.
+        calibration: what is known of the calibration data.
+        base: the dense model on the Hub.
+    """
+    tokens = scores.tokens
+    batch = probe_batch(model, tokens)
+    return PruningReport(
+        flops_requested=config.flops,
+        flops_achieved=total_cost(pruned.model, tokens, pruned.schedule) / total_cost(model, tokens),
+        tokens=tokens,
+        macs_dense=count_macs(model, batch),
+        macs_pruned=count_macs(pruned.model, batch),
+        params_dense=count_parameters(model),
+        params_pruned=count_parameters(pruned.model),
+        layers=layers_of(pruned.structure),
+        merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
+        seconds={"score": scores.seconds, **pruned.seconds},
+        config=config.to_dict(),
+        output_weight=pruned.output_weight,
+        divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
+        calibration=calibration,
+        base=base,
+    )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+
+
+def _split(batches: int) -> tuple[list[int], list[int]]:
+    """Which batches to refit on and which to measure divergence on; one and the same where there is only one."""
+    if batches < 2:
+        return list(range(batches)), list(range(batches))
+    every = min(_HELD_OUT, batches)
+    return [index for index in range(batches) if index % every], list(range(0, batches, every))
+
+
+def _starts(
+    model: PreTrainedModel, scores: Scores, batches: Sequence[Batch], fit: Sequence[int], config: OptinConfig
+) -> list[Start | None]:
+    """What the refit starts from: the scoring's own passes of these batches, if it kept them."""
+    if scores.starts is not None and scores.batches is not None and same_batches(scores.batches, batches):
+        return [scores.starts[index] for index in fit]
+    return dense_passes(model, batches, config, fit)
+
+
+def _divergence(
+    dense: PreTrainedModel, pruned: PreTrainedModel, batches: Sequence[Batch], held_out: bool
+) -> Divergence | None:
+    """The divergence, if there are batches to measure it on; a collapse is announced."""
+    if not batches:
+        return None
+    (divergence,) = measure_divergence(dense, [pruned], batches, held_out)
+    if divergence.agreement is not None and divergence.agreement < _COLLAPSE:
+        logger.warning(
+            f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
+            f"{divergence.samples} calibration samples: expect a large loss; ask for more flops."
+        )
+    return divergence

@@ -1,0 +1,1 @@
+"""What is written beside a model, and its way to the Hub."""

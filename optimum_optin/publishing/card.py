@@ -1,0 +1,274 @@
+"""The model card: metadata for the Hub, and our part of the page between two markers.
+
+What a person wrote stays: text outside the markers, and metadata that we do not know better.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..report import PruningReport
+from ..storage.tasks import task_of
+from .card_text import card_text
+from .hub import CARD_FILE
+
+logger = logging.get_logger(__name__)
+
+BEGIN = "<!-- optimum-optin: written by save_pretrained and push_to_hub; write your text outside of this part -->"
+END = "<!-- end of optimum-optin -->"
+# From the nearest beginning: behind one whose end somebody deleted, there may be text of theirs.
+_PART = re.compile("<!-- optimum-optin:((?!<!-- optimum-optin:).)*?<!-- end of optimum-optin -->", re.DOTALL)
+
+_TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
+_FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
+_LICENSE = ("license", "license_name", "license_link")
+_LARGEST = 10 * 2**20  # bytes of a card to read
+_OURS = " (optimum-optin)"  # ends the metric names that we measured, so that the next card replaces them
+
+
+def model_card(
+    model: PreTrainedModel,
+    report: PruningReport,
+    *,
+    name: str,
+    revision: str | None = None,
+    processor: Any = None,
+    weights: int | None = None,
+    remote_code: bool = False,
+    existing: str | None = None,
+) -> ModelCard:
+    """The card of a pruned model.
+
+    Args:
+        model: the pruned model; its class gives the task, its config the base model.
+        report: every figure of the card; what it does not hold, the card leaves out.
+        name: what the card tells users to load: a Hub id, or a folder.
+        revision: the branch of it.
+        processor: its tokenizer or the like.
+        weights: size of the weight files in bytes; `None` if there are no files yet.
+        remote_code: whether the files bring code to load with.
+        existing: the card to update. If its metadata cannot be read, they are kept as a comment.
+    """
+    title = name.rpartition("/")[2]
+    ours = _metadata(title, task_of(model), report, _base_card(model, report))
+    card = ModelCard(f"---\n{{}}\n---\n\n# {title}\n") if existing is None else _parse(existing)
+    _merge(card.data, ours)
+    written = card_text(
+        model,
+        report,
+        name=name,
+        revision=revision,
+        processor=processor,
+        weights=weights,
+        remote_code=remote_code,
+    )
+    part = f"{BEGIN}\n\n{written}\n{END}"
+    parts = itertools.chain([part], itertools.repeat(""))  # a second one, of a copy, would be out of date
+    card.text, found = _PART.subn(lambda _: next(parts), card.text)
+    if not found:
+        card.text = f"{card.text.rstrip()}\n\n{part}\n"
+    return card
+
+
+def card_or_none(
+    make: Callable[[str | None], ModelCard], read: Callable[[], str | None], *, name: str
+) -> ModelCard | None:
+    """A card whatever happens, or `None` to leave the one that is there as it is: no card is worth a lost model.
+
+    Args:
+        make: from the text of the card that is there to the new card.
+        read: reads that text, `None` if there is no card.
+        name: see `model_card`.
+    """
+    existing: str | None = ""  # before it was read, there may be text of somebody's
+    try:
+        existing = read()
+        card = make(existing)
+        str(card).encode()  # what cannot be written fails here
+        return card
+    except Exception as error:
+        kept = "has only a heading" if existing is None else "stays as it is"
+        logger.warning(f"the model card of {name} {kept}, since no other could be made: {error!r:.300}")
+    if existing is not None:
+        return None
+    title = name.rpartition("/")[2].encode(errors="replace").decode()
+    part = f"{BEGIN}\n\nPruned with optimum-optin; optin_report.json has the figures.\n\n{END}"
+    data = ModelCardData(library_name="transformers", tags=_TAGS)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{part}\n")
+
+
+def decoded(content: bytes | None) -> str | None:
+    """The text of a card.
+
+    Raises:
+        ValueError: it is not UTF-8, or too long for a card.
+    """
+    if content is None:
+        return None
+    if len(content) > _LARGEST:
+        raise ValueError(f"the README.md there has {len(content):,} bytes, more than a card of {_LARGEST:,}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the README.md there is not UTF-8 ({error}): convert it, and save again") from error
+
+
+def own_card(folder: Path) -> str | None:
+    """The text of a folder's card, `None` if it has none.
+
+    Raises:
+        ValueError, OSError: it cannot be read.
+    """
+    card = folder / CARD_FILE
+    return decoded(card.read_bytes()) if card.is_file() else None
+
+
+def own_text(content: str, title: str) -> bool:
+    """Whether a card says more than we wrote: another heading than `# title`, or text outside of our part."""
+    lines = _PART.sub("", _parse(content).text).split("\n")
+    return [line.strip() for line in lines if line.strip()] != [f"# {title}"]
+
+
+def retitled(content: str, title: str) -> str:
+    """A card without text of its own, under another heading."""
+    card = _parse(content)
+    card.text = f"\n# {title}\n"
+    if card.data.model_name:
+        card.data.model_name = title
+    return str(card)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a folder's weight files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
+    """The metadata of the dense model's card, empty if there is no card to be had."""
+    path = str(model.config._name_or_path or "")
+    if not report.base and not path:  # the model was made in memory
+        return ModelCardData()
+    try:
+        if report.base:
+            file = hf_hub_download(report.base["repo_id"], CARD_FILE, revision=report.base["commit"])
+        else:
+            file = Path(path, CARD_FILE)
+        content = own_card(Path(file).parent)
+        return ModelCardData() if content is None else ModelCard(content, ignore_metadata_errors=True).data
+    except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
+        logger.debug(f"no card of {path}: {error}")
+        return ModelCardData()
+
+
+def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
+    base_model = (
+        report.base["repo_id"] if report.base else _plain(base.get("base_model"))
+    )  # of a local folder, its own card may know the ancestor
+    calibration = (report.calibration or {}).get("dataset")
+    results = _results(report, task)
+    return ModelCardData(
+        **{name: _plain(base.get(name)) for name in ("language", *_LICENSE)},
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=base_model,
+        # The Hub knows finetune, adapter, merge and quantized. Nothing was trained, added or merged: "quantized" is
+        # where it lists smaller versions of the same model.
+        base_model_relation="quantized" if base_model else None,
+        tags=_TAGS + [tag for tag in _listed(_plain(base.tags)) if tag not in _FORMAT_TAGS],
+        datasets=_union(_listed(_plain(base.datasets)), _listed(calibration)) or None,
+        metrics=_union([result.metric_type for result in results]) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=entry["dataset"],
+            dataset_name=entry["task"],
+            dataset_config=entry.get("config"),
+            dataset_split=entry.get("split"),
+            metric_type=metric,
+            metric_name=metric + _OURS,
+            metric_value=value["pruned"],
+        )
+        for entry in report.evaluations
+        for metric, value in entry["metrics"].items()
+        if value.get("pruned") is not None
+    ]
+
+
+def _parse(content: str) -> ModelCard:
+    try:
+        return ModelCard(content)
+    except Exception as error:  # anything may stand there, and break YAML or the reading of results in many ways
+        block = REGEX_YAML_BLOCK.search(content)
+        if block is None:
+            raise
+        logger.warning(f"the card's metadata cannot be read and are kept in it as a comment: {error}")
+        kept = block.group(2).replace("-->", "-- >")
+        text = content[block.end() :]
+        return ModelCard(f"---\n{{}}\n---\n\n<!-- metadata that could not be read:\n{kept}\n-->\n{text}")
+
+
+def _merge(data: ModelCardData, ours: ModelCardData) -> None:
+    """Bring our metadata into a card's, in place.
+
+    Of what we know (base model, task, library) ours hold; language and licence stay if the card has them; tags,
+    data sets and metrics add up; our results replace our earlier ones.
+    """
+    held = {"language"} if data.get("language") else set()
+    held |= set(_LICENSE) if data.get("license") else set()
+    kept = [result for result in data.eval_results or [] if not str(result.metric_name).endswith(_OURS)]
+    results = kept + (ours.eval_results or [])
+    lists = {key: _union(_listed(data.get(key)), _listed(ours.get(key))) for key in ("tags", "datasets", "metrics")}
+    title = data.model_name or ours.model_name
+    for key, value in vars(ours).items():
+        if value is not None and key not in held:
+            data[key] = value
+    for key, value in lists.items():
+        data[key] = value or None
+    data.eval_results = results or None
+    data.model_name = title if results else None
+
+
+def _union(*lists: Sequence[Any]) -> list[Any]:
+    union: list[Any] = []
+    for item in (item for one in lists for item in one):
+        if item not in union:
+            union.append(item)
+    return union
+
+
+def _plain(value: Any) -> Any:
+    """A name or a list of names as somebody's metadata have it, without what cannot be one.
+
+    YAML makes numbers and dates of names that look like them, and truth values of `no` and `yes`.
+    """
+    if isinstance(value, (list, tuple)):
+        return [name for name in map(_name, value) if name is not None] or None
+    return _name(value)
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, (int, float, datetime.date)) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

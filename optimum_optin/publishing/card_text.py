@@ -1,0 +1,305 @@
+"""The text of a model card: what was measured, as Markdown, and nothing that was not."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..architectures.group import HEADS, NEURONS
+from ..config import OptinConfig
+from ..report import Layers, PruningReport
+from ..storage.auto_map import REMOTE_FILE
+from ..storage.plugin import METHOD
+from ..storage.tasks import auto_class_of, class_of, task_of
+from ..version import __version__
+
+_BAR = 16  # characters
+# Class -> what to call it, and what loads it.
+_PROCESSORS = (
+    (PreTrainedTokenizerBase, "tokenizer", "AutoTokenizer"),
+    (ImageProcessingMixin, "processor", "AutoImageProcessor"),
+)
+_OTHER_PROCESSOR = ("processor", "AutoProcessor")
+
+
+def card_text(
+    model: PreTrainedModel,
+    report: PruningReport,
+    *,
+    name: str,
+    revision: str | None = None,
+    processor: Any = None,
+    weights: int | None = None,
+    remote_code: bool = False,
+) -> str:
+    """Our part of the card.
+
+    Args:
+        model: the pruned model.
+        report: its report.
+        name: what to load.
+        revision: the branch of it.
+        processor: its tokenizer or the like.
+        weights: size of the weight files in bytes.
+        remote_code: whether the files bring code to load with.
+    """
+    sections = [
+        _summary(report),
+        "## Load it",
+        _loading(model, report, name, revision, processor=processor, remote_code=remote_code),
+        "## Before and after",
+        _comparison(model, report, weights),
+        *_accuracy(report),
+        *_divergence(report),
+        "## What is kept",
+        _layers(report.layers, report.merges),
+        "## How it was made",
+        _calibration(report),
+        _reproduction(model, report),
+        "## Limits",
+        _LIMITS,
+        "## Citation",
+        _CITATION,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(report: PruningReport) -> str:
+    base = f"`{report.base['repo_id']}`" if report.base else "a trained model"
+    return (
+        f"This is {base}, made smaller without training: {_kept(report.layers, HEADS)} attention heads and "
+        f"{_kept(report.layers, NEURONS)} feed-forward neurons are left. The others were removed by optimum-optin, "
+        "which implements one-shot pruning with OPTIN (Khaki & Plataniotis, ICLR 2024, "
+        "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary `transformers` model with "
+        f"smaller layers{_merging(report)}."
+    )
+
+
+def _merging(report: PruningReport) -> str:
+    if not report.merges:
+        return ""
+    return (
+        f" that merges {sum(report.merges.values())} of {report.tokens} tokens on the way, as ToMe does (Bolya et al., "
+        "ICLR 2023, [arXiv 2210.09461](https://arxiv.org/abs/2210.09461)), and has all of them again in the end"
+    )
+
+
+def _loading(
+    model: PreTrainedModel,
+    report: PruningReport,
+    name: str,
+    revision: str | None,
+    *,
+    processor: Any,
+    remote_code: bool,
+) -> str:
+    loaded = {"model": auto_class_of(model)}
+    classes = dict(loaded) if class_of(model) else {}
+    if processor is not None:
+        variable, loader = next((each for kind, *each in _PROCESSORS if isinstance(processor, kind)), _OTHER_PROCESSOR)
+        classes[variable] = loaded[variable] = loader
+    address = f'"{name}"' if revision is None else f'"{name}", revision="{revision}"'
+    lines = [
+        *([f"from transformers import {', '.join(classes.values())}"] if classes else []),
+        *([] if class_of(model) else [f"...  # import {type(model).__name__}, the model's own class"]),
+        "",
+        *(f"{variable} = {loader}.from_pretrained({address})" for variable, loader in loaded.items()),
+    ]
+    if report.config.get("layout") == "uniform":
+        return _code(lines) + "\n\nEvery layer keeps equally many units, so `transformers` alone loads it."
+    text = _code(["import optimum_optin  # lets transformers build the smaller layers", *lines]) + _WITHOUT_IMPORT
+    if remote_code:
+        trusting = f"model = {loaded['model']}.from_pretrained({address}, trust_remote_code=True)"
+        code = _code([f"from transformers import {loaded['model']}", "", trusting])
+        text += f"\n\nOr load it without the package, by the code in `{REMOTE_FILE}`:\n\n{code}"
+    return text
+
+
+_WITHOUT_IMPORT = f"""
+
+Without that first line `transformers` warns of an `Unknown quantization type, got {METHOD}` and stops with
+``RuntimeError: You set `ignore_mismatched_sizes` to `False` ``: it builds the dense layers, which these weights do
+not fit. Install optimum-optin and import it before `from_pretrained`; do not set `ignore_mismatched_sizes=True`, which
+would load random weights."""
+
+
+def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | None) -> str:
+    rows = [
+        ("MACs of the transformer layers", "", f"asked {report.flops_requested:.1%}", f"{report.flops_achieved:.1%}"),
+        _change("MACs of the whole model, counted", report.macs_dense, report.macs_pruned, "M"),
+        _change("parameters", report.params_dense, report.params_pruned, "M"),
+    ]
+    if weights is not None:
+        rows.append(_change("weights on disk", report.params_dense * model.dtype.itemsize, weights, " MB"))
+    note = f"MACs are of one sequence of {report.tokens} tokens."
+    if weights is not None:
+        note += f" The dense model's size on disk is its parameters in {_dtype(model)}."
+    if report.latency is not None:
+        latency = report.latency
+        rows.append(
+            (
+                f"latency, batch of {latency['batch_size']} x {latency['tokens']} tokens",
+                f"{latency['dense_ms']:.1f} ms",
+                f"{latency['pruned_ms']:.1f} ms",
+                f"{latency['speedup']:.2f}x as fast",
+            )
+        )
+        note += (
+            f" Latency is the median of {latency['repeats']} runs of both models in turn on {latency['hardware']} "
+            f"({latency['device']}), {latency['threads']} threads, {latency['dtype']}."
+        )
+    return f"{_table(('', 'dense', 'pruned', 'left'), rows)}\n\n{note}"
+
+
+def _accuracy(report: PruningReport) -> list[str]:
+    rows = [
+        (
+            entry["task"],
+            entry["split"],
+            str(entry["samples"]),
+            metric,
+            _spread(value.get("dense"), value.get("dense_error")),
+            _spread(value.get("pruned"), value.get("pruned_error")),
+        )
+        for entry in report.evaluations
+        for metric, value in entry["metrics"].items()
+    ]
+    if not rows:
+        return []
+    table = _table(("task", "split", "samples", "metric", "dense", "pruned"), rows)
+    return ["## Accuracy", f"{table}\n\n± is one standard error over the samples."]
+
+
+def _divergence(report: PruningReport) -> list[str]:
+    if report.divergence is None:
+        return []
+    samples, agreement = report.divergence["samples"], report.divergence["agreement"]
+    kind = "samples held out from the refit" if report.divergence["held_out"] else "calibration samples"
+    agreed = "" if agreement is None else f"; the two agree to {agreement:.1%}"
+    return [
+        f"The outputs' divergence from the dense model's is {report.divergence['distance']:.4g} on {samples} "
+        f"{kind}{agreed}."
+    ]
+
+
+def _layers(layers: Layers, merges: Mapping[str, int]) -> str:
+    rows = [
+        (layer, _count(roles, HEADS), _bar(roles, HEADS), _count(roles, NEURONS), _bar(roles, NEURONS))
+        + ((str(merges.get(layer, 0)),) if merges else ())
+        for layer, roles in layers.items()
+    ]
+    return _table(("layer", "heads", "kept", "neurons", "kept") + (("tokens merged after",) if merges else ()), rows)
+
+
+def _calibration(report: PruningReport) -> str:
+    calibration = report.calibration
+    if calibration is None:
+        return f"The calibration data are not recorded; their samples have {report.tokens} tokens on average."
+    names = [calibration.get(name) for name in ("dataset", "config", "split")]
+    source = " ".join(f"`{name}`" for name in names if name)
+    of = f" of {source}" if source else ""
+    seed = f", drawn with seed {report.config['seed']}" if "seed" in report.config else ""
+    return (
+        f"Calibration: {calibration['samples']} samples{of} without their labels, {report.tokens} tokens on "
+        f"average{seed}."
+    )
+
+
+def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
+    task, base = task_of(model), report.base or {}
+    arguments = [f'"{base["repo_id"]}"' if base else '"path/to/the/dense/model"']
+    arguments += [f'task="{task}"'] if task else []
+    arguments += [f'revision="{base["commit"]}"'] if base.get("commit") else []
+    defaults = OptinConfig().to_dict()
+    settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
+    lines = [
+        "from optimum_optin import OptinConfig, OptinPruner",
+        "",
+        f"pruner = OptinPruner.from_pretrained({', '.join(arguments)})",
+        _calibration_line(report.calibration or {}),
+        f"config = OptinConfig({_arguments(settings)})",
+        'model = pruner.prune(calibration, config, save_dir="pruned")',
+    ]
+    versions = (
+        f"optimum-optin {__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+    return f"{_code(lines)}\n\nVersions: {versions}."
+
+
+_DRAWN = ("split", "num_samples", "seed", "text_columns")
+
+
+def _calibration_line(calibration: Mapping[str, Any]) -> str:
+    if "dataset" not in calibration:
+        return "calibration = ...  # your calibration data: a datasets.Dataset, a list of strings, a DataLoader"
+    names = [f'"{calibration[name]}"' for name in ("dataset", "config") if calibration.get(name)]
+    options = _arguments({name: calibration[name] for name in _DRAWN if name in calibration})
+    return f"calibration = pruner.get_calibration_dataset({', '.join(names)}, {options})"
+
+
+_LIMITS = """\
+- It does what its dense model does, faults and biases included; the calibration data decide what was kept, so check it
+  on data of your own.
+- MACs are not speed: the gain in time depends on the hardware, the batch and the length of the sequences.
+- A layer that lost all its heads has no attention weights: `output_attentions=True` skips it.
+- A model made from its config alone (`from_config`) is dense and untrained; use `from_pretrained`."""
+
+_CITATION = """\
+```bibtex
+@inproceedings{khaki2024need,
+  title     = {The Need for Speed: Pruning Transformers with One Recipe},
+  author    = {Khaki, Samir and Plataniotis, Konstantinos N.},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024}
+}
+```"""
+
+
+def _kept(layers: Layers, role: str) -> str:
+    counts = [roles[role] for roles in layers.values() if role in roles]
+    return f"{sum(count['kept'] for count in counts):,} of {sum(count['units'] for count in counts):,}"
+
+
+def _count(roles: Mapping[str, Mapping[str, int]], role: str) -> str:
+    return f"{roles[role]['kept']} / {roles[role]['units']}" if role in roles else ""
+
+
+def _bar(roles: Mapping[str, Mapping[str, int]], role: str) -> str:
+    """Unicode blocks: unlike a picture, they show wherever Markdown does, and need no second file."""
+    if role not in roles:
+        return ""
+    full = round(_BAR * roles[role]["kept"] / max(roles[role]["units"], 1))
+    return "█" * full + "░" * (_BAR - full)
+
+
+def _change(what: str, before: int, after: int, unit: str) -> tuple[str, str, str, str]:
+    return what, f"{before / 1e6:,.2f}{unit}", f"{after / 1e6:,.2f}{unit}", f"{after / before:.1%}"
+
+
+def _spread(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items()).replace("'", '"')
+
+
+def _code(lines: Iterable[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,144 @@
+"""The Hub: what a push checks, and how files become one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    hf_hub_url,
+    is_offline_mode,
+)
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
+
+from ..files.model_files import stale_files
+from ..version import __version__
+
+CARD_FILE = "README.md"
+
+
+def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, create_pr: bool) -> None:
+    """Refuse a push that cannot succeed, before anything is computed, saved or sent.
+
+    Args:
+        repo_id: `"user/name"`, or `"name"` for the token's owner.
+        token: see `OptinPruner.push_to_hub`.
+        revision: branch to push to.
+        create_pr: whether a pull request is wanted.
+
+    Raises:
+        ValueError: not a repository's name, or a pull request to a branch.
+        OfflineModeIsEnabled: the offline flag is set.
+        LocalTokenNotFoundError: there is no token.
+    """
+    try:
+        validate_repo_id("" if repo_id is None else repo_id)  # which lets None pass
+    except HFValidationError as error:
+        raise ValueError(
+            f"repo_id={repo_id!r} is not a name on the Hub: give 'user/name' of letters, digits, '-', '_' and '.', at "
+            f"most 96 characters ({error})"
+        ) from error
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"create_pr=True opens a pull request to main, not to revision={revision!r}: leave one out.")
+    if is_offline_mode():
+        raise OfflineModeIsEnabled(
+            f"cannot push to {repo_id}: offline mode is on (HF_HUB_OFFLINE); unset it, or save_pretrained to a folder."
+        )
+    if "authorization" not in build_hf_headers(token=token):
+        raise LocalTokenNotFoundError(
+            f"cannot push to {repo_id} without a token: run `hf auth login`, set HF_TOKEN, or pass token=."
+        )
+
+
+@contextmanager
+def reaching(repo_id: str) -> Iterator[None]:
+    """Say what to do if the Hub does not answer.
+
+    Raises:
+        ConnectionError: instead of the error of the client's transport.
+    """
+    try:
+        yield
+    except Exception as error:
+        # By name: the transport's package is not the same in all versions of huggingface_hub.
+        if all(kind.__name__ != "TransportError" for kind in type(error).__mro__):
+            raise
+        raise ConnectionError(
+            f"cannot push to {repo_id}: {constants.ENDPOINT} does not answer ({error}). The model is not lost: "
+            "save_pretrained keeps it in a folder, and `optimum-cli optin push` uploads that later."
+        ) from error
+
+
+def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None) -> str:
+    """Create the repository and the branch where they are missing; returns the id with its owner."""
+    api = _api(token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision not in (None, "main") and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> bytes | None:
+    """The content of the repository's card as it is now, `None` if it has none."""
+    # Not through the cache: when the Hub fails it would answer with an old card, and the push write it back.
+    url = hf_hub_url(repo_id, CARD_FILE, revision=revision)
+    response = http_backoff("GET", url, headers=build_hf_headers(token=token))
+    try:
+        hf_raise_for_status(response)
+    except RemoteEntryNotFoundError:
+        return None
+    return response.content
+
+
+def commit_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    token: str | bool | None,
+    revision: str | None,
+    message: str,
+    create_pr: bool,
+) -> CommitInfo:
+    """Upload files in one commit, which also deletes model files of an earlier one under other names.
+
+    Args:
+        files: path in the repository -> file or content.
+        repo_id: from `open_repo`.
+        token: see `OptinPruner.push_to_hub`.
+        revision: the branch, which exists.
+        message: the commit's title.
+        create_pr: open a pull request instead.
+    """
+    api = _api(token)
+    there = api.list_repo_files(repo_id, revision=revision)
+    # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
+    return api.create_commit(
+        repo_id,
+        [CommitOperationDelete(name) for name in stale_files(there, files)]
+        + [CommitOperationAdd(name, content) for name, content in files.items()],
+        commit_message=message,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Path inside a folder -> file, without hidden files and folders (`.git`, `.cache`)."""
+    files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {path.as_posix(): file for path, file in files.items() if not any(part[0] == "." for part in path.parts)}
+
+
+def _api(token: str | bool | None) -> HfApi:
+    return HfApi(token=token, library_name="optimum-optin", library_version=__version__)

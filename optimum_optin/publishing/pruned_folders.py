@@ -1,0 +1,174 @@
+"""A saved pruned model: what its folder holds, what was measured since, and its way to the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo, ModelCard
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging
+
+from ..files.exchange import interrupted_save
+from ..files.folders import atomic_folder
+from ..files.model_files import are_weights, left_over
+from ..report import REPORT_FILE, PruningReport, commit_title
+from ..scoring import SCORES_FOLDER, Scores
+from ..storage.auto_map import REMOTE_FILE
+from ..storage.loading import load_processor, model_class
+from ..storage.plugin import METHOD
+from .card import card_or_none, decoded, model_card, own_card, own_text, retitled, weight_bytes
+from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
+
+logger = logging.get_logger(__name__)
+
+
+def read_config(folder: str | os.PathLike) -> dict:
+    """The `config.json` of a saved pruned model.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: the model is dense, or its `config.json` is damaged.
+    """
+    file = Path(folder, "config.json")
+    if not file.is_file():
+        earlier = interrupted_save(Path(folder))
+        hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
+        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.{hint}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    free = (config.get("quantization_config") or {}).get("quant_method") == METHOD
+    if not free and read_report(folder) is None:  # of layout="uniform", only the report tells
+        raise ValueError(
+            f"{folder} was not pruned with optimum-optin: its config.json names no structure, and there is no "
+            f"{REPORT_FILE}."
+        )
+    return config
+
+
+def read_report(folder: str | os.PathLike) -> PruningReport | None:
+    """The report of a saved model, `None` if there is none."""
+    return PruningReport.load(folder) if Path(folder, REPORT_FILE).is_file() else None
+
+
+def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
+    """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither.
+
+    A card that cannot be read stays as it is.
+    """
+    folder = Path(folder).resolve()
+    card = card_or_none(
+        lambda existing: _card(folder, report, existing, name=folder.name), lambda: own_card(folder), name=folder.name
+    )
+    with atomic_folder(folder) as draft:
+        report.save(draft)
+        if card is not None:
+            card.save(draft / CARD_FILE)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    scores: str | os.PathLike | None = None,
+) -> CommitInfo:
+    """Upload a saved pruned model to the Hub, in one commit: its files, and its card for that address.
+
+    Args:
+        folder: of a pruned model.
+        repo_id: `"user/name"`; created if missing. Text that somebody wrote into its card stays, unless the
+            folder's card has text of its own.
+        private: make the repository private, if it is created.
+        token: Hub token; `None` takes the one of `hf auth login` or of HF_TOKEN.
+        revision: branch to push to, created from `main` if missing; `None` takes `main`.
+        commit_message: the commit's title.
+        create_pr: open a pull request instead of committing.
+        scores: folder of saved scores to upload as well.
+
+    Raises:
+        FileNotFoundError: no model in the folder, no weights, or no scores.
+        ValueError: not a pruned model, not a repository's name, or a pull request to a branch.
+        OfflineModeIsEnabled, LocalTokenNotFoundError, ConnectionError, HfHubHTTPError: see `OptinPruner.push_to_hub`.
+    """
+    folder = Path(folder).resolve()
+    read_config(folder)
+    check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
+    files: dict[str, Path | bytes] = {**files_in(folder)}
+    if not any(map(are_weights, files)):
+        raise FileNotFoundError(f"{folder} holds no weights: model.safetensors is missing.")
+    if others := [name for name in left_over(folder) if files.pop(name, None)]:
+        logger.warning(f"not pushed, since they are not of the model that loads from {folder}: {', '.join(others)}.")
+    if scores is not None:
+        Scores.from_pretrained(scores)
+        files |= {f"{SCORES_FOLDER}/{name}": file for name, file in files_in(Path(scores)).items()}
+    report = read_report(folder)
+    message = commit_message or (commit_title(report) if report else "Upload pruned model")
+    with reaching(repo_id):
+        repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
+        there = read_card(repo_id, token=token, revision=revision)
+        if card := report and _pushed_card(folder, report, there, repo_id, revision):
+            files[CARD_FILE] = str(card).encode()
+        elif CARD_FILE in files and ((there is not None and report) or not _is_readable(folder)):
+            del files[CARD_FILE]
+        return commit_files(files, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
+
+
+def _pushed_card(
+    folder: Path, report: PruningReport, there: bytes | None, repo_id: str, revision: str | None
+) -> ModelCard | None:
+    return card_or_none(
+        lambda existing: _card(folder, report, existing, name=repo_id, revision=revision),
+        lambda: _card_to_push(folder, repo_id, decoded(there)),
+        name=repo_id,
+    )
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether a folder's card can be pushed, which the Hub's client reads."""
+    try:
+        return own_card(folder) is not None
+    except (ValueError, OSError) as error:
+        logger.warning(f"the card in {folder} is not pushed: {error}")
+        return False
+
+
+def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
+    """The card to update: the folder's if a person worked on it, else the repository's, else the folder's."""
+    here = own_card(folder)
+    if here is None or own_text(here, folder.name):
+        return here or there
+    return there or retitled(here, repo_id.rpartition("/")[2])
+
+
+def _card(
+    folder: Path, report: PruningReport, existing: str | None, *, name: str, revision: str | None = None
+) -> ModelCard:
+    config = AutoConfig.from_pretrained(folder)
+    try:
+        loader = model_class(folder, None)
+    except ValueError:  # a class that is not here: of it, the card needs the name alone
+        loader = AutoModel
+    make = loader if issubclass(loader, PreTrainedModel) else loader.from_config
+    with torch.device("meta"):  # no weights: the card needs the class and the data type
+        skeleton = make(config).to(config.dtype)
+    if loader is AutoModel and config.architectures:
+        skeleton.__class__ = type(config.architectures[0], (type(skeleton),), {})
+    return model_card(
+        skeleton,
+        report,
+        name=name,
+        revision=revision,
+        processor=load_processor(folder),
+        weights=weight_bytes(folder),
+        remote_code=(folder / REMOTE_FILE).is_file(),
+        existing=existing,
+    )

@@ -1,0 +1,122 @@
+"""A pruned model with all that goes with it, written into a folder."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..report import PruningReport
+from ..storage.auto_map import REMOTE_FILE
+from ..storage.integrity import check_rebuilt, check_saved, reloaded
+from ..storage.remote_code import check_remote_code, write_remote_code
+from ..storage.tasks import class_of
+from .card import card_or_none, model_card, weight_bytes
+from .hub import CARD_FILE
+
+logger = logging.get_logger(__name__)
+
+
+def write_pruned(
+    folder: Path,
+    model: PreTrainedModel,
+    report: PruningReport,
+    processor: Any,
+    *,
+    name: str,
+    read_card: Callable[[], str | None],
+    copy_companions: Callable[[], None],
+    revision: str | None = None,
+    remote_code: bool = False,
+) -> None:
+    """Write the model, its processor, what stands beside it, the report and the card.
+
+    Args:
+        folder: an empty folder.
+        model: the pruned model.
+        report: its report.
+        processor: its tokenizer or the like; `None` for none.
+        name: what the card tells users to load.
+        read_card: gives the card to update, `None` if there is none.
+        copy_companions: adds what stood beside the dense model's weights.
+        revision: the branch that the card names.
+        remote_code: write `modeling_optin.py`, too.
+
+    Raises:
+        ValueError: what would be loaded is not the model, or there is nothing for remote code to rebuild.
+    """
+    if remote_code:
+        check_remote_code(model)
+    check_rebuilt(model)
+    model.save_pretrained(folder)
+    check_saved(model, folder)
+    if remote_code:
+        write_remote_code(folder)
+    if class_of(model) is None and not model.is_remote_code():
+        kind = type(model).__name__
+        logger.warning(
+            f"the saved model is a {kind}, a class of your own: load it with {kind}.from_pretrained. Auto classes "
+            "would make another class of it, unless its code is there, which "
+            f"{kind}.register_for_auto_class('AutoModel...') before saving brings along."
+        )
+    if processor is not None:
+        _save_part(processor, folder)
+    copy_companions()
+    report.save(folder)
+    make = partial(
+        model_card,
+        model,
+        report,
+        name=name,
+        revision=revision,
+        processor=processor,
+        weights=weight_bytes(folder),
+        remote_code=(folder / REMOTE_FILE).is_file(),
+    )
+    card = card_or_none(lambda existing: make(existing=existing), read_card, name=name)
+    if card is not None:
+        card.save(folder / CARD_FILE)
+
+
+def check_parts(model: PreTrainedModel, processor: Any) -> None:
+    """Raise if a part of a model other than its weights cannot be saved, by saving it.
+
+    Raises:
+        ValueError: names the part.
+    """
+    generation = model.generation_config if model.can_generate() else None
+    parts = {"configuration": model.config, "generation configuration": generation, "processor": processor}
+    with tempfile.TemporaryDirectory() as place:
+        for name, part in parts.items():
+            try:
+                if part is not None:
+                    _save_part(part, place)
+            except Exception as error:
+                raise ValueError(
+                    f"the {name} cannot be saved, and so the pruned model could not be: {error!r:.300}"
+                ) from error
+
+
+def saved_and_loaded(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as a user gets it: saved and loaded again, on the same device, in evaluation mode."""
+    check_rebuilt(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = reloaded(model, folder)
+    return loaded.to(model.device).eval()
+
+
+def _save_part(part: Any, folder: str | os.PathLike) -> None:
+    """`save_pretrained` of a copy: a processor would note in its tokenizer that it was saved with it."""
+    try:
+        part = copy.deepcopy(part)
+    except Exception:  # somebody's own, which cannot be copied
+        logger.debug(f"{type(part).__name__} is saved without a copy of it")
+    part.save_pretrained(folder)

@@ -1,0 +1,44 @@
+"""A batch of model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Batch = Mapping[str, Tensor]
+"""A model's inputs by name, each with the batch as first dimension."""
+
+
+def samples_in(batch: Batch) -> int:
+    """How many samples a batch has."""
+    return len(next(iter(batch.values())))
+
+
+def same_batches(some: Sequence[Batch], others: Sequence[Batch]) -> bool:
+    """Whether two lists of batches hold the same inputs on the same device."""
+    return some is others or (
+        len(some) == len(others)
+        and all(one.keys() == other.keys() for one, other in zip(some, others, strict=True))
+        and all(
+            value.device == other[name].device and torch.equal(value, other[name])
+            for one, other in zip(some, others, strict=True)
+            for name, value in one.items()
+        )
+    )
+
+
+def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:
+    """Which tokens of a batch are real, padding excluded: shape (batch, tokens), boolean.
+
+    Args:
+        batch: model inputs.
+        image_tokens: tokens that the model makes of an image (`vision.image_tokens`), all of them real; `None` for
+            text, whose inputs are its tokens.
+    """
+    if image_tokens is not None:
+        device = next(iter(batch.values())).device
+        return torch.ones(samples_in(batch), image_tokens, dtype=torch.bool, device=device)
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()

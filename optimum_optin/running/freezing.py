@@ -1,0 +1,59 @@
+"""A model that is measured: in evaluation mode, without gradients, and left as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, RLock
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from .prepared import unprepare
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once, and every module the
+    forward of its class (`unprepare`); undone on exit.
+
+    So is whatever else is set on its modules: Swin's layers would keep the windows of an image too small for theirs.
+    Rewrite a copy, not the model itself. Another thread waits until the model is free.
+    """
+    with _FREEZING:
+        lock = _LOCKS.setdefault(model, RLock())
+    with lock, _frozen(model):
+        yield
+
+
+_FREEZING = Lock()
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        model.eval()
+        unprepare(model)
+        for module in filter(_is_chunked, attributes):  # running tokens in chunks only saves memory
+            module.chunk_size_feed_forward = 0
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        # Sums over tokens need the model's own precision: `dtype=` of from_pretrained chooses it.
+        device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, before in attributes.items():
+            vars(module).update(before)
+
+
+def _is_chunked(module: nn.Module) -> bool:
+    return bool(getattr(module, "chunk_size_feed_forward", 0))

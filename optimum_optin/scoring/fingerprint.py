@@ -1,0 +1,35 @@
+"""A model's fingerprint: tells whether saved scores belong to it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from ..architectures.find import find_groups
+
+_SAMPLE = 256
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the model's type, its groups, its parameters' shapes, and samples of their values.
+
+    Evenly spaced values of every parameter are enough to tell two trainings of one architecture
+    apart, and take no time on a large model.
+
+    Args:
+        model: a `transformers` model.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    groups = [(group.key, group.units, group.width) for group in find_groups(model)]
+    digest = hashlib.sha256(f"{model.config.model_type}{groups}".encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().flatten()
+        count = min(_SAMPLE, len(flat))
+        index = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)
+        digest.update(flat[index].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

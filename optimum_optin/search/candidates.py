@@ -1,0 +1,146 @@
+"""What a budget can be spent on: heads, neurons and tokens, by their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..architectures.find import find_layers
+from ..architectures.group import HEADS, NEURONS, Group, Masks
+from ..config import OptinConfig
+from ..inputs.vision import prefix_tokens
+from ..merging.hooks import check_mergeable, merges_tokens
+from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
+from ..scoring import Scores
+from ..storage.uniform import uniform_floors
+from .macs import cost_tables, dense_cost, matching_cost, token_costs
+from .masks import check_budget, check_kept, search, search_uniform
+
+_TOKEN_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget: the FLOPs that merging alone would leave
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to keep, and what to merge.
+
+    Args:
+        masks: group key -> what is kept.
+        output_weight: weight of the output term that they come from.
+        schedule: tokens to merge; `None` for none.
+    """
+
+    masks: Masks
+    output_weight: float
+    schedule: TokenSchedule | None = None
+
+
+def ranked(
+    model: nn.Module,
+    groups: Sequence[Group],
+    scores: Scores,
+    config: OptinConfig,
+    *,
+    schedule: TokenSchedule | None = None,
+    output_weight: float | None = None,
+) -> Choice:
+    """What a search of the combined scores keeps under the budget beside a schedule of token merging.
+
+    Args:
+        model: the dense model.
+        groups: its groups.
+        scores: of its units.
+        config: budget, layout and floors.
+        schedule: tokens to merge; `None` for none.
+        output_weight: see `Scores.combine`; `None` takes the configuration's.
+
+    Raises:
+        ValueError: the budget does not pay for the least that must stay.
+    """
+    weight = config.output_weight if output_weight is None else output_weight
+    combined = scores.combine(weight)
+    costs, budget = priced(model, groups, scores.tokens, config, schedule)
+    find = search_uniform if config.layout == "uniform" else search
+    ordered = {group.key: combined[group.key] for group in groups}
+    floors = floors_of(config, groups)
+    masks = find(ordered, costs, budget, floors)
+    check_kept(masks, floors)
+    return Choice(masks, weight, schedule)
+
+
+def priced(
+    model: nn.Module, groups: Sequence[Group], tokens: int, config: OptinConfig, schedule: TokenSchedule | None
+) -> tuple[dict[str, Tensor], float]:
+    """The costs of units beside a schedule (`cost_tables`), and what they may add up to under the budget."""
+    dense = dense_cost(cost_tables(model, groups, tokens))
+    return cost_tables(model, groups, tokens, schedule), config.flops * dense - matching_cost(model, schedule, tokens)
+
+
+def floors_of(config: OptinConfig, groups: Sequence[Group]) -> dict[str, int]:
+    """Role -> units that every group keeps at least."""
+    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons}
+    return uniform_floors(groups, floors) if config.layout == "uniform" else floors
+
+
+def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) -> None:
+    """Raise if the configuration asks for a choice of schedules that the scores were not made for.
+
+    Raises:
+        ValueError: the scores were made with another setting of `tokens`.
+    """
+    if merges_tokens(model, config) and not merges_tokens(model, scores.config):
+        raise ValueError(
+            "these scores hold no scores of tokens, which tokens='auto' needs: score again with it, or set "
+            "tokens='none' or the pairs to merge after each layer."
+        )
+
+
+def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenSchedule | None:
+    """The schedule that a configuration prescribes by numbers, `None` if it does not.
+
+    Raises:
+        ValueError: it does not fit the model.
+    """
+    if isinstance(config.tokens, str):
+        return None
+    check_mergeable(model)
+    layers = list(find_layers(model))
+    if len(config.tokens) != len(layers):
+        raise ValueError(
+            f"tokens={list(config.tokens)} must have a number for each of the model's {len(layers)} layers, 0 for the "
+            "last."
+        )
+    schedule = TokenSchedule(prefix_tokens(model), dict(zip(layers, config.tokens, strict=True)))
+    schedule.check(layers, tokens)
+    return schedule if any(config.tokens) else None
+
+
+def schedules(
+    model: nn.Module, groups: Sequence[Group], scores: Scores, config: OptinConfig
+) -> list[TokenSchedule | None]:
+    """The schedules of token merging to choose among, distinct; the first, `None`, merges none."""
+    if config.tokens != "auto" or not scores.merges:
+        return [fixed_schedule(model, config, scores.tokens)]
+    costs = token_costs(model, groups, scores.tokens)
+    dense = costs.of(TokenSchedule(costs.protected))
+    losses = {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
+    found = []
+    for part in _TOKEN_PARTS:
+        budget = dense * config.flops**part
+        for schedule in (scored_schedule(costs, losses, budget), constant_schedule(costs, budget)):
+            merges = schedule is not None and any(schedule.merges.values())
+            if merges and schedule not in found and _affordable(model, groups, scores, config, schedule):
+                found.append(schedule)
+    return [None, *found]
+
+
+def _affordable(
+    model: nn.Module, groups: Sequence[Group], scores: Scores, config: OptinConfig, schedule: TokenSchedule
+) -> bool:
+    """Whether the budget pays for the least that must stay of the units beside a schedule."""
+    try:
+        check_budget(*priced(model, groups, scores.tokens, config, schedule), floors_of(config, groups))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""Trial cuts: of several ways to spend a budget, take the one whose repaired model stays closest to the dense one.
+
+Scores add up single removals, to second order, before the layers below are cut. What several removals do together, and
+how much of it the refit takes back, shows only on a model that is cut and refitted: so each candidate is, on a part of
+the calibration data, and its outputs are compared on samples that the refit has not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from ..architectures.group import Group
+from ..compensation.refit import refit
+from ..config import OptinConfig
+from ..editing.surgery import rewrite
+from ..merging.hooks import attach_merging, merges_tokens
+from ..passes.trajectory import has_head
+from ..passes.walk import Start
+from ..running.batch import Batch, samples_in
+from ..running.prepared import copy_of
+from ..scoring import Scores
+from .candidates import Choice, ranked, schedules
+from .divergence import measure_divergence
+
+STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
+_WEIGHTS = (1.0, 0.1, 10.0)  # of the output term, times the configured one
+_TOKENS_PER_INPUT = 8  # of the widest consumer, in trials of schedules (docs/source/results.mdx)
+_AT_ONCE = 3  # models in memory
+_PART = 8  # trial cuts are refitted on this part of the batches
+logger = logging.get_logger(__name__)
+
+
+def choose(
+    model: nn.Module,
+    groups: Sequence[Group],
+    scores: Scores,
+    config: OptinConfig,
+    *,
+    starts: Sequence[Start | None],
+    held_out: Sequence[Batch],
+) -> Choice:
+    """The way to spend the budget that scores suggest or, if trial cuts can tell, the best of several.
+
+    First schedules of token merging are tried, then weights of the output term beside the best of them.
+
+    Args:
+        model: the dense model; unchanged.
+        groups: its groups.
+        scores: of its units, and of its tokens if some are to be merged.
+        config: the budget and the rest.
+        starts: for the trial refits (`dense_passes`); none for no refit.
+        held_out: calibration batches to compare outputs on; may be empty.
+    """
+    found = schedules(model, groups, scores, config)
+    choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
+    # Without a head, no distance that we tried tells which cut serves better (docs/source/results.mdx).
+    if config.search != "measured" or not held_out or not has_head(model, held_out[0]):
+        if merges_tokens(model, config):
+            logger.warning(
+                "tokens='auto' merges none: it compares trial cuts, which take search='measured', calibration data and "
+                "a model with a head. Give the pairs to merge after each layer instead."
+            )
+        return choices[0]
+    part = max(1, len(starts) // _PART)
+    if len(choices) > 1:
+        part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(held_out[0])))
+    trials = Trials(model, groups, starts[:part], held_out)
+    schedule = trials.best(choices).schedule
+    weights = [config.output_weight * factor for factor in _WEIGHTS]
+    return trials.best(
+        [ranked(model, groups, scores, config, schedule=schedule, output_weight=weight) for weight in weights]
+    )
+
+
+def _batches_for_schedules(groups: Sequence[Group], tokens: int) -> int:
+    """Batches of so many tokens that a fair trial of schedules takes.
+
+    They leave different numbers of units, and on too few tokens the refit of fewer does worse than it will on all.
+    """
+    return math.ceil(_TOKENS_PER_INPUT * max(group.units * group.width for group in groups) / tokens)
+
+
+class Trials:
+    """Trial cuts of one model at one budget; none is made twice.
+
+    Args:
+        dense: the model; unchanged.
+        groups: its groups.
+        starts: for the trial refits (`dense_passes`); none for no refit.
+        held_out: calibration batches to compare outputs on.
+    """
+
+    def __init__(
+        self, dense: nn.Module, groups: Sequence[Group], starts: Sequence[Start | None], held_out: Sequence[Batch]
+    ):
+        self.dense = dense
+        self.groups = groups
+        self.starts = starts
+        self.held_out = held_out
+        self._tried: list[tuple[Choice, float]] = []
+
+    def best(self, choices: Sequence[Choice]) -> Choice:
+        """The choice whose refitted model diverges least; the first of equal ones."""
+        if all(_same_cut(choice, choices[0]) for choice in choices):
+            return choices[0]
+        new: list[Choice] = []
+        for choice in choices:
+            if not any(_same_cut(choice, other) for other in [*new, *(tried for tried, _ in self._tried)]):
+                new.append(choice)
+        for first in range(0, len(new), _AT_ONCE):
+            part = new[first : first + _AT_ONCE]
+            self._tried += zip(part, self._divergences(part), strict=True)
+        distances = [self._known(choice) for choice in choices]
+        logger.debug(f"divergence of trial cuts: {distances}")
+        return choices[min(range(len(choices)), key=lambda index: (math.isnan(distances[index]), distances[index]))]
+
+    def _known(self, choice: Choice) -> float:
+        return next(distance for tried, distance in self._tried if _same_cut(choice, tried))
+
+    def _divergences(self, choices: Sequence[Choice]) -> list[float]:
+        models = [copy_of(self.dense) for _ in choices]
+        for pruned, choice in zip(models, choices, strict=True):
+            rewrite(pruned, self.groups, choice.masks)
+        if self.starts:
+            refit(self.dense, models, self.starts, STRENGTH)
+        for pruned, choice in zip(models, choices, strict=True):
+            if choice.schedule is not None:
+                attach_merging(pruned, choice.schedule)
+        return [each.distance for each in measure_divergence(self.dense, models, self.held_out)]
+
+
+def _same_cut(one: Choice, other: Choice) -> bool:
+    same_masks = all(torch.equal(mask, other.masks[key]) for key, mask in one.masks.items())
+    return one.schedule == other.schedule and same_masks

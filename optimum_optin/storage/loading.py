@@ -1,0 +1,135 @@
+"""Load what a folder or Hub id holds: the model's class, the model, its processor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..running.processes import state
+from .auto_map import own_code
+
+logger = logging.get_logger(__name__)
+
+_HUB_OPTIONS = (
+    "revision",
+    "token",
+    "cache_dir",
+    "subfolder",
+    "local_files_only",
+    "force_download",
+    "trust_remote_code",
+)
+
+
+def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrainedModel:
+    """A checkpoint in evaluation mode, on the device that Accelerate chooses unless `device_map` is given.
+
+    Args:
+        model: Hub id or local folder.
+        task: see `OptinPruner.from_pretrained`.
+        **kwargs: passed to `from_pretrained`.
+
+    Raises:
+        ValueError: unknown task, or damaged weights.
+    """
+    try:
+        loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
+    except SafetensorError as error:  # which does not say of what
+        raise ValueError(f"the weights of {model} are damaged: {error}.") from error
+    if "device_map" not in kwargs:
+        loaded = loaded.to(state().device)
+    return loaded.eval()
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Raise if some of the weights are not in memory.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"weight {name} is offloaded: load the model into memory, e.g. device_map='auto' on a GPU."
+            )
+
+
+def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
+    """The class to load a checkpoint with; arguments as of `load_model`.
+
+    Raises:
+        ValueError: unknown task, or an adapter; or without a task, the checkpoint brings code that is not trusted, or
+            names a class that is not here.
+    """
+    if Path(model, "adapter_config.json").is_file():
+        raise ValueError(
+            f"{model} holds an adapter: merge it first (PeftModel.from_pretrained(base, adapter).merge_and_unload()) "
+            "and prune that."
+        )
+    if task is None:
+        return _named_class(model, AutoConfig.from_pretrained(model, **_hub_options(kwargs)), **kwargs)
+    from optimum.exporters.tasks import TasksManager  # slow to import
+
+    if task not in TasksManager.get_all_tasks():
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
+    return TasksManager.get_model_class_for_task(task)
+
+
+def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -> type:
+    name = (config.architectures or [""])[0]
+    code = {auto: place for auto, place in own_code(config, name or None).items() if auto.startswith("AutoModel")}
+    if code and not kwargs.get("trust_remote_code"):
+        raise ValueError(
+            f"{model} brings code of its own for {name or 'its model'} ({next(iter(code.values()))}): read it, then "
+            "pass trust_remote_code=True (--trust-remote-code) to run it, or task= to load a class of transformers."
+        )
+    if len(code) > 1 and not name:
+        raise ValueError(f"{model} brings code for {', '.join(code)}, and names none of them: give task= (--task).")
+    if code:
+        return getattr(transformers, next(iter(code)))
+    if not name:
+        logger.warning(f"{model} names no class: loading it without a head; give task= for one.")
+        return AutoModel
+    if not hasattr(transformers, name):
+        raise ValueError(
+            f"{model} was saved from a {name}, which is no class of transformers: load it with that class and pass the "
+            "model object, or give task= (--task), e.g. feature-extraction for the encoder without its head."
+        )
+    return getattr(transformers, name)
+
+
+def load_processor(model: str | os.PathLike, *, images: bool = False, **kwargs) -> Any:
+    """The checkpoint's processor, `None` with a warning if it has none.
+
+    Args:
+        model: Hub id or local folder.
+        images: whether the model takes images alone: of what a dual model's checkpoint has, they need one part.
+        **kwargs: as of `load_model`; the Hub's options are used.
+    """
+    try:
+        processor = (AutoImageProcessor if images else AutoProcessor).from_pretrained(model, **_hub_options(kwargs))
+    except (OSError, ValueError):
+        processor = None
+    except ImportError as error:  # Pillow is not there; pixel values need no processor
+        logger.warning(f"the image processor of {model} cannot be loaded: {error}")
+        return None
+    if processor is None and images:
+        logger.warning(f"{model} has no image processor: pass processor=, or calibration data that are pixel values.")
+        return None
+    # Without tokenizer files, transformers v5 makes a tokenizer that knows special tokens only.
+    specials = getattr(processor, "all_special_ids", None)
+    if processor is None or (specials is not None and len(processor) <= len(specials)):
+        logger.warning(f"{model} has no tokenizer: pass processor=, or calibration data that are tokenised.")
+        return None
+    return processor
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}

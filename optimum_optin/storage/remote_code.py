@@ -1,0 +1,150 @@
+"""Remote code: a saved folder's own `modeling_optin.py`, with which it loads where this package is not installed.
+
+The file is an excerpt of this package's sources, so that there is no second implementation to keep equal: what
+`plugin.py` needs to rebuild a skeleton, and the row of the model's architecture. It needs torch and transformers alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from pprint import pformat
+from textwrap import indent
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from ..architectures.registry import register_architecture, row_of
+from ..version import __version__
+from . import plugin
+from .auto_map import REMOTE_FILE, own_code
+from .excerpt import excerpt
+from .plugin import METHOD
+from .tasks import class_of
+
+
+def check_remote_code(model: PreTrainedModel) -> None:
+    """Raise if a folder with this model, pruned, could not bring code to load it with.
+
+    Raises:
+        ValueError: the model's class is not part of transformers (one of the same name neither), or made by none of its
+            Auto classes.
+    """
+    if class_of(model) is None:
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        raise ValueError(
+            f"remote_code=True needs a model whose class is part of transformers, but {kind} is one of your own, whose "
+            "code we cannot bring along: save without it. To have transformers save the class's code, call "
+            f"{type(model).__name__}.register_for_auto_class(...) before."
+        )
+    _auto_classes(model.config, [type(model).__name__])
+
+
+def write_remote_code(folder: str | os.PathLike) -> None:
+    """Add `modeling_optin.py` to a saved pruned model, and name it in `config.json` under `auto_map`.
+
+    Args:
+        folder: where the model was saved; every `AutoModel...from_pretrained(folder, trust_remote_code=True)` then
+            works with transformers alone.
+
+    Raises:
+        ValueError: the folder holds no pruned structure, or a model whose class is not part of transformers or made by
+            none of its Auto classes.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    config = AutoConfig.from_pretrained(folder)
+    entry = getattr(config, "quantization_config", None) or {}
+    if entry.get("quant_method") != METHOD:
+        raise ValueError(
+            "remote_code=True needs a pruned structure to rebuild, and this model's config has none: a dense model, or "
+            "one pruned with layout='uniform', loads with transformers alone."
+        )
+    _check_named(config)
+    classes = _auto_classes(config, config.architectures or [])
+    module = REMOTE_FILE.removesuffix(".py")
+    (folder / REMOTE_FILE).write_text(_remote_code(config.model_type, set(classes.values())), encoding="utf-8")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["auto_map"] = data.get("auto_map", {}) | {auto: f"{module}.{name}" for auto, name in classes.items()}
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_named(config: PreTrainedConfig) -> None:
+    """Raise if the class that a saved config names is not one of transformers."""
+    for name in config.architectures or []:
+        foreign = own_code(config, name)
+        if foreign or not hasattr(transformers, name):
+            raise ValueError(
+                f"remote_code=True needs a model whose class is part of transformers, but this folder's {name} "
+                f"{f'is in {next(iter(foreign.values()))}' if foreign else 'is not'}: save without it."
+            )
+
+
+def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, str]:
+    """Name of each Auto class that knows this kind of model -> name of the class it makes, one of `made` if it can."""
+    if not type(config).__module__.startswith("transformers."):
+        raise ValueError(
+            f"remote_code=True needs a model that is part of transformers, but {type(config).__name__} comes from "
+            f"{type(config).__module__}: save without it."
+        )
+    classes = {}
+    for name, auto in inspect.getmembers(modeling_auto, inspect.isclass):
+        mapping = getattr(auto, "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None and type(config) in mapping:
+            found = mapping[type(config)]
+            found = [each.__name__ for each in (found if isinstance(found, tuple) else (found,))]
+            classes[name] = next((each for each in found if each in made), found[0])
+    if not classes:
+        raise ValueError(
+            f"remote_code=True needs an Auto class of transformers that makes {', '.join(made)}, and there is none: "
+            "save without it, and load with `import optimum_optin` and that class."
+        )
+    return classes
+
+
+def _remote_code(model_type: str, classes: Iterable[str]) -> str:
+    """The text of `modeling_optin.py`: definitions, the model type's row, and a subclass of each class."""
+    names = ("OptinStructureConfig", "OptinHfQuantizer", "AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
+    roots = [(plugin.__name__, name) for name in names]
+    imports, definitions = excerpt([*roots, (register_architecture.__module__, "register_architecture")])
+    stacks = "".join(f"{pformat(stack, width=110)},\n" for stack in row_of(model_type))
+    parts = [
+        _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
+        *definitions,
+        _REGISTRATION.format(model_type=model_type, stacks=indent(stacks, "    ")),
+        *(_SUBCLASS.format(name=name) for name in sorted(classes)),
+    ]
+    return "\n\n\n".join(parts) + "\n"
+
+
+_HEADER = '''"""Loads this pruned model with torch and transformers alone.
+
+An excerpt of optimum-optin {version} (Apache-2.0), whose sources have it with full comments. Where that package is
+installed, `import optimum_optin` does the same.
+"""
+
+from __future__ import annotations
+
+{imports}'''
+
+_REGISTRATION = """register_architecture(
+    {model_type!r},
+{stacks})
+
+# The package, or the file of another pruned model, may be there already; both leave the work to `optin_convert`.
+AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, OptinStructureConfig)
+AUTO_QUANTIZER_MAPPING.setdefault(METHOD, OptinHfQuantizer)"""
+
+_SUBCLASS = '''class {name}(transformers.{name}):
+    """`transformers.{name}`, pruned."""
+
+    optin_convert = staticmethod(convert_model)
+
+    @classmethod
+    def is_custom_code(cls):
+        """No: the modules are those of transformers, so their weights are to be renamed on load as there (ViT)."""
+        return False'''

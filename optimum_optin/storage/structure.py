@@ -1,0 +1,129 @@
+"""The structure of a pruned model: layer x role x kept units, and its JSON form.
+
+The form never names modules (their names differ between memory and disk) and is readable:
+`{"layers.0.heads": {"units": 12, "kept": "0-4,7,9-11"}}`. `units` counts the dense model's units and
+`kept` indexes them, so that pruning a pruned model composes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..architectures.group import Group, Masks
+
+_RANGES = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)?")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The units one group keeps.
+
+    Args:
+        units: units of the dense model's group.
+        kept: their ascending indices that stay.
+    """
+
+    units: int
+    kept: tuple[int, ...]
+
+
+Structure = dict[str, Kept]
+"""Group key -> what it keeps."""
+
+
+def structure_of(groups: Iterable[Group], masks: Masks) -> Structure:
+    """The structure that `masks` leave of `groups`."""
+    return {group.key: Kept(group.units, tuple(masks[group.key].nonzero().flatten().tolist())) for group in groups}
+
+
+def compose(earlier: Structure, later: Structure) -> Structure:
+    """The structure after two prunings; `later` indexes the units that `earlier` kept."""
+    composed = dict(earlier)
+    for key, entry in later.items():
+        before = earlier.get(key, Kept(entry.units, tuple(range(entry.units))))
+        composed[key] = Kept(before.units, tuple(before.kept[index] for index in entry.kept))
+    return composed
+
+
+def masks_of(structure: Structure, groups: Iterable[Group]) -> dict[str, torch.Tensor]:
+    """Masks that cut a dense model to `structure`; groups it does not name stay whole.
+
+    Raises:
+        ValueError: a structure that does not fit the groups. The message names the entry.
+    """
+    groups = {group.key: group for group in groups}
+    for key, entry in structure.items():
+        if key not in groups:
+            raise ValueError(f"structure entry {key!r} names no group of this model; it has {', '.join(groups)}.")
+        if entry.units != groups[key].units:
+            raise ValueError(
+                f"structure entry {key!r} was cut from {entry.units} units, but this model has "
+                f"{groups[key].units} there: config.json and the structure do not belong together."
+            )
+    masks = {}
+    for key, group in groups.items():
+        mask = torch.ones(group.units, dtype=torch.bool, device="cpu")  # models load under torch.device("meta")
+        if key in structure:
+            mask[:] = False
+            mask[list(structure[key].kept)] = True
+        masks[key] = mask
+    return masks
+
+
+def structure_to_json(structure: Structure) -> dict[str, dict[str, int | str]]:
+    """JSON form of `structure`."""
+    return {key: {"units": entry.units, "kept": _format_ranges(entry.kept)} for key, entry in structure.items()}
+
+
+def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
+    """Read the JSON form; nothing is allocated from a number that was not checked.
+
+    Raises:
+        ValueError: a damaged entry. The message names it.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"structure must map group names to entries, got {type(data).__name__}.")
+    return {key: _parse_entry(key, entry) for key, entry in data.items()}
+
+
+def _parse_entry(key: str, entry: Mapping) -> Kept:
+    fits = (
+        isinstance(entry, Mapping)
+        and type(entry.get("units")) is int
+        and entry["units"] <= _MOST_UNITS
+        and isinstance(entry.get("kept"), str)
+        and _RANGES.fullmatch(entry["kept"])
+    )
+    if not fits:
+        raise ValueError(
+            f'structure entry {key!r} must look like {{"units": 12, "kept": "0-4,7"}}, at most {_MOST_UNITS} units, '
+            f"got {entry!r:.120}."
+        )
+    kept: list[int] = []
+    for part in filter(None, entry["kept"].split(",")):
+        first, _, last = part.partition("-")
+        start, stop = int(first), int(last or first)
+        if not (kept[-1] if kept else -1) < start <= stop < entry["units"]:
+            raise ValueError(
+                f"structure entry {key!r}: {part!r} must ascend and stay below its {entry['units']} units."
+            )
+        kept.extend(range(start, stop + 1))
+    return Kept(entry["units"], tuple(kept))
+
+
+# No layer of any published model comes near; a damaged file must not make us allocate gigabytes.
+_MOST_UNITS = 1_000_000
+
+
+def _format_ranges(indices: Iterable[int]) -> str:
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,72 @@
+"""The uniform layout: equal numbers in every layer, written to the model's own config.
+
+The classes of transformers read sizes from the config, one number for all layers, so a model pruned this way loads with
+transformers alone. A role whose architecture row names no `config_fields` cannot be expressed there and stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+
+from transformers import PreTrainedModel
+
+from ..architectures.group import Group, Masks
+from ..architectures.registry import known_architectures, row_of
+from .plugin import structure_of_model
+
+
+def check_uniform(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+    """Raise if the model cannot be pruned with layout='uniform'.
+
+    Raises:
+        ValueError: the architecture has no number in its config that could be smaller, or the layers differ already.
+    """
+    if not any(group.config_fields for group in groups):
+        able = [name for name in known_architectures() if _expressible(name)]
+        raise ValueError(
+            f"layout='uniform' cannot prune {model.config.model_type!r}: its architecture row names no config_fields, "
+            f"attributes of the config that transformers reads a layer's size from; {', '.join(able)} have them. Take "
+            "layout='free'."
+        )
+    if structure_of_model(model):
+        raise ValueError(
+            "layout='uniform' needs a model whose layers have the sizes its config says, but this one was pruned with "
+            "layout='free': prune the dense model, or take layout='free' again."
+        )
+
+
+def uniform_floors(groups: Iterable[Group], floors: Mapping[str, int]) -> dict[str, int]:
+    """`floors` for a uniform search: everything of a role that must stay whole, of others at least one unit.
+
+    Args:
+        groups: the model's groups.
+        floors: role -> units that every group keeps at least.
+    """
+    least = {role: max(1, floor) for role, floor in floors.items()}
+    for group in groups:
+        if not group.config_fields:
+            least[group.role] = max(least.get(group.role, 1), group.units)
+    return least
+
+
+def record_sizes(model: PreTrainedModel, groups: Iterable[Group], masks: Masks) -> None:
+    """Note in the model's config what every layer kept, in place.
+
+    Args:
+        model: the rewritten model; its config still has the sizes of before.
+        groups: its groups before they were cut.
+        masks: what was kept; equally many units in all groups of a role.
+    """
+    sizes = {
+        name: attrgetter(name)(model.config) * int(masks[group.key].sum()) // group.units
+        for group in groups
+        for name in group.config_fields
+    }
+    for name, size in sizes.items():
+        part, _, field = name.rpartition(".")
+        setattr(attrgetter(part)(model.config) if part else model.config, field, size)
+
+
+def _expressible(model_type: str) -> bool:
+    return any(sublayer.config_fields for stack in row_of(model_type) for sublayer in stack.sublayers)

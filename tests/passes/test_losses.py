@@ -1,0 +1,80 @@
+"""Losses against loops, and probes against the curvature they stand for."""
+
+import pytest
+import torch
+
+from optimum_optin.passes.losses import (
+    BINARY,
+    CATEGORICAL,
+    REAL,
+    manifold_distance,
+    output_distance,
+    probe_manifold,
+    probe_output,
+    token_features,
+)
+
+
+def test_token_features_are_unit_rows_of_the_chosen_tokens():
+    hidden = torch.randn(2, 3, 5)
+    features = token_features(hidden, torch.tensor([0, 4]))
+    torch.testing.assert_close(features[0], hidden[0, 0] / hidden[0, 0].norm())
+    torch.testing.assert_close(features[1], hidden[1, 1] / hidden[1, 1].norm())
+
+
+def test_manifold_distance_is_the_sum_over_pairs():
+    student, teacher = torch.randn(2, 4, 6)
+    expected = sum(float(student[i] @ student[j] - teacher[i] @ teacher[j]) ** 2 for i in range(4) for j in range(4))
+    assert float(manifold_distance(student, teacher)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_output_distance_is_kl_at_the_temperature():
+    student, teacher = torch.randn(2, 5, 7)
+    expected = torch.nn.functional.kl_div(
+        (student / 2).log_softmax(-1), (teacher / 2).softmax(-1), reduction="batchmean"
+    )
+    assert float(output_distance(student, teacher, 2.0, CATEGORICAL)) == pytest.approx(4 * float(expected), rel=1e-4)
+
+
+def test_output_distance_of_one_logit_is_squared_error():
+    student, teacher = torch.randn(2, 5, 1)
+    expected = float(((student - teacher) ** 2).mean())
+    assert float(output_distance(student, teacher, 1.0, REAL)) == pytest.approx(expected, rel=1e-5)
+    assert float(output_distance(student, teacher, 1.0, CATEGORICAL)) == 0  # why the categorical form would not do
+
+
+@pytest.mark.parametrize("kind", [CATEGORICAL, BINARY])
+def test_output_distance_of_all_but_equal_outputs_is_never_negative(kind):
+    """Rounding takes about half of these divergences below 0, which scores must not be."""
+    teacher = torch.randn(200, 1, 50, generator=torch.Generator().manual_seed(0))
+    distances = [float(output_distance(each + 1e-7, each, 1.0, kind)) for each in teacher]
+    assert all(0 <= distance < 1e-5 for distance in distances)
+
+
+@pytest.mark.parametrize(
+    ("kind", "temperature"),
+    [(None, 1.0), (CATEGORICAL, 1.0), (CATEGORICAL, 3.0), (BINARY, 1.0), (BINARY, 2.0), (REAL, 1.0)],
+    ids=["manifold", "softmax", "softmax hot", "sigmoid", "sigmoid hot", "real"],
+)
+def test_probes_expect_the_loss_of_a_small_step(kind, temperature, monkeypatch):
+    """E[(r . J step)^2] equals the loss of a step, for a step small enough."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the loss of so small a step needs the digits
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    step = 1e-3 * torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    squares = []
+    for _ in range(4000):
+        values = teacher.clone().requires_grad_()
+        probe = probe_output(values, temperature, kind, generator) if kind else probe_manifold(values, generator)
+        (gradient,) = torch.autograd.grad(probe, values)
+        squares.append(float((gradient * step).sum() ** 2))
+    moved = teacher + step
+    expected = output_distance(moved, teacher, temperature, kind) if kind else manifold_distance(moved, teacher)
+    assert sum(squares) / len(squares) == pytest.approx(float(expected), rel=0.1)
+
+
+def test_output_distance_of_sigmoids_is_the_sum_of_bernoulli_divergences():
+    student, teacher = torch.randn(2, 5, 3)
+    bernoulli = torch.distributions.Bernoulli
+    expected = torch.distributions.kl_divergence(bernoulli(logits=teacher), bernoulli(logits=student)).sum(-1).mean()
+    assert float(output_distance(student, teacher, 1.0, BINARY)) == pytest.approx(float(expected), rel=1e-4)

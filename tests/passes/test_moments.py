@@ -1,0 +1,75 @@
+"""Streamed moments against those of all rows at once, far offsets and constants included."""
+
+import pytest
+import torch
+
+from optimum_optin.passes.moments import Moments, cholesky
+
+
+def _rows(count, offset, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(count, 5, generator=generator) @ torch.randn(5, 5, generator=torch.Generator().manual_seed(9))
+    return mixed + offset * torch.arange(1, 6)
+
+
+def _streamed(rows, weights=None, dtype=torch.float64):
+    moments = Moments(rows.shape[1], dtype=dtype)
+    for start in range(0, len(rows), 7):
+        part = slice(start, start + 7)
+        moments.add(rows[part], None if weights is None else weights[part])
+    return moments
+
+
+def _expected(rows, weights):
+    rows = rows.double()
+    mean = (rows * weights[:, None]).sum(0) / weights.sum()
+    return mean, (rows - mean).T @ ((rows - mean) * weights[:, None]), rows.T @ (rows * weights[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("offset", [0.0, 1e4], ids=["near", "far"])
+def test_streamed_sums_are_those_of_all_rows(offset, dtype):
+    rows, weights = _rows(50, offset), torch.arange(50).double() % 4
+    moments = _streamed(rows, weights, dtype)
+    mean, centred, plain = _expected(rows, weights)
+    torch.testing.assert_close(moments.mean(), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(moments.scatter(centred=True), centred, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(moments.scatter(centred=False), plain, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(30, 20), (0, 20), (30, 0)], ids=str)
+def test_merged_sums_are_those_of_both(sizes):
+    one, other = _rows(sizes[0], 1e3), _rows(sizes[1], 2e3, seed=1)
+    parts = _streamed(one), _streamed(other)
+    before = [(each.shift.clone(), each.gram.clone()) for each in parts]
+    merged = parts[0].merged(parts[1])
+    mean, centred, _ = _expected(torch.cat([one, other]), torch.ones(sum(sizes)))
+    torch.testing.assert_close(merged.mean(), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(merged.scatter(centred=True), centred, rtol=1e-5, atol=1e-3)
+    assert int(merged.count) == sum(sizes)
+    for each, (shift, gram) in zip(parts, before, strict=True):
+        assert torch.equal(each.shift, shift)
+        assert torch.equal(each.gram, gram)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2e5])
+def test_constant_rows_have_a_covariance_that_can_be_inverted(value):
+    moments = _streamed(torch.full((20, 5), value))
+    assert not moments.scatter(centred=True).any()
+    floor = moments.floor()
+    assert (floor > 0).all() == (value != 0)
+    assert float(floor.max()) <= 1e-13 * 20 * value**2
+
+
+def test_a_far_offset_does_not_raise_the_floor_above_the_spread():
+    near, far = (_streamed(_rows(200, offset)) for offset in (0.0, 1e3))
+    assert float(far.floor().mean() / near.floor().mean()) < 1e4  # by mean squares it would be above 1e6
+
+
+def test_damping_is_raised_until_there_is_a_factor():
+    matrix = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)  # has an eigenvalue of -1
+    factor = cholesky(matrix, torch.full((2,), 0.05, dtype=torch.float64))
+    expected = matrix + 5 * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(factor @ factor.T, expected)
+    with pytest.raises(ValueError, match="not finite"):
+        cholesky(matrix * torch.inf, torch.ones(2, dtype=torch.float64))
