@@ -95,6 +95,7 @@ def test_earlier_import_paths_warn_and_lead_on(name):
         module = importlib.import_module(f"optimum_optin.{name}")
     (warning,) = [each for each in caught if issubclass(each.category, FutureWarning)]
     home = getattr(module, EARLIER[name]).__module__
+    assert Path(warning.filename).name == "__init__.py", "import_module, which stands for somebody's import"
     assert f"optimum_optin.{name} has moved: import from" in str(warning.message)
     assert home in str(warning.message)
     assert getattr(module, EARLIER[name]) is getattr(sys.modules[home], EARLIER[name])

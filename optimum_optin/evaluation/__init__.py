@@ -1,8 +1,13 @@
 """Figures of a model: GLUE, speed."""
 
-from .accuracy import compare_glue, evaluate_glue
+from .accuracy import check_model, compare_glue, describe, evaluate_glue, label_order, measure, predict
 
 __all__ = [
+    "check_model",
     "compare_glue",
+    "describe",
     "evaluate_glue",
+    "label_order",
+    "measure",
+    "predict",
 ]
