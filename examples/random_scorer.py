@@ -3,7 +3,7 @@
 import torch
 
 from optimum_optin import register_scorer
-from optimum_optin.inputs.calibration import mean_tokens
+from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.search.macs import cost_tables
 
 

@@ -17,7 +17,7 @@ _MOVED = {
     "card_text": ("publishing.card_text",),
     "choice": ("search.candidates",),
     "costs": ("search.macs",),
-    "data": ("inputs.calibration",),
+    "data": ("inputs.calibration", "inputs.checks", "inputs.probes"),
     "divergence": ("search.divergence",),
     "excerpt": ("storage.excerpt",),
     "fingerprint": ("scoring.fingerprint",),
@@ -48,10 +48,10 @@ _MOVED = {
     "tasks": ("storage.tasks",),
     "token_merging": ("merging.hooks",),
     "tokens": ("inputs.tokens",),
-    "trajectory": ("passes.trajectory",),
+    "trajectory": ("passes.hooks", "passes.outputs", "passes.trajectory"),
     "trials": ("search.trials",),
     "uniform": ("storage.uniform",),
-    "walk": ("passes.walk",),
+    "walk": ("passes.starts", "passes.walk"),
 }
 
 

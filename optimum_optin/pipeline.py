@@ -15,9 +15,9 @@ from .architectures.group import Group
 from .compensation.refit import dense_passes, refit
 from .config import OptinConfig
 from .editing.surgery import rewrite
-from .inputs.calibration import probe_batch
+from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
-from .passes.walk import Start
+from .passes.starts import Start
 from .report import PruningReport, layers_of
 from .running.batch import Batch, same_batches
 from .running.prepared import copy_of

@@ -22,7 +22,8 @@ from .evaluation.accuracy import compare_glue
 from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
 from .hub_id import hub_commit
-from .inputs.calibration import calibration_batches, mean_tokens
+from .inputs.calibration import calibration_batches
+from .inputs.probes import mean_tokens
 from .inputs.samples import undecoded
 from .inputs.vision import takes_images
 from .merging.schedule import TokenSchedule

@@ -11,7 +11,7 @@ from tiny import random_masks, tiny_batch, tiny_model
 
 from optimum_optin.architectures.find import find_groups
 from optimum_optin.compensation.ridge import Regression
-from optimum_optin.inputs.calibration import mean_tokens
+from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.running.batch import samples_in
 from optimum_optin.scoring import registry
 from optimum_optin.search.macs import cost_tables, dense_cost, kept_cost, total_cost

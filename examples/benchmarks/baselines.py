@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
 from optimum_optin.architectures.find import find_groups
 from optimum_optin.architectures.group import HEADS, Group, Masks
-from optimum_optin.inputs.calibration import calibration_batches, mean_tokens
+from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.merging.schedule import constant_schedule, scored_schedule
-from optimum_optin.passes.trajectory import observed
+from optimum_optin.passes.hooks import observed
 from optimum_optin.running.batch import Batch
 from optimum_optin.scoring import score
 from optimum_optin.search.candidates import ranked

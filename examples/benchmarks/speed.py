@@ -23,7 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from optimum_optin import OptinConfig, find_groups, masked
 from optimum_optin.architectures.find import find_layers
 from optimum_optin.inputs.calibration import calibration_batches
-from optimum_optin.passes.trajectory import recorded
+from optimum_optin.passes.hooks import recorded
 from optimum_optin.running.freezing import frozen
 from optimum_optin.scoring import score_exact, score_gauss_newton
 

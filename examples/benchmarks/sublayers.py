@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optimum_optin.architectures.find import find_layers
 from optimum_optin.compensation.ridge import Regression
-from optimum_optin.passes.trajectory import observed, replayed
+from optimum_optin.passes.hooks import observed, replayed
 from optimum_optin.running.batch import token_mask
 
 

@@ -20,7 +20,8 @@ from ..architectures.find import find_groups, find_layers
 from ..architectures.group import Group, attribute, stack_of
 from ..config import OptinConfig
 from ..inputs.tokens import token_masks
-from ..passes.walk import PrunedWalk, Rows, Start, Walk, dense_pass, find_module
+from ..passes.starts import Start, dense_pass
+from ..passes.walk import PrunedWalk, Rows, Walk, find_module
 from ..running.batch import Batch
 from ..running.freezing import frozen
 from ..running.processes import my_share, progress, take_from_main

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..inputs.calibration import max_tokens, probe_batch
+from ..inputs.checks import max_tokens
+from ..inputs.probes import probe_batch
 from ..inputs.vision import takes_images
 from ..running.forward import run_model
 from ..running.freezing import frozen

@@ -17,22 +17,26 @@ from transformers.utils import logging
 from ..architectures.find import stack_inputs
 from ..reading import columns
 from ..reading.plain_text import without_surrogates
-from ..running.batch import Batch, samples_in, token_mask
+from ..running.batch import Batch, samples_in
 from ..running.forward import takes
 from ..running.processes import is_main
+from .checks import check_batches, max_tokens
 from .images import image_batches, image_column, pixel_values
 from .samples import draw
 from .texts import leave_out, read_texts
-from .tokens import token_masks
-from .vision import check_images, check_inputs, probe_images, takes_images, takes_pairs, usual_image
+from .vision import check_inputs, takes_images, takes_pairs
 
 logger = logging.get_logger(__name__)
+
 
 text_columns = columns.text_columns
 """For scripts that measure on the columns that were calibrated on."""
 
+
 # SigLIP's text tower reads the last token, of samples that are filled up to its full length without a mask.
 _OF_FULL_LENGTH = ("siglip", "siglip_text_model")
+
+
 _TARGETS = ("label", "labels", "label_ids", "start_positions", "end_positions", "next_sentence_label")
 
 
@@ -127,81 +131,6 @@ def _padded(encoded: list[dict], model: nn.Module, processor: Any, batch_size: i
     length = max_tokens(model) if model.config.model_type in _OF_FULL_LENGTH else None
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [(part, _pad([encoded[index] for index in part], fill, length)) for part in parts]
-
-
-def probe_batch(model: nn.Module, tokens: int) -> Batch:
-    """One sample of `tokens` tokens on the model's device, for counting what a forward pass costs.
-
-    For a dual model, a text of so many tokens and an image of the usual size.
-
-    Raises:
-        ValueError: the model makes another number of tokens of an image, or takes fewer of a text.
-    """
-    if takes_images(model):
-        return probe_images(model, tokens)
-    if tokens > max_tokens(model):
-        raise ValueError(f"tokens={tokens} are more than this model takes, {max_tokens(model)}.")
-    ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
-    if getattr(model.config, "pad_token_id", None) == 1:  # RoBERTa counts positions by padding
-        ids.zero_()
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return text | usual_image(model) if takes_pairs(model) else text
-
-
-def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:
-    """Mean length of the samples in tokens, padding excluded, rounded, at least 1; of pairs, of the texts."""
-    samples = sum(map(samples_in, batches))
-    stack = next(stack for stack, name in stack_inputs(model).items() if name == model.main_input_name)
-    tokens = sum(int(token_masks(model, batch)[stack].sum()) for batch in batches)
-    return max(1, round(tokens / samples))
-
-
-def check_batches(batches: Sequence[Batch], model: nn.Module) -> None:
-    """Raise if the model cannot take these batches.
-
-    Raises:
-        ValueError: see `calibration_batches`.
-    """
-    if not batches:
-        raise ValueError("calibration data is empty: a few dozen samples are needed.")
-    if not takes_images(model):
-        check_texts(batches, model)
-    if takes_images(model) or takes_pairs(model):
-        check_images(batches, model)
-
-
-def check_texts(batches: Sequence[Batch], model: nn.Module) -> None:
-    """Raise if the model cannot take the token ids of these batches.
-
-    Raises:
-        ValueError: see `calibration_batches`.
-    """
-    vocabulary, longest = model.config.get_text_config().vocab_size, max_tokens(model)
-    for number, batch in enumerate(batches):
-        ids = batch["input_ids"]
-        mask = token_mask(batch)
-        if ids.dim() != 2 or (ids.numel() and ids.is_floating_point()):
-            raise ValueError(f"input_ids of a batch must be whole numbers of shape (batch, tokens), got {ids.shape}.")
-        if mask.shape != ids.shape:
-            raise ValueError(f"attention_mask must have the shape of input_ids, {ids.shape}, got {mask.shape}.")
-        if ids.numel() == 0 or bool((mask.sum(-1) == 0).any()):
-            raise ValueError(f"calibration batch {number} holds a sample that is empty or all padding: drop it.")
-        if not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-            raise ValueError(
-                f"token ids run from {int(ids.min())} to {int(ids.max())}, the model's vocabulary from 0 to "
-                f"{vocabulary - 1}: the tokenizer is not this model's."
-            )
-        if ids.shape[1] > longest:
-            raise ValueError(f"samples have {ids.shape[1]} tokens, the model takes {longest}: cut them first.")
-
-
-def max_tokens(model: nn.Module) -> int:
-    """How many tokens the model's position embeddings hold."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin start counting after the padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 512
 
 
 def _check_unused(text_columns: Sequence[str] | None, cause: str) -> None:

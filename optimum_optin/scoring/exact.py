@@ -16,8 +16,10 @@ from ..architectures.group import Group
 from ..config import OptinConfig
 from ..editing.masking import masked
 from ..inputs.tokens import token_masks
+from ..passes.hooks import recorded, replayed
 from ..passes.losses import manifold_distance, output_distance
-from ..passes.trajectory import compared_output, draw_rows, recorded, replayed, trajectory_features
+from ..passes.outputs import compared_output
+from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import Batch
 from ..running.processes import my_share, progress
 from ..running.randomness import generators

@@ -17,8 +17,10 @@ from ..architectures.group import Group
 from ..config import OptinConfig
 from ..editing.masking import gradients, masked
 from ..inputs.tokens import token_masks
+from ..passes.hooks import recorded
 from ..passes.losses import probe_manifold, probe_output
-from ..passes.trajectory import compared_output, draw_rows, recorded, trajectory_features
+from ..passes.outputs import compared_output
+from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import Batch, samples_in
 from ..running.processes import my_share, progress
 from ..running.randomness import generators

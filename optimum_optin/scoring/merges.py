@@ -21,8 +21,10 @@ from ..inputs.vision import image_tokens, prefix_tokens
 from ..merging.hooks import merging
 from ..merging.matching import most_merges
 from ..merging.schedule import TokenSchedule
+from ..passes.hooks import recorded, replayed
 from ..passes.losses import manifold_distance, output_distance
-from ..passes.trajectory import Rows, compared_output, draw_rows, recorded, replayed, trajectory_features
+from ..passes.outputs import compared_output
+from ..passes.trajectory import Rows, draw_rows, trajectory_features
 from ..running.batch import Batch
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..architectures.group import Group
 from ..config import OptinConfig
-from ..passes.walk import Start
+from ..passes.starts import Start
 from ..running.batch import Batch
 from ..running.processes import add_up
 

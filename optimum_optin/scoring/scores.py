@@ -25,10 +25,10 @@ from ..config import SCORING_FIELDS, OptinConfig
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
 from ..hub_id import is_hub_id
-from ..inputs.calibration import mean_tokens, probe_batch
+from ..inputs.probes import mean_tokens, probe_batch
 from ..merging.hooks import merges_tokens
-from ..passes.trajectory import has_head
-from ..passes.walk import Start
+from ..passes.outputs import has_head
+from ..passes.starts import Start
 from ..running.batch import Batch
 from ..running.freezing import frozen
 from ..running.processes import check_processes, is_main, wait

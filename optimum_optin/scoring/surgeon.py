@@ -19,10 +19,12 @@ from ..architectures.group import Group
 from ..config import OptinConfig
 from ..editing.masking import differentiable, gradients
 from ..inputs.tokens import token_masks
+from ..passes.hooks import observed, recorded
 from ..passes.losses import probe_manifold, probe_output
 from ..passes.moments import Moments
-from ..passes.trajectory import compared_output, draw_rows, observed, recorded, trajectory_features
-from ..passes.walk import Start, called, real_rows
+from ..passes.outputs import compared_output
+from ..passes.starts import Start, called, real_rows
+from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import Batch
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators

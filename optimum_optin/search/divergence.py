@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ..architectures.find import find_layers
 from ..architectures.group import stack_of
 from ..inputs.tokens import token_masks, token_rows
+from ..passes.hooks import recorded
 from ..passes.losses import BINARY, CATEGORICAL, REAL, output_distance
-from ..passes.trajectory import Output, compared_output, hidden_states, layer_rows, recorded
+from ..passes.outputs import Output, compared_output
+from ..passes.trajectory import hidden_states, layer_rows
 from ..running.batch import Batch, samples_in
 from ..running.freezing import frozen
 from ..running.processes import add_up, my_share, process_count

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..architectures.find import find_groups, find_layers
 from ..architectures.group import HEADS, Group, Masks, stack_of
-from ..inputs.calibration import probe_batch
+from ..inputs.probes import probe_batch
 from ..inputs.vision import prefix_tokens
 from ..merging.schedule import TokenCosts, TokenSchedule
-from ..passes.trajectory import observed
+from ..passes.hooks import observed
 from ..running.facts import measured_once
 from ..running.forward import call_model
 from ..running.freezing import frozen

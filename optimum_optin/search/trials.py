@@ -19,8 +19,8 @@ from ..compensation.refit import refit
 from ..config import OptinConfig
 from ..editing.surgery import rewrite
 from ..merging.hooks import attach_merging, merges_tokens
-from ..passes.trajectory import has_head
-from ..passes.walk import Start
+from ..passes.outputs import has_head
+from ..passes.starts import Start
 from ..running.batch import Batch, samples_in
 from ..running.prepared import copy_of
 from ..scoring import Scores

@@ -14,9 +14,9 @@ from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_ar
 from optimum_optin.architectures.find import find_layers, stack_inputs
 from optimum_optin.architectures.registry import register_architecture
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.inputs.calibration import probe_batch
+from optimum_optin.inputs.probes import probe_batch
 from optimum_optin.inputs.vision import image_tokens, takes_images
-from optimum_optin.passes.trajectory import recorded, replayed
+from optimum_optin.passes.hooks import recorded, replayed
 from optimum_optin.search.macs import cost_tables, count_macs, count_parameters, dense_cost
 from optimum_optin.storage.plugin import record_structure
 from optimum_optin.storage.structure import structure_of

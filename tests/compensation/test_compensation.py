@@ -13,7 +13,8 @@ from optimum_optin.compensation.refit import compensate, dense_passes
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.calibration import calibration_batches
 from optimum_optin.inputs.vision import image_tokens
-from optimum_optin.passes.trajectory import hidden_states, observed, recorded
+from optimum_optin.passes.hooks import observed, recorded
+from optimum_optin.passes.trajectory import hidden_states
 from optimum_optin.passes.walk import PrunedWalk, Walk
 from optimum_optin.running.batch import token_mask
 

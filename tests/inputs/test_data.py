@@ -9,7 +9,8 @@ from tiny import tiny_model, tiny_samples
 from torch.utils.data import DataLoader
 from words import TEXTS, word_tokenizer
 
-from optimum_optin.inputs.calibration import calibration_batches, mean_tokens, probe_batch, text_columns
+from optimum_optin.inputs.calibration import calibration_batches, text_columns
+from optimum_optin.inputs.probes import mean_tokens, probe_batch
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,10 @@ from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.inputs.vision import image_tokens, prefix_tokens
 from optimum_optin.merging.hooks import TokenMerger, attach_merging, merging
 from optimum_optin.merging.schedule import TokenSchedule
+from optimum_optin.passes.hooks import recorded
 from optimum_optin.passes.losses import manifold_distance, output_distance
-from optimum_optin.passes.trajectory import compared_output, draw_rows, recorded, trajectory_features
+from optimum_optin.passes.outputs import compared_output
+from optimum_optin.passes.trajectory import draw_rows, trajectory_features
 from optimum_optin.running.freezing import frozen
 from optimum_optin.scoring.merges import score_merges
 from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, matching_cost, token_costs, total_cost

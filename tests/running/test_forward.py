@@ -25,7 +25,7 @@ from optimum_optin.commands.run import run
 from optimum_optin.evaluation.accuracy import evaluate_glue
 from optimum_optin.inputs.tokens import token_masks, token_rows
 from optimum_optin.passes.losses import CATEGORICAL, REAL
-from optimum_optin.passes.trajectory import compared_output
+from optimum_optin.passes.outputs import compared_output
 from optimum_optin.running.forward import logits_of, run_model
 
 FAST = OptinConfig(flops=0.5, probes=4)

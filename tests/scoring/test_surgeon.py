@@ -11,7 +11,7 @@ from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.calibration import calibration_batches
-from optimum_optin.passes.trajectory import observed
+from optimum_optin.passes.hooks import observed
 from optimum_optin.scoring.removal import _DAMPING, _pool, removal_scores
 from optimum_optin.search.divergence import measure_divergence
 
