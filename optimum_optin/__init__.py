@@ -10,6 +10,7 @@ from .architectures.registry import known_architectures, register_architecture
 from .architectures.stacks import Stack, heads, neurons
 from .config import OptinConfig
 from .editing.masking import masked
+from .files.folders import NotSavedError
 from .pruner import OptinPruner
 from .report import PruningPlan, PruningReport
 from .scoring import Scores, register_scorer
@@ -19,6 +20,7 @@ from .version import __version__
 
 __all__ = [
     "Group",
+    "NotSavedError",
     "OptinConfig",
     "OptinPruner",
     "Producer",
