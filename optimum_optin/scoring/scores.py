@@ -133,9 +133,16 @@ class Scores:
     def check(self, model: nn.Module, config: OptinConfig | None = None) -> None:
         """Refuse scores of another model, a configuration they were not computed with, or numbers that are no scores.
 
+        Args:
+            model: the dense model.
+            config: what it is to be pruned with; `None` leaves that out.
+
         Raises:
             ValueError: they do not fit; the message says what differs.
+            TypeError: the model's fingerprint in its place, which earlier versions took.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Scores.check takes the model, got {model!r:.80}.")
         identity = fingerprint(model)
         if identity != self.fingerprint:
             raise ValueError(
