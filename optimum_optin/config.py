@@ -18,7 +18,7 @@ from .files.folders import write_file
 class OptinConfig:
     """Configuration of one-shot pruning.
 
-    The defaults are the outcome of experiments (docs/source/results.mdx).
+    The defaults are the outcome of experiments (docs/source/experiments.mdx).
 
     Args:
         flops: share of the transformer layers' linear and attention MACs to keep, in (0, 1].

@@ -18,7 +18,7 @@ from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig, Scores, find_groups
 
-OUTPUT_WEIGHT = 0.03  # where ranking by these scores is best (docs/source/results.mdx)
+OUTPUT_WEIGHT = 0.03  # where ranking by these scores is best (docs/source/experiments.mdx)
 
 
 def main():

@@ -58,7 +58,7 @@ def choose(
     """
     found = schedules(model, groups, scores, config)
     choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
-    # Without a head, no distance that we tried tells which cut serves better (docs/source/results.mdx).
+    # Without a head, no distance that we tried tells which cut serves better (docs/source/experiments.mdx).
     if config.search != "measured" or not held_out or not has_head(model, held_out[0]):
         if merges_tokens(model, config):
             logger.warning(
