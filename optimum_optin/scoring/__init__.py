@@ -3,7 +3,8 @@
 from .exact import score_exact
 from .gauss_newton import score_gauss_newton
 from .registry import get_scorer, register_scorer
-from .scores import SCORES_FOLDER, Scores, score
+from .scores import Scores, score
+from .stored import SCORES_FOLDER
 from .surgeon import score_surgeon
 
 __all__ = [

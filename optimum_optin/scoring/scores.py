@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from ..architectures.find import find_groups, find_layers
 from ..architectures.group import Group, Masks
 from ..config import SCORING_FIELDS, OptinConfig
-from ..files.exchange import interrupted_save
-from ..files.folders import atomic_folder
-from ..hub_id import is_hub_id
 from ..inputs.probes import mean_tokens, probe_batch
 from ..merging.hooks import merges_tokens
 from ..passes.outputs import has_head
@@ -36,14 +24,7 @@ from .checks import check_merges, check_terms
 from .fingerprint import fingerprint
 from .merges import score_merges
 from .registry import Scored, Terms, get_scorer
-
-logger = logging.get_logger(__name__)
-
-TENSORS_FILE = "optin_scores.safetensors"
-METADATA_FILE = "optin_scores.json"
-SCORES_FOLDER = "optin_scores"  # of a repository on the Hub
-_MERGES = ".tokens"  # ends a layer's name on disk
-_METADATA = {"config", "fingerprint", "tokens", "seconds"}
+from .stored import StoredScores, damaged, read_scores, write_scores
 
 
 @dataclass(frozen=True)
@@ -173,22 +154,8 @@ class Scores:
 
     def write(self, save_directory: str | os.PathLike) -> None:
         """`save_pretrained` on this process, without waiting for others."""
-        tensors = {
-            f"{term}/{key}{suffix}": score.contiguous().clone()  # a scorer's tensors may share memory
-            for terms, suffix in ((self.terms, ""), (self.merges, _MERGES))
-            for term, by_key in terms.items()
-            for key, score in by_key.items()
-        }
-        metadata = {
-            "config": self.config.to_dict(),
-            "fingerprint": self.fingerprint,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-        }
-        metadata["sha256"] = _digest(tensors, metadata)
-        with atomic_folder(save_directory) as folder:
-            save_file(tensors, folder / TENSORS_FILE)
-            (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        stored = StoredScores(self.terms, self.merges, self.config, self.fingerprint, self.tokens, self.seconds)
+        write_scores(save_directory, stored)
 
     @classmethod
     def from_pretrained(
@@ -211,49 +178,11 @@ class Scores:
             FileNotFoundError: there are no scores.
             ValueError: they are damaged, or were changed since they were saved.
         """
-        if is_hub_id(str(folder)):
-            options = {"revision": revision, "token": token, "cache_dir": cache_dir}
-            try:
-                snapshot = snapshot_download(str(folder), allow_patterns=f"{SCORES_FOLDER}/*", **options)
-            except OSError as error:
-                raise FileNotFoundError(f"{folder} is no folder, and cannot be read from the Hub: {error}") from error
-            folder = Path(snapshot, SCORES_FOLDER)
-        folder = Path(folder)
-        for name in (TENSORS_FILE, METADATA_FILE):
-            if not (folder / name).is_file():
-                earlier = interrupted_save(folder)
-                hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
-                raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.{hint}")
+        stored = read_scores(folder, revision=revision, token=token, cache_dir=cache_dir)
         try:
-            return cls._read(folder)
-        except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"the scores in {folder} are damaged, or of another version: {error!r}.") from error
-
-    @classmethod
-    def _read(cls, folder: Path) -> Scores:
-        tensors = load_file(folder / TENSORS_FILE)
-        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-        if not isinstance(metadata, dict):
-            raise ValueError(f"{METADATA_FILE} must hold an object")
-        digest = metadata.pop("sha256", None)
-        if digest is None:
-            logger.warning(
-                f"the scores in {folder} were saved by an earlier version, without a checksum: nobody can tell whether "
-                "they were changed since."
-            )
-        elif digest != _digest(tensors, metadata):
-            raise ValueError("they are not what was saved, by their checksum: score again")
-        terms: Terms = {}
-        merges: Terms = {}
-        for name, score in tensors.items():
-            if not score.is_floating_point():
-                raise ValueError(f"{name} is {score.dtype}, not of floating-point numbers")
-            term, key = name.split("/", 1)
-            target = merges if key.endswith(_MERGES) else terms
-            target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
-        if set(metadata) != _METADATA:
-            raise ValueError(f"{METADATA_FILE} must have {', '.join(sorted(_METADATA))}, it has {', '.join(metadata)}")
-        return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+            return cls(**vars(stored))
+        except ValueError as error:  # numbers that are none
+            raise damaged(folder, error) from error
 
 
 def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scores:
@@ -295,12 +224,3 @@ def check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"weight {name} holds NaN or infinite values: the checkpoint is damaged.")
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and values of the tensors, and over the metadata."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

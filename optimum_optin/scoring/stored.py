@@ -1,0 +1,138 @@
+"""Scores on disk: safetensors and JSON, under one checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import logging
+
+from ..config import OptinConfig
+from ..files.exchange import interrupted_save
+from ..files.folders import atomic_folder
+from ..hub_id import is_hub_id
+from .registry import Terms
+
+logger = logging.get_logger(__name__)
+
+TENSORS_FILE = "optin_scores.safetensors"
+METADATA_FILE = "optin_scores.json"
+SCORES_FOLDER = "optin_scores"  # of a repository on the Hub
+_MERGES = ".tokens"  # ends a layer's name on disk
+_FIELDS = {"config", "fingerprint", "tokens", "seconds"}
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """What is kept of `Scores`.
+
+    Args:
+        terms: see `Scores`.
+        merges: see `Scores`.
+        config: see `Scores`.
+        fingerprint: see `Scores`.
+        tokens: see `Scores`.
+        seconds: see `Scores`.
+    """
+
+    terms: Terms
+    merges: Terms
+    config: OptinConfig
+    fingerprint: str
+    tokens: int
+    seconds: float
+
+
+def write_scores(folder: str | os.PathLike, stored: StoredScores) -> None:
+    """Write scores into a folder, completely or not at all."""
+    tensors = {
+        f"{term}/{key}{suffix}": score.contiguous().clone()  # a scorer's tensors may share memory
+        for terms, suffix in ((stored.terms, ""), (stored.merges, _MERGES))
+        for term, by_key in terms.items()
+        for key, score in by_key.items()
+    }
+    metadata = {name: getattr(stored, name) for name in ("fingerprint", "tokens", "seconds")}
+    metadata["config"] = stored.config.to_dict()
+    metadata["sha256"] = _digest(tensors, metadata)
+    with atomic_folder(folder) as draft:
+        save_file(tensors, draft / TENSORS_FILE)
+        (draft / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def read_scores(folder: str | os.PathLike, **options: Any) -> StoredScores:
+    """Scores from a folder or a repository on the Hub.
+
+    Args:
+        folder: where they are.
+        **options: revision, token and cache_dir of a repository.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are damaged, or were changed since they were saved.
+    """
+    if is_hub_id(str(folder)):
+        try:
+            snapshot = snapshot_download(str(folder), allow_patterns=f"{SCORES_FOLDER}/*", **options)
+        except OSError as error:
+            raise FileNotFoundError(f"{folder} is no folder, and cannot be read from the Hub: {error}") from error
+        folder = Path(snapshot, SCORES_FOLDER)
+    folder = Path(folder)
+    for name in (TENSORS_FILE, METADATA_FILE):
+        if not (folder / name).is_file():
+            earlier = interrupted_save(folder)
+            hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
+            raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.{hint}")
+    try:
+        return _read(folder)
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise damaged(folder, error) from error
+
+
+def damaged(folder: str | os.PathLike, error: Exception) -> ValueError:
+    """The error to raise for scores that cannot be what was saved."""
+    return ValueError(f"the scores in {folder} are damaged, or of another version: {error!r}.")
+
+
+def _read(folder: Path) -> StoredScores:
+    tensors = load_file(folder / TENSORS_FILE)
+    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{METADATA_FILE} must hold an object")
+    digest = metadata.pop("sha256", None)
+    if digest is None:
+        logger.warning(
+            f"the scores in {folder} were saved by an earlier version, without a checksum: nobody can tell whether "
+            "they were changed since."
+        )
+    elif digest != _digest(tensors, metadata):
+        raise ValueError("they are not what was saved, by their checksum: score again")
+    terms: Terms = {}
+    merges: Terms = {}
+    for name, score in tensors.items():
+        if not score.is_floating_point():
+            raise ValueError(f"{name} is {score.dtype}, not of floating-point numbers")
+        term, key = name.split("/", 1)
+        target = merges if key.endswith(_MERGES) else terms
+        target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
+    if set(metadata) != _FIELDS:
+        raise ValueError(f"{METADATA_FILE} must have {', '.join(sorted(_FIELDS))}, it has {', '.join(metadata)}")
+    return StoredScores(terms, merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and values of the tensors, and over the metadata."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
