@@ -32,3 +32,12 @@ def word_tokenizer():
     )
     special = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
+
+
+def token_lists(batches):
+    """The real tokens of every sample of some batches, sorted."""
+    rows = []
+    for batch in batches:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            rows.append(tuple(ids[mask.bool()].tolist()))
+    return sorted(rows)

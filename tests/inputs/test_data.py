@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from tiny import tiny_model, tiny_samples
 from torch.utils.data import DataLoader
-from words import TEXTS, word_tokenizer
+from words import TEXTS, token_lists, word_tokenizer
 
 from optimum_optin.inputs.calibration import calibration_batches, text_columns
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
@@ -21,14 +21,6 @@ def model():
 @pytest.fixture(scope="module")
 def tokenizer():
     return word_tokenizer()
-
-
-def _token_lists(batches):
-    rows = []
-    for batch in batches:
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            rows.append(tuple(ids[mask.bool()].tolist()))
-    return sorted(rows)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +56,7 @@ def _token_lists(batches):
 )
 def test_every_form_gives_the_same_tokens(model, tokenizer, make):
     batches = calibration_batches(make(tokenizer), model, tokenizer)
-    assert _token_lists(batches) == sorted(tuple(tokenizer(text)["input_ids"]) for text in TEXTS)
+    assert token_lists(batches) == sorted(tuple(tokenizer(text)["input_ids"]) for text in TEXTS)
     assert all("label" not in batch and "labels" not in batch for batch in batches)
     assert all(len(batch["input_ids"]) <= 8 for batch in batches)
 
@@ -86,12 +78,12 @@ def test_pairs_are_tokenised_together(model, tokenizer):
     pairs = list(pairwise(TEXTS))
     columns = Dataset.from_dict({"premise": TEXTS[:-1], "hypothesis": TEXTS[1:], "note": TEXTS[1:]})
     for data in (pairs, columns):
-        assert _token_lists(calibration_batches(data, model, tokenizer)) == expected
+        assert token_lists(calibration_batches(data, model, tokenizer)) == expected
 
 
 def test_the_draw_is_seeded_and_limited(model, tokenizer):
     def draw(seed):
-        return _token_lists(calibration_batches(tiny_samples(50), model, tokenizer, num_samples=10, seed=seed))
+        return token_lists(calibration_batches(tiny_samples(50), model, tokenizer, num_samples=10, seed=seed))
 
     assert len(draw(0)) == 10
     assert draw(0) == draw(0) != draw(1)

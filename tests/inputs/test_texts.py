@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny import tiny_model
-from words import TEXTS, word_tokenizer
+from words import TEXTS, token_lists, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.evaluation.accuracy import predict
@@ -52,14 +52,6 @@ def tokenizer():
     return word_tokenizer()
 
 
-def _token_lists(batches):
-    rows = []
-    for batch in batches:
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            rows.append(tuple(ids[mask.bool()].tolist()))
-    return sorted(rows)
-
-
 def _tokens(texts, pairs=None, tokenizer=None):
     encoded = (tokenizer or word_tokenizer())(list(texts), None if pairs is None else list(pairs))
     return sorted(map(tuple, encoded["input_ids"]))
@@ -78,7 +70,7 @@ def test_a_label_or_an_id_is_no_text(model, tokenizer, name, other, caplog):
     columns = {other: OTHERS[other], name: TEXTS}
     for data in (_rows(columns), Dataset.from_dict(columns), columns):
         caplog.clear()
-        assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
+        assert token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
         said = [record.message for record in caplog.records if "texts are those in" in record.message]
         assert said == (
             []
@@ -117,10 +109,10 @@ def test_columns_are_chosen(model, tokenizer):
     columns = {"one": TEXTS, "other": NEXT, "label": LABELS}
     for data in (_rows(columns), Dataset.from_dict(columns)):
         one = calibration_batches(data, model, tokenizer, text_columns=["one"])
-        assert _token_lists(one) == _tokens(TEXTS)
-        assert _token_lists(calibration_batches(data, model, tokenizer, text_columns="one")) == _tokens(TEXTS)
+        assert token_lists(one) == _tokens(TEXTS)
+        assert token_lists(calibration_batches(data, model, tokenizer, text_columns="one")) == _tokens(TEXTS)
         both = calibration_batches(data, model, tokenizer, text_columns=["other", "one"])
-        assert _token_lists(both) == _tokens(NEXT, TEXTS)
+        assert token_lists(both) == _tokens(NEXT, TEXTS)
     with pytest.raises(ValueError, match="no column two; there are one, other, label"):
         calibration_batches(_rows(columns), model, tokenizer, text_columns=["two"])
     with pytest.raises(ValueError, match="one column or two, got one, other, label"):
@@ -150,16 +142,16 @@ def test_names_are_known_in_any_case(model, tokenizer):
         ("text_a", "text_b"),
     ):
         data = _rows(dict(zip(names, (TEXTS, NEXT), strict=True)))
-        assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS, NEXT)
+        assert token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS, NEXT)
     for name in ("Text", "Review Text", "reviewText"):
         data = _rows({name: TEXTS, "writer": NEXT})
-        assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
+        assert token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
 
 
 def test_class_labels_are_no_text(model, tokenizer):
     features = Features({"kind": ClassLabel(names=["a word", "two words"]), "wording": Value("string")})
     data = Dataset.from_dict({"kind": [0, 1] * 12, "wording": TEXTS}, features=features)
-    assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
+    assert token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
 
 
 def test_text_without_spaces_is_text(model, tokenizer):
@@ -227,16 +219,16 @@ def test_the_first_row_of_a_table_without_names_is_no_name(model, tokenizer):
 @pytest.mark.parametrize("make", [tuple, list])
 def test_the_label_in_a_tuple_is_no_text(model, tokenizer, second, make, caplog):
     data = [make(pair) for pair in zip(TEXTS, second, strict=True)]
-    assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
+    assert token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
     assert "calibration texts are those in place 0; not used: 1." in caplog.text
     turned = [make(pair) for pair in zip(second, TEXTS, strict=True)]
-    assert _token_lists(calibration_batches(turned, model, tokenizer)) == _tokens(TEXTS)
+    assert token_lists(calibration_batches(turned, model, tokenizer)) == _tokens(TEXTS)
 
 
 def test_pairs_of_texts_stay_pairs(model, tokenizer):
     for firsts, seconds in ((TEXTS, NEXT), (["the cat sat"] * 8, ["a dog ran"] * 8), (["the cat"], ["a dog"])):
         data = list(zip(firsts, seconds, strict=True))
-        assert _token_lists(calibration_batches(data, model, tokenizer)) == _tokens(firsts, seconds)
+        assert token_lists(calibration_batches(data, model, tokenizer)) == _tokens(firsts, seconds)
 
 
 @pytest.mark.parametrize("other", [[5, 6, 7], np.ones(3), torch.ones(3), {"ids": [5]}, object()])
@@ -253,8 +245,8 @@ def test_tuples_that_cannot_be_told(model, tokenizer):
     with pytest.raises(ValueError, match=r"cannot tell texts from labels in samples such as \('(cat|dog)'.*\[0, 1\]"):
         calibration_batches(data, model, tokenizer)
     both = calibration_batches(data, model, tokenizer, text_columns=[0, 1])
-    assert _token_lists(both) == _tokens(["cat", "dog"], ["dog", "bird"])
-    assert _token_lists(calibration_batches(data, model, tokenizer, text_columns=["1"])) == _tokens(["dog", "bird"])
+    assert token_lists(both) == _tokens(["cat", "dog"], ["dog", "bird"])
+    assert token_lists(calibration_batches(data, model, tokenizer, text_columns=["1"])) == _tokens(["dog", "bird"])
 
 
 # Samples without text
@@ -277,9 +269,9 @@ NOT_A_NUMBER = float("nan")
 )
 def test_a_missing_text_is_named_and_left_out(model, tokenizer, make, missing, caplog):
     data = [make(text) for text in TEXTS]
-    expected = _token_lists(calibration_batches(data, model, tokenizer))
+    expected = token_lists(calibration_batches(data, model, tokenizer))
     data[7:7] = [make(missing)]
-    assert _token_lists(calibration_batches(data, model, tokenizer)) == expected
+    assert token_lists(calibration_batches(data, model, tokenizer)) == expected
     assert "left out of the calibration data, as there is no text to read: row 7 (" in caplog.text
     assert "24 of 25 calibration texts are left" in caplog.text
     with pytest.raises(ValueError, match=r"a calibration text cannot be read: row 7 \(.*or take unreadable='skip'"):
@@ -288,7 +280,7 @@ def test_a_missing_text_is_named_and_left_out(model, tokenizer, make, missing, c
 
 def test_no_other_samples_are_drawn_for_missing_ones(model, tokenizer):
     data = [text if number % 2 else None for number, text in enumerate(TEXTS * 4)]
-    count = len(_token_lists(calibration_batches(data, model, tokenizer, num_samples=40)))
+    count = len(token_lists(calibration_batches(data, model, tokenizer, num_samples=40)))
     assert 0 < count < 40
 
 
@@ -301,7 +293,7 @@ def test_nothing_but_missing_texts_is_an_error(model, tokenizer):
 
 
 def test_empty_texts_alone_are_what_was_asked_for(model, tokenizer, caplog):
-    assert _token_lists(calibration_batches([""] * 3, model, tokenizer)) == _tokens([""] * 3)
+    assert token_lists(calibration_batches([""] * 3, model, tokenizer)) == _tokens([""] * 3)
     assert "all calibration texts are empty" in caplog.text
 
 
@@ -311,7 +303,7 @@ def test_a_sample_without_tokens_is_named_and_left_out(model, tokenizer, caplog)
     for odd in ({"input_ids": [], "attention_mask": []}, {"input_ids": [5, 6], "attention_mask": [0, 0]}):
         caplog.clear()
         data = [*samples[:3], odd, *samples[3:]]
-        assert _token_lists(calibration_batches(data, model, tokenizer)) == expected
+        assert token_lists(calibration_batches(data, model, tokenizer)) == expected
         assert "row 3 (no tokens); 24 of 25 calibration texts are left" in caplog.text
         with pytest.raises(ValueError, match=r"row 3 \(no tokens\)"):
             calibration_batches(data, model, tokenizer, unreadable="stop")
@@ -322,10 +314,10 @@ def test_half_a_surrogate_pair_is_replaced(model, tokenizer, caplog):
     expected = _tokens([*TEXTS, "the \ufffd cat"])
     for form in (data, [{"text": text} for text in data], iter(data), [np.str_(text) for text in data]):
         caplog.clear()
-        assert _token_lists(calibration_batches(form, model, tokenizer)) == expected
+        assert token_lists(calibration_batches(form, model, tokenizer)) == expected
         assert "1 of 25 texts hold half a surrogate pair" in caplog.text
     pairs = list(zip(data, TEXTS + NEXT[:1], strict=True))
-    assert len(_token_lists(calibration_batches(pairs, model, tokenizer))) == 25
+    assert len(token_lists(calibration_batches(pairs, model, tokenizer))) == 25
 
 
 def test_half_a_surrogate_pair_is_measured_on(model, tokenizer):
@@ -409,7 +401,7 @@ class _OldSequence:
     ],
 )
 def test_whatever_iterates_in_order_works(model, tokenizer, make):
-    got = _token_lists(calibration_batches(make(), model, tokenizer))
+    got = token_lists(calibration_batches(make(), model, tokenizer))
     assert len(got) in (len(TEXTS), len(set(TEXTS)))  # keys are there once
     assert set(got) == set(_tokens(TEXTS))
 
@@ -433,14 +425,14 @@ def test_what_pandas_holds_is_read_by_place(model, tokenizer):
         (frame["review"].astype(object), 24),
     ):
         expected = _tokens(TEXTS if count == 24 else TEXTS[12:])
-        assert _token_lists(calibration_batches(data, model, tokenizer)) == expected
+        assert token_lists(calibration_batches(data, model, tokenizer)) == expected
     for rows in ([row for _, row in frame.iterrows()], frame.itertuples(), frame.itertuples(index=False, name=None)):
-        assert _token_lists(calibration_batches(rows, model, tokenizer)) == _tokens(TEXTS)
+        assert token_lists(calibration_batches(rows, model, tokenizer)) == _tokens(TEXTS)
     unnamed = pandas.DataFrame(list(zip(TEXTS, LABELS, strict=True)))
-    assert _token_lists(calibration_batches(unnamed, model, tokenizer)) == _tokens(TEXTS)
-    assert _token_lists(calibration_batches(unnamed, model, tokenizer, text_columns=[0])) == _tokens(TEXTS)
+    assert token_lists(calibration_batches(unnamed, model, tokenizer)) == _tokens(TEXTS)
+    assert token_lists(calibration_batches(unnamed, model, tokenizer, text_columns=[0])) == _tokens(TEXTS)
     ids = pandas.Series([tokenizer(text)["input_ids"] for text in TEXTS], index=range(100, 124))
-    assert _token_lists(calibration_batches({"input_ids": ids}, model, tokenizer)) == _tokens(TEXTS)
+    assert token_lists(calibration_batches({"input_ids": ids}, model, tokenizer)) == _tokens(TEXTS)
 
 
 def test_a_sized_iterable_is_drawn_from_as_a_whole(model, tokenizer):
