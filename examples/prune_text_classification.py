@@ -8,7 +8,7 @@ Rows have one or two text columns, and `label`: the number of a class, or its na
 
 from before_and_after import batches, class_index, prune_and_measure, read_arguments
 
-from optimum_optin.inputs.calibration import text_columns
+from optimum_optin.reading.columns import text_columns
 
 
 def accuracy(model, tokenizer, rows):

@@ -14,8 +14,9 @@ from transformers.utils import logging
 from ..files.folders import NotSavedError, atomic_folder
 from ..pruner import OptinPruner
 from ..publishing.pruned_folders import write_report
+from ..publishing.writing import save_part
 from ..report import PruningReport
-from ..storage.integrity import check_rebuilt, check_saved
+from ..storage.integrity import save_model
 
 logger = logging.get_logger(__name__)
 
@@ -60,12 +61,10 @@ def save_or_none(save: Callable[[str], None], output: str) -> str | None:
 def save_bare(pruner: OptinPruner, folder: str) -> None:
     """Save a pruned model without all that could not be made or written for it, and its processor if that can be."""
     with atomic_folder(folder) as draft:
-        check_rebuilt(pruner.pruned_model)
-        pruner.pruned_model.save_pretrained(draft)
-        check_saved(pruner.pruned_model, draft)
+        save_model(pruner.pruned_model, draft)
         try:
             if pruner.processor is not None:
-                pruner.processor.save_pretrained(draft)
+                save_part(pruner.processor, draft)
         except Exception as error:
             logger.warning(f"the processor is not saved with the model: {error}")
 

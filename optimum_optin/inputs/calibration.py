@@ -5,7 +5,6 @@ Samples are drawn in `samples.py`, texts read in `texts.py` and images in `image
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from ..architectures.find import stack_inputs
-from ..reading import columns
+from ..reading.columns import named
 from ..reading.plain_text import without_surrogates
 from ..running.batch import Batch, samples_in
+from ..running.copies import working_copy
 from ..running.forward import takes
 from ..running.processes import is_main
 from .checks import check_batches, max_tokens
@@ -27,10 +27,6 @@ from .texts import leave_out, read_texts
 from .vision import check_inputs, takes_images, takes_pairs
 
 logger = logging.get_logger(__name__)
-
-
-text_columns = columns.text_columns
-"""For scripts that measure on the columns that were calibrated on."""
 
 
 # SigLIP's text tower reads the last token, of samples that are filled up to its full length without a mask.
@@ -135,7 +131,7 @@ def _padded(encoded: list[dict], model: nn.Module, processor: Any, batch_size: i
 
 def _check_unused(text_columns: Sequence[str] | None, cause: str) -> None:
     if text_columns is not None:
-        raise ValueError(f"text_columns={columns.named(text_columns)!r} does not apply: {cause}.")
+        raise ValueError(f"text_columns={named(text_columns)!r} does not apply: {cause}.")
 
 
 def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unreadable: str) -> dict[int, Any]:
@@ -176,19 +172,10 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
     texts = _sound([(sample,) if isinstance(sample, str) else tuple(sample) for sample in samples])
     limit = max_length or min(processor.model_max_length, max_tokens(model))
-    encoded = _copied(processor)(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
+    # One of transformers keeps the truncation of a call, and would save it, also from within somebody's wrapper.
+    encoded = working_copy(processor)(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
     names = [name for name in encoded if takes(model, name) or name == "attention_mask"]
     return [{name: encoded[name][index] for name in names} for index in range(len(texts))]
-
-
-def _copied(processor: Any) -> Any:
-    """A tokenizer to work with: one of transformers keeps the truncation of a call, and would save it, also from within
-    somebody's wrapper.
-    """
-    try:
-        return copy.deepcopy(processor)
-    except Exception:  # a wrapper that cannot be copied
-        return processor
 
 
 def _sound(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

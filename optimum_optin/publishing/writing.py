@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,8 +13,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..report import PruningReport
+from ..running.copies import working_copy
 from ..storage.auto_map import REMOTE_FILE
-from ..storage.integrity import check_rebuilt, check_saved, reloaded
+from ..storage.integrity import check_rebuilt, reloaded, save_model
 from ..storage.remote_code import check_remote_code, write_remote_code
 from ..storage.tasks import class_of
 from .card import card_or_none, model_card, weight_bytes
@@ -54,9 +54,7 @@ def write_pruned(
     """
     if remote_code:
         check_remote_code(model)
-    check_rebuilt(model)
-    model.save_pretrained(folder)
-    check_saved(model, folder)
+    save_model(model, folder)
     if remote_code:
         write_remote_code(folder)
     if class_of(model) is None and not model.is_remote_code():
@@ -67,7 +65,7 @@ def write_pruned(
             f"{kind}.register_for_auto_class('AutoModel...') before saving brings along."
         )
     if processor is not None:
-        _save_part(processor, folder)
+        save_part(processor, folder)
     copy_companions()
     report.save(folder)
     make = partial(
@@ -97,7 +95,7 @@ def check_parts(model: PreTrainedModel, processor: Any) -> None:
         for name, part in parts.items():
             try:
                 if part is not None:
-                    _save_part(part, place)
+                    save_part(part, place)
             except Exception as error:
                 raise ValueError(
                     f"the {name} cannot be saved, and so the pruned model could not be: {error!r:.300}"
@@ -113,10 +111,6 @@ def saved_and_loaded(model: PreTrainedModel) -> PreTrainedModel:
     return loaded.to(model.device).eval()
 
 
-def _save_part(part: Any, folder: str | os.PathLike) -> None:
+def save_part(part: Any, folder: str | os.PathLike) -> None:
     """`save_pretrained` of a copy: a processor would note in its tokenizer that it was saved with it."""
-    try:
-        part = copy.deepcopy(part)
-    except Exception:  # somebody's own, which cannot be copied
-        logger.debug(f"{type(part).__name__} is saved without a copy of it")
-    part.save_pretrained(folder)
+    working_copy(part).save_pretrained(folder)

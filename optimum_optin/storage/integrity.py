@@ -134,6 +134,17 @@ def check_rebuilt(model: PreTrainedModel) -> None:
         )
 
 
+def save_model(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Save a model, if what is loaded of it will be the model.
+
+    Raises:
+        ValueError: see `check_rebuilt` and `check_saved`.
+    """
+    check_rebuilt(model)
+    model.save_pretrained(folder)
+    check_saved(model, folder)
+
+
 def check_saved(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     """Raise if what was saved is not the model, found by loading it.
 

@@ -9,8 +9,9 @@ from tiny import tiny_model, tiny_samples
 from torch.utils.data import DataLoader
 from words import TEXTS, token_lists, word_tokenizer
 
-from optimum_optin.inputs.calibration import calibration_batches, text_columns
+from optimum_optin.inputs.calibration import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
+from optimum_optin.reading.columns import text_columns
 
 
 @pytest.fixture(scope="module")
