@@ -24,7 +24,7 @@ from .checks import check_merges, check_terms
 from .fingerprint import fingerprint
 from .merges import score_merges
 from .registry import Scored, Terms, get_scorer
-from .stored import StoredScores, damaged, read_scores, write_scores
+from .stored import damaged, read_scores, write_scores
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ class Scores:
 
     def write(self, save_directory: str | os.PathLike) -> None:
         """`save_pretrained` on this process, without waiting for others."""
-        stored = StoredScores(self.terms, self.merges, self.config, self.fingerprint, self.tokens, self.seconds)
-        write_scores(save_directory, stored)
+        metadata = {name: getattr(self, name) for name in ("fingerprint", "tokens", "seconds")}
+        write_scores(save_directory, self.terms, self.merges, {"config": self.config.to_dict(), **metadata})
 
     @classmethod
     def from_pretrained(
@@ -178,10 +178,10 @@ class Scores:
             FileNotFoundError: there are no scores.
             ValueError: they are damaged, or were changed since they were saved.
         """
-        stored = read_scores(folder, revision=revision, token=token, cache_dir=cache_dir)
+        terms, merges, metadata = read_scores(folder, revision=revision, token=token, cache_dir=cache_dir)
         try:
-            return cls(**vars(stored))
-        except ValueError as error:  # numbers that are none
+            return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+        except (ValueError, TypeError) as error:  # numbers, or a configuration, that are none
             raise damaged(folder, error) from error
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from ..config import OptinConfig
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
 from ..hub_id import is_hub_id
@@ -32,49 +30,36 @@ _MERGES = ".tokens"  # ends a layer's name on disk
 _FIELDS = {"config", "fingerprint", "tokens", "seconds"}
 
 
-@dataclass(frozen=True)
-class StoredScores:
-    """What is kept of `Scores`.
+def write_scores(folder: str | os.PathLike, terms: Terms, merges: Terms, metadata: Mapping[str, Any]) -> None:
+    """Write scores into a folder, completely or not at all.
 
     Args:
+        folder: made if missing.
         terms: see `Scores`.
         merges: see `Scores`.
-        config: see `Scores`.
-        fingerprint: see `Scores`.
-        tokens: see `Scores`.
-        seconds: see `Scores`.
+        metadata: what else there is of `Scores`, JSON-able: config, fingerprint, tokens, seconds.
     """
-
-    terms: Terms
-    merges: Terms
-    config: OptinConfig
-    fingerprint: str
-    tokens: int
-    seconds: float
-
-
-def write_scores(folder: str | os.PathLike, stored: StoredScores) -> None:
-    """Write scores into a folder, completely or not at all."""
     tensors = {
         f"{term}/{key}{suffix}": score.contiguous().clone()  # a scorer's tensors may share memory
-        for terms, suffix in ((stored.terms, ""), (stored.merges, _MERGES))
-        for term, by_key in terms.items()
+        for each, suffix in ((terms, ""), (merges, _MERGES))
+        for term, by_key in each.items()
         for key, score in by_key.items()
     }
-    metadata = {name: getattr(stored, name) for name in ("fingerprint", "tokens", "seconds")}
-    metadata["config"] = stored.config.to_dict()
-    metadata["sha256"] = _digest(tensors, metadata)
+    metadata = {**metadata, "sha256": _digest(tensors, metadata)}
     with atomic_folder(folder) as draft:
         save_file(tensors, draft / TENSORS_FILE)
         (draft / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-def read_scores(folder: str | os.PathLike, **options: Any) -> StoredScores:
+def read_scores(folder: str | os.PathLike, **options: Any) -> tuple[Terms, Terms, dict[str, Any]]:
     """Scores from a folder or a repository on the Hub.
 
     Args:
         folder: where they are.
         **options: revision, token and cache_dir of a repository.
+
+    Returns:
+        Terms, merges and metadata, as `write_scores` takes them.
 
     Raises:
         FileNotFoundError: there are none.
@@ -103,7 +88,7 @@ def damaged(folder: str | os.PathLike, error: Exception) -> ValueError:
     return ValueError(f"the scores in {folder} are damaged, or of another version: {error!r}.")
 
 
-def _read(folder: Path) -> StoredScores:
+def _read(folder: Path) -> tuple[Terms, Terms, dict[str, Any]]:
     tensors = load_file(folder / TENSORS_FILE)
     metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
     if not isinstance(metadata, dict):
@@ -126,7 +111,7 @@ def _read(folder: Path) -> StoredScores:
         target.setdefault(term, {})[key.removesuffix(_MERGES)] = score
     if set(metadata) != _FIELDS:
         raise ValueError(f"{METADATA_FILE} must have {', '.join(sorted(_FIELDS))}, it has {', '.join(metadata)}")
-    return StoredScores(terms, merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
+    return terms, merges, metadata
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
