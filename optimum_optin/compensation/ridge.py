@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
 from ..passes.moments import Moments, cholesky
-from ..running.processes import add_up
+from ..running.processes import add_up, process_count
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -56,14 +58,15 @@ class Regression:
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
-        before = self.inputs.shift
-        self.inputs.add_up()
-        self.cross += (before - self.inputs.shift).outer(self.error_sum)
-        add_up(self.cross, self.error_sum, self.error_squares)
+        if process_count() > 1:
+            before = self.inputs.shift
+            self.inputs.add_up()
+            self.cross += (before - self.inputs.shift).outer(self.error_sum)
+            add_up(self.cross, self.error_sum, self.error_squares)
 
     def merged(self, other: Regression) -> Regression:
         """The sums over the rows of both."""
-        both = Regression(*self.cross.shape, self.cross.device)
+        both = copy.copy(self)
         both.inputs = self.inputs.merged(other.inputs)
         both.cross = self.cross + other.cross + (other.inputs.shift - both.inputs.shift).outer(other.error_sum)
         both.error_sum = self.error_sum + other.error_sum

@@ -5,7 +5,7 @@ In: one score per unit, one cost curve per group, the budget. Out: one mask per 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -39,10 +39,7 @@ def search(
     Raises:
         ValueError: see `check_budget`; or scores that are not finite, below 0, or not of the units that have costs.
     """
-    floors = floors or {}
-    check_budget(costs, budget, floors)
-    _check_scores(scores, costs)
-    return _spend(scores, budget, *(_rank(role, scores, costs, floors.get(role, 0)) for role in _ROLES))
+    return _search(_rank, scores, costs, budget, floors or {})
 
 
 def search_uniform(
@@ -65,10 +62,7 @@ def search_uniform(
     Raises:
         ValueError: see `search`.
     """
-    floors = floors or {}
-    check_budget(costs, budget, floors)
-    _check_scores(scores, costs)
-    return _spend(scores, budget, *(_level(role, scores, costs, floors.get(role, 0)) for role in _ROLES))
+    return _search(_level, scores, costs, budget, floors or {})
 
 
 def check_budget(
@@ -115,6 +109,18 @@ def check_kept(masks: Mapping[str, Tensor], floors: Mapping[str, int]) -> None:
         floor = min(floors.get(_role(key), 0), len(mask))
         if int(mask.sum()) < floor:
             raise ValueError(f"{key} would keep {int(mask.sum())} units, below its floor of {floor}: check its scores.")
+
+
+def _search(
+    rank: Callable[..., _Ranking],
+    scores: Mapping[str, Tensor],
+    costs: Mapping[str, Tensor],
+    budget: float,
+    floors: Mapping[str, int],
+) -> dict[str, Tensor]:
+    check_budget(costs, budget, floors)
+    _check_scores(scores, costs)
+    return _spend(scores, budget, *(rank(role, scores, costs, floors.get(role, 0)) for role in _ROLES))
 
 
 def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> None:
