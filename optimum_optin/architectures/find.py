@@ -51,10 +51,8 @@ def find_groups(model: nn.Module) -> list[Group]:
     for layer, path in find_layers(model).items():
         stack = stacks.get(layer.rpartition(".")[0])
         for sublayer in stack.sublayers if stack else ():  # what ends a stage has no units
-            group = _group(model, layer, path, sublayer)
-            if group is not None:
-                groups.append(replace(group, pre_norm=stack.pre_norm))
-    return groups
+            groups.append(_group(model, layer, path, stack, sublayer))
+    return [group for group in groups if group is not None]
 
 
 def key_projections(model: nn.Module) -> dict[str, str]:
@@ -77,46 +75,29 @@ def key_projections(model: nn.Module) -> dict[str, str]:
     return {layer: f"{path}.{stacks[0].keys}" for layer, path in find_layers(model).items()}
 
 
-def _group(model: nn.Module, layer: str, path: str, sublayer: Sublayer) -> Group | None:
-    if sublayer.otherwise and not _has_linears(model.get_submodule(path), sublayer):
-        return _group(model, layer, path, sublayer.otherwise)
+def _group(model: nn.Module, layer: str, path: str, stack: Stack, sublayer: Sublayer) -> Group | None:
+    cut = sublayer.cut.below(path)
+    linears = (cut.consumer, *(producer.path for producer in cut.producers))
+    if sublayer.otherwise and not all(_holds(model, each) for each in linears):
+        return _group(model, layer, path, stack, sublayer.otherwise)
     try:
-        consumer = model.get_submodule(f"{path}.{sublayer.consumer}")
+        consumer = model.get_submodule(cut.consumer)
         if consumer.in_features == 0:
             return None
         width = sublayer.width if isinstance(sublayer.width, int) else attribute(model, f"{path}.{sublayer.width}")
-        for producer in sublayer.producers:
-            _check_producer(model.get_submodule(f"{path}.{producer.path}"), producer, consumer)
+        for producer in cut.producers:
+            _check_producer(model.get_submodule(producer.path), producer, consumer)
         if not isinstance(width, int) or width < 1 or consumer.in_features % width:
-            raise AttributeError(f"{consumer.in_features} inputs of {sublayer.consumer} are no multiple of {width!r}")
+            raise AttributeError(f"{consumer.in_features} inputs of {cut.consumer} are no multiple of {width!r}")
     except AttributeError as error:
         raise ValueError(
             f"{layer} of this {model.config.model_type!r} model is not built as its architecture row says: {error}."
         ) from error
-    features = {"units": 1, "features": width}
-    return Group(
-        layer=layer,
-        role=sublayer.role,
-        units=consumer.in_features // width,
-        width=width,
-        consumer=f"{path}.{sublayer.consumer}",
-        producers=tuple(Producer(f"{path}.{producer.path}", producer.parts) for producer in sublayer.producers),
-        core=sublayer.core and f"{path}.{sublayer.core}",
-        counters={f"{path}.{name}": features[kind] for name, kind in sublayer.counters.items()},
-        tables={
-            f"{path}.{name}": dim for name, dim in sublayer.tables.items() if _holds(model.get_submodule(path), name)
-        },
-        shared_bias=sublayer.shared_bias and f"{path}.{sublayer.shared_bias}",
-        windowed=sublayer.windowed,
-        stream=sublayer.stream and f"{path}.{sublayer.stream}",
-        scale=sublayer.scale and f"{path}.{sublayer.scale}",
-        normed_output=sublayer.normed_output,
-        config_fields=sublayer.config_fields,
-    )
-
-
-def _has_linears(layer: nn.Module, sublayer: Sublayer) -> bool:
-    return all(_holds(layer, path) for path in (sublayer.consumer, *(each.path for each in sublayer.producers)))
+    cut = replace(cut, tables={name: dim for name, dim in cut.tables.items() if _holds(model, name)})
+    residual = sublayer.residual.below(path)
+    residual = replace(residual, pre_norm=stack.pre_norm or residual.pre_norm)
+    units = consumer.in_features // width
+    return Group(layer, sublayer.role, units, width, cut, residual, sublayer.config_fields)
 
 
 def _holds(module: nn.Module, path: str) -> bool:

@@ -5,10 +5,10 @@ Paths are relative to the layer (sublayers) or to the base model (layers).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
-from .group import HEADS, NEURONS, Producer
+from .group import HEADS, NEURONS, Cut, Producer, Residual
 
 
 @dataclass(frozen=True)
@@ -16,34 +16,18 @@ class Sublayer:
     """One kind of group inside every layer of a stack; made by `heads` and `neurons`.
 
     Args:
-        role: `"heads"` or `"neurons"`.
-        consumer: path of the linear that reads the units.
-        producers: the linears that write them.
+        role: see `Group`.
         width: consumer input columns per unit, or the path of the attribute that holds the number.
-        core: path of the attention module, replaced when all its heads go.
-        counters: attributes to keep true, path -> `"units"` or `"features"` (units * width).
-        tables: see `Group`; those that a model does not have are passed over.
-        shared_bias: see `Group`; an argument of the layer itself has no path before its name.
-        windowed: see `Group`.
-        stream: see `Group`.
-        scale: see `Group`.
-        normed_output: see `Group`.
+        cut: see `Group`.
+        residual: see `Group`.
         config_fields: see `Group`.
         otherwise: what a layer has instead in models that lack one of these linears.
     """
 
     role: str
-    consumer: str
-    producers: tuple[Producer, ...]
-    width: int | str = 1
-    core: str | None = None
-    counters: Mapping[str, str] = field(default_factory=dict)
-    tables: Mapping[str, int] = field(default_factory=dict)
-    shared_bias: str | None = None
-    windowed: bool = False
-    stream: str | None = None
-    scale: str | None = None
-    normed_output: bool = False
+    width: int | str
+    cut: Cut
+    residual: Residual
     config_fields: tuple[str, ...] = ()
     otherwise: Sublayer | None = None
 
@@ -74,14 +58,25 @@ class Stack:
 
 
 def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
-    """Attention heads of the module at `core`; see `Sublayer`."""
-    return Sublayer(HEADS, consumer, _producers(producers), width, core, **options)
+    """Attention heads of the module at `core`; `options` are fields of `Cut`, `Residual` and `Sublayer`."""
+    return _sublayer(HEADS, width, producers, consumer, core=core, **options)
 
 
 def neurons(producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
-    """FFN neurons; for a gated MLP a neuron is the gate/up pair. See `Sublayer`."""
-    return Sublayer(NEURONS, consumer, _producers(producers), **options)
+    """FFN neurons; for a gated MLP a neuron is the gate/up pair. `options` are as of `heads`."""
+    return _sublayer(NEURONS, 1, producers, consumer, **options)
 
 
-def _producers(producers: Iterable[Producer | str]) -> tuple[Producer, ...]:
-    return tuple(Producer(producer) if isinstance(producer, str) else producer for producer in producers)
+def _sublayer(
+    role: str,
+    width: int | str,
+    producers: Iterable[Producer | str],
+    consumer: str,
+    *,
+    config_fields: tuple[str, ...] = (),
+    otherwise: Sublayer | None = None,
+    **options,
+) -> Sublayer:
+    linears = tuple(Producer(producer) if isinstance(producer, str) else producer for producer in producers)
+    beside = {each.name: options.pop(each.name) for each in fields(Residual) if each.name in options}
+    return Sublayer(role, width, Cut(consumer, linears, **options), Residual(**beside), config_fields, otherwise)

@@ -127,7 +127,7 @@ register_architecture(
                 shared_bias="attention_mask",
                 scale="lambda_1",
             ),
-            replace(_VIT_FFN, scale="lambda_2"),
+            neurons(["mlp.fc1"], "mlp.fc2", scale="lambda_2", config_fields=("intermediate_size",)),
         ),
         pre_norm=True,
     ),

@@ -172,8 +172,8 @@ def _refit_consumer(
         consumer, consumer.out_features, walks, lambda walk: walk.output_errors(pruned, path, group, earlier)
     )
     weight, bias = _solved(fit, held_out, consumer.bias is not None, strength)
-    if group.scale is not None:  # the errors are those of the stream
-        share = _inverse(attribute(pruned, group.scale), weight)
+    if group.residual.scale is not None:  # the errors are those of the stream
+        share = _inverse(attribute(pruned, group.residual.scale), weight)
         weight, bias = weight * share[:, None], bias * share
     if consumer.in_features:
         consumer.weight += weight.to(consumer.weight)

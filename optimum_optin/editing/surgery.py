@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..architectures.group import Group, Masks, attribute
+from ..architectures.group import Cut, Group, Masks, attribute
 
 
 def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
@@ -127,23 +127,24 @@ class HeadSelector:
 
 
 def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
+    cut = group.cut
     size = group.units * group.width
     columns = (kept[:, None] * group.width + torch.arange(group.width, device=kept.device)).flatten()
-    for producer in group.producers:
+    for producer in cut.producers:
         rows = torch.cat([columns + part * size for part in range(producer.parts)])
         slice_outputs(model.get_submodule(producer.path), rows)
-    slice_inputs(model.get_submodule(group.consumer), columns)
-    for path, dim in group.tables.items():
+    slice_inputs(model.get_submodule(cut.consumer), columns)
+    for path, dim in cut.tables.items():
         _set(model, path, _sliced(attribute(model, path), dim, kept))
-    for path, features in group.counters.items():
-        _set(model, path, len(kept) * features)
+    for path, kind in cut.counters.items():
+        _set(model, path, len(columns) if kind == "features" else len(kept))
     if len(kept) == 0:
-        for path in (group.consumer, *(producer.path for producer in group.producers)):
+        for path in (cut.consumer, *(producer.path for producer in cut.producers)):
             empty(model.get_submodule(path))
-    if group.core and len(kept) == 0:
-        _remove_core(model, group)
-    elif group.shared_bias:
-        reader, _, argument = group.shared_bias.rpartition(".")
+    if cut.core and len(kept) == 0:
+        _remove_core(model, cut)
+    elif cut.shared_bias:
+        reader, _, argument = cut.shared_bias.rpartition(".")
         _select_heads(model.get_submodule(reader), argument, kept)
 
 
@@ -152,15 +153,15 @@ def _set(model: nn.Module, path: str, value: Any) -> None:
     setattr(model.get_submodule(module), name, value)
 
 
-def _remove_core(model: nn.Module, group: Group) -> None:
-    inside = group.consumer.startswith(f"{group.core}.")
-    name = group.consumer.removeprefix(f"{group.core}.")
-    core = model.get_submodule(group.core)
+def _remove_core(model: nn.Module, cut: Cut) -> None:
+    inside = cut.consumer.startswith(f"{cut.core}.")
+    name = cut.consumer.removeprefix(f"{cut.core}.")
+    core = model.get_submodule(cut.core)
     removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
-    model.set_submodule(group.core, removed.train(core.training))
-    for path in group.tables:
+    model.set_submodule(cut.core, removed.train(core.training))
+    for path in cut.tables:
         # What makes a bias of a table cannot reshape an empty one either; `None` says that there is no bias.
-        if not path.startswith(f"{group.core}."):
+        if not path.startswith(f"{cut.core}."):
             _set(model, path.rpartition(".")[0], None)
 
 

@@ -61,7 +61,7 @@ def real_rows(group: Group, source: Tensor, real: TokenMasks) -> Tensor | None:
     Returns:
         `None` where all are: padding stands in for no token, nor does what fills up windows.
     """
-    return source.any(-1) if group.windowed else real_tokens(group, real)
+    return source.any(-1) if group.residual.windowed else real_tokens(group, real)
 
 
 def real_tokens(group: Group, real: TokenMasks) -> Tensor | None:

@@ -85,7 +85,7 @@ class PrunedWalk:
 
     def _weights(self, group: Group) -> Tensor:
         weights = self.dense.start.weights[group.key]
-        if group.windowed:  # windows are filled up with zeros, whose output is dropped
+        if group.residual.windowed:  # windows are filled up with zeros, whose output is dropped
             weights = weights * self.dense.sources[group.key].any(-1).to(weights)
         return weights
 
@@ -101,11 +101,13 @@ def _residual(
     model: nn.Module, hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]
 ) -> Tensor:
     """The residual stream that a sublayer's output is added to."""
-    if group.windowed or group.normed_output:  # in another order or scale than the output, all there is to aim at
+    if (
+        group.residual.windowed or group.residual.normed_output
+    ):  # in another order or scale than the output, all there is to aim at
         return hidden.new_zeros(())
-    if group.stream:
-        return seen[group.stream].input
-    if group.pre_norm:
+    if group.residual.stream:
+        return seen[group.residual.stream].input
+    if group.residual.pre_norm:
         return sum((_written(model, before, seen) for before in earlier), hidden)
     producer = group.producers[0].path
     # Producers go with the last head; attention comes first, where the stream is the layer's input.
@@ -115,12 +117,14 @@ def _residual(
 def _written(model: nn.Module, group: Group, seen: Mapping[str, Passage]) -> Tensor:
     """What a sublayer adds to the residual stream."""
     output = seen[group.consumer].output
-    return output if group.scale is None else output * attribute(model, group.scale)
+    return output if group.residual.scale is None else output * attribute(model, group.residual.scale)
 
 
 def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
     """The modules to observe: consumers, and the first producers as far as they are still there."""
-    wanted = [path for group in groups for path in (group.consumer, group.producers[0].path, group.stream) if path]
+    wanted = [
+        path for group in groups for path in (group.consumer, group.producers[0].path, group.residual.stream) if path
+    ]
     return [path for path in wanted if find_module(model, path) is not None]
 
 

@@ -122,7 +122,7 @@ def _lengths(
     model: nn.Module, groups: list[Group], tokens: int, schedule: TokenSchedule | None
 ) -> dict[str, tuple[int, int]]:
     """Group key -> tokens that its linears see, and tokens that each attends to."""
-    if len({stack_of(group.layer) for group in groups}) < 2 and not any(group.windowed for group in groups):
+    if len({stack_of(group.layer) for group in groups}) < 2 and not any(group.residual.windowed for group in groups):
         layers = find_layers(model)
         lengths = schedule.lengths(layers, tokens) if schedule else dict.fromkeys(layers, tokens)
         return {group.key: (lengths[group.layer],) * 2 for group in groups}

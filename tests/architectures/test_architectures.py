@@ -171,7 +171,7 @@ def test_gauss_newton_agrees_with_exact(model_type):
     assert set(exact.terms) == set(sketched.terms) == {"trajectory", "output"}
     groups = find_groups(pruner.model)
     # Where a sublayer's output is normalised, small weights are as large as others.
-    least = 0.6 if any(group.normed_output for group in groups) else 0.8
+    least = 0.6 if any(group.residual.normed_output for group in groups) else 0.8
     for term in exact.terms:
         expected, got = (torch.cat([scores.terms[term][group.key] for group in groups]) for scores in (exact, sketched))
         assert spearmanr(expected, got).statistic > 0.98, term

@@ -30,7 +30,7 @@ def _with_twins(model_type):
                 for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
                     parts = parameter.view(producer.parts, 2, half, -1)
                     parts[:, 1] = parts[:, 0]
-            for path, dim in group.tables.items():
+            for path, dim in group.cut.tables.items():
                 first, second = attribute(model, path).chunk(2, dim)
                 second.copy_(first)
         for name, table in model.named_parameters():
