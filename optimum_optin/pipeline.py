@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures.group import Group
-from .compensation.refit import dense_passes, refit
+from .architectures.group import Groups
+from .compensation.refit import refit
 from .config import OptinConfig
 from .editing.surgery import rewrite
 from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
-from .passes.starts import Start
+from .passes.calibration import Calibration, dense_passes
 from .report import PruningReport, layers_of
-from .running.batch import Batch, same_batches
 from .running.prepared import copy_of
 from .scoring import Scores
 from .search.divergence import Divergence, measure_divergence
@@ -57,7 +56,7 @@ class Pruned:
 
 
 def prune_model(
-    model: PreTrainedModel, groups: Sequence[Group], scores: Scores, batches: Sequence[Batch], config: OptinConfig
+    model: PreTrainedModel, groups: Groups, scores: Scores, calibration: Calibration | None, config: OptinConfig
 ) -> Pruned:
     """Search, cut, refit, measure.
 
@@ -65,14 +64,15 @@ def prune_model(
         model: the dense model; unchanged.
         groups: its groups.
         scores: its scores.
-        batches: calibration batches on its device; may be empty if there is nothing to refit.
+        calibration: its calibration; may be `None` if there is nothing to refit.
         config: the budget and the rest; checked before.
     """
-    fit, held_out = _split(len(batches))
+    fit, others = _split(0 if calibration is None else len(calibration))
     seconds: dict[str, float] = {}
     with _timed(seconds, "dense passes"):
-        starts = _starts(model, scores, batches, fit, config) if config.compensation == "ridge" else []
-    held_out = [batches[index] for index in held_out]
+        refits = config.compensation == "ridge"
+        starts = dense_passes(model, groups, calibration, config, fit) if refits else []
+    held_out = None if calibration is None else calibration.part(others)
     with _timed(seconds, "search"):
         choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
     masks = choice.masks
@@ -86,11 +86,11 @@ def prune_model(
             structure = record_structure(pruned, structure)
     with _timed(seconds, "compensation"):
         if starts and not all(mask.all() for mask in masks.values()):
-            refit(model, [pruned], starts)
+            refit(model, [pruned], groups, starts)
     if choice.schedule is not None:  # after the refit, for which dense and pruned tokens stand side by side
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):
-        divergence = _divergence(model, pruned, held_out, len(batches) > 1)
+        divergence = _divergence(model, pruned, groups, held_out, apart=fit != others)
     return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds)
 
 
@@ -100,7 +100,7 @@ def report_of(
     scores: Scores,
     config: OptinConfig,
     *,
-    calibration: dict | None,
+    calibration: Calibration | None,
     base: dict[str, str | None] | None,
 ) -> PruningReport:
     """What was asked for, kept and measured.
@@ -110,7 +110,7 @@ def report_of(
         pruned: what was made of it.
         scores: that it was made by.
         config: that it was made with.
-        calibration: what is known of the calibration data.
+        calibration: that it was refitted and compared on, if it was.
         base: the dense model on the Hub.
     """
     tokens = scores.tokens
@@ -129,7 +129,7 @@ def report_of(
         config=config.to_dict(),
         output_weight=pruned.output_weight,
         divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
-        calibration=calibration,
+        calibration=None if calibration is None else {"samples": calibration.samples, **calibration.source},
         base=base,
     )
 
@@ -149,22 +149,13 @@ def _split(batches: int) -> tuple[list[int], list[int]]:
     return [index for index in range(batches) if index % every], list(range(0, batches, every))
 
 
-def _starts(
-    model: PreTrainedModel, scores: Scores, batches: Sequence[Batch], fit: Sequence[int], config: OptinConfig
-) -> list[Start | None]:
-    """What the refit starts from: the scoring's own passes of these batches, if it kept them."""
-    if scores.starts is not None and scores.batches is not None and same_batches(scores.batches, batches):
-        return [scores.starts[index] for index in fit]
-    return dense_passes(model, batches, config, fit)
-
-
 def _divergence(
-    dense: PreTrainedModel, pruned: PreTrainedModel, batches: Sequence[Batch], held_out: bool
+    dense: PreTrainedModel, pruned: PreTrainedModel, groups: Groups, held_out: Calibration | None, *, apart: bool
 ) -> Divergence | None:
-    """The divergence, if there are batches to measure it on; a collapse is announced."""
-    if not batches:
+    """The divergence, if there is something to measure it on; a collapse is announced."""
+    if held_out is None:
         return None
-    (divergence,) = measure_divergence(dense, [pruned], batches, held_out)
+    (divergence,) = measure_divergence(dense, [pruned], groups, held_out, apart)
     if divergence.agreement is not None and divergence.agreement < _COLLAPSE:
         logger.warning(
             f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "

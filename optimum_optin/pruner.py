@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures.group import Group
+from .architectures.group import Groups
 from .compensation.refit import check_tokens
 from .config import OptinConfig
 from .evaluation.accuracy import compare_glue
@@ -23,10 +23,10 @@ from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
 from .hub_id import hub_commit
 from .inputs.calibration import calibration_batches
-from .inputs.probes import mean_tokens
 from .inputs.samples import undecoded
 from .inputs.vision import takes_images
 from .merging.schedule import TokenSchedule
+from .passes.calibration import Calibration, calibrate
 from .pipeline import prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
 from .publishing.hub import check_push, commit_files, files_in, open_repo, reaching, read_card
@@ -34,9 +34,8 @@ from .publishing.origin import Origin
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, prunable_groups
 from .reading.columns import named
-from .reading.sources import find_source, load_calibration
+from .reading.sources import find_source, load_calibration, note_source, source_of
 from .report import PruningPlan, PruningReport, commit_title, layers_of
-from .running.batch import Batch, samples_in
 from .running.processes import is_main, on_main, wait
 from .running.randomness import kept_streams
 from .running.wrappers import check_model
@@ -88,10 +87,7 @@ class OptinPruner:
         self.pruned_model: PreTrainedModel | None = None
         self.report: PruningReport | None = None
         self.scores: Scores | None = None
-        self._origin = Origin(model)
-        self._processor_given = processor is not None
-        self._drawn: tuple[Any, dict] = (None, {})  # the last calibration data set, and where it came from
-        self._calibrated: tuple[Any, dict] = (None, {})  # the last batches, and what they are of
+        self._origin = Origin(model, processor_given=processor is not None)
 
     @classmethod
     def from_pretrained(
@@ -123,8 +119,7 @@ class OptinPruner:
         loaded = load_model(model, task, **kwargs)
         pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
         commit = hub_commit(str(model), **kwargs)
-        pruner._origin = Origin(loaded, str(model), commit)
-        pruner._processor_given = processor is not None
+        pruner._origin = Origin(loaded, str(model), commit, processor_given=processor is not None)
         pruner._origin.companions(**kwargs | ({"revision": commit} if commit else {}))
         return pruner
 
@@ -173,7 +168,7 @@ class OptinPruner:
             if isinstance(name, str):
                 source = {"dataset": name, "config": config_name, "split": split}
                 chosen = {} if text_columns is None else {"text_columns": named(text_columns)}
-                self._drawn = drawn, {**source, **chosen, "num_samples": num_samples, "seed": seed}
+                note_source(drawn, {**source, **chosen, "num_samples": num_samples, "seed": seed})
         return drawn
 
     def check(self, config: OptinConfig | None = None) -> None:
@@ -213,7 +208,7 @@ class OptinPruner:
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
         groups = prunable_groups(self.model, config)
-        return score(self.model, groups, self._batches(calibration, config, text_columns), config)
+        return score(self.model, groups, self._calibrate(calibration, config, text_columns), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict: a dry run, in a second.
@@ -227,7 +222,7 @@ class OptinPruner:
         """
         config = self._config(config, scores, flops)
         groups = prunable_groups(self.model, config)
-        scores.check(self.model, config)
+        scores.check(self.model, config, groups)
         check_token_scores(self.model, config, scores)
         schedule = schedules(self.model, groups, scores, config)[0]
         check_affordable(self.model, groups, scores.tokens, config, schedule)
@@ -279,18 +274,11 @@ class OptinPruner:
             check_rebuilt(self.model)
         elif found := difference(self.model):
             logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
-        scores, batches = self._scored(calibration, scores, groups, config, text_columns)
-        self.scores = dataclasses.replace(scores, batches=None, starts=None)
-        pruned = prune_model(self.model, groups, scores, batches, config)
+        scores, calibration = self._scored(calibration, scores, groups, config, text_columns)
+        self.scores = dataclasses.replace(scores, calibration=None)
+        pruned = prune_model(self.model, groups, scores, calibration, config)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
-        self.report = report_of(
-            self.model,
-            pruned,
-            scores,
-            config,
-            calibration=self._calibrated[1] if self._calibrated[0] is batches else None,
-            base=self._origin.base(),
-        )
+        self.report = report_of(self.model, pruned, scores, config, calibration=calibration, base=self._origin.base())
         if save_dir is not None:
             try:
                 self.save_pretrained(save_dir)
@@ -491,35 +479,41 @@ class OptinPruner:
 
     def _scored(
         self,
-        calibration: Any,
+        data: Any,
         scores: Scores | None,
-        groups: list[Group],
+        groups: Groups,
         config: OptinConfig,
         text_columns: Sequence[str | int] | None,
-    ) -> tuple[Scores, Sequence[Batch]]:
-        """Scores and calibration batches (none, if none are needed), after every check there is to make."""
+    ) -> tuple[Scores, Calibration | None]:
+        """Scores and calibration (`None`, if there is none and none is needed), after every check there is to make."""
         check_cut(self.model, groups, config)
         if scores is None:
             get_scorer(config.scorer)
         else:
-            scores.check(self.model, config)
+            scores.check(self.model, config, groups)
             check_token_scores(self.model, config, scores)
-        batches = scores.batches if scores and calibration is None else self._batches(calibration, config, text_columns)
+        known = scores and scores.calibration
+        calibration = known if known and data is None else None
+        if scores is None or data is not None:
+            calibration = self._calibrate(data, config, text_columns).knowing(known)
         if config.compensation != "none":
-            if batches is None:
+            if calibration is None:
                 raise ValueError(
                     f"compensation={config.compensation!r} needs calibration data, which saved scores do not hold: "
                     "pass calibration= as well, or set compensation='none'."
                 )
-            check_tokens(self.model, batches)
-        tokens = scores.tokens if scores else mean_tokens(batches, self.model)
-        check_affordable(self.model, groups, tokens, config, fixed_schedule(self.model, config, tokens))
-        return scores or score(self.model, groups, batches, config), batches or []
+            check_tokens(groups, calibration)
+        tokens = scores.tokens if scores else calibration.tokens
+        check_affordable(self.model, groups, tokens, config, fixed_schedule(self.model, groups, config, tokens))
+        if scores is None:
+            scores = score(self.model, groups, calibration, config)
+            calibration = scores.calibration
+        return scores, calibration
 
-    def _batches(self, calibration: Any, config: OptinConfig, text_columns: Sequence[str | int] | None) -> list[Batch]:
-        with kept_streams(calibration):
+    def _calibrate(self, data: Any, config: OptinConfig, text_columns: Sequence[str | int] | None) -> Calibration:
+        with kept_streams(data):
             batches = calibration_batches(
-                calibration,
+                data,
                 self.model,
                 self.processor,
                 num_samples=config.num_samples,
@@ -529,12 +523,10 @@ class OptinPruner:
                 seed=config.seed,
                 text_columns=text_columns,
             )
-        batches = [send_to_device(dict(batch), self.model.device) for batch in batches]
-        source = self._drawn[1] if self._drawn[0] is calibration else {}
+        source = source_of(data)
         if source and text_columns is not None:
             source = {**source, "text_columns": named(text_columns)}
-        self._calibrated = batches, {"samples": sum(map(samples_in, batches)), **source}
-        return batches
+        return calibrate(self.model, [send_to_device(dict(batch), self.model.device) for batch in batches], source)
 
     def _write(
         self,
@@ -555,7 +547,7 @@ class OptinPruner:
             self.processor,
             name=name,
             read_card=read_card,
-            copy_companions=lambda: self._origin.copy_companions(folder, target, self.processor, self._processor_given),
+            copy_companions=lambda: self._origin.copy_companions(folder, target, self.processor),
             revision=revision,
             remote_code=report.config["remote_code"] if remote_code is None else remote_code,
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .architectures.find import find_groups, stack_inputs
-from .architectures.group import Group
+from .architectures.group import Groups
 from .config import OptinConfig
 from .editing.surgery import check_sliceable
 from .merging.hooks import merges_tokens
@@ -26,7 +24,7 @@ from .storage.uniform import check_uniform
 logger = logging.get_logger(__name__)
 
 
-def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> list[Group]:
+def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     """The model's groups, if they can be cut.
 
     Raises:
@@ -43,7 +41,7 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> list[Group]:
     return groups
 
 
-def check_cut(model: PreTrainedModel, groups: Sequence[Group], config: OptinConfig) -> None:
+def check_cut(model: PreTrainedModel, groups: Groups, config: OptinConfig) -> None:
     """Raise if there is nothing to cut, or the result could not be what the configuration asks for.
 
     Raises:
@@ -60,7 +58,7 @@ def check_cut(model: PreTrainedModel, groups: Sequence[Group], config: OptinConf
 
 def check_affordable(
     model: PreTrainedModel,
-    groups: Sequence[Group],
+    groups: Groups,
     tokens: int,
     config: OptinConfig,
     schedule: TokenSchedule | None,

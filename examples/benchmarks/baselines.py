@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
 from optimum_optin.architectures.find import find_groups
-from optimum_optin.architectures.group import HEADS, Group, Masks
+from optimum_optin.architectures.group import HEADS, Groups, Masks
 from optimum_optin.inputs.calibration import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.merging.schedule import constant_schedule, scored_schedule
+from optimum_optin.passes.calibration import Calibration, calibrate
 from optimum_optin.passes.hooks import observed
 from optimum_optin.running.batch import Batch
 from optimum_optin.scoring import score
@@ -49,11 +50,16 @@ class Problem:
     """
 
     model: PreTrainedModel
-    groups: Sequence[Group]
+    groups: Groups
     batches: Sequence[Batch]
     label: Callable[[], list[LabelledBatch]]
     costs: Mapping[str, Tensor]
     seed: int
+
+    @property
+    def calibration(self) -> Calibration:
+        """The batches as our scorers and our refit take them."""
+        return calibrate(self.model, self.batches)
 
     @property
     def dense_cost(self) -> float:
@@ -104,7 +110,7 @@ def by_scorer(name: str, **options):
 
     def prepare(problem):
         config = OptinConfig(scorer=name, seed=problem.seed, **options)
-        return _searcher(problem, score(problem.model, problem.groups, problem.batches, config))
+        return _searcher(problem, score(problem.model, problem.groups, problem.calibration, config))
 
     return prepare
 
@@ -119,7 +125,7 @@ def by_default(**options):
     def prepare(problem):
         pruner = OptinPruner(problem.model)
         config = OptinConfig(seed=problem.seed, **options)
-        scores = score(problem.model, problem.groups, problem.batches, config)
+        scores = score(problem.model, problem.groups, problem.calibration, config)
 
         def cut(budget):
             pruned = pruner.prune(scores=scores, config=replace(config, flops=budget / problem.dense_cost))
@@ -140,7 +146,7 @@ def by_merging(scored):
     def prepare(problem):
         config = OptinConfig(seed=problem.seed, tokens="auto")
         costs = token_costs(problem.model, problem.groups, mean_tokens(problem.batches, problem.model))
-        scores = score(problem.model, problem.groups, problem.batches, config) if scored else None
+        scores = score(problem.model, problem.groups, problem.calibration, config) if scored else None
         losses = scores and {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
         masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in problem.groups}
 
@@ -223,17 +229,17 @@ def _searcher(problem, scores):
 
 
 @register_scorer("magnitude")
-def score_magnitude(model, groups, batches, config):
+def score_magnitude(model, groups, calibration, config):
     """Squared norm of the consumer's columns."""
     return {"trajectory": {group.key: _per_unit(group, _column_squares(model, group)) for group in groups}}
 
 
 @register_scorer("activation")
 @torch.no_grad()
-def score_activation(model, groups, batches, config):
+def score_activation(model, groups, calibration, config):
     """Squared norm of the consumer's columns times their inputs' mean square (in the manner of Wanda)."""
     scores = {group.key: torch.zeros(group.units, dtype=torch.float64) for group in groups}
-    for batch in batches:
+    for batch in calibration:
         with observed(model, [group.consumer for group in groups]) as seen:
             model(**batch)
         for group in groups:

@@ -133,7 +133,7 @@ def repaired(problem, cut, repair):
     pruned = copy.deepcopy(problem.model)
     rewrite(pruned, problem.groups, cut.masks)
     if repair == "ridge":
-        compensate(problem.model, pruned, problem.batches)
+        compensate(problem.model, pruned, problem.groups, problem.calibration)
     return pruned
 
 

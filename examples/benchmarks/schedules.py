@@ -32,16 +32,17 @@ def main():
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     print(f"dense: {task.metric} {task.development(model):.1f}", flush=True)
     scores = task.pruner.score(task.calibration, OptinConfig(seed=arguments.seed, tokens="auto"))
-    held_out = scores.batches[::HELD_OUT]
-    starts = [start for index, start in enumerate(scores.starts) if index % HELD_OUT]
+    calibration = scores.calibration
+    held_out = calibration.part(range(0, len(calibration), HELD_OUT))
+    starts = [start for index, start in enumerate(calibration.starts) if index % HELD_OUT]
     for flops in arguments.flops:
         config = replace(scores.config, flops=flops)
         for schedule in schedules(model, groups, scores, config):
             masks = ranked(model, groups, scores, config, schedule=schedule).masks
             (pruned,) = refitted(model, groups, [masks], starts[: arguments.batches], STRENGTH)
             if schedule is not None:
-                attach_merging(pruned, schedule)
-            (found,) = measure_divergence(model, [pruned], held_out)
+                attach_merging(pruned, find_groups(pruned), schedule)
+            (found,) = measure_divergence(model, [pruned], groups, held_out)
             merges = list(schedule.merges.values()) if schedule else "none"
             print(
                 f"{flops}, merges {merges}: divergence {found.distance:.4f}, agreement {found.agreement:.3f}, "

@@ -14,6 +14,7 @@ import resource
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,8 +22,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from optimum_optin import OptinConfig, find_groups, masked
-from optimum_optin.architectures.find import find_layers
 from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import recorded
 from optimum_optin.running.freezing import frozen
 from optimum_optin.scoring import score_exact, score_gauss_newton
@@ -43,7 +44,7 @@ def main():
     model, data, tokenizer = load(arguments.model)
     config = OptinConfig()
     batches = calibration_batches(data, model, tokenizer, num_samples=config.num_samples, batch_size=config.batch_size)
-    groups = find_groups(model)
+    calibration, groups = calibrate(model, batches), find_groups(model)
     units = sum(group.units for group in groups)
     samples = sum(len(batch["input_ids"]) for batch in batches)
     result = {"model": arguments.model, "units": units, "samples": samples, "threads": torch.get_num_threads()}
@@ -51,12 +52,12 @@ def main():
     with frozen(model):
         before = psutil.Process().memory_info().rss
         started = time.perf_counter()
-        score_gauss_newton(model, groups, batches, config)
+        score_gauss_newton(model, groups, calibration, config)
         sketched = time.perf_counter() - started
         result["memory"] = memory(model, groups, batches, peak_bytes() - before)
         full = exhaustive_seconds_per_unit(model, groups, batches, arguments.units)
-        cached = cached_seconds(model, groups, batches, config)
-    layers = len(find_layers(model))
+        cached = cached_seconds(model, groups, calibration, config)
+    layers = len(groups.layers)
     result["seconds"] = {"exhaustive": full * units, "exact, prefix cached": cached, "gauss_newton": sketched}
     result["sample_forwards"] = {
         "exhaustive": samples * units,
@@ -87,8 +88,8 @@ def load(name):
 def exhaustive_seconds_per_unit(model, groups, batches, count):
     """Median time of one unit's pass over all batches; sampled units are spread over the groups."""
     times = []
-    layers = find_layers(model)
-    for group in groups[:: max(1, len(groups) // count)][:count]:
+    layers = groups.layers
+    for group in groups.members[:: max(1, len(groups) // count)][:count]:
         mask = torch.ones(group.units)
         mask[group.units // 2] = 0
         started = time.perf_counter()
@@ -99,20 +100,20 @@ def exhaustive_seconds_per_unit(model, groups, batches, count):
     return statistics.median(times)
 
 
-def cached_seconds(model, groups, batches, config):
+def cached_seconds(model, groups, calibration, config):
     """Time of `scorer="exact"`, extrapolated from one batch in eight and a few units of every group."""
-    part = batches[::8]
+    part = calibration.part(range(0, len(calibration), 8))
     few = 2
-    sampled = [_first_units(group, few) for group in groups]
+    sampled = replace(groups, members=tuple(_first_units(group, few) for group in groups))
     started = time.perf_counter()
     score_exact(model, sampled, part, config)
     elapsed = time.perf_counter() - started
-    return elapsed * len(batches) / len(part) * sum(group.units for group in groups) / (few * len(groups))
+    return elapsed * len(calibration) / len(part) * sum(group.units for group in groups) / (few * len(groups))
 
 
 def _first_units(group, count):
     # A group of fewer, wider units masks the same columns at the same cost.
-    return type(group)(**{**vars(group), "units": count, "width": group.units * group.width // count})
+    return replace(group, units=count, width=group.units * group.width // count)
 
 
 def memory(model, groups, batches, grown):

@@ -46,17 +46,20 @@ def main():
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     for seed in arguments.seeds:
         scores = task.pruner.score(task.calibration, OptinConfig(seed=seed))
-        held_out = scores.batches[::HELD_OUT]
-        starts = [start for index, start in enumerate(scores.starts) if index % HELD_OUT]
+        calibration = scores.calibration
+        held_out = calibration.part(range(0, len(calibration), HELD_OUT))
+        starts = [start for index, start in enumerate(calibration.starts) if index % HELD_OUT]
         for flops in arguments.flops:
             config = replace(scores.config, flops=flops)
             weights = arguments.weights
             masks = [ranked(model, groups, scores, config, output_weight=weight).masks for weight in weights]
             for part in arguments.parts:
                 trials = refitted(model, groups, masks, starts[: len(starts) // part], STRENGTH)
-                print(f"seed {seed}, {flops}, trial on 1/{part}:", distances(model, trials, held_out), flush=True)
+                print(
+                    f"seed {seed}, {flops}, trial on 1/{part}:", distances(model, trials, groups, held_out), flush=True
+                )
             pruned = refitted(model, groups, masks, starts, None)
-            print(f"seed {seed}, {flops}, refitted on all:", distances(model, pruned, held_out))
+            print(f"seed {seed}, {flops}, refitted on all:", distances(model, pruned, groups, held_out))
             metrics = [round(task.development(each), 2) for each in pruned]
             print(f"seed {seed}, {flops}, {task.metric} on development rows:", metrics, flush=True)
 
@@ -66,13 +69,13 @@ def refitted(model, groups, candidates, starts, strength):
     pruned = [copy.deepcopy(model) for _ in candidates]
     for each, masks in zip(pruned, candidates, strict=True):
         rewrite(each, groups, masks)
-    refit(model, pruned, starts, strength)
+    refit(model, pruned, groups, starts, strength)
     return pruned
 
 
-def distances(dense, pruned, batches):
+def distances(dense, pruned, groups, batches):
     """Name -> distance of each pruned model."""
-    found = {"divergence": [round(each.distance, 4) for each in measure_divergence(dense, pruned, batches)]}
+    found = {"divergence": [round(each.distance, 4) for each in measure_divergence(dense, pruned, groups, batches)]}
     if not hasattr(dense, "classifier"):
         target, embedded = embed(dense, batches), [embed(each, batches) for each in pruned]
         found["1 - cosine"] = [round(1 - float((target * each).sum(-1).mean()), 4) for each in embedded]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from .group import Group, Producer, attribute
+from .group import Group, Groups, Producer, attribute
 from .registry import known_architectures, row_of
 from .stacks import Stack, Sublayer
 
@@ -38,8 +38,8 @@ def find_layers(model: nn.Module) -> dict[str, str]:
     return layers
 
 
-def find_groups(model: nn.Module) -> list[Group]:
-    """All groups of removable units, in order of execution.
+def find_groups(model: nn.Module) -> Groups:
+    """All groups of removable units, in order of execution, with the model's layers.
 
     A sublayer that was pruned away entirely has no units left and is not listed.
 
@@ -47,16 +47,17 @@ def find_groups(model: nn.Module) -> list[Group]:
         ValueError: the model type is not registered, or the model does not look as its row says.
     """
     stacks = {stack.name: stack for stack in _stacks_of(model)}
+    layers = find_layers(model)
     groups = []
-    for layer, path in find_layers(model).items():
+    for layer, path in layers.items():
         stack = stacks.get(layer.rpartition(".")[0])
         for sublayer in stack.sublayers if stack else ():  # what ends a stage has no units
             groups.append(_group(model, layer, path, stack, sublayer))
-    return [group for group in groups if group is not None]
+    return Groups(tuple(group for group in groups if group is not None), layers, stack_inputs(model))
 
 
-def key_projections(model: nn.Module) -> dict[str, str]:
-    """Layer -> path of the linear that makes its keys, gone or not; see `Stack.keys`.
+def key_projection(model: nn.Module) -> str:
+    """Path of the linear that makes the keys below every layer, gone or not; see `Stack.keys`.
 
     Raises:
         ValueError: tokens of this architecture cannot be merged.
@@ -72,7 +73,7 @@ def key_projections(model: nn.Module) -> dict[str, str]:
             "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
             "or rotary positions): set tokens='none'."
         )
-    return {layer: f"{path}.{stacks[0].keys}" for layer, path in find_layers(model).items()}
+    return stacks[0].keys
 
 
 def _group(model: nn.Module, layer: str, path: str, stack: Stack, sublayer: Sublayer) -> Group | None:

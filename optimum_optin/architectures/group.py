@@ -8,7 +8,7 @@ evaluation and rewriting all rest on that one fact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,3 +148,29 @@ class Group:
     def producers(self) -> tuple[Producer, ...]:
         """The linears that write the units."""
         return self.cut.producers
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All groups of a model in order of execution, and where they are: found once, and handed down.
+
+    Iterates over the groups.
+
+    Args:
+        members: the groups.
+        layers: every layer in order of execution, those without units included: name -> module path.
+        inputs: every stack in order of execution: name -> the model's input that its tokens are made of.
+    """
+
+    members: tuple[Group, ...]
+    layers: Mapping[str, str]
+    inputs: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Group:
+        return self.members[index]

@@ -1,9 +1,9 @@
 """Refitting what is left, in closed form."""
 
-from .refit import check_tokens, compensate, dense_passes
+from .refit import check_tokens, compensate, refit
 
 __all__ = [
     "check_tokens",
     "compensate",
-    "dense_passes",
+    "refit",
 ]

@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures.find import find_groups, find_layers
-from ..architectures.group import Group, attribute, stack_of
+from ..architectures.group import Group, Groups, attribute, stack_of
 from ..config import OptinConfig
-from ..inputs.tokens import token_masks
-from ..passes.starts import Start, dense_pass
+from ..passes.calibration import Calibration, dense_passes
+from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Rows, Walk, find_module
-from ..running.batch import Batch
 from ..running.freezing import frozen
-from ..running.processes import my_share, progress, take_from_main
-from ..running.randomness import generators
+from ..running.processes import progress, take_from_main
 from .ridge import Regression, solve_ridge
 
 logger = logging.get_logger(__name__)
@@ -38,56 +35,32 @@ _HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regula
 
 
 def compensate(
-    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], config: OptinConfig | None = None
+    dense: nn.Module,
+    pruned: nn.Module,
+    groups: Groups,
+    calibration: Calibration,
+    config: OptinConfig | None = None,
 ) -> None:
     """Refit producers and consumers of `pruned`, in place; returns nothing.
 
     Args:
         dense: the model before pruning; unchanged.
         pruned: the rewritten model.
-        batches: calibration batches on the models' device.
+        groups: groups of the dense model.
+        calibration: of the dense model.
         config: see `dense_passes`.
     """
-    refit(dense, [pruned], dense_passes(dense, batches, config or OptinConfig()))
-
-
-@torch.inference_mode(False)
-def dense_passes(
-    dense: nn.Module, batches: Sequence[Batch], config: OptinConfig, wanted: Sequence[int] | None = None
-) -> list[Start | None]:
-    """What `refit` needs to know of the dense model, for any number of pruned ones: one pass of every wanted batch.
-
-    Args:
-        dense: the model before pruning; unchanged.
-        batches: calibration batches on its device.
-        config: seed, rows and temperature of the probes that weigh the tokens; the same as of the `surgeon` scorer.
-        wanted: indices of the batches to run; `None` for all.
-
-    Returns:
-        An entry for each wanted batch, in that order; `None` where another process has it.
-    """
-    groups = find_groups(dense)
-    streams = generators(config.seed, len(batches))
-    wanted = range(len(batches)) if wanted is None else wanted
-    starts: list[Start | None] = [None] * len(wanted)
-    with frozen(dense):
-        for place in progress(my_share(len(wanted)), "token weights", "batch"):
-            index = wanted[place]
-            starts[place] = dense_pass(
-                dense,
-                batches[index],
-                groups,
-                rows=config.rows,
-                temperature=config.temperature,
-                generator=streams[index],
-            )
-    return starts
+    refit(dense, [pruned], groups, dense_passes(dense, groups, calibration, config or OptinConfig()))
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def refit(
-    dense: nn.Module, pruned: Sequence[nn.Module], starts: Sequence[Start | None], strength: float | None = None
+    dense: nn.Module,
+    pruned: Sequence[nn.Module],
+    groups: Groups,
+    starts: Sequence[Start | None],
+    strength: float | None = None,
 ) -> None:
     """Refit producers and consumers of pruned models, in place; returns nothing.
 
@@ -99,16 +72,16 @@ def refit(
     Args:
         dense: the model before pruning; unchanged.
         pruned: rewritten models of it, to share one pass of the dense model.
-        starts: from `dense_passes` or `Scores.starts`; `None` for batches that other processes work on.
+        groups: groups of the dense model.
+        starts: from `dense_passes`; `None` for batches that other processes work on.
         strength: of the regularisation; `None` chooses it for each linear on held-out tokens, at several times the
             price in linear algebra.
     """
-    groups = find_groups(dense)
     stack = None
     with ExitStack() as contexts:
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))
-        for name, path in progress(find_layers(dense).items(), "compensation", "layer"):
+        for name, path in progress(groups.layers.items(), "compensation", "layer"):
             if stack_of(name) != stack:
                 stack = stack_of(name)
                 dense_walks = [start and Walk(start, stack) for start in starts]
@@ -132,13 +105,11 @@ def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks
         walk.leave(pruned, path)
 
 
-def check_tokens(model: nn.Module, batches: Sequence[Batch]) -> None:
+def check_tokens(groups: Groups, calibration: Calibration) -> None:
     """Warn if there are fewer calibration tokens than the widest consumer has inputs."""
-    masks = [token_masks(model, batch) for batch in batches]
-    for stack in masks[0]:
-        tokens = sum(int(each[stack].sum()) for each in masks)
-        groups = [group for group in find_groups(model) if stack_of(group.layer) == stack]
-        inputs = max((model.get_submodule(group.consumer).in_features for group in groups), default=0)
+    for stack in groups.inputs:
+        tokens = sum(int(real[stack].sum()) for real in calibration.real)
+        inputs = max((group.units * group.width for group in groups if stack_of(group.layer) == stack), default=0)
         if tokens < inputs:
             logger.warning(
                 f"calibration data have {tokens} tokens, fewer than the {inputs} inputs of a linear: the refit may do "

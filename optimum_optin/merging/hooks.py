@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..architectures.find import find_groups, find_layers, key_projections
-from ..architectures.group import HEADS
+from ..architectures.find import key_projection
+from ..architectures.group import HEADS, Groups
 from ..config import OptinConfig
 from .matching import match_tokens, merge_tokens, most_merges, take_tokens
 from .schedule import TokenSchedule
@@ -110,11 +110,12 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
-def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableHandle]:
+def attach_merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> list[RemovableHandle]:
     """Let a model merge tokens, in place.
 
     Args:
         model: a model whose architecture row names its `keys`.
+        groups: its groups.
         schedule: what to merge.
 
     Returns:
@@ -123,9 +124,9 @@ def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableH
     Raises:
         ValueError: see `check_attachable`.
     """
-    check_attachable(model, schedule)
-    layers, keys = find_layers(model), key_projections(model)
-    widths = {group.layer: group.width for group in find_groups(model) if group.role == HEADS}
+    check_attachable(model, groups, schedule)
+    layers, keys = groups.layers, key_projection(model)
+    widths = {group.layer: group.width for group in groups if group.role == HEADS}
     first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
     handles: list[RemovableHandle] = []
     try:
@@ -137,7 +138,7 @@ def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableH
             # Before the hooks with which transformers keeps hidden states: they are to see what the next layer gets.
             handles.append(module.register_forward_hook(merger.leave, prepend=True))
             if merger.merges and merger.width:
-                handles.append(model.get_submodule(keys[layer]).register_forward_hook(merger.keep_keys))
+                handles.append(model.get_submodule(f"{layers[layer]}.{keys}").register_forward_hook(merger.keep_keys))
     except BaseException:  # an interruption, too: half of the hooks would break the model
         for handle in handles:
             handle.remove()
@@ -145,14 +146,14 @@ def attach_merging(model: nn.Module, schedule: TokenSchedule) -> list[RemovableH
     return handles
 
 
-def check_attachable(model: nn.Module, schedule: TokenSchedule) -> None:
+def check_attachable(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> None:
     """Raise if a model cannot merge tokens by a schedule.
 
     Raises:
         ValueError: see `check_mergeable`; a layer that the model does not have; or the model merges tokens already.
     """
     check_mergeable(model)
-    layers = find_layers(model)
+    layers = groups.layers
     for layer in schedule.merges:
         if layer not in layers:
             raise ValueError(f"token schedule: {layer!r} is no layer of this model; it has {', '.join(layers)}.")
@@ -162,10 +163,10 @@ def check_attachable(model: nn.Module, schedule: TokenSchedule) -> None:
 
 
 @contextmanager
-def merging(model: nn.Module, schedule: TokenSchedule) -> Iterator[None]:
+def merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> Iterator[None]:
     """Run the model as if it merged tokens; undone on exit."""
     with ExitStack() as stack:
-        for handle in attach_merging(model, schedule):
+        for handle in attach_merging(model, groups, schedule):
             stack.callback(handle.remove)
         yield
 
@@ -187,7 +188,7 @@ def check_mergeable(model: nn.Module) -> None:
     Raises:
         ValueError: says what forbids it.
     """
-    key_projections(model)
+    key_projection(model)
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import find_layers
-from ..architectures.group import Group, stack_of
+from ..architectures.group import Group, Groups, stack_of
 from ..editing.masking import differentiable, gradients
-from ..inputs.tokens import TokenMasks, token_masks
+from ..inputs.tokens import TokenMasks
 from ..running.batch import Batch
-from .hooks import observed
+from .hooks import Passage, observed, recorded
 from .losses import probe_output
-from .outputs import compared_output
+from .outputs import Output, compared_output
 from .token_weights import token_weights
-from .trajectory import draw_rows, hidden_states
+from .trajectory import Rows, draw_rows, hidden_states
 
 
 @dataclass
@@ -70,10 +69,92 @@ def real_tokens(group: Group, real: TokenMasks) -> Tensor | None:
     return None if mask.all() else mask
 
 
+@dataclass(frozen=True)
+class DensePass:
+    """What one forward pass of the dense model left behind, with its graph; see `run_dense`.
+
+    Args:
+        groups: its groups.
+        real: the real tokens of the batch that ran.
+        rows: the token positions that are compared.
+        seen: path -> passage, of every consumer and of the first producers.
+        layers: layer -> what it returned.
+        output: what L_KD compares; `None` where there is nothing.
+        hidden: see `Start`.
+        calls: see `Start`.
+    """
+
+    groups: Groups
+    real: TokenMasks
+    rows: Rows
+    seen: Mapping[str, Passage]
+    layers: Mapping[str, Any]
+    output: Output | None
+    hidden: dict[str, Tensor]
+    calls: dict[str, _Call]
+
+    def written(self) -> list[Tensor]:
+        """What the consumers wrote, shape (batch, tokens, channels), or the windows of a sample one after another."""
+        return [self.seen[group.consumer].output for group in self.groups]
+
+    def start(self, gradients: Sequence[Tensor] | None) -> Start:
+        """What a walk starts from.
+
+        Args:
+            gradients: of a random functional of the logits by each tensor of `written`; not used without a head: then
+                every token counts the same.
+        """
+        if self.output is None or not self.output.of_head:
+            gradients = None
+        weights = {}
+        for group, output, gradient in zip(
+            self.groups, self.written(), gradients or [None] * len(self.groups), strict=True
+        ):
+            valid = real_tokens(group, self.real)
+            if valid is None:  # a sample's windows follow each other
+                samples = len(self.real[stack_of(group.layer)])
+                valid = torch.ones(output.shape[:2], dtype=torch.bool).view(samples, -1)
+            weight = valid.float() if gradient is None else token_weights(gradient.reshape(*valid.shape, -1), valid)
+            weights[group.key] = weight.view(output.shape[:2])
+        return Start(self.real, self.hidden, self.calls, weights)
+
+
+def run_dense(
+    model: nn.Module,
+    groups: Groups,
+    batch: Batch,
+    real: TokenMasks,
+    *,
+    rows: int,
+    generator: torch.Generator,
+) -> DensePass:
+    """Run the dense model forward, with a graph from the first groups on.
+
+    Args:
+        model: the dense model, frozen.
+        groups: its groups.
+        batch: its inputs.
+        real: their real tokens.
+        rows: token positions to compare.
+        generator: source of the rows; the next draw from it is to be the functional of the output.
+    """
+    compared = draw_rows(real, rows, generator)
+    paths = [path for group in groups for path in (group.consumer, group.producers[0].path)]
+    with (
+        differentiable(model, groups),
+        _called(model, groups.layers) as (hidden, calls),
+        observed(model, paths) as seen,
+        recorded(model, groups.layers) as layers,
+    ):
+        output = compared_output(model, batch, compared)
+    return DensePass(groups, real, compared, seen, layers, output, hidden, calls)
+
+
 def dense_pass(
     model: nn.Module,
+    groups: Groups,
     batch: Batch,
-    groups: Sequence[Group],
+    real: TokenMasks,
     *,
     rows: int,
     temperature: float,
@@ -83,85 +164,41 @@ def dense_pass(
 
     Args:
         model: the dense model, frozen.
-        batch: its inputs.
         groups: its groups.
+        batch: its inputs.
+        real: their real tokens.
         rows: token positions to take logits at, where every token has some.
         temperature: see `probe_output`.
         generator: source of rows and functional, in this order.
     """
-    real = token_masks(model, batch)
-    compared = draw_rows(real, rows, generator)
-    with (
-        differentiable(model, groups),
-        called(model) as calls,
-        observed(model, [group.consumer for group in groups]) as seen,
-    ):
-        output = compared_output(model, batch, compared)
-        slopes = None
-        written = [seen[group.consumer].output for group in groups]
-        if output is not None and output.of_head:
-            functional = probe_output(output.values, temperature, output.kind, generator)
-            slopes = gradients(functional, written)
-    return calls.start(real, groups, written, slopes)
+    ran = run_dense(model, groups, batch, real, rows=rows, generator=generator)
+    if ran.output is None or not ran.output.of_head:
+        return ran.start(None)
+    functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
+    return ran.start(gradients(functional, ran.written()))
 
 
-class Calls:
-    """The input of every stack's first layer and how every layer is called in one forward pass; see `called`."""
+@contextmanager
+def _called(model: nn.Module, layers: Mapping[str, str]) -> Iterator[tuple[dict[str, Tensor], dict[str, _Call]]]:
+    """Collect every stack's first input and how every layer is called in the one forward pass inside."""
+    first: dict[str, Tensor] = {}
+    calls: dict[str, _Call] = {}
 
-    def __init__(self) -> None:
-        self.hidden: dict[str, Tensor] = {}
-        self.by_layer: dict[str, _Call] = {}
-
-    def start(
-        self,
-        real: TokenMasks,
-        groups: Sequence[Group],
-        outputs: Sequence[Tensor],
-        gradients: Sequence[Tensor] | None,
-    ) -> Start:
-        """What a walk starts from.
-
-        Args:
-            real: the real tokens of the batch that ran.
-            groups: the model's groups.
-            outputs: of each group's consumer, shape (batch, tokens, channels), or the windows of one sample after
-                those of another.
-            gradients: of a random functional of the logits by each of these outputs; `None` without a head: then every
-                token counts the same.
-        """
-        weights = {}
-        for group, output, gradient in zip(groups, outputs, gradients or [None] * len(groups), strict=True):
-            valid = real_tokens(group, real)
-            if valid is None:  # a sample's windows follow each other
-                samples = len(real[stack_of(group.layer)])
-                valid = torch.ones(output.shape[:2], dtype=torch.bool).view(samples, -1)
-            weight = valid.float() if gradient is None else token_weights(gradient.reshape(*valid.shape, -1), valid)
-            weights[group.key] = weight.view(output.shape[:2])
-        return Start(real, self.hidden, self.by_layer, weights)
-
-    def hook(self, name: str) -> Callable[..., None]:
-        """A forward pre-hook for the layer of this name."""
-
+    def hook(name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if args:
                 hidden, args = args[0], args[1:]
             else:
                 kwargs = dict(kwargs)
                 hidden = kwargs.pop("hidden_states")
-            self.by_layer[name] = _Call(args, kwargs)
-            self.hidden.setdefault(stack_of(name), hidden)
+            calls[name] = _Call(args, kwargs)
+            first.setdefault(stack_of(name), hidden)
 
         return record
 
-
-@contextmanager
-def called(model: nn.Module) -> Iterator[Calls]:
-    """Collect every stack's first input and how every layer is called in the one forward pass inside."""
-    calls = Calls()
     with ExitStack() as stack:
-        for name, path in find_layers(model).items():
+        for name, path in layers.items():
             # First of the hooks: a layer pruned before may slice what it is called with.
             layer = model.get_submodule(path)
-            handle = layer.register_forward_pre_hook(calls.hook(name), with_kwargs=True, prepend=True)
-            stack.callback(handle.remove)
-        yield calls
+            stack.callback(layer.register_forward_pre_hook(hook(name), with_kwargs=True, prepend=True).remove)
+        yield first, calls

@@ -21,15 +21,19 @@ class Origin:
         model: the dense model.
         place: the folder or repository that it was loaded from; `None` takes what its config names.
         commit: of the repository, where it is known.
+        processor_given: whether the user gave the processor; then files of the model's own may not fit.
 
     Attributes:
         name: what the model was loaded by; empty for one made in memory.
         commit: see above.
     """
 
-    def __init__(self, model: PreTrainedModel, place: str | None = None, commit: str | None = None):
+    def __init__(
+        self, model: PreTrainedModel, place: str | None = None, commit: str | None = None, *, processor_given: bool
+    ):
         self.name = str(model.config._name_or_path or "")
         self.commit = commit
+        self._processor_given = processor_given
         place = self.name if place is None else place
         # A relative path holds until the working directory changes.
         self._place = str(Path(place).resolve()) if place and Path(place).is_dir() else place
@@ -54,17 +58,16 @@ class Origin:
                 self._companions = Companions({})
         return self._companions
 
-    def copy_companions(self, draft: Path, target: Path, processor: Any, given: bool) -> None:
+    def copy_companions(self, draft: Path, target: Path, processor: Any) -> None:
         """Add to a draft what stands beside the dense model's weights, and name what does not go along.
 
         Args:
             draft: the folder that the model was saved to.
             target: the folder that it will be in.
             processor: saved with it.
-            given: whether the user gave it; then files of the model's own may not fit.
         """
         tokenizer = getattr(processor, "tokenizer", processor)
-        own = not given or getattr(tokenizer, "name_or_path", None) == self.name
+        own = not self._processor_given or getattr(tokenizer, "name_or_path", None) == self.name
         companions = self.companions()
         copy_companions(companions, draft, target, processor_files=own)
         source = Path(self._place).resolve()

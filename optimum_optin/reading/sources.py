@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..hub_id import is_hub_id
 from .columns import named
@@ -19,6 +20,7 @@ _OTHER_SUFFIXES = (
     ".arrow .doc .docx .gz .html .log .md .npy .npz .pdf .pkl .tab .tar .text .xls .xlsx .xml .zip .zst".split()
 )
 
+_SOURCES: WeakKeyDictionary[Any, Mapping[str, Any]] = WeakKeyDictionary()
 _OPTIONS = ("delimiter", "sep", "streaming")  # of files that we read
 
 
@@ -61,6 +63,19 @@ def read_calibration(
     else:
         dataset = _load(place, config_name, split)
     return dataset if text_columns is None else chosen_columns(dataset, text_columns)
+
+
+def note_source(dataset: Any, source: Mapping[str, Any]) -> None:
+    """Note where a data set was drawn from; what is made of it later is another one."""
+    _SOURCES[dataset] = source
+
+
+def source_of(data: Any) -> Mapping[str, Any]:
+    """What `note_source` noted of this very object; empty if it did not."""
+    try:
+        return _SOURCES.get(data, {})
+    except TypeError:  # lists and the like, which it was not called for
+        return {}
 
 
 def load_calibration(

@@ -6,16 +6,13 @@ only the layers from i on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import find_layers
-from ..architectures.group import Group
+from ..architectures.group import Group, Groups
 from ..config import OptinConfig
 from ..editing.masking import masked
-from ..inputs.tokens import token_masks
+from ..passes.calibration import Calibration
 from ..passes.hooks import recorded, replayed
 from ..passes.losses import manifold_distance, output_distance
 from ..passes.outputs import compared_output
@@ -28,17 +25,16 @@ from .registry import Terms, means, register_scorer
 
 @register_scorer("exact")
 @torch.no_grad()
-def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Terms:
+def score_exact(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Terms:
     """I_ij of every unit, term by term, averaged over the batches; see `register_scorer`."""
-    layers = find_layers(model)
+    layers = groups.layers
     totals: Terms = {}
-    streams = generators(config.seed, len(batches))
-    mine = my_share(len(batches))
+    streams = generators(config.seed, len(calibration))
+    mine = my_share(len(calibration))
     masked_units = [(group, unit) for group in groups for unit in range(group.units)]
     bar = progress(range(len(mine) * len(masked_units)), "exact scores", "unit")
     for index in mine:
-        batch = batches[index]
-        real = token_masks(model, batch)
+        batch, real = calibration.batches[index], calibration.real[index]
         rows = draw_rows(real, config.rows, streams[index])
         with recorded(model, layers) as dense_outputs:
             dense_final = compared_output(model, batch, rows)
@@ -60,7 +56,7 @@ def score_exact(model: nn.Module, groups: Sequence[Group], batches: Sequence[Bat
                 diverged = output_distance(final.values, dense_final.values, config.temperature, final.kind)
                 _add(totals, "output", group, unit, diverged)
             bar.update()
-    return means(totals, len(batches))
+    return means(totals, len(calibration))
 
 
 def _without(units: int, unit: int, batch: Batch) -> Tensor:

@@ -7,12 +7,12 @@ import hashlib
 import torch
 from torch import nn
 
-from ..architectures.find import find_groups
+from ..architectures.group import Groups
 
 _SAMPLE = 256
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, groups: Groups) -> str:
     """SHA-256 over the model's type, its groups, its parameters' shapes, and samples of their values.
 
     Evenly spaced values of every parameter are enough to tell two trainings of one architecture
@@ -20,12 +20,13 @@ def fingerprint(model: nn.Module) -> str:
 
     Args:
         model: a `transformers` model.
+        groups: its groups.
 
     Returns:
         64 hexadecimal digits.
     """
-    groups = [(group.key, group.units, group.width) for group in find_groups(model)]
-    digest = hashlib.sha256(f"{model.config.model_type}{groups}".encode())
+    sizes = [(group.key, group.units, group.width) for group in groups]
+    digest = hashlib.sha256(f"{model.config.model_type}{sizes}".encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         flat = parameter.detach().flatten()

@@ -7,21 +7,18 @@ E[(r . J_u)^2] = ||J_u||^2, and one backward pass gives r . J_u for every unit (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import find_layers
-from ..architectures.group import Group
+from ..architectures.group import Groups
 from ..config import OptinConfig
 from ..editing.masking import gradients, masked
-from ..inputs.tokens import token_masks
+from ..passes.calibration import Calibration
 from ..passes.hooks import recorded
 from ..passes.losses import probe_manifold, probe_output
 from ..passes.outputs import compared_output
 from ..passes.trajectory import draw_rows, trajectory_features
-from ..running.batch import Batch, samples_in
+from ..running.batch import samples_in
 from ..running.processes import my_share, progress
 from ..running.randomness import generators
 from .registry import Terms, means, register_scorer
@@ -30,25 +27,21 @@ from .registry import Terms, means, register_scorer
 @register_scorer("gauss_newton")
 @torch.inference_mode(False)
 @torch.enable_grad()
-def score_gauss_newton(
-    model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig
-) -> Terms:
-    """Estimates of `score_exact`'s terms; probe k sees batch k mod len(batches). See `register_scorer`."""
-    layers = find_layers(model)
-    streams = generators(config.seed, len(batches) + config.probes)
+def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Terms:
+    """Estimates of `score_exact`'s terms; probe k sees batch k mod len(calibration). See `register_scorer`."""
+    streams = generators(config.seed, len(calibration) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
-    real = [token_masks(model, batch) for batch in batches]
-    rows = [draw_rows(masks, config.rows, stream) for masks, stream in zip(real, streams, strict=False)]
+    rows = [draw_rows(real, config.rows, stream) for real, stream in zip(calibration.real, streams, strict=False)]
     totals: Terms = {}
     for probe in progress(my_share(config.probes), "Gauss-Newton scores", "probe"):
-        generator = streams[len(batches) + probe]
-        index = probe % len(batches)
-        batch, compared = batches[index], rows[index]
+        generator = streams[len(calibration) + probe]
+        index = probe % len(calibration)
+        batch, compared = calibration.batches[index], rows[index]
         size, device = samples_in(batch), next(iter(batch.values())).device
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
-        with masked(model, groups, masks), recorded(model, layers) as outputs:
+        with masked(model, groups, masks), recorded(model, groups.layers) as outputs:
             final = compared_output(model, batch, compared)
-        features = trajectory_features(outputs, compared, real[index])
+        features = trajectory_features(outputs, compared, calibration.real[index])
         moves = [probe_manifold(feature, generator) for feature in features.values()]
         functional = sum(move.to(moves[0].device) for move in moves)
         slopes = _by_group(functional, masks, keep_graph=final is not None)

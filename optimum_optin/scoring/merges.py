@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from ..architectures.find import find_layers
+from ..architectures.group import Groups
 from ..config import OptinConfig
-from ..inputs.tokens import token_masks
+from ..inputs.tokens import TokenMasks
 from ..inputs.vision import image_tokens, prefix_tokens
 from ..merging.hooks import merging
 from ..merging.matching import most_merges
 from ..merging.schedule import TokenSchedule
+from ..passes.calibration import Calibration
 from ..passes.hooks import recorded, replayed
 from ..passes.losses import manifold_distance, output_distance
 from ..passes.outputs import compared_output
@@ -35,26 +36,27 @@ _PARTS = 4  # numbers of pairs that are tried, in equal steps up to all
 
 
 @torch.no_grad()
-def score_merges(model: nn.Module, batches: Sequence[Batch], config: OptinConfig) -> Terms:
+def score_merges(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Terms:
     """What each further pair of tokens costs that is merged after a layer.
 
     Args:
         model: the dense model, frozen.
-        batches: calibration batches of images.
+        groups: its groups.
+        calibration: images.
         config: rows, temperature and seed.
 
     Returns:
         Term -> layer -> loss of one more pair, never falling, shape (pairs there are,), float64; the last layer, after
         which there is nothing to save, is not there.
     """
-    layers = list(find_layers(model))
+    layers = list(groups.layers)
     protected = prefix_tokens(model)
-    batches = batches[:_BATCHES]
+    batches, real = calibration.batches[:_BATCHES], calibration.real[:_BATCHES]
     most = most_merges(image_tokens(model, batches[0]), protected)
     tried = sorted({round(most * part / _PARTS) for part in range(1, _PARTS + 1)} - {0})
     streams = generators(config.seed, len(batches))
     schedules = [[TokenSchedule(protected, {layer: pairs}) for pairs in tried] for layer in layers[:-1]]
-    first = draw_rows(token_masks(model, batches[0]), 1, torch.Generator())
+    first = draw_rows(real[0], 1, torch.Generator())
     has_output = compared_output(model, batches[0], first) is not None
     terms = ("trajectory", "output") if has_output else ("trajectory",)
     losses = torch.zeros(len(terms), len(schedules), len(tried), dtype=torch.float64)
@@ -62,8 +64,17 @@ def score_merges(model: nn.Module, batches: Sequence[Batch], config: OptinConfig
     mine = my_share(len(batches))
     bar = progress(range(len(mine) * len(schedules) * len(tried)), "token scores", "schedule")
     for index in mine:
-        rows = draw_rows(token_masks(model, batches[index]), config.rows, streams[index])
-        _add_losses(losses, model, batches[index], rows, schedules, temperature=config.temperature, bar=bar)
+        _add_losses(
+            losses,
+            model,
+            groups,
+            schedules,
+            batch=batches[index],
+            real=real[index],
+            rows=draw_rows(real[index], config.rows, streams[index]),
+            temperature=config.temperature,
+            bar=bar,
+        )
     add_up(losses)
     means = (losses / len(batches)).cpu()
     return {
@@ -75,16 +86,17 @@ def score_merges(model: nn.Module, batches: Sequence[Batch], config: OptinConfig
 def _add_losses(
     losses: Tensor,
     model: nn.Module,
-    batch: Batch,
-    rows: Rows,
+    groups: Groups,
     schedules: Sequence[Sequence[TokenSchedule]],
     *,
+    batch: Batch,
+    real: TokenMasks,
+    rows: Rows,
     temperature: float,
     bar: tqdm,
 ) -> None:
     """Add the losses of each layer's schedules on one batch, in place; shape (terms, layers - 1, schedules)."""
-    layers = find_layers(model)
-    real = token_masks(model, batch)
+    layers = groups.layers
     with recorded(model, layers) as outputs:
         final = compared_output(model, batch, rows)
     outputs = dict(outputs)
@@ -94,7 +106,7 @@ def _add_losses(
         for number, schedule in enumerate(by_pairs):
             with (
                 replayed(model, layers, {name: outputs[name] for name in earlier}),
-                merging(model, schedule),
+                merging(model, groups, schedule),
                 recorded(model, {name: layers[name] for name in later}) as merged,
             ):
                 output = compared_output(model, batch, rows)

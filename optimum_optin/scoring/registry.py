@@ -1,4 +1,4 @@
-"""The registry of scorers. A scorer is one function `(model, groups, batches, config) -> terms`."""
+"""The registry of scorers. A scorer is one function `(model, groups, calibration, config) -> terms`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..architectures.group import Group
+from ..architectures.group import Groups
 from ..config import OptinConfig
+from ..passes.calibration import Calibration
 from ..passes.starts import Start
-from ..running.batch import Batch
 from ..running.processes import add_up
 
 Terms = dict[str, dict[str, Tensor]]
@@ -30,7 +30,7 @@ class Scored:
     starts: Sequence[Start | None] | None = None
 
 
-Scorer = Callable[[nn.Module, Sequence[Group], Sequence[Batch], OptinConfig], Terms | Scored]
+Scorer = Callable[[nn.Module, Groups, Calibration, OptinConfig], Terms | Scored]
 
 _SCORERS: dict[str, Scorer] = {}
 
@@ -45,10 +45,10 @@ def means(totals: Terms, count: int) -> Terms:
 def register_scorer(name: str) -> Callable[[Scorer], Scorer]:
     """Decorator that makes a function available as `OptinConfig(scorer=name)`.
 
-    The function gets the model in evaluation mode without parameter gradients, its groups in order of
-    execution, batches on the model's device and the configuration. It returns `Terms`: the larger a
-    score, the more the unit matters; a model without an output to compare has no `"output"` term. Or it returns
-    `Scored`.
+    The function gets the model in evaluation mode without parameter gradients, its groups in order of execution, its
+    calibration, which iterates over batches on the model's device, and the configuration. It returns `Terms`: the
+    larger a score, the more the unit matters; a model without an output to compare has no `"output"` term. Or it
+    returns `Scored`.
     """
 
     def register(scorer: Scorer) -> Scorer:

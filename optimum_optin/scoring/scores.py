@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from ..architectures.find import find_groups, find_layers
-from ..architectures.group import Group, Masks
+from ..architectures.find import find_groups
+from ..architectures.group import Groups, Masks
 from ..config import SCORING_FIELDS, OptinConfig
-from ..inputs.probes import mean_tokens, probe_batch
+from ..inputs.probes import probe_batch
 from ..merging.hooks import merges_tokens
+from ..passes.calibration import Calibration
 from ..passes.outputs import has_head
-from ..passes.starts import Start
-from ..running.batch import Batch
 from ..running.freezing import frozen
 from ..running.processes import check_processes, is_main, wait
 from .checks import check_merges, check_terms
@@ -39,9 +37,7 @@ class Scores:
         seconds: wall-clock time the scoring took.
         merges: term -> layer -> what each further pair of tokens merged after it costs (`score_merges`); empty where
             tokens are not merged.
-        batches: the calibration batches, for compensation; not saved.
-        starts: what compensation starts from on each batch, if scoring found it on its way, `None` where another
-            process did; not saved.
+        calibration: that they were computed on, for compensation, with what the scorer found out on its way; not saved.
     """
 
     terms: Terms
@@ -50,8 +46,7 @@ class Scores:
     tokens: int
     seconds: float
     merges: Terms = field(default_factory=dict)
-    batches: Sequence[Batch] | None = field(default=None, repr=False, compare=False)
-    starts: Sequence[Start | None] | None = field(default=None, repr=False, compare=False)
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.tokens, int) or isinstance(self.tokens, bool) or self.tokens < 1:
@@ -111,12 +106,13 @@ class Scores:
             for term, by_group in self.terms.items()
         }
 
-    def check(self, model: nn.Module, config: OptinConfig | None = None) -> None:
+    def check(self, model: nn.Module, config: OptinConfig | None = None, groups: Groups | None = None) -> None:
         """Refuse scores of another model, a configuration they were not computed with, or numbers that are no scores.
 
         Args:
             model: the dense model.
             config: what it is to be pruned with; `None` leaves that out.
+            groups: its groups; `None` finds them.
 
         Raises:
             ValueError: they do not fit; the message says what differs.
@@ -124,7 +120,8 @@ class Scores:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"Scores.check takes the model, got {model!r:.80}.")
-        identity = fingerprint(model)
+        groups = find_groups(model) if groups is None else groups
+        identity = fingerprint(model, groups)
         if identity != self.fingerprint:
             raise ValueError(
                 f"these scores belong to another model (fingerprint {self.fingerprint[:12]}, "
@@ -134,8 +131,8 @@ class Scores:
             probe_batch(model, self.tokens)
         except ValueError as error:
             raise ValueError(f"these scores are for samples that the model does not take: {error}") from error
-        check_terms(self.terms, find_groups(model), "these scores")
-        check_merges(self.merges, find_layers(model), "these scores")
+        check_terms(self.terms, groups, "these scores")
+        check_merges(self.merges, groups.layers, "these scores")
         for name in SCORING_FIELDS if config else ():
             if getattr(config, name) != getattr(self.config, name):
                 raise ValueError(
@@ -185,34 +182,34 @@ class Scores:
             raise damaged(folder, error) from error
 
 
-def score(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scores:
+def score(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Scores:
     """Score every unit with the configured scorer.
 
     Args:
         model: the dense model; unchanged.
         groups: its groups.
-        batches: calibration batches on the model's device.
+        calibration: its calibration.
         config: see `OptinConfig`.
 
     Raises:
         ValueError: unknown scorer; weights, activations or scores that are not finite; more processes than batches.
     """
     scorer = get_scorer(config.scorer)
-    check_processes(min(len(batches), config.probes))
+    check_processes(min(len(calibration), config.probes))
     check_finite(model)
-    identity = fingerprint(model)
+    identity = fingerprint(model, groups)
     started = time.perf_counter()
     with frozen(model):
-        result = scorer(model, groups, batches, config)
+        result = scorer(model, groups, calibration, config)
         # Without a head no trial cut can tell how many to merge, so none are.
-        merging = merges_tokens(model, config) and has_head(model, batches[0])
-        merges = score_merges(model, batches, config) if merging else {}
+        merging = merges_tokens(model, config) and has_head(model, calibration[0])
+        merges = score_merges(model, groups, calibration, config) if merging else {}
     scored = result if isinstance(result, Scored) else Scored(result)
     check_terms(scored.terms, groups, f"scorer {config.scorer!r}")
     terms = {term: {key: each.double() for key, each in by_key.items()} for term, by_key in scored.terms.items()}
     seconds = time.perf_counter() - started
-    tokens = mean_tokens(batches, model)
-    return Scores(terms, config, identity, tokens, seconds, merges, batches, scored.starts)
+    calibration = replace(calibration, starts=scored.starts)
+    return Scores(terms, config, identity, calibration.tokens, seconds, merges, calibration)
 
 
 def check_finite(model: nn.Module) -> None:

@@ -9,23 +9,19 @@ increments that never fall, which are per-unit scores again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import find_layers
-from ..architectures.group import Group
+from ..architectures.group import Groups
 from ..config import OptinConfig
-from ..editing.masking import differentiable, gradients
-from ..inputs.tokens import token_masks
-from ..passes.hooks import observed, recorded
+from ..editing.masking import gradients
+from ..passes.calibration import Calibration
 from ..passes.losses import probe_manifold, probe_output
 from ..passes.moments import Moments
-from ..passes.outputs import compared_output
-from ..passes.starts import Start, called, real_rows
-from ..passes.trajectory import draw_rows, trajectory_features
-from ..running.batch import Batch
+from ..passes.starts import DensePass, Start, real_rows, run_dense
+from ..passes.trajectory import trajectory_features
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
@@ -34,72 +30,48 @@ from .removal import removal_scores
 
 @register_scorer("surgeon")
 @torch.inference_mode(False)
-def score_surgeon(model: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], config: OptinConfig) -> Scored:
+def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Scored:
     """Costs of removal after a refit, one term for each metric, and what the refit starts from; see `register_scorer`.
 
     Half of `config.probes`, and at least one for every minibatch: a probe has a gradient for every token here. Probe
-    k sees batch k mod len(batches).
+    k sees batch k mod len(calibration).
     """
     sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
-    probes = max(config.probes // 2, len(batches))
+    probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
-    starts: list[Start | None] = [None] * len(batches)
+    starts: list[Start | None] = [None] * len(calibration)
     for probe in progress(my_share(probes), "surgeon scores", "probe"):
-        start = _probe(
-            model,
-            groups,
-            batches[probe % len(batches)],
-            sums=sums,
-            rows=config.rows,
-            temperature=config.temperature,
-            generator=streams[probe],
-        )
-        if probe < len(batches):
+        index, generator = probe % len(calibration), streams[probe]
+        batch, real = calibration.batches[index], calibration.real[index]
+        ran = run_dense(model, groups, batch, real, rows=config.rows, generator=generator)
+        start = _add_probe(sums, ran, config.temperature, generator)
+        if probe < len(calibration):
             starts[probe] = start
     for each in sums.values():
         each.add_up()
     return Scored(_removal_terms(model, groups, sums, probes), starts)
 
 
-def _probe(
-    model: nn.Module,
-    groups: Sequence[Group],
-    batch: Batch,
-    *,
-    sums: Mapping[str, _Sums],
-    rows: int,
-    temperature: float,
-    generator: torch.Generator,
-) -> Start:
-    """Add a minibatch, and one probe of each term on it, to the sums, in place; return what a walk starts from."""
-    real = token_masks(model, batch)
-    compared = draw_rows(real, rows, generator)
-    with (
-        differentiable(model, groups),
-        called(model) as calls,
-        observed(model, [path for group in groups for path in (group.consumer, group.producers[0].path)]) as seen,
-        recorded(model, find_layers(model)) as outputs,
-    ):
-        final = compared_output(model, batch, compared)
-    features = trajectory_features(outputs, compared, real)
+def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, generator: torch.Generator) -> Start:
+    """Add a pass's minibatch, and one probe of each term on it, to the sums, in place; return where a walk starts."""
+    features = trajectory_features(ran.layers, ran.rows, ran.real)
     functionals = {}
-    if final is not None:  # drawn first, as in `dense_pass`
-        functionals["output"] = probe_output(final.values, temperature, final.kind, generator)
+    if ran.output is not None:  # drawn first, as in `dense_pass`
+        functionals["output"] = probe_output(ran.output.values, temperature, ran.output.kind, generator)
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
-    kept = {group.key: real_rows(group, seen[group.producers[0].path].input, real) for group in groups}
-    for group in groups:
-        sums[group.key].add_inputs(_rows(seen[group.consumer].input.detach(), kept[group.key]))
-    leaves = [seen[group.consumer].output for group in groups]
+    kept = {group.key: real_rows(group, ran.seen[group.producers[0].path].input, ran.real) for group in ran.groups}
+    for group in ran.groups:
+        sums[group.key].add_inputs(_rows(ran.seen[group.consumer].input.detach(), kept[group.key]))
     slopes = {}
     for number, (term, functional) in enumerate(functionals.items(), start=1):
-        slopes[term] = gradients(functional, leaves, keep_graph=number < len(functionals))
-        for group, gradient in zip(groups, slopes[term], strict=True):
+        slopes[term] = gradients(functional, ran.written(), keep_graph=number < len(functionals))
+        for group, gradient in zip(ran.groups, slopes[term], strict=True):
             sums[group.key].add_gradients(term, _rows(gradient, kept[group.key]))
-    return calls.start(real, groups, leaves, slopes["output"] if final is not None and final.of_head else None)
+    return ran.start(slopes.get("output"))
 
 
-def _removal_terms(model: nn.Module, groups: Sequence[Group], sums: Mapping[str, _Sums], probes: int) -> Terms:
+def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], probes: int) -> Terms:
     """One order of removal per group, by the mean of the terms, each normalised to one; and its costs in each term."""
     names = list(sums[groups[0].key].metrics)
     traces = {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..architectures.find import find_layers
-from ..architectures.group import HEADS, NEURONS, Group, Masks
+from ..architectures.group import HEADS, NEURONS, Groups, Masks
 from ..config import OptinConfig
 from ..inputs.vision import prefix_tokens
 from ..merging.hooks import check_mergeable, merges_tokens
@@ -38,7 +36,7 @@ class Choice:
 
 def ranked(
     model: nn.Module,
-    groups: Sequence[Group],
+    groups: Groups,
     scores: Scores,
     config: OptinConfig,
     *,
@@ -70,14 +68,14 @@ def ranked(
 
 
 def priced(
-    model: nn.Module, groups: Sequence[Group], tokens: int, config: OptinConfig, schedule: TokenSchedule | None
+    model: nn.Module, groups: Groups, tokens: int, config: OptinConfig, schedule: TokenSchedule | None
 ) -> tuple[dict[str, Tensor], float]:
     """The costs of units beside a schedule (`cost_tables`), and what they may add up to under the budget."""
     dense = dense_cost(cost_tables(model, groups, tokens))
     return cost_tables(model, groups, tokens, schedule), config.flops * dense - matching_cost(model, schedule, tokens)
 
 
-def floors_of(config: OptinConfig, groups: Sequence[Group]) -> dict[str, int]:
+def floors_of(config: OptinConfig, groups: Groups) -> dict[str, int]:
     """Role -> units that every group keeps at least."""
     floors = {HEADS: config.min_heads, NEURONS: config.min_neurons}
     return uniform_floors(groups, floors) if config.layout == "uniform" else floors
@@ -96,7 +94,7 @@ def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) ->
         )
 
 
-def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenSchedule | None:
+def fixed_schedule(model: nn.Module, groups: Groups, config: OptinConfig, tokens: int) -> TokenSchedule | None:
     """The schedule that a configuration prescribes by numbers, `None` if it does not.
 
     Raises:
@@ -105,7 +103,7 @@ def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenS
     if isinstance(config.tokens, str):
         return None
     check_mergeable(model)
-    layers = list(find_layers(model))
+    layers = list(groups.layers)
     if len(config.tokens) != len(layers):
         raise ValueError(
             f"tokens={list(config.tokens)} must have a number for each of the model's {len(layers)} layers, 0 for the "
@@ -116,12 +114,10 @@ def fixed_schedule(model: nn.Module, config: OptinConfig, tokens: int) -> TokenS
     return schedule if any(config.tokens) else None
 
 
-def schedules(
-    model: nn.Module, groups: Sequence[Group], scores: Scores, config: OptinConfig
-) -> list[TokenSchedule | None]:
+def schedules(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig) -> list[TokenSchedule | None]:
     """The schedules of token merging to choose among, distinct; the first, `None`, merges none."""
     if config.tokens != "auto" or not scores.merges:
-        return [fixed_schedule(model, config, scores.tokens)]
+        return [fixed_schedule(model, groups, config, scores.tokens)]
     costs = token_costs(model, groups, scores.tokens)
     dense = costs.of(TokenSchedule(costs.protected))
     losses = {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
@@ -135,9 +131,7 @@ def schedules(
     return [None, *found]
 
 
-def _affordable(
-    model: nn.Module, groups: Sequence[Group], scores: Scores, config: OptinConfig, schedule: TokenSchedule
-) -> bool:
+def _affordable(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, schedule: TokenSchedule) -> bool:
     """Whether the budget pays for the least that must stay of the units beside a schedule."""
     try:
         check_budget(*priced(model, groups, scores.tokens, config, schedule), floors_of(config, groups))

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import find_layers
-from ..architectures.group import stack_of
-from ..inputs.tokens import token_masks, token_rows
+from ..architectures.group import Groups, stack_of
+from ..inputs.tokens import TokenMasks, token_rows
+from ..passes.calibration import Calibration
 from ..passes.hooks import recorded
 from ..passes.losses import BINARY, CATEGORICAL, REAL, output_distance
 from ..passes.outputs import Output, compared_output
 from ..passes.trajectory import hidden_states, layer_rows
-from ..running.batch import Batch, samples_in
+from ..running.batch import Batch
 from ..running.freezing import frozen
 from ..running.processes import add_up, my_share, process_count
 
@@ -44,32 +44,33 @@ class Divergence:
 
 @torch.no_grad()
 def measure_divergence(
-    dense: nn.Module, pruned: Sequence[nn.Module], batches: Sequence[Batch], held_out: bool = True
+    dense: nn.Module, pruned: Sequence[nn.Module], groups: Groups, calibration: Calibration, held_out: bool = True
 ) -> list[Divergence]:
     """Compare logits, or without a head the last layer's hidden states, of each pruned model; batch by batch.
 
     Args:
         dense: the model before pruning.
         pruned: models after it.
-        batches: batches on the models' device.
+        groups: groups of the dense model.
+        calibration: what to run, on the models' device.
         held_out: see `Divergence`.
     """
     # Fewer batches than processes are not worth sharing: everybody runs them all.
-    shared = len(batches) >= process_count()
+    shared = len(calibration) >= process_count()
     sums = [_Sums() for _ in pruned]
     with ExitStack() as stack:
         for model in (dense, *pruned):
             stack.enter_context(frozen(model))
-        for index in my_share(len(batches)) if shared else range(len(batches)):
-            teacher = _output(dense, batches[index])
+        for index in my_share(len(calibration)) if shared else range(len(calibration)):
+            given = groups, calibration.batches[index], calibration.real[index]
+            teacher = _output(dense, *given)
             for model, each in zip(pruned, sums, strict=True):
-                student = _output(model, batches[index])
+                student = _output(model, *given)
                 each.add(student.values.float(), teacher.values.float().to(student.values.device), teacher.kind)
     if shared:
         for each in sums:
             each.add_up()
-    samples = sum(map(samples_in, batches))
-    return [Divergence(each.distance(), each.agreement(), samples, held_out) for each in sums]
+    return [Divergence(each.distance(), each.agreement(), calibration.samples, held_out) for each in sums]
 
 
 class _Sums:
@@ -116,10 +117,9 @@ def _agreeing(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     return student.new_zeros(())
 
 
-def _output(model: nn.Module, batch: Batch) -> Output:
-    real = token_masks(model, batch)
+def _output(model: nn.Module, groups: Groups, batch: Batch, real: TokenMasks) -> Output:
     rows = {stack: token_rows(mask) for stack, mask in real.items()}
-    with recorded(model, dict([list(find_layers(model).items())[-1]])) as last:
+    with recorded(model, dict([list(groups.layers.items())[-1]])) as last:
         output = compared_output(model, batch, rows)
     if output is not None and output.of_head:
         return output

@@ -14,14 +14,16 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..architectures.group import Group
+from ..architectures.find import find_groups
+from ..architectures.group import Groups
 from ..compensation.refit import refit
 from ..config import OptinConfig
 from ..editing.surgery import rewrite
 from ..merging.hooks import attach_merging, merges_tokens
+from ..passes.calibration import Calibration
 from ..passes.outputs import has_head
 from ..passes.starts import Start
-from ..running.batch import Batch, samples_in
+from ..running.batch import samples_in
 from ..running.prepared import copy_of
 from ..scoring import Scores
 from .candidates import Choice, ranked, schedules
@@ -37,12 +39,12 @@ logger = logging.get_logger(__name__)
 
 def choose(
     model: nn.Module,
-    groups: Sequence[Group],
+    groups: Groups,
     scores: Scores,
     config: OptinConfig,
     *,
     starts: Sequence[Start | None],
-    held_out: Sequence[Batch],
+    held_out: Calibration | None,
 ) -> Choice:
     """The way to spend the budget that scores suggest or, if trial cuts can tell, the best of several.
 
@@ -54,12 +56,12 @@ def choose(
         scores: of its units, and of its tokens if some are to be merged.
         config: the budget and the rest.
         starts: for the trial refits (`dense_passes`); none for no refit.
-        held_out: calibration batches to compare outputs on; may be empty.
+        held_out: what to compare outputs on; `None` for nothing.
     """
     found = schedules(model, groups, scores, config)
     choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
     # Without a head, no distance that we tried tells which cut serves better (docs/source/experiments.mdx).
-    if config.search != "measured" or not held_out or not has_head(model, held_out[0]):
+    if config.search != "measured" or held_out is None or not has_head(model, held_out[0]):
         if merges_tokens(model, config):
             logger.warning(
                 "tokens='auto' merges none: it compares trial cuts, which take search='measured', calibration data and "
@@ -77,7 +79,7 @@ def choose(
     )
 
 
-def _batches_for_schedules(groups: Sequence[Group], tokens: int) -> int:
+def _batches_for_schedules(groups: Groups, tokens: int) -> int:
     """Batches of so many tokens that a fair trial of schedules takes.
 
     They leave different numbers of units, and on too few tokens the refit of fewer does worse than it will on all.
@@ -92,12 +94,10 @@ class Trials:
         dense: the model; unchanged.
         groups: its groups.
         starts: for the trial refits (`dense_passes`); none for no refit.
-        held_out: calibration batches to compare outputs on.
+        held_out: what to compare outputs on.
     """
 
-    def __init__(
-        self, dense: nn.Module, groups: Sequence[Group], starts: Sequence[Start | None], held_out: Sequence[Batch]
-    ):
+    def __init__(self, dense: nn.Module, groups: Groups, starts: Sequence[Start | None], held_out: Calibration):
         self.dense = dense
         self.groups = groups
         self.starts = starts
@@ -127,11 +127,11 @@ class Trials:
         for pruned, choice in zip(models, choices, strict=True):
             rewrite(pruned, self.groups, choice.masks)
         if self.starts:
-            refit(self.dense, models, self.starts, STRENGTH)
+            refit(self.dense, models, self.groups, self.starts, STRENGTH)
         for pruned, choice in zip(models, choices, strict=True):
             if choice.schedule is not None:
-                attach_merging(pruned, choice.schedule)
-        return [each.distance for each in measure_divergence(self.dense, models, self.held_out)]
+                attach_merging(pruned, find_groups(pruned), choice.schedule)
+        return [each.distance for each in measure_divergence(self.dense, models, self.groups, self.held_out)]
 
 
 def _same_cut(one: Choice, other: Choice) -> bool:

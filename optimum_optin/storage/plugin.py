@@ -142,7 +142,7 @@ def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenS
     groups = find_groups(model)
     masks = masks_of(structure, groups)
     if schedule is not None:
-        check_attachable(model, schedule)
+        check_attachable(model, groups, schedule)
     rewrite(model, groups, masks)
     record_structure(model, structure)
     if schedule is not None:
@@ -155,7 +155,7 @@ def merge_tokens_of(model: PreTrainedModel, schedule: TokenSchedule) -> None:
     Raises:
         ValueError: see `attach_merging`.
     """
-    attach_merging(model, schedule)
+    attach_merging(model, find_groups(model), schedule)
     model.config.quantization_config.tokens = schedule.to_json()
 
 

@@ -9,10 +9,11 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
 from optimum_optin.architectures.group import attribute
-from optimum_optin.compensation.refit import compensate, dense_passes
+from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.calibration import calibration_batches
 from optimum_optin.inputs.vision import image_tokens
+from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.passes.hooks import observed, recorded
 from optimum_optin.passes.trajectory import hidden_states
 from optimum_optin.passes.walk import PrunedWalk, Walk
@@ -45,6 +46,10 @@ def _pruned(model, masks):
     return pruned
 
 
+def _compensate(dense, pruned, batches):
+    compensate(dense, pruned, find_groups(dense), calibrate(dense, batches))
+
+
 @torch.no_grad()
 def _distance(one, other, batches):
     return sum(float((output_of(one, batch) - output_of(other, batch)).square().sum()) for batch in batches)
@@ -57,7 +62,7 @@ def test_twins_take_over(model_type):
     pruned = _pruned(model, masks)
     batches = calibration_batches(tiny_samples(200, model=model), model)
     before = _distance(pruned, model, batches)
-    compensate(model, pruned, batches)
+    _compensate(model, pruned, batches)
     assert _distance(pruned, model, batches) < 1e-3 * before
 
 
@@ -84,7 +89,7 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             output_of(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = Walk(*dense_passes(dense, [batch], OptinConfig()), "layers")
+    walk = Walk(*dense_passes(dense, find_groups(dense), calibrate(dense, [batch]), OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     with torch.no_grad():
         for layer in ("layers.0", "layers.1"):
@@ -120,7 +125,7 @@ def test_errors_are_what_a_pre_norm_stream_lacks(model_type, layers, norm, role)
         stream = seen[f"{layers}.1.{norm}"].input if role == "heads" else hidden_states(after["layer"])
         streams.append(stream[token_mask(batch, image_tokens(dense, batch))])
 
-    walk = Walk(*dense_passes(dense, [batch], OptinConfig()), "layers")
+    walk = Walk(*dense_passes(dense, find_groups(dense), calibrate(dense, [batch]), OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     for number in range(2):
         inside = [group for group in groups if group.layer == f"layers.{number}"]
@@ -146,7 +151,12 @@ def test_fresh_data_come_closer_to_the_dense_outputs(model_type, empty):
         pruned = _pruned(model, masks)
         fresh = calibration_batches(tiny_samples(64, seed=5, model=model), model)
         before += _distance(pruned, model, fresh)
-        compensate(model, pruned, calibration_batches(tiny_samples(200, model=model), model))
+        compensate(
+            model,
+            pruned,
+            find_groups(model),
+            calibrate(model, calibration_batches(tiny_samples(200, model=model), model)),
+        )
         after += _distance(pruned, model, fresh)
     assert after < (0.9 if empty else 0.6) * before
 
@@ -156,7 +166,7 @@ def test_the_dense_model_and_the_rest_of_the_pruned_one_are_untouched():
     dense = copy.deepcopy(model.state_dict())
     pruned = _pruned(model, random_masks(find_groups(model)))
     before = copy.deepcopy(pruned.state_dict())
-    compensate(model, pruned, calibration_batches(tiny_samples(), model))
+    _compensate(model, pruned, calibration_batches(tiny_samples(), model))
     assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
     changed = {name for name, value in pruned.state_dict().items() if not torch.equal(value, before[name])}
     linears = {path for group in find_groups(model) for path in (group.consumer, *(p.path for p in group.producers))}
@@ -191,7 +201,9 @@ def test_a_single_batch_is_split_by_tokens_to_choose_by():
         pruned = _pruned(model, random_masks(find_groups(model), seed=seed))
         fresh = calibration_batches(tiny_samples(64, seed=5), model)
         before = _distance(pruned, model, fresh)
-        compensate(model, pruned, calibration_batches(tiny_samples(8, seed=seed), model))
+        compensate(
+            model, pruned, find_groups(model), calibrate(model, calibration_batches(tiny_samples(8, seed=seed), model))
+        )
         worse += _distance(pruned, model, fresh) > 1.1 * before
     assert worse == 0
 
@@ -256,7 +268,7 @@ def test_producers_undo_what_their_input_tells_of_an_error():
     norm = pruned.bert.encoder.layer[0].output.LayerNorm
     norm.weight.mul_(torch.linspace(0.5, 1.5, len(norm.weight)))
     norm.bias.add_(torch.linspace(-1, 1, len(norm.bias)))
-    compensate(dense, pruned, calibration_batches(tiny_samples(200), dense))
+    _compensate(dense, pruned, calibration_batches(tiny_samples(200), dense))
     batch = tiny_batch(dense, seed=9)
     paths = [f"bert.encoder.layer.1.attention.self.{name}" for name in ("query", "key", "value")]
     written = []

@@ -14,11 +14,11 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
-from optimum_optin.compensation.refit import dense_passes
 from optimum_optin.evaluation.latency import latency_entry
 from optimum_optin.inputs.calibration import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
 from optimum_optin.inputs.vision import image_tokens
+from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.passes.trajectory import layer_rows
 from optimum_optin.passes.walk import PrunedWalk, Walk
 from optimum_optin.reading.sources import read_calibration
@@ -518,7 +518,7 @@ def test_windows_filled_up_with_zeros_have_no_weight():
     batch = tiny_batch(model)
     groups = find_groups(model)
     group = groups[0]
-    walk = Walk(*dense_passes(model, [batch], OptinConfig()), "layers")
+    walk = Walk(*dense_passes(model, find_groups(model), calibrate(model, [batch]), OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     walk.enter("layers.0", model, "swin.encoder.layers.0.blocks.0", groups[:2])
     inputs, errors, weights = pruned_walk.output_errors(model, "swin.encoder.layers.0.blocks.0", group, [])

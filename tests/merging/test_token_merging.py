@@ -11,11 +11,12 @@ from tiny import CASES, load, output_of, random_masks, tiny_batch, tiny_model, t
 from transformers import AutoModelForImageClassification, Dinov2Backbone
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
-from optimum_optin.architectures.find import find_layers, key_projections
+from optimum_optin.architectures.find import find_layers, key_projection
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.inputs.vision import image_tokens, prefix_tokens
 from optimum_optin.merging.hooks import TokenMerger, attach_merging, merging
 from optimum_optin.merging.schedule import TokenSchedule
+from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import recorded
 from optimum_optin.passes.losses import manifold_distance, output_distance
 from optimum_optin.passes.outputs import compared_output
@@ -29,7 +30,7 @@ from optimum_optin.storage.structure import structure_of
 
 def _mergeable(model_type):
     try:
-        key_projections(tiny_model(model_type))
+        key_projection(tiny_model(model_type))
     except ValueError:
         return False
     return True
@@ -167,7 +168,7 @@ def test_what_is_merged_under_a_context_is_undone():
     model = tiny_model("vit")
     batch = tiny_batch(model)
     dense = output_of(model, batch)
-    with merging(model, TokenSchedule(1, MERGES)):
+    with merging(model, find_groups(model), TokenSchedule(1, MERGES)):
         assert not torch.equal(output_of(model, batch), dense)
     assert torch.equal(output_of(model, batch), dense)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -210,9 +211,9 @@ def test_losses_of_merging_are_those_of_running_it():
     model = tiny_model("vit")
     batches = [tiny_batch(model, seed, samples=8) for seed in range(2)]
     config = OptinConfig(rows=16)
-    layers = find_layers(model)
+    groups, layers = find_groups(model), find_layers(model)
     with frozen(model), torch.no_grad():
-        terms = score_merges(model, batches, config)
+        terms = score_merges(model, groups, calibrate(model, batches), config)
         assert {term: list(by_layer) for term, by_layer in terms.items()} == {
             term: ["layers.0", "layers.1"] for term in ("trajectory", "output")
         }
@@ -221,7 +222,10 @@ def test_losses_of_merging_are_those_of_running_it():
             rows = draw_rows(token_masks(model, batch), 16, _stream(config, index))
             seen = []
             for pairs in (0, 8):
-                with merging(model, TokenSchedule(1, {"layers.0": pairs})), recorded(model, layers) as outputs:
+                with (
+                    merging(model, find_groups(model), TokenSchedule(1, {"layers.0": pairs})),
+                    recorded(model, layers) as outputs,
+                ):
                     final = compared_output(model, batch, rows)
                 seen.append((trajectory_features(outputs, rows, token_masks(model, batch)), final))
             (dense, dense_final), (merged, final) = seen
@@ -408,18 +412,18 @@ def test_what_cannot_run_with_merged_tokens_says_so():
     with pytest.raises(ValueError, match="takes no attention_mask"):
         model(**tiny_batch(model), attention_mask=torch.eye(3, 17))
     with pytest.raises(ValueError, match="merges tokens already"):
-        attach_merging(model, TokenSchedule(1, MERGES))
+        attach_merging(model, find_groups(model), TokenSchedule(1, MERGES))
     layer = model.vit.layers[0].attention
     layer.k_proj = copy.deepcopy(layer.v_proj)  # as quantizers do
     with pytest.raises(RuntimeError, match="key projections"):
         model(**tiny_batch(model))
     backbone = Dinov2Backbone(tiny_model("dinov2").config)
     with pytest.raises(ValueError, match="cannot be merged: its feature maps"):
-        attach_merging(backbone, TokenSchedule(1, MERGES))
+        attach_merging(backbone, find_groups(backbone), TokenSchedule(1, MERGES))
     flash = tiny_model("vit")
     flash.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation='flash_attention_2' cannot be merged"):
-        attach_merging(flash, TokenSchedule(1, MERGES))
+        attach_merging(flash, find_groups(flash), TokenSchedule(1, MERGES))
 
 
 def test_remote_code_merges_too(tmp_path):
@@ -472,7 +476,7 @@ def test_an_interruption_while_hooks_are_attached_leaves_none(monkeypatch):
 
     monkeypatch.setattr("optimum_optin.merging.hooks.TokenMerger", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        attach_merging(model, TokenSchedule(1, MERGES))
+        attach_merging(model, find_groups(model), TokenSchedule(1, MERGES))
     assert len(made) == 1
     assert torch.equal(model(**tiny_batch(model)).logits, before)
 

@@ -4,14 +4,14 @@ import torch
 from tiny import tiny_batch, tiny_model
 
 from optimum_optin import OptinConfig, find_groups
-from optimum_optin.compensation.refit import dense_passes
+from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.passes.token_weights import token_weights
 from optimum_optin.passes.walk import PrunedWalk, Walk
 
 
 def _weights(model):
     batch = tiny_batch(model)
-    (start,) = dense_passes(model, [batch], OptinConfig())
+    (start,) = dense_passes(model, find_groups(model), calibrate(model, [batch]), OptinConfig())
     return start.weights, batch["attention_mask"].bool()
 
 
@@ -57,7 +57,7 @@ def test_attention_reads_every_token_alike_and_a_feed_forward_its_own():
     model = tiny_model()
     batch = tiny_batch(model)
     groups = find_groups(model)
-    walk = Walk(*dense_passes(model, [batch], OptinConfig()), "layers")
+    walk = Walk(*dense_passes(model, find_groups(model), calibrate(model, [batch]), OptinConfig()), "layers")
     pruned_walk = PrunedWalk(walk)
     valid = batch["attention_mask"].bool()
     layer = [group for group in groups if group.layer == "layers.0"]

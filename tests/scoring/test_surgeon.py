@@ -11,6 +11,7 @@ from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed
 from optimum_optin.scoring.removal import _DAMPING, _pool, removal_scores
 from optimum_optin.search.divergence import measure_divergence
@@ -131,7 +132,7 @@ def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch)
     groups = find_groups(model)
     for group, (covariance, _) in zip(groups, asked, strict=True):
         inputs = []
-        for batch in scores.batches * 2:  # 6 probes on 3 batches
+        for batch in [*scores.calibration, *scores.calibration]:  # 6 probes on 3 batches
             with torch.no_grad(), observed(model, [group.consumer]) as seen:
                 model(**batch)
             inputs.append(seen[group.consumer].input[batch["attention_mask"].bool()])
@@ -159,7 +160,7 @@ def test_what_fills_up_windows_does_not_count(model_type, monkeypatch):
     scores = OptinPruner(model).score(tiny_samples(24, model=model), OptinConfig(scorer="surgeon", probes=6))
     (attention,) = (group for group in find_groups(model) if group.key == "layers.0.heads")
     rows = []
-    for batch in scores.batches:
+    for batch in scores.calibration:
         with torch.no_grad(), observed(model, [attention.consumer]) as seen:
             model(**batch)
         windows = seen[attention.consumer].input  # (8 * 9, 9, channels), of grids of 8 x 8 filled up to 9 x 9
@@ -182,6 +183,7 @@ def test_predicted_divergence_is_about_what_a_refit_leaves():
     masks["layers.2.neurons"] = scores.terms["output"]["layers.2.neurons"].argsort(descending=True).argsort() < 24
     pruned = copy.deepcopy(model)
     rewrite(pruned, groups, masks)
-    compensate(model, pruned, scores.batches)
-    (measured,) = measure_divergence(model, [pruned], calibration_batches(tiny_samples(200, seed=5), model))
+    compensate(model, pruned, groups, scores.calibration)
+    fresh = calibrate(model, calibration_batches(tiny_samples(200, seed=5), model))
+    (measured,) = measure_divergence(model, [pruned], groups, fresh)
     assert 1 / 3 < scores.removed(masks)["output"] / measured.distance < 3

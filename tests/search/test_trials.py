@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
-from optimum_optin.compensation.refit import dense_passes
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.merging.schedule import TokenSchedule
+from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.pipeline import _split
 from optimum_optin.search.candidates import Choice
 from optimum_optin.search.divergence import Divergence, measure_divergence
@@ -38,7 +38,7 @@ def test_a_classifier_diverges_by_kl_and_agrees_by_class():
     dense, pruned, _ = _pair()
     batches = [tiny_batch(dense, seed=seed) for seed in range(2)]
     teacher, student = (torch.cat([model(**batch).logits for batch in batches]) for model in (dense, pruned))
-    (got,) = measure_divergence(dense, [pruned], batches)
+    (got,) = measure_divergence(dense, [pruned], find_groups(dense), calibrate(dense, batches))
     kl = torch.nn.functional.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean")
     assert got.distance == pytest.approx(float(kl), rel=1e-4)
     assert got.agreement == pytest.approx(float((student.argmax(-1) == teacher.argmax(-1)).float().mean()))
@@ -52,14 +52,14 @@ def test_without_a_head_hidden_states_are_compared_padding_excluded():
     valid = batch["attention_mask"].bool()
     teacher, student = (model(**batch).last_hidden_state[valid] for model in (dense, pruned))
     explained = 1 - (student - teacher).square().sum() / (teacher - teacher.mean(0)).square().sum()
-    (got,) = measure_divergence(dense, [pruned], [batch])
+    (got,) = measure_divergence(dense, [pruned], find_groups(dense), calibrate(dense, [batch]))
     assert got.distance == pytest.approx(float((student - teacher).square().sum(-1).mean()), rel=1e-4)
     assert got.agreement == pytest.approx(max(0.0, float(explained)), rel=1e-4)
 
 
 def test_the_same_model_does_not_diverge():
     for model in (tiny_model(), tiny_model().base_model, tiny_model(problem_type="regression", num_labels=1)):
-        (got,) = measure_divergence(model, [model], [tiny_batch(model)])
+        (got,) = measure_divergence(model, [model], find_groups(model), calibrate(model, [tiny_batch(model)]))
         assert (got.distance, got.agreement) == pytest.approx((0, 1), abs=1e-6)
 
 
@@ -68,21 +68,21 @@ def test_the_least_divergent_candidate_wins():
     groups = find_groups(dense)
     mild = {key: torch.ones_like(mask) for key, mask in masks.items()}
     mild["layers.2.neurons"][0] = False
-    batches = [tiny_batch(dense, seed=seed) for seed in range(3)]
+    calibration = calibrate(dense, [tiny_batch(dense, seed=seed) for seed in range(3)])
     for candidates in ([masks, mild], [mild, masks]):
-        for starts in (dense_passes(dense, batches, CONFIG), []):
+        for starts in (dense_passes(dense, groups, calibration, CONFIG), []):
             choices = [Choice(each, 1.0) for each in candidates]
-            assert Trials(dense, groups, starts, batches).best(choices).masks is mild
+            assert Trials(dense, groups, starts, calibration).best(choices).masks is mild
 
 
 def test_the_least_divergent_schedule_wins():
     dense = tiny_model("vit")
     groups = find_groups(dense)
     masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
-    batches = [tiny_batch(dense, seed=seed) for seed in range(3)]
+    calibration = calibrate(dense, [tiny_batch(dense, seed=seed) for seed in range(3)])
     mild, wild = (Choice(masks, 1.0, schedule=TokenSchedule(1, {"layers.1": pairs})) for pairs in (1, 8))
     for choices in ([wild, mild], [mild, wild]):
-        assert Trials(dense, groups, [], batches).best(choices) is mild
+        assert Trials(dense, groups, [], calibration).best(choices) is mild
     assert not dense.vit.layers[1]._forward_hooks
 
 
@@ -124,7 +124,7 @@ def test_the_search_takes_the_cut_that_the_trials_found(monkeypatch):
 def test_no_cut_is_tried_twice(monkeypatch):
     dense, _, masks = _pair()
     batches = [tiny_batch(dense)]
-    trials, tried = Trials(dense, find_groups(dense), [], batches), []
+    trials, tried = Trials(dense, find_groups(dense), [], calibrate(dense, batches)), []
     divergences = trials._divergences
     monkeypatch.setattr(trials, "_divergences", lambda choices: tried.extend(choices) or divergences(choices))
     whole = {key: torch.ones_like(mask) for key, mask in masks.items()}
@@ -175,7 +175,7 @@ def test_a_single_batch_is_not_called_held_out():
 def test_one_number_has_no_variance_to_explain():
     model = tiny_model(num_labels=1)
     batch = {name: value[:1] for name, value in tiny_batch(model).items()}
-    (got,) = measure_divergence(model, [model], [batch])
+    (got,) = measure_divergence(model, [model], find_groups(model), calibrate(model, [batch]))
     assert got.agreement is None
 
 
@@ -219,7 +219,7 @@ def test_a_plan_predicts_what_removing_one_unit_costs():
     mask = torch.ones(group.units)
     mask[scores.terms["output"][group.key].argmax()] = 0
     masks = {key: torch.ones(each.units) for key, each in groups.items()} | {group.key: mask}
-    (batch,) = scores.batches
+    (batch,) = scores.calibration
     teacher = pruner.model(**batch).logits.log_softmax(-1)
     with masked(pruner.model, [group], {group.key: mask}):
         student = pruner.model(**batch).logits.log_softmax(-1)
@@ -244,6 +244,6 @@ def test_token_level_logits_count_every_real_token():
     valid = batch["attention_mask"].bool()
     teacher, student = (model(**batch).logits[valid] for model in (dense, pruned))
     kl = torch.nn.functional.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean")
-    (got,) = measure_divergence(dense, [pruned], [batch])
+    (got,) = measure_divergence(dense, [pruned], find_groups(dense), calibrate(dense, [batch]))
     assert got.distance == pytest.approx(float(kl), rel=1e-4)
     assert got.agreement == pytest.approx(float((student.argmax(-1) == teacher.argmax(-1)).float().mean()))

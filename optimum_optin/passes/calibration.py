@@ -1,0 +1,109 @@
+"""Calibration: batches, which of their tokens are real, where they came from, and what the dense model says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..architectures.group import Groups
+from ..config import OptinConfig
+from ..inputs.probes import mean_tokens
+from ..inputs.tokens import TokenMasks, token_masks
+from ..running.batch import Batch, same_batches, samples_in
+from ..running.freezing import frozen
+from ..running.processes import my_share, progress
+from ..running.randomness import generators
+from .starts import Start, dense_pass
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model is scored on, refitted on and compared on.
+
+    Iterates over the batches.
+
+    Args:
+        batches: inputs of the model, on its device.
+        real: the real tokens of each batch.
+        tokens: mean length of the samples, padding excluded, rounded.
+        source: where they came from, as far as that is known (`PruningReport.calibration`).
+        starts: what the dense model says about each batch, where it was run for it already: `None` where another
+            process did, or altogether if nobody has.
+    """
+
+    batches: Sequence[Batch]
+    real: Sequence[TokenMasks]
+    tokens: int
+    source: Mapping[str, Any] = field(default_factory=dict)
+    starts: Sequence[Start | None] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batches[index]
+
+    @property
+    def samples(self) -> int:
+        """How many samples the batches hold."""
+        return sum(map(samples_in, self.batches))
+
+    def part(self, indices: Sequence[int]) -> Calibration:
+        """Some of the batches."""
+        starts = None if self.starts is None else [self.starts[index] for index in indices]
+        batches, real = ([each[index] for index in indices] for each in (self.batches, self.real))
+        return replace(self, batches=batches, real=real, starts=starts)
+
+    def knowing(self, other: Calibration | None) -> Calibration:
+        """The same, with what is known of the same batches already."""
+        known = other is not None and other.starts is not None and same_batches(other.batches, self.batches)
+        return replace(self, starts=other.starts) if known else self
+
+
+def calibrate(model: nn.Module, batches: Sequence[Batch], source: Mapping[str, Any] | None = None) -> Calibration:
+    """The calibration of a model by these batches, which are on its device; see `Calibration`."""
+    real = [token_masks(model, batch) for batch in batches]
+    return Calibration(batches, real, mean_tokens(batches, model), source or {})
+
+
+@torch.inference_mode(False)
+def dense_passes(
+    dense: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig, wanted: Sequence[int] | None = None
+) -> list[Start | None]:
+    """What `refit` needs to know of the dense model, for any number of pruned ones: one pass of every wanted batch.
+
+    Args:
+        dense: the model before pruning; unchanged.
+        groups: its groups.
+        calibration: its calibration; what that knows already is not run again.
+        config: seed, rows and temperature of the probes that weigh the tokens; the same as of the `surgeon` scorer.
+        wanted: indices of the batches to run; `None` for all.
+
+    Returns:
+        An entry for each wanted batch, in that order; `None` where another process has it.
+    """
+    wanted = range(len(calibration)) if wanted is None else wanted
+    if calibration.starts is not None:
+        return [calibration.starts[index] for index in wanted]
+    streams = generators(config.seed, len(calibration))
+    starts: list[Start | None] = [None] * len(wanted)
+    with frozen(dense):
+        for place in progress(my_share(len(wanted)), "token weights", "batch"):
+            index = wanted[place]
+            starts[place] = dense_pass(
+                dense,
+                groups,
+                calibration.batches[index],
+                calibration.real[index],
+                rows=config.rows,
+                temperature=config.temperature,
+                generator=streams[index],
+            )
+    return starts
