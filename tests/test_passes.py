@@ -1,6 +1,7 @@
 """How often every road runs the model: the budget of docs/source/concepts/method.mdx, counted in calls of layers."""
 
 import math
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
+from optimum_optin.architectures import find
 from optimum_optin.architectures.find import find_layers
 from optimum_optin.commands import run
 
@@ -136,6 +138,23 @@ def test_gauss_newton_takes_a_pass_for_every_probe():
     with counted(model) as calls:
         OptinPruner(model).score(tiny_samples(64), OptinConfig(scorer="gauss_newton", probes=12))
     assert _passes(calls, "dense") == 12
+
+
+def test_groups_and_layers_are_found_once_and_handed_down(road, monkeypatch):
+    name, pruner, data = road
+    found = Counter()
+    for each in (find.find_groups, find.find_layers):
+
+        def finding(model, each=each):
+            found[each.__name__, "dense" if model is pruner.model else "pruned"] += 1
+            return each(model)
+
+        for module in list(sys.modules.values()):
+            if module and module.__name__.startswith("optimum_optin") and vars(module).get(each.__name__) is each:
+                monkeypatch.setattr(module, each.__name__, finding)
+    pruner.prune(data)
+    print(name, found)
+    assert found["find_groups", "dense"] == 1
 
 
 def test_evaluating_runs_both_models_once_over_the_samples(tmp_path):

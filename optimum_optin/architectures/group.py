@@ -174,3 +174,7 @@ class Groups:
 
     def __getitem__(self, index: int) -> Group:
         return self.members[index]
+
+    def of_role(self, role: str) -> Groups:
+        """The groups of one role alone."""
+        return replace(self, members=tuple(group for group in self.members if group.role == role))
