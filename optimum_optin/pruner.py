@@ -23,8 +23,8 @@ from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
 from .hub_id import hub_commit
 from .inputs.calibration import calibration_batches
+from .inputs.modalities import modality_of
 from .inputs.samples import undecoded
-from .inputs.vision import takes_images
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, calibrate
 from .pipeline import prune_model, report_of
@@ -117,7 +117,7 @@ class OptinPruner:
         if not isinstance(model, (str, os.PathLike)):
             return cls(model, processor, config)
         loaded = load_model(model, task, **kwargs)
-        pruner = cls(loaded, processor or load_processor(model, images=takes_images(loaded), **kwargs), config)
+        pruner = cls(loaded, processor or load_processor(model, modality_of(loaded), **kwargs), config)
         commit = hub_commit(str(model), **kwargs)
         pruner._origin = Origin(loaded, str(model), commit, processor_given=processor is not None)
         pruner._origin.companions(**kwargs | ({"revision": commit} if commit else {}))

@@ -18,7 +18,7 @@ EARLIER = {
     "glue": "read_glue",
     "glue_metric": "GlueMetric",
     "groups": "Group",
-    "images": "takes_images",
+    "images": "image_tokens",
     "masking": "masked",
     "plugin": "convert_model",
     "saved": "push_folder",

@@ -3,7 +3,7 @@
 import torch
 import transformers as tr
 
-from optimum_optin.inputs.vision import takes_images, takes_pairs
+from optimum_optin.inputs.modalities import IMAGES, PAIRS, modality_of
 
 SHAPE = {
     "vocab_size": 99,
@@ -194,7 +194,7 @@ def tiny_batch(model, seed=0, samples=3, tokens=14):
     """A batch for a tiny model: padded token ids, pixels, or both."""
     generator = torch.Generator().manual_seed(seed)
     pixels = {"pixel_values": torch.randn(samples, 3, 16, 16, generator=generator)}
-    if takes_images(model):
+    if modality_of(model) is IMAGES:
         return pixels
     ids = torch.randint(5, 95, (samples, tokens), generator=generator)
     mask = torch.ones_like(ids)
@@ -202,17 +202,18 @@ def tiny_batch(model, seed=0, samples=3, tokens=14):
         mask[sample, tokens - 2 * sample :] = 0
     ids[mask == 0] = model.config.get_text_config().pad_token_id
     text = {"input_ids": ids, "attention_mask": mask}
-    return text | pixels if takes_pairs(model) else text
+    return text | pixels if modality_of(model) is PAIRS else text
 
 
 def tiny_samples(count=24, seed=0, model=None):
     """Tokenised samples of different lengths, pixel values for a model of images, or both."""
     generator = torch.Generator().manual_seed(seed)
-    if takes_images(model):
+    modality = model and modality_of(model)
+    if modality is IMAGES:
         return [{"pixel_values": torch.randn(3, 16, 16, generator=generator)} for _ in range(count)]
     lengths = torch.randint(4, 14, (count,), generator=generator).tolist()
     texts = [{"input_ids": torch.randint(5, 95, (length,), generator=generator).tolist()} for length in lengths]
-    if model is None or not takes_pairs(model):
+    if modality is not PAIRS:
         return texts
     return [{**text, "pixel_values": torch.randn(3, 16, 16, generator=generator)} for text in texts]
 

@@ -25,7 +25,7 @@ from tasks import add_task_arguments, load_task
 
 from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.inputs.vision import takes_images
+from optimum_optin.inputs.modalities import modality_of
 from optimum_optin.storage.plugin import record_structure, structure_of_model
 from optimum_optin.storage.structure import structure_of
 
@@ -55,7 +55,7 @@ def main():
     )
     if arguments.development:
         task = replace(task, evaluation={"development": task.development})
-    able = applicable(methods, "images" if takes_images(task.pruner.model) else "texts")
+    able = applicable(methods, modality_of(task.pruner.model).samples)
     names = arguments.methods or able
     if not set(names) <= set(able):
         parser.error(f"--methods for this model are {', '.join(able)}")

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..inputs.checks import max_tokens
+from ..inputs.modalities import modality_of
 from ..inputs.probes import probe_batch
-from ..inputs.vision import takes_images
 from ..running.forward import run_model
 from ..running.freezing import frozen
 
@@ -85,8 +84,9 @@ def latency_entry(
     for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-    if not takes_images(dense) and tokens > max_tokens(dense):
-        raise ValueError(f"tokens={tokens} must be at most {max_tokens(dense)}, what the model takes.")
+    most = modality_of(dense).most_tokens(dense)
+    if most is not None and tokens > most:
+        raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
     batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
     times = compare_latency(dense, pruned, batch, repeats)
     return {

@@ -35,7 +35,13 @@ _TURNS = {  # its value -> what turns the image upright
 
 
 def image_batches(
-    samples: Mapping[int, Any], model: nn.Module, processor: Any, batch_size: int, unreadable: str = "skip"
+    samples: Mapping[int, Any],
+    model: nn.Module,
+    processor: Any,
+    *,
+    batch_size: int,
+    unreadable: str = "skip",
+    **_of_texts: Any,
 ) -> list[Batch]:
     """Batches of pixel values in the model's precision; arguments as of `pixel_values`.
 
@@ -45,6 +51,7 @@ def image_batches(
         processor: its image processor.
         batch_size: images per batch.
         unreadable: what to do about an image that cannot be read.
+        **_of_texts: options for reading texts, of which there are none here.
     """
     pixels = [each for each in pixel_values(samples, model, processor, unreadable) if each is not None]
     parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))

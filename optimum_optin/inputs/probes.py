@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from ..architectures.find import stack_inputs
 from ..running.batch import Batch, samples_in
-from .checks import max_tokens
+from .modalities import modality_of
 from .tokens import token_masks
-from .vision import probe_images, takes_images, takes_pairs, usual_image
 
 
 def probe_batch(model: nn.Module, tokens: int) -> Batch:
@@ -22,15 +20,7 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
     Raises:
         ValueError: the model makes another number of tokens of an image, or takes fewer of a text.
     """
-    if takes_images(model):
-        return probe_images(model, tokens)
-    if tokens > max_tokens(model):
-        raise ValueError(f"tokens={tokens} are more than this model takes, {max_tokens(model)}.")
-    ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
-    if getattr(model.config, "pad_token_id", None) == 1:  # RoBERTa counts positions by padding
-        ids.zero_()
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return text | usual_image(model) if takes_pairs(model) else text
+    return modality_of(model).probe(model, tokens)
 
 
 def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:

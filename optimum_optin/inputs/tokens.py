@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..architectures.find import stack_inputs
-from ..running.batch import Batch, token_mask
-from .vision import image_tokens
+from ..running.batch import Batch
+from .modalities import modality_of
 
 TokenMasks = Mapping[str, Tensor]
 """Stack name -> which tokens are real, shape (batch, tokens), boolean."""
@@ -16,11 +16,8 @@ TokenMasks = Mapping[str, Tensor]
 
 def token_masks(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Which tokens of a batch are real, padding excluded, in every stack; all of an image are. See `TokenMasks`."""
-    tokens = image_tokens(model, batch)
-    return {
-        stack: token_mask(batch, tokens if name == "pixel_values" else None)
-        for stack, name in stack_inputs(model).items()
-    }
+    real_tokens = modality_of(model).real_tokens
+    return {stack: real_tokens[name](model, batch) for stack, name in stack_inputs(model).items()}
 
 
 def token_rows(mask: Tensor) -> Tensor:

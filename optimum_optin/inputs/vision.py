@@ -25,16 +25,6 @@ _OTHER_SIZES = (
 )
 
 
-def takes_images(model: nn.Module) -> bool:
-    """Whether the model's input is images alone."""
-    return getattr(model, "main_input_name", None) == "pixel_values"
-
-
-def takes_pairs(model: nn.Module) -> bool:
-    """Whether the model's input is pairs of an image and a text."""
-    return set(stack_inputs(model).values()) == {"pixel_values", "input_ids"}
-
-
 def image_tokens(model: nn.Module, batch: Batch) -> int | None:
     """How many tokens the first layer gets of each image, class token and the like included; `None` for text."""
     if "pixel_values" not in batch:

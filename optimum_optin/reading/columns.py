@@ -100,6 +100,16 @@ def named(columns: str | int | Sequence[str | int]) -> list[str | int]:
     return [columns] if isinstance(columns, (str, int)) else list(columns)
 
 
+def check_unused(columns: str | int | Sequence[str | int] | None, cause: str) -> None:
+    """Raise if the user named columns where there are none to choose from.
+
+    Raises:
+        ValueError: they did; ends in the cause.
+    """
+    if columns is not None:
+        raise ValueError(f"text_columns={named(columns)!r} does not apply: {cause}.")
+
+
 def is_known(columns: Iterable[str]) -> bool:
     """Whether these are columns whose names leave no doubt."""
     return tuple(map(_plain, columns)) in {tuple(map(_plain, known)) for known in _TEXT_COLUMNS}

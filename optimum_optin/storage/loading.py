@@ -9,9 +9,10 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..inputs.modalities import TEXTS, Modality
 from ..running.processes import state
 from .auto_map import own_code
 
@@ -105,28 +106,27 @@ def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -
     return getattr(transformers, name)
 
 
-def load_processor(model: str | os.PathLike, *, images: bool = False, **kwargs) -> Any:
+def load_processor(model: str | os.PathLike, modality: Modality = TEXTS, **kwargs) -> Any:
     """The checkpoint's processor, `None` with a warning if it has none.
 
     Args:
         model: Hub id or local folder.
-        images: whether the model takes images alone: of what a dual model's checkpoint has, they need one part.
+        modality: of the model; one of images alone needs one part of what a dual model's checkpoint has.
         **kwargs: as of `load_model`; the Hub's options are used.
     """
     try:
-        processor = (AutoImageProcessor if images else AutoProcessor).from_pretrained(model, **_hub_options(kwargs))
+        processor = modality.auto_processor.from_pretrained(model, **_hub_options(kwargs))
     except (OSError, ValueError):
         processor = None
     except ImportError as error:  # Pillow is not there; pixel values need no processor
         logger.warning(f"the image processor of {model} cannot be loaded: {error}")
         return None
-    if processor is None and images:
-        logger.warning(f"{model} has no image processor: pass processor=, or calibration data that are pixel values.")
-        return None
     # Without tokenizer files, transformers v5 makes a tokenizer that knows special tokens only.
     specials = getattr(processor, "all_special_ids", None)
     if processor is None or (specials is not None and len(processor) <= len(specials)):
-        logger.warning(f"{model} has no tokenizer: pass processor=, or calibration data that are tokenised.")
+        logger.warning(
+            f"{model} has no {modality.processor}: pass processor=, or calibration data that are {modality.processed}."
+        )
         return None
     return processor
 

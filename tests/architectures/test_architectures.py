@@ -14,8 +14,9 @@ from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_ar
 from optimum_optin.architectures.find import find_layers, stack_inputs
 from optimum_optin.architectures.registry import register_architecture
 from optimum_optin.editing.surgery import rewrite
+from optimum_optin.inputs.modalities import IMAGES, modality_of
 from optimum_optin.inputs.probes import probe_batch
-from optimum_optin.inputs.vision import image_tokens, takes_images
+from optimum_optin.inputs.vision import image_tokens
 from optimum_optin.passes.hooks import recorded, replayed
 from optimum_optin.search.macs import cost_tables, count_macs, count_parameters, dense_cost
 from optimum_optin.storage.plugin import record_structure
@@ -114,7 +115,7 @@ def test_counted_macs_equal_the_cost_tables(model_type, attention):
     if model._supports_sdpa:
         model.set_attn_implementation(attention)
     pruned = _cut(model, _masks_with_empty_sublayers(find_groups(model)))
-    tokens = image_tokens(model, tiny_batch(model)) if takes_images(model) else 10
+    tokens = image_tokens(model, tiny_batch(model)) if modality_of(model) is IMAGES else 10
     batch = probe_batch(model, tokens)
     dense, left = (cost_tables(each, find_groups(each), tokens) for each in (model, pruned))
 

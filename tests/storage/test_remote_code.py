@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.inputs.vision import takes_images, takes_pairs
+from optimum_optin.inputs.modalities import IMAGES, PAIRS, modality_of
 from optimum_optin.storage.excerpt import excerpt
 from optimum_optin.storage.plugin import record_structure
 from optimum_optin.storage.remote_code import write_remote_code
@@ -32,9 +32,9 @@ PIXELS = {name: value[:1] for name, value in tiny_batch(tiny_model("vit")).items
 
 def batch_for(model):
     """The part of the saved batch that a model takes."""
-    if takes_pairs(model):
+    if modality_of(model) is PAIRS:
         return BATCH | PIXELS
-    return PIXELS if takes_images(model) else BATCH
+    return PIXELS if modality_of(model) is IMAGES else BATCH
 
 
 def base_of(model):
