@@ -17,7 +17,7 @@ _MOVED = {
     "card_text": ("publishing.card_text",),
     "choice": ("search.candidates",),
     "costs": ("search.macs",),
-    "data": ("inputs.calibration", "inputs.encoding", "inputs.probes", "reading.columns"),
+    "data": ("inputs.batching", "inputs.encoding", "inputs.probes", "reading.columns"),
     "divergence": ("search.divergence",),
     "excerpt": ("storage.excerpt",),
     "fingerprint": ("scoring.fingerprint",),

@@ -22,7 +22,7 @@ from .evaluation.accuracy import compare_glue
 from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
 from .hub_id import hub_commit
-from .inputs.calibration import calibration_batches
+from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
 from .inputs.samples import undecoded
 from .merging.schedule import TokenSchedule

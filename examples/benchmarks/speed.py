@@ -22,7 +22,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from optimum_optin import OptinConfig, find_groups, masked
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import recorded
 from optimum_optin.running.freezing import frozen

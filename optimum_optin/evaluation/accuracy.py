@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from ..inputs.calibration import check_batches
+from ..inputs.batching import check_batches
 from ..inputs.encoding import padded_batches
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen

@@ -9,7 +9,7 @@ from tiny import tiny_model, tiny_samples
 from torch.utils.data import DataLoader
 from words import TEXTS, token_lists, word_tokenizer
 
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
 from optimum_optin.reading.columns import text_columns
 

@@ -14,7 +14,7 @@ from tiny import tiny_model
 from transformers import ViTImageProcessorPil
 from words import TEXTS, word_tokenizer
 
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.reading.kinds import kind_of
 from optimum_optin.reading.sources import read_calibration
 

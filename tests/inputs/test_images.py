@@ -15,7 +15,7 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.evaluation.latency import latency_entry
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
 from optimum_optin.inputs.vision import image_tokens
 from optimum_optin.passes.calibration import calibrate, dense_passes

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from optimum_optin import OptinConfig, OptinPruner, Stack, heads, neurons, register_architecture
 from optimum_optin.architectures import registry
 from optimum_optin.inputs import modalities
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.modalities import IMAGES, MODALITIES, PAIRS, TEXTS, Modality, modality_of
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
 from optimum_optin.running.batch import token_mask

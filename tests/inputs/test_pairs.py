@@ -14,7 +14,7 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.search.macs import cost_tables
 

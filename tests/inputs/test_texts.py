@@ -15,7 +15,7 @@ from words import TEXTS, token_lists, word_tokenizer
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.evaluation.accuracy import predict
 from optimum_optin.evaluation.glue import TASKS, GlueSamples
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.texts import read_texts
 
 NEXT = TEXTS[1:] + TEXTS[:1]

@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_samples
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.inputs.calibration import calibration_batches
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed
 from optimum_optin.scoring.removal import _DAMPING, _pool, removal_scores
