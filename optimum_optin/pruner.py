@@ -323,7 +323,7 @@ class OptinPruner:
             max_samples: samples to draw at most, with a fixed seed; `None` takes all.
 
         Returns:
-            The entry of `PruningReport.evaluations`, without the pruned model's figures if nothing was pruned.
+            The entry of `PruningReport.evaluations` as a dict; without a pruned model, of the dense one only.
 
         Raises:
             ValueError: see `optimum_optin.evaluation.accuracy.evaluate_glue`; raised before the first forward pass.
@@ -333,7 +333,7 @@ class OptinPruner:
         entry = on_main(lambda: compare_glue(self._models(), self.processor, task, **options))
         if self.report is not None:
             self.report = self.report.evaluated(entry)
-        return entry
+        return entry.to_dict()
 
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
         """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it. Of
@@ -345,7 +345,7 @@ class OptinPruner:
             repeats: counted runs of each; the median is reported.
 
         Returns:
-            `PruningReport.latency`.
+            `PruningReport.latency` as a dict.
 
         Raises:
             RuntimeError: nothing was pruned yet.
@@ -355,7 +355,7 @@ class OptinPruner:
         options = {"tokens": report.tokens if tokens is None else tokens, "batch_size": batch_size, "repeats": repeats}
         entry = on_main(lambda: latency_entry(*self._models().values(), **options))
         self.report = dataclasses.replace(report, latency=entry)
-        return entry
+        return entry.to_dict()
 
     @staticmethod
     def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:

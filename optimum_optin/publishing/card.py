@@ -160,7 +160,7 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
         return ModelCardData()
     try:
         if report.base:
-            file = hf_hub_download(report.base["repo_id"], CARD_FILE, revision=report.base["commit"])
+            file = hf_hub_download(report.base.repo_id, CARD_FILE, revision=report.base.commit)
         else:
             file = Path(path, CARD_FILE)
         content = own_card(Path(file).parent)
@@ -171,10 +171,9 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
 
 
 def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
-    base_model = (
-        report.base["repo_id"] if report.base else _plain(base.get("base_model"))
-    )  # of a local folder, its own card may know the ancestor
-    calibration = (report.calibration or {}).get("dataset")
+    # Of a local folder, its own card may know the ancestor.
+    base_model = report.base.repo_id if report.base else _plain(base.get("base_model"))
+    calibration = report.calibration and report.calibration.dataset
     results = _results(report, task)
     return ModelCardData(
         **{name: _plain(base.get(name)) for name in ("language", *_LICENSE)},
@@ -196,17 +195,17 @@ def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=task or "other",
-            dataset_type=entry["dataset"],
-            dataset_name=entry["task"],
-            dataset_config=entry.get("config"),
-            dataset_split=entry.get("split"),
+            dataset_type=entry.dataset,
+            dataset_name=entry.task,
+            dataset_config=entry.config,
+            dataset_split=entry.split,
             metric_type=metric,
             metric_name=metric + _OURS,
-            metric_value=value["pruned"],
+            metric_value=value.pruned,
         )
         for entry in report.evaluations
-        for metric, value in entry["metrics"].items()
-        if value.get("pruned") is not None
+        for metric, value in entry.metrics.items()
+        if value.pruned is not None
     ]
 
 

@@ -12,6 +12,7 @@ from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokeni
 
 from ..architectures.group import HEADS, NEURONS
 from ..config import OptinConfig
+from ..figures import CalibrationSource
 from ..report import Layers, PruningReport
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.plugin import METHOD
@@ -70,7 +71,7 @@ def card_text(
 
 
 def _summary(report: PruningReport) -> str:
-    base = f"`{report.base['repo_id']}`" if report.base else "a trained model"
+    base = f"`{report.base.repo_id}`" if report.base else "a trained model"
     return (
         f"This is {base}, made smaller without training: {_kept(report.layers, HEADS)} attention heads and "
         f"{_kept(report.layers, NEURONS)} feed-forward neurons are left. The others were removed by optimum-optin, "
@@ -143,15 +144,15 @@ def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | No
         latency = report.latency
         rows.append(
             (
-                f"latency, batch of {latency['batch_size']} x {latency['tokens']} tokens",
-                f"{latency['dense_ms']:.1f} ms",
-                f"{latency['pruned_ms']:.1f} ms",
-                f"{latency['speedup']:.2f}x as fast",
+                f"latency, batch of {latency.batch_size} x {latency.tokens} tokens",
+                f"{latency.dense_ms:.1f} ms",
+                f"{latency.pruned_ms:.1f} ms",
+                f"{latency.speedup:.2f}x as fast",
             )
         )
         note += (
-            f" Latency is the median of {latency['repeats']} runs of both models in turn on {latency['hardware']} "
-            f"({latency['device']}), {latency['threads']} threads, {latency['dtype']}."
+            f" Latency is the median of {latency.repeats} runs of both models in turn on {latency.hardware} "
+            f"({latency.device}), {latency.threads} threads, {latency.dtype}."
         )
     return f"{_table(('', 'dense', 'pruned', 'left'), rows)}\n\n{note}"
 
@@ -159,15 +160,15 @@ def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | No
 def _accuracy(report: PruningReport) -> list[str]:
     rows = [
         (
-            entry["task"],
-            entry["split"],
-            str(entry["samples"]),
+            entry.task,
+            entry.split,
+            str(entry.samples),
             metric,
-            _spread(value.get("dense"), value.get("dense_error")),
-            _spread(value.get("pruned"), value.get("pruned_error")),
+            _spread(value.dense, value.dense_error),
+            _spread(value.pruned, value.pruned_error),
         )
         for entry in report.evaluations
-        for metric, value in entry["metrics"].items()
+        for metric, value in entry.metrics.items()
     ]
     if not rows:
         return []
@@ -176,14 +177,13 @@ def _accuracy(report: PruningReport) -> list[str]:
 
 
 def _divergence(report: PruningReport) -> list[str]:
-    if report.divergence is None:
+    found = report.divergence
+    if found is None:
         return []
-    samples, agreement = report.divergence["samples"], report.divergence["agreement"]
-    kind = "samples held out from the refit" if report.divergence["held_out"] else "calibration samples"
-    agreed = "" if agreement is None else f"; the two agree to {agreement:.1%}"
+    kind = "samples held out from the refit" if found.held_out else "calibration samples"
+    agreed = "" if found.agreement is None else f"; the two agree to {found.agreement:.1%}"
     return [
-        f"The outputs' divergence from the dense model's is {report.divergence['distance']:.4g} on {samples} "
-        f"{kind}{agreed}."
+        f"The outputs' divergence from the dense model's is {found.distance:.4g} on {found.samples} {kind}{agreed}."
     ]
 
 
@@ -200,28 +200,26 @@ def _calibration(report: PruningReport) -> str:
     calibration = report.calibration
     if calibration is None:
         return f"The calibration data are not recorded; their samples have {report.tokens} tokens on average."
-    names = [calibration.get(name) for name in ("dataset", "config", "split")]
-    source = " ".join(f"`{name}`" for name in names if name)
+    source = " ".join(f"`{name}`" for name in (calibration.dataset, calibration.config, calibration.split) if name)
     of = f" of {source}" if source else ""
     seed = f", drawn with seed {report.config['seed']}" if "seed" in report.config else ""
     return (
-        f"Calibration: {calibration['samples']} samples{of} without their labels, {report.tokens} tokens on "
-        f"average{seed}."
+        f"Calibration: {calibration.samples} samples{of} without their labels, {report.tokens} tokens on average{seed}."
     )
 
 
 def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
-    task, base = task_of(model), report.base or {}
-    arguments = [f'"{base["repo_id"]}"' if base else '"path/to/the/dense/model"']
+    task, base = task_of(model), report.base
+    arguments = [f'"{base.repo_id}"' if base else '"path/to/the/dense/model"']
     arguments += [f'task="{task}"'] if task else []
-    arguments += [f'revision="{base["commit"]}"'] if base.get("commit") else []
+    arguments += [f'revision="{base.commit}"'] if base and base.commit else []
     defaults = OptinConfig().to_dict()
     settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
     lines = [
         "from optimum_optin import OptinConfig, OptinPruner",
         "",
         f"pruner = OptinPruner.from_pretrained({', '.join(arguments)})",
-        _calibration_line(report.calibration or {}),
+        _calibration_line(report.calibration),
         f"config = OptinConfig({_arguments(settings)})",
         'model = pruner.prune(calibration, config, save_dir="pruned")',
     ]
@@ -235,10 +233,10 @@ def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
 _DRAWN = ("split", "num_samples", "seed", "text_columns")
 
 
-def _calibration_line(calibration: Mapping[str, Any]) -> str:
-    if "dataset" not in calibration:
+def _calibration_line(calibration: CalibrationSource | None) -> str:
+    if calibration is None or calibration.dataset is None:
         return "calibration = ...  # your calibration data: a datasets.Dataset, a list of strings, a DataLoader"
-    names = [f'"{calibration[name]}"' for name in ("dataset", "config") if calibration.get(name)]
+    names = [f'"{name}"' for name in (calibration.dataset, calibration.config) if name]
     options = _arguments({name: calibration[name] for name in _DRAWN if name in calibration})
     return f"calibration = pruner.get_calibration_dataset({', '.join(names)}, {options})"
 
