@@ -19,6 +19,9 @@ REPORT_FILE = "optin_report.json"
 Layers = dict[str, dict[str, dict[str, int]]]
 """Layer -> role -> `{"kept": n, "units": of how many}`."""
 
+ROLES = {HEADS: "attention heads", NEURONS: "feed-forward neurons"}
+"""What roles are called in a sentence, in the order that they are listed; others follow, by their own names."""
+
 
 @dataclass(frozen=True)
 class PruningPlan:
@@ -164,12 +167,20 @@ def commit_title(report: PruningReport) -> str:
     return f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
 
 
+def roles_of(layers: Layers) -> list[str]:
+    """The roles that some layer has."""
+    found = dict.fromkeys(role for roles in layers.values() for role in roles)
+    return [role for role in ROLES if role in found] + [role for role in found if role not in ROLES]
+
+
 def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
     """What each layer keeps and, if any do, merges, a line each."""
-    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}" + f"{'tokens merged':>16}" * bool(merges)]
+    widths = {role: max(len(f"{role} kept") + 4, 14) for role in roles_of(layers)}
+    heading = "".join(f"{f'{role} kept':>{width}}" for role, width in widths.items())
+    rows = [f"{'layer':<12}{heading}" + f"{'tokens merged':>16}" * bool(merges)]
     for layer, roles in layers.items():
-        merged = f"{merges.get(layer, 0):>16}" * bool(merges)
-        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}{merged}")
+        counts = "".join(f"{_count(roles, role):>{width}}" for role, width in widths.items())
+        rows.append(f"{layer:<12}{counts}" + f"{merges.get(layer, 0):>16}" * bool(merges))
     return "\n".join(rows)
 
 

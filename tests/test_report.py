@@ -1,12 +1,16 @@
 """Reports: their figures are typed, read as the dicts that they are on disk, and are saved in that form."""
 
+import argparse
 import dataclasses
 import json
 
 import pytest
+from tiny import tiny_model
 
+from optimum_optin.commands import info
 from optimum_optin.figures import CalibrationSource, Evaluation, HubModel, Latency
-from optimum_optin.report import PruningReport
+from optimum_optin.publishing.card_text import card_text
+from optimum_optin.report import PruningPlan, PruningReport
 
 LATENCY = {
     "device": "cpu",
@@ -116,3 +120,52 @@ def test_damaged_figures_are_named(tmp_path, damage):
 
 def test_a_source_without_names():
     assert CalibrationSource(24).to_dict() == {"samples": 24}
+
+
+CHANNELS = {"channels": {"kept": 5, "units": 64}}
+THREE_ROLES = {"stem": CHANNELS, **LAYERS, "layers.2": {"neurons": {"kept": 0, "units": 48}, **CHANNELS}}
+
+
+def test_the_table_has_a_column_for_every_role():
+    assert str(PruningPlan(0.5, 0.5, 93, THREE_ROLES)).split("\n")[1:] == [
+        "layer           heads kept    neurons kept    channels kept",
+        "stem                     -               -           5 / 64",
+        "layers.0             2 / 4         30 / 48                -",
+        "layers.1             2 / 4         30 / 48                -",
+        "layers.2                 -          0 / 48           5 / 64",
+    ]
+    assert str(PruningPlan(0.5, 0.5, 93, LAYERS, {"layers.0": 3})).split("\n")[1:] == [
+        "layer           heads kept    neurons kept   tokens merged",
+        "layers.0             2 / 4         30 / 48               3",
+        "layers.1             2 / 4         30 / 48               0",
+    ]
+    (only,) = str(PruningPlan(0.5, 0.5, 93, {"stem": CHANNELS})).split("\n")[2:]
+    assert only == f"stem{'5 / 64':>25}"
+
+
+def test_the_card_tells_of_every_role():
+    text = card_text(tiny_model(), _report(layers=THREE_ROLES, merges={"layers.0": 3}), name="small")
+    left = "4 of 8 attention heads, 60 of 144 feed-forward neurons and 10 of 128 channels are left."
+    assert f"made smaller without training: {left}" in text
+    assert "| layer | heads | kept | neurons | kept | channels | kept | tokens merged after |" in text
+    assert f"| stem |  |  |  |  | 5 / 64 | {'█' * 1}{'░' * 15} | 0 |" in text
+    assert f"| layers.1 | 2 / 4 | {'█' * 8}{'░' * 8} | 30 / 48 | {'█' * 10}{'░' * 6} |  |  | 0 |" in text
+    alone = card_text(tiny_model(), _report(layers={"stem": CHANNELS}), name="small")
+    assert "without training: 5 of 64 channels are left." in alone and "| layer | channels | kept |" in alone
+
+
+@pytest.mark.parametrize("with_report", [True, False])
+def test_info_shows_every_role(tmp_path, with_report):
+    structure = {"stem.channels": {"units": 64, "kept": "0-4"}, "layers.0.neurons": {"units": 48, "kept": "0-47"}}
+    config = {"quantization_config": {"quant_method": "optimum_optin", "structure": structure}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    layers = {"stem": CHANNELS, "layers.0": {"neurons": {"kept": 48, "units": 48}}}
+    if with_report:
+        _report(layers=layers).save(tmp_path)
+    data, text = info.run(argparse.Namespace(folder=tmp_path))
+    assert data["layers"] == layers
+    assert text.split("\n")[-3:] == [
+        "layer           neurons kept    channels kept",
+        "stem                       -           5 / 64",
+        "layers.0             48 / 48                -",
+    ]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..architectures.group import HEADS, NEURONS
 from ..config import OptinConfig
 from ..figures import CalibrationSource
-from ..report import Layers, PruningReport
+from ..report import ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.plugin import METHOD
 from ..storage.tasks import auto_class_of, class_of, task_of
@@ -72,9 +71,10 @@ def card_text(
 
 def _summary(report: PruningReport) -> str:
     base = f"`{report.base.repo_id}`" if report.base else "a trained model"
+    kept = [f"{_kept(report.layers, role)} {ROLES.get(role, role)}" for role in roles_of(report.layers)]
+    listed = ", ".join([*kept[:-2], " and ".join(kept[-2:])])
     return (
-        f"This is {base}, made smaller without training: {_kept(report.layers, HEADS)} attention heads and "
-        f"{_kept(report.layers, NEURONS)} feed-forward neurons are left. The others were removed by optimum-optin, "
+        f"This is {base}, made smaller without training: {listed} are left. The others were removed by optimum-optin, "
         "which implements one-shot pruning with OPTIN (Khaki & Plataniotis, ICLR 2024, "
         "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary `transformers` model with "
         f"smaller layers{_merging(report)}."
@@ -188,12 +188,13 @@ def _divergence(report: PruningReport) -> list[str]:
 
 
 def _layers(layers: Layers, merges: Mapping[str, int]) -> str:
-    rows = [
-        (layer, _count(roles, HEADS), _bar(roles, HEADS), _count(roles, NEURONS), _bar(roles, NEURONS))
-        + ((str(merges.get(layer, 0)),) if merges else ())
-        for layer, roles in layers.items()
-    ]
-    return _table(("layer", "heads", "kept", "neurons", "kept") + (("tokens merged after",) if merges else ()), rows)
+    listed = roles_of(layers)
+    heading = ["layer", *(name for role in listed for name in (role, "kept")), *["tokens merged after"] * bool(merges)]
+    rows = []
+    for layer, roles in layers.items():
+        counts = (cell(roles, role) for role in listed for cell in (_count, _bar))
+        rows.append([layer, *counts, *[str(merges.get(layer, 0))] * bool(merges)])
+    return _table(heading, rows)
 
 
 def _calibration(report: PruningReport) -> str:
@@ -298,6 +299,6 @@ def _code(lines: Iterable[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
