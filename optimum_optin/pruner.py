@@ -29,7 +29,7 @@ from .inputs.vision import takes_images
 from .merging.schedule import TokenSchedule
 from .pipeline import prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
-from .publishing.hub import check_push, commit_files, files_in, open_repo, reaching, read_card
+from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, prunable_groups
@@ -463,15 +463,18 @@ class OptinPruner:
             scores.check(self.model)
         if not is_main():
             return None
-        with reaching(repo_id), tempfile.TemporaryDirectory() as name:
-            repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
-            existing, folder = read_card(repo_id, token=token, revision=revision), Path(name)
-            self._write(folder, folder, name=repo_id, read_card=lambda: decoded(existing), revision=revision)
-            if scores is not None:
-                scores.write(folder / SCORES_FOLDER)
-            message = commit_message or commit_title(report)
-            return commit_files(
-                files_in(folder), repo_id, token=token, revision=revision, message=message, create_pr=create_pr
+        message = commit_message or commit_title(report)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+
+            def written(repo_id: str, card: bytes | None) -> dict[str, Path]:
+                self._write(folder, folder, name=repo_id, read_card=lambda: decoded(card), revision=revision)
+                if scores is not None:
+                    scores.write(folder / SCORES_FOLDER)
+                return files_in(folder)
+
+            return push(
+                repo_id, written, private=private, token=token, revision=revision, message=message, create_pr=create_pr
             )
 
     def to_dict(self) -> dict:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..report import PruningReport
+from ..storage.auto_map import REMOTE_FILE
 from ..storage.tasks import task_of
 from .card_text import card_text
 from .hub import CARD_FILE
@@ -43,8 +44,7 @@ def model_card(
     name: str,
     revision: str | None = None,
     processor: Any = None,
-    weights: int | None = None,
-    remote_code: bool = False,
+    folder: Path | None = None,
     existing: str | None = None,
 ) -> ModelCard:
     """The card of a pruned model.
@@ -55,8 +55,7 @@ def model_card(
         name: what the card tells users to load: a Hub id, or a folder.
         revision: the branch of it.
         processor: its tokenizer or the like.
-        weights: size of the weight files in bytes; `None` if there are no files yet.
-        remote_code: whether the files bring code to load with.
+        folder: what the model was saved to; `None` if there are no files yet.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
@@ -69,8 +68,8 @@ def model_card(
         name=name,
         revision=revision,
         processor=processor,
-        weights=weights,
-        remote_code=remote_code,
+        weights=folder and weight_bytes(folder),
+        remote_code=folder is not None and (folder / REMOTE_FILE).is_file(),
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
     parts = itertools.chain([part], itertools.repeat(""))  # a second one, of a copy, would be out of date
