@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,14 @@ from .architectures.group import Groups
 from .compensation.refit import refit
 from .config import OptinConfig
 from .editing.surgery import rewrite
+from .figures import Divergence, HubModel
 from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
 from .report import PruningReport, layers_of
 from .running.prepared import copy_of
 from .scoring import Scores
-from .search.divergence import Divergence, measure_divergence
+from .search.divergence import measure_divergence
 from .search.macs import count_macs, count_parameters, total_cost
 from .search.trials import choose
 from .storage.plugin import merge_tokens_of, record_structure
@@ -101,7 +101,7 @@ def report_of(
     config: OptinConfig,
     *,
     calibration: Calibration | None,
-    base: dict[str, str | None] | None,
+    base: HubModel | None,
 ) -> PruningReport:
     """What was asked for, kept and measured.
 
@@ -128,7 +128,7 @@ def report_of(
         seconds={"score": scores.seconds, **pruned.seconds},
         config=config.to_dict(),
         output_weight=pruned.output_weight,
-        divergence=None if pruned.divergence is None else dataclasses.asdict(pruned.divergence),
+        divergence=pruned.divergence,
         calibration=None if calibration is None else {"samples": calibration.samples, **calibration.source},
         base=base,
     )

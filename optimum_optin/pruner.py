@@ -29,7 +29,7 @@ from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, calibrate
 from .pipeline import prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
-from .publishing.hub import check_push, commit_files, files_in, open_repo, reaching, read_card
+from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, prunable_groups
@@ -311,7 +311,7 @@ class OptinPruner:
             max_samples: samples to draw at most, with a fixed seed; `None` takes all.
 
         Returns:
-            The entry of `PruningReport.evaluations`, without the pruned model's figures if nothing was pruned.
+            The entry of `PruningReport.evaluations` as a dict; without a pruned model, of the dense one only.
 
         Raises:
             ValueError: see `optimum_optin.evaluation.accuracy.evaluate_glue`; raised before the first forward pass.
@@ -321,7 +321,7 @@ class OptinPruner:
         entry = on_main(lambda: compare_glue(self._models(), self.processor, task, **options))
         if self.report is not None:
             self.report = self.report.evaluated(entry)
-        return entry
+        return entry.to_dict()
 
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
         """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it. Of
@@ -333,7 +333,7 @@ class OptinPruner:
             repeats: counted runs of each; the median is reported.
 
         Returns:
-            `PruningReport.latency`.
+            `PruningReport.latency` as a dict.
 
         Raises:
             RuntimeError: nothing was pruned yet.
@@ -343,7 +343,7 @@ class OptinPruner:
         options = {"tokens": report.tokens if tokens is None else tokens, "batch_size": batch_size, "repeats": repeats}
         entry = on_main(lambda: latency_entry(*self._models().values(), **options))
         self.report = dataclasses.replace(report, latency=entry)
-        return entry
+        return entry.to_dict()
 
     @staticmethod
     def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:
@@ -451,15 +451,18 @@ class OptinPruner:
             scores.check(self.model)
         if not is_main():
             return None
-        with reaching(repo_id), tempfile.TemporaryDirectory() as name:
-            repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
-            existing, folder = read_card(repo_id, token=token, revision=revision), Path(name)
-            self._write(folder, folder, name=repo_id, read_card=lambda: decoded(existing), revision=revision)
-            if scores is not None:
-                scores.write(folder / SCORES_FOLDER)
-            message = commit_message or commit_title(report)
-            return commit_files(
-                files_in(folder), repo_id, token=token, revision=revision, message=message, create_pr=create_pr
+        message = commit_message or commit_title(report)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+
+            def written(repo_id: str, card: bytes | None) -> dict[str, Path]:
+                self._write(folder, folder, name=repo_id, read_card=lambda: decoded(card), revision=revision)
+                if scores is not None:
+                    scores.write(folder / SCORES_FOLDER)
+                return files_in(folder)
+
+            return push(
+                repo_id, written, private=private, token=token, revision=revision, message=message, create_pr=create_pr
             )
 
     def to_dict(self) -> dict:

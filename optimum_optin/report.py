@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .architectures.group import HEADS, NEURONS
+from .figures import CalibrationSource, Divergence, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
 from .storage.structure import Structure
 
@@ -17,6 +18,9 @@ REPORT_FILE = "optin_report.json"
 
 Layers = dict[str, dict[str, dict[str, int]]]
 """Layer -> role -> `{"kept": n, "units": of how many}`."""
+
+ROLES = {HEADS: "attention heads", NEURONS: "feed-forward neurons"}
+"""What roles are called in a sentence, in the order that they are listed; others follow, by their own names."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +72,14 @@ class PruningReport:
         config: the `OptinConfig` as a dict.
         output_weight: weight of the output term that the search took.
         divergence: of the outputs from the dense model's, on calibration samples that the refit has not seen if
-            there are two batches (the fields of `Divergence`); `None` without calibration data.
-        evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split: `{"task": "glue/sst2",
-            "dataset": "nyu-mll/glue", "config": "sst2", "split": "validation", "samples": 872, "metrics":
-            {"accuracy": {"dense": 0.91, "dense_error": 0.01, "pruned": 0.90, "pruned_error": 0.01}}}`; errors are
-            standard errors over samples.
-        latency: what `OptinPruner.benchmark` measured: `{"device": "cpu", "hardware": "AMD EPYC", "threads": 2,
-            "dtype": "float32", "batch_size": 8, "tokens": 93, "repeats": 15, "dense_ms": 210.0, "pruned_ms": 130.0,
-            "speedup": 1.6}`; `None` if nothing was.
-        calibration: what it was pruned on: `{"samples": 512, "dataset": "nyu-mll/glue", "config": "sst2", "split":
-            "train", "num_samples": 512, "seed": 0}`, with `text_columns` if they were chosen; of data that
-            `get_calibration_dataset` did not draw from the Hub `samples` only; `None` if no data were used.
-        base: the dense model on the Hub, `{"repo_id": "google-bert/bert-base-uncased", "commit": "86b5e09..."}`, with
-            `None` for a commit that is not known; `None` if it came from elsewhere.
+            there are two batches; `None` without calibration data.
+        evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split.
+        latency: what `OptinPruner.benchmark` measured; `None` if nothing was.
+        calibration: what it was pruned on; `None` if no data were used.
+        base: the dense model on the Hub; `None` if it came from elsewhere.
+
+    The last five are dataclasses of `optimum_optin.figures`, may be given as dicts, and read like these, too:
+    `report.latency["speedup"]`.
     """
 
     flops_requested: float
@@ -95,19 +94,30 @@ class PruningReport:
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     output_weight: float | None = None
-    divergence: dict[str, float] | None = None
-    evaluations: list[dict] = field(default_factory=list)
-    latency: dict | None = None
-    calibration: dict | None = None
-    base: dict[str, str | None] | None = None
+    divergence: Divergence | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    latency: Latency | None = None
+    calibration: CalibrationSource | None = None
+    base: HubModel | None = None
+
+    def __post_init__(self) -> None:
+        read = {
+            "divergence": Divergence.of(self.divergence),
+            "evaluations": [Evaluation.of(entry) for entry in self.evaluations],
+            "latency": Latency.of(self.latency),
+            "calibration": CalibrationSource.of(self.calibration),
+            "base": HubModel.of(self.base),
+        }
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
-        return dataclasses.asdict(self)
+        return plain(vars(self))
 
-    def evaluated(self, entry: dict) -> PruningReport:
+    def evaluated(self, entry: Evaluation) -> PruningReport:
         """The report with an entry of `evaluations` more, instead of an earlier one of the same task and split."""
-        others = [one for one in self.evaluations if (one["task"], one["split"]) != (entry["task"], entry["split"])]
+        others = [one for one in self.evaluations if (one.task, one.split) != (entry.task, entry.split)]
         return dataclasses.replace(self, evaluations=[*others, entry])
 
     def save(self, save_directory: str | os.PathLike) -> None:
@@ -137,9 +147,7 @@ class PruningReport:
                 f"MACs, whole model, counted: {_change(self.macs_dense, self.macs_pruned, 1e6, 'M')}",
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
-                *_diverged(self.divergence),
-                *(line for entry in self.evaluations for line in evaluation_lines(entry)),
-                *([] if self.latency is None else [latency_line(self.latency)]),
+                *(str(figure) for figure in (self.divergence, *self.evaluations, self.latency) if figure is not None),
                 layer_table(self.layers, self.merges),
             ]
         )
@@ -159,49 +167,26 @@ def commit_title(report: PruningReport) -> str:
     return f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
 
 
-def evaluation_lines(entry: Mapping) -> list[str]:
-    """A line for each metric of an entry of `PruningReport.evaluations`."""
-    return [
-        f"{entry['task']}, {entry['split']}, {entry['samples']} samples: {name} "
-        f"{100 * values['dense']:.1f} ± {100 * values['dense_error']:.1f} -> "
-        f"{100 * values['pruned']:.1f} ± {100 * values['pruned_error']:.1f}"
-        for name, values in entry["metrics"].items()
-    ]
-
-
-def latency_line(latency: Mapping) -> str:
-    """One line that says what `PruningReport.latency` holds."""
-    return (
-        f"latency, {latency['batch_size']} x {latency['tokens']} tokens, {latency['hardware']}, {latency['threads']} "
-        f"threads, {latency['dtype']}: {latency['dense_ms']:.1f} ms -> {latency['pruned_ms']:.1f} ms "
-        f"({latency['speedup']:.2f}x the speed)"
-    )
+def roles_of(layers: Layers) -> list[str]:
+    """The roles that some layer has."""
+    found = dict.fromkeys(role for roles in layers.values() for role in roles)
+    return [role for role in ROLES if role in found] + [role for role in found if role not in ROLES]
 
 
 def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
     """What each layer keeps and, if any do, merges, a line each."""
-    rows = [f"{'layer':<12}{'heads kept':>14}{'neurons kept':>16}" + f"{'tokens merged':>16}" * bool(merges)]
+    widths = {role: max(len(f"{role} kept") + 4, 14) for role in roles_of(layers)}
+    heading = "".join(f"{f'{role} kept':>{width}}" for role, width in widths.items())
+    rows = [f"{'layer':<12}{heading}" + f"{'tokens merged':>16}" * bool(merges)]
     for layer, roles in layers.items():
-        merged = f"{merges.get(layer, 0):>16}" * bool(merges)
-        rows.append(f"{layer:<12}{_count(roles, HEADS):>14}{_count(roles, NEURONS):>16}{merged}")
+        counts = "".join(f"{_count(roles, role):>{width}}" for role, width in widths.items())
+        rows.append(f"{layer:<12}{counts}" + f"{merges.get(layer, 0):>16}" * bool(merges))
     return "\n".join(rows)
 
 
 def _predicted(losses: Mapping[str, float]) -> str:
     parts = [f"{term} {loss:.4g}" for term, loss in losses.items()]
     return f"predicted divergence: {', '.join(parts)}\n" if parts else ""
-
-
-def _diverged(divergence: Mapping[str, float] | None) -> list[str]:
-    if divergence is None:
-        return []
-    kind = "held-out" if divergence["held_out"] else "calibration"
-    agreement = divergence["agreement"]
-    agreed = "" if agreement is None else f", agreement {agreement:.1%}"
-    return [
-        f"outputs against the dense model's, {divergence['samples']} {kind} samples: divergence "
-        f"{divergence['distance']:.4g}{agreed}"
-    ]
 
 
 def _change(before: int, after: int, unit: float, suffix: str) -> str:

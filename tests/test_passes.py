@@ -141,7 +141,7 @@ def test_gauss_newton_takes_a_pass_for_every_probe():
 
 
 def test_groups_and_layers_are_found_once_and_handed_down(road, monkeypatch):
-    name, pruner, data = road
+    _, pruner, data = road
     found = Counter()
     for each in (find.find_groups, find.find_layers):
 

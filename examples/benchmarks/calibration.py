@@ -48,7 +48,7 @@ def measured(task, scores, flops):
     return {
         task.metric: task.development(reloaded.eval()),
         "predicted": predicted,
-        "divergence": report.divergence,
+        "divergence": report.divergence.to_dict(),
         "seconds": sum(report.seconds.values()),
     }
 

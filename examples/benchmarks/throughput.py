@@ -42,7 +42,7 @@ def main():
             accuracy["pruned"] = task.evaluation["test"](pruned)
         for batch_size in arguments.batches:
             sizes = {"batch_size": batch_size, "tokens": report.tokens, "repeats": arguments.repeats}
-            entry = latency_entry(task.pruner.model, pruned, **sizes)
+            entry = latency_entry(task.pruner.model, pruned, **sizes).to_dict()
             per_second = {name: 1e3 * batch_size / entry[f"{name}_ms"] for name in ("dense", "pruned")}
             entry |= {"flops": report.flops_requested, "merging": report.config["tokens"], "merges": report.merges}
             entry |= {"macs": report.macs_pruned / report.macs_dense, "images_per_second": per_second}

@@ -10,7 +10,7 @@ import dataclasses
 
 from ..evaluation.latency import latency_entry
 from ..publishing.pruned_folders import read_report
-from ..report import REPORT_FILE, latency_line
+from ..report import REPORT_FILE
 from ..storage.loading import load_model
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         options["tokens"] = _calibration_tokens(arguments.model)
     pruned = load_model(arguments.model, None, **loading_options(arguments))
     entry = latency_entry(load_dense(arguments), pruned, **options)
-    result = {"model": arguments.model, "dense": arguments.dense, **entry}, latency_line(entry)
+    result = {"model": arguments.model, "dense": arguments.dense, **entry}, str(entry)
     if report is not None:
         note_figures(arguments.model, dataclasses.replace(report, latency=entry), result)
     return result

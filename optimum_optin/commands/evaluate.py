@@ -9,7 +9,7 @@ import argparse
 
 from ..evaluation.accuracy import compare_glue, evaluate_glue
 from ..evaluation.glue import find_task
-from ..report import evaluation_lines
+from ..figures import plain
 from ..storage.loading import load_model, load_processor
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
             lines.append(f"{name}: {100 * measured['value']:.1f} ± {100 * measured['error']:.1f}")
     else:
         entry = compare_glue({"dense": load_dense(arguments), "pruned": model}, processor, arguments.task, **options)
-        lines = evaluation_lines(entry)
-    result = {"model": arguments.model, **entry}, "\n".join(lines)
+        lines = [str(entry)]
+    result = {"model": arguments.model, **plain(entry)}, "\n".join(lines)
     if report is not None:
         note_figures(arguments.model, report.evaluated(entry), result)
     return result

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
+from ..figures import Evaluation
 from ..inputs.batching import check_batches
 from ..inputs.encoding import padded_batches
 from ..running.forward import logits_of, run_model
@@ -68,12 +69,8 @@ def evaluate_glue(
 
 def compare_glue(
     models: Mapping[str, PreTrainedModel], processor: Any, task: str, *, batch_size: int = 32, **options
-) -> dict:
-    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; `options` are of `read_glue`.
-
-    Returns:
-        An entry of `PruningReport.evaluations`.
-    """
+) -> Evaluation:
+    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; `options` are of `read_glue`."""
     samples = read_glue(task, **options)
     for model in models.values():
         check_model(model, processor, samples.task)
@@ -81,7 +78,7 @@ def compare_glue(
     for which, model in models.items():
         for name, (value, error) in measure(model, processor, samples, batch_size).items():
             metrics[name] |= {which: value, f"{which}_error": error}
-    return {**describe(samples), "metrics": metrics}
+    return Evaluation(**describe(samples), metrics=metrics)
 
 
 def describe(samples: GlueSamples) -> dict:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..figures import Latency
 from ..inputs.modalities import modality_of
 from ..inputs.probes import probe_batch
 from ..running.forward import run_model
@@ -62,8 +63,8 @@ def compare_latency(
 
 def latency_entry(
     dense: PreTrainedModel, pruned: PreTrainedModel, *, tokens: int, batch_size: int = 8, repeats: int = 15
-) -> dict:
-    """Time two models on samples of equal length, and say on what: the form of `PruningReport.latency`.
+) -> Latency:
+    """Time two models on samples of equal length, and say on what.
 
     Args:
         dense: first model.
@@ -89,18 +90,18 @@ def latency_entry(
         raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
     batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
     times = compare_latency(dense, pruned, batch, repeats)
-    return {
-        "device": dense.device.type,
-        "hardware": hardware(dense.device),
-        "threads": torch.get_num_threads(),
-        "dtype": str(dense.dtype).removeprefix("torch."),
-        "batch_size": batch_size,
-        "tokens": tokens,
-        "repeats": repeats,
-        "dense_ms": 1e3 * times.dense_seconds,
-        "pruned_ms": 1e3 * times.pruned_seconds,
-        "speedup": times.speedup,
-    }
+    return Latency(
+        device=dense.device.type,
+        hardware=hardware(dense.device),
+        threads=torch.get_num_threads(),
+        dtype=str(dense.dtype).removeprefix("torch."),
+        batch_size=batch_size,
+        tokens=tokens,
+        repeats=repeats,
+        dense_ms=1e3 * times.dense_seconds,
+        pruned_ms=1e3 * times.pruned_seconds,
+        speedup=times.speedup,
+    )
 
 
 def hardware(device: torch.device) -> str:

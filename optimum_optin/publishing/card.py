@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..report import PruningReport
+from ..storage.auto_map import REMOTE_FILE
 from ..storage.tasks import task_of
 from .card_text import card_text
 from .hub import CARD_FILE
@@ -43,8 +44,7 @@ def model_card(
     name: str,
     revision: str | None = None,
     processor: Any = None,
-    weights: int | None = None,
-    remote_code: bool = False,
+    folder: Path | None = None,
     existing: str | None = None,
 ) -> ModelCard:
     """The card of a pruned model.
@@ -55,8 +55,7 @@ def model_card(
         name: what the card tells users to load: a Hub id, or a folder.
         revision: the branch of it.
         processor: its tokenizer or the like.
-        weights: size of the weight files in bytes; `None` if there are no files yet.
-        remote_code: whether the files bring code to load with.
+        folder: what the model was saved to; `None` if there are no files yet.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
@@ -69,8 +68,8 @@ def model_card(
         name=name,
         revision=revision,
         processor=processor,
-        weights=weights,
-        remote_code=remote_code,
+        weights=folder and weight_bytes(folder),
+        remote_code=folder is not None and (folder / REMOTE_FILE).is_file(),
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
     parts = itertools.chain([part], itertools.repeat(""))  # a second one, of a copy, would be out of date
@@ -160,7 +159,7 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
         return ModelCardData()
     try:
         if report.base:
-            file = hf_hub_download(report.base["repo_id"], CARD_FILE, revision=report.base["commit"])
+            file = hf_hub_download(report.base.repo_id, CARD_FILE, revision=report.base.commit)
         else:
             file = Path(path, CARD_FILE)
         content = own_card(Path(file).parent)
@@ -171,10 +170,9 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
 
 
 def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
-    base_model = (
-        report.base["repo_id"] if report.base else _plain(base.get("base_model"))
-    )  # of a local folder, its own card may know the ancestor
-    calibration = (report.calibration or {}).get("dataset")
+    # Of a local folder, its own card may know the ancestor.
+    base_model = report.base.repo_id if report.base else _plain(base.get("base_model"))
+    calibration = report.calibration and report.calibration.dataset
     results = _results(report, task)
     return ModelCardData(
         **{name: _plain(base.get(name)) for name in ("language", *_LICENSE)},
@@ -196,17 +194,17 @@ def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=task or "other",
-            dataset_type=entry["dataset"],
-            dataset_name=entry["task"],
-            dataset_config=entry.get("config"),
-            dataset_split=entry.get("split"),
+            dataset_type=entry.dataset,
+            dataset_name=entry.task,
+            dataset_config=entry.config,
+            dataset_split=entry.split,
             metric_type=metric,
             metric_name=metric + _OURS,
-            metric_value=value["pruned"],
+            metric_value=value.pruned,
         )
         for entry in report.evaluations
-        for metric, value in entry["metrics"].items()
-        if value.get("pruned") is not None
+        for metric, value in entry.metrics.items()
+        if value.pruned is not None
     ]
 
 

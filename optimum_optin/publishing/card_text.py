@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..architectures.group import HEADS, NEURONS
 from ..config import OptinConfig
-from ..report import Layers, PruningReport
+from ..figures import CalibrationSource
+from ..report import ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.plugin import METHOD
 from ..storage.tasks import auto_class_of, class_of, task_of
@@ -70,10 +70,11 @@ def card_text(
 
 
 def _summary(report: PruningReport) -> str:
-    base = f"`{report.base['repo_id']}`" if report.base else "a trained model"
+    base = f"`{report.base.repo_id}`" if report.base else "a trained model"
+    kept = [f"{_kept(report.layers, role)} {ROLES.get(role, role)}" for role in roles_of(report.layers)]
+    listed = ", ".join([*kept[:-2], " and ".join(kept[-2:])])
     return (
-        f"This is {base}, made smaller without training: {_kept(report.layers, HEADS)} attention heads and "
-        f"{_kept(report.layers, NEURONS)} feed-forward neurons are left. The others were removed by optimum-optin, "
+        f"This is {base}, made smaller without training: {listed} are left. The others were removed by optimum-optin, "
         "which implements one-shot pruning with OPTIN (Khaki & Plataniotis, ICLR 2024, "
         "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary `transformers` model with "
         f"smaller layers{_merging(report)}."
@@ -143,15 +144,15 @@ def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | No
         latency = report.latency
         rows.append(
             (
-                f"latency, batch of {latency['batch_size']} x {latency['tokens']} tokens",
-                f"{latency['dense_ms']:.1f} ms",
-                f"{latency['pruned_ms']:.1f} ms",
-                f"{latency['speedup']:.2f}x as fast",
+                f"latency, batch of {latency.batch_size} x {latency.tokens} tokens",
+                f"{latency.dense_ms:.1f} ms",
+                f"{latency.pruned_ms:.1f} ms",
+                f"{latency.speedup:.2f}x as fast",
             )
         )
         note += (
-            f" Latency is the median of {latency['repeats']} runs of both models in turn on {latency['hardware']} "
-            f"({latency['device']}), {latency['threads']} threads, {latency['dtype']}."
+            f" Latency is the median of {latency.repeats} runs of both models in turn on {latency.hardware} "
+            f"({latency.device}), {latency.threads} threads, {latency.dtype}."
         )
     return f"{_table(('', 'dense', 'pruned', 'left'), rows)}\n\n{note}"
 
@@ -159,15 +160,15 @@ def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | No
 def _accuracy(report: PruningReport) -> list[str]:
     rows = [
         (
-            entry["task"],
-            entry["split"],
-            str(entry["samples"]),
+            entry.task,
+            entry.split,
+            str(entry.samples),
             metric,
-            _spread(value.get("dense"), value.get("dense_error")),
-            _spread(value.get("pruned"), value.get("pruned_error")),
+            _spread(value.dense, value.dense_error),
+            _spread(value.pruned, value.pruned_error),
         )
         for entry in report.evaluations
-        for metric, value in entry["metrics"].items()
+        for metric, value in entry.metrics.items()
     ]
     if not rows:
         return []
@@ -176,52 +177,50 @@ def _accuracy(report: PruningReport) -> list[str]:
 
 
 def _divergence(report: PruningReport) -> list[str]:
-    if report.divergence is None:
+    found = report.divergence
+    if found is None:
         return []
-    samples, agreement = report.divergence["samples"], report.divergence["agreement"]
-    kind = "samples held out from the refit" if report.divergence["held_out"] else "calibration samples"
-    agreed = "" if agreement is None else f"; the two agree to {agreement:.1%}"
+    kind = "samples held out from the refit" if found.held_out else "calibration samples"
+    agreed = "" if found.agreement is None else f"; the two agree to {found.agreement:.1%}"
     return [
-        f"The outputs' divergence from the dense model's is {report.divergence['distance']:.4g} on {samples} "
-        f"{kind}{agreed}."
+        f"The outputs' divergence from the dense model's is {found.distance:.4g} on {found.samples} {kind}{agreed}."
     ]
 
 
 def _layers(layers: Layers, merges: Mapping[str, int]) -> str:
-    rows = [
-        (layer, _count(roles, HEADS), _bar(roles, HEADS), _count(roles, NEURONS), _bar(roles, NEURONS))
-        + ((str(merges.get(layer, 0)),) if merges else ())
-        for layer, roles in layers.items()
-    ]
-    return _table(("layer", "heads", "kept", "neurons", "kept") + (("tokens merged after",) if merges else ()), rows)
+    listed = roles_of(layers)
+    heading = ["layer", *(name for role in listed for name in (role, "kept")), *["tokens merged after"] * bool(merges)]
+    rows = []
+    for layer, roles in layers.items():
+        counts = (cell(roles, role) for role in listed for cell in (_count, _bar))
+        rows.append([layer, *counts, *[str(merges.get(layer, 0))] * bool(merges)])
+    return _table(heading, rows)
 
 
 def _calibration(report: PruningReport) -> str:
     calibration = report.calibration
     if calibration is None:
         return f"The calibration data are not recorded; their samples have {report.tokens} tokens on average."
-    names = [calibration.get(name) for name in ("dataset", "config", "split")]
-    source = " ".join(f"`{name}`" for name in names if name)
+    source = " ".join(f"`{name}`" for name in (calibration.dataset, calibration.config, calibration.split) if name)
     of = f" of {source}" if source else ""
     seed = f", drawn with seed {report.config['seed']}" if "seed" in report.config else ""
     return (
-        f"Calibration: {calibration['samples']} samples{of} without their labels, {report.tokens} tokens on "
-        f"average{seed}."
+        f"Calibration: {calibration.samples} samples{of} without their labels, {report.tokens} tokens on average{seed}."
     )
 
 
 def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
-    task, base = task_of(model), report.base or {}
-    arguments = [f'"{base["repo_id"]}"' if base else '"path/to/the/dense/model"']
+    task, base = task_of(model), report.base
+    arguments = [f'"{base.repo_id}"' if base else '"path/to/the/dense/model"']
     arguments += [f'task="{task}"'] if task else []
-    arguments += [f'revision="{base["commit"]}"'] if base.get("commit") else []
+    arguments += [f'revision="{base.commit}"'] if base and base.commit else []
     defaults = OptinConfig().to_dict()
     settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
     lines = [
         "from optimum_optin import OptinConfig, OptinPruner",
         "",
         f"pruner = OptinPruner.from_pretrained({', '.join(arguments)})",
-        _calibration_line(report.calibration or {}),
+        _calibration_line(report.calibration),
         f"config = OptinConfig({_arguments(settings)})",
         'model = pruner.prune(calibration, config, save_dir="pruned")',
     ]
@@ -235,10 +234,10 @@ def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
 _DRAWN = ("split", "num_samples", "seed", "text_columns")
 
 
-def _calibration_line(calibration: Mapping[str, Any]) -> str:
-    if "dataset" not in calibration:
+def _calibration_line(calibration: CalibrationSource | None) -> str:
+    if calibration is None or calibration.dataset is None:
         return "calibration = ...  # your calibration data: a datasets.Dataset, a list of strings, a DataLoader"
-    names = [f'"{calibration[name]}"' for name in ("dataset", "config") if calibration.get(name)]
+    names = [f'"{name}"' for name in (calibration.dataset, calibration.config) if name]
     options = _arguments({name: calibration[name] for name in _DRAWN if name in calibration})
     return f"calibration = pruner.get_calibration_dataset({', '.join(names)}, {options})"
 
@@ -300,6 +299,6 @@ def _code(lines: Iterable[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

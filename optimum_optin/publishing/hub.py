@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +62,50 @@ def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, 
         )
 
 
+def push(
+    repo_id: str,
+    files: Callable[[str, bytes | None], Mapping[str, Path | bytes]],
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    message: str,
+    create_pr: bool,
+) -> CommitInfo:
+    """Upload files in one commit, which also deletes model files of an earlier one under other names.
+
+    Args:
+        repo_id: the repository, made if it is missing; see `check_push`, which comes first.
+        files: from the repository's id, with its owner, and the content of its card, `None` without one, to what
+            there is to upload: path in the repository -> file or content.
+        private: whether a new repository is private.
+        token: see `OptinPruner.push_to_hub`.
+        revision: the branch, made if it is missing.
+        message: the commit's title.
+        create_pr: open a pull request instead.
+
+    Raises:
+        ConnectionError: the Hub does not answer.
+        HfHubHTTPError: the Hub refuses, or fails more often than its client retries.
+    """
+    api = HfApi(token=token, library_name="optimum-optin", library_version=__version__)
+    with reaching(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision not in (None, "main") and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        content = files(repo_id, read_card(repo_id, token=token, revision=revision))
+        stale = stale_files(api.list_repo_files(repo_id, revision=revision), content)
+        # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
+        return api.create_commit(
+            repo_id,
+            [CommitOperationDelete(name) for name in stale]
+            + [CommitOperationAdd(name, each) for name, each in content.items()],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
 @contextmanager
 def reaching(repo_id: str) -> Iterator[None]:
     """Say what to do if the Hub does not answer.
@@ -81,15 +125,6 @@ def reaching(repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def open_repo(repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None) -> str:
-    """Create the repository and the branch where they are missing; returns the id with its owner."""
-    api = _api(token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision not in (None, "main") and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return repo_id
-
-
 def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> bytes | None:
     """The content of the repository's card as it is now, `None` if it has none."""
     # Not through the cache: when the Hub fails it would answer with an old card, and the push write it back.
@@ -102,43 +137,7 @@ def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -
     return response.content
 
 
-def commit_files(
-    files: Mapping[str, Path | bytes],
-    repo_id: str,
-    *,
-    token: str | bool | None,
-    revision: str | None,
-    message: str,
-    create_pr: bool,
-) -> CommitInfo:
-    """Upload files in one commit, which also deletes model files of an earlier one under other names.
-
-    Args:
-        files: path in the repository -> file or content.
-        repo_id: from `open_repo`.
-        token: see `OptinPruner.push_to_hub`.
-        revision: the branch, which exists.
-        message: the commit's title.
-        create_pr: open a pull request instead.
-    """
-    api = _api(token)
-    there = api.list_repo_files(repo_id, revision=revision)
-    # HfApi.upload_folder may split a folder into several commits (huggingface_hub 2 with hf_xet).
-    return api.create_commit(
-        repo_id,
-        [CommitOperationDelete(name) for name in stale_files(there, files)]
-        + [CommitOperationAdd(name, content) for name, content in files.items()],
-        commit_message=message,
-        revision=revision,
-        create_pr=create_pr,
-    )
-
-
 def files_in(folder: Path) -> dict[str, Path]:
     """Path inside a folder -> file, without hidden files and folders (`.git`, `.cache`)."""
     files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
     return {path.as_posix(): file for path, file in files.items() if not any(part[0] == "." for part in path.parts)}
-
-
-def _api(token: str | bool | None) -> HfApi:
-    return HfApi(token=token, library_name="optimum-optin", library_version=__version__)

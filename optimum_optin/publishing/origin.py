@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..figures import HubModel
 from ..hub_id import hub_commit
 from .companions import Companions, copy_companions, find_companions
 
@@ -39,11 +40,11 @@ class Origin:
         self._place = str(Path(place).resolve()) if place and Path(place).is_dir() else place
         self._companions: Companions | None = None
 
-    def base(self) -> dict[str, str | None] | None:
+    def base(self) -> HubModel | None:
         """The dense model on the Hub, `None` if it came from elsewhere."""
         # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
         known = self.name and (self.commit or hub_commit(self.name))
-        return {"repo_id": self.name, "commit": self.commit} if known else None
+        return HubModel(self.name, self.commit) if known else None
 
     def companions(self, **options: Any) -> Companions:
         """What stands beside the dense model's weights, looked for once; `options` are of `find_companions`."""

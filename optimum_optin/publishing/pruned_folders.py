@@ -16,11 +16,10 @@ from ..files.folders import atomic_folder
 from ..files.model_files import are_weights, left_over
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
-from ..storage.auto_map import REMOTE_FILE
 from ..storage.loading import load_processor, model_class
 from ..storage.plugin import METHOD
-from .card import card_or_none, decoded, model_card, own_card, own_text, retitled, weight_bytes
-from .hub import CARD_FILE, check_push, commit_files, files_in, open_repo, reaching, read_card
+from .card import card_or_none, decoded, model_card, own_card, own_text, retitled
+from .hub import CARD_FILE, check_push, files_in, push
 
 logger = logging.get_logger(__name__)
 
@@ -112,14 +111,17 @@ def push_folder(
         files |= {f"{SCORES_FOLDER}/{name}": file for name, file in files_in(Path(scores)).items()}
     report = read_report(folder)
     message = commit_message or (commit_title(report) if report else "Upload pruned model")
-    with reaching(repo_id):
-        repo_id = open_repo(repo_id, private=private, token=token, revision=revision)
-        there = read_card(repo_id, token=token, revision=revision)
+
+    def with_card(repo_id: str, there: bytes | None) -> dict[str, Path | bytes]:
         if card := report and _pushed_card(folder, report, there, repo_id, revision):
             files[CARD_FILE] = str(card).encode()
         elif CARD_FILE in files and ((there is not None and report) or not _is_readable(folder)):
             del files[CARD_FILE]
-        return commit_files(files, repo_id, token=token, revision=revision, message=message, create_pr=create_pr)
+        return files
+
+    return push(
+        repo_id, with_card, private=private, token=token, revision=revision, message=message, create_pr=create_pr
+    )
 
 
 def _pushed_card(
@@ -168,7 +170,6 @@ def _card(
         name=name,
         revision=revision,
         processor=load_processor(folder),
-        weights=weight_bytes(folder),
-        remote_code=(folder / REMOTE_FILE).is_file(),
+        folder=folder,
         existing=existing,
     )

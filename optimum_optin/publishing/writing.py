@@ -14,11 +14,10 @@ from transformers.utils import logging
 
 from ..report import PruningReport
 from ..running.copies import working_copy
-from ..storage.auto_map import REMOTE_FILE
 from ..storage.integrity import check_rebuilt, reloaded, save_model
 from ..storage.remote_code import check_remote_code, write_remote_code
 from ..storage.tasks import class_of
-from .card import card_or_none, model_card, weight_bytes
+from .card import card_or_none, model_card
 from .hub import CARD_FILE
 
 logger = logging.get_logger(__name__)
@@ -68,16 +67,7 @@ def write_pruned(
         save_part(processor, folder)
     copy_companions()
     report.save(folder)
-    make = partial(
-        model_card,
-        model,
-        report,
-        name=name,
-        revision=revision,
-        processor=processor,
-        weights=weight_bytes(folder),
-        remote_code=(folder / REMOTE_FILE).is_file(),
-    )
+    make = partial(model_card, model, report, name=name, revision=revision, processor=processor, folder=folder)
     card = card_or_none(lambda existing: make(existing=existing), read_card, name=name)
     if card is not None:
         card.save(folder / CARD_FILE)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Groups, stack_of
+from ..figures import Divergence
 from ..inputs.tokens import TokenMasks, token_rows
 from ..passes.calibration import Calibration
 from ..passes.hooks import recorded
@@ -21,25 +21,6 @@ from ..running.freezing import frozen
 from ..running.processes import add_up, my_share, process_count
 
 _ROUNDING = 1e-12  # of the mean square: what float32 may leave of the variance of constant outputs
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Distance of two models' outputs.
-
-    Args:
-        distance: L_KD, mean over outputs: KL divergence in nats for a classifier, squared error for numbers and
-            hidden states.
-        agreement: share of outputs with the same class; for numbers and hidden states the share of the dense
-            model's variance that the pruned one explains, at least 0. `None` where there is no variance to explain.
-        samples: how many samples it was measured on.
-        held_out: whether the refit was kept from seeing them.
-    """
-
-    distance: float
-    agreement: float | None
-    samples: int
-    held_out: bool
 
 
 @torch.no_grad()
