@@ -29,7 +29,7 @@ benchmarks: $(VENV)/installed $(VENV)/demo-installed
 $(VENV)/installed: setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
-	$(INSTALL) --use-pep517 --editable '.[tests,quality,demo]'
+	$(INSTALL) --use-pep517 --editable '.[tests,quality]'
 	touch $@
 
 # The packages that a pruned model is tested with.

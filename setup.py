@@ -19,11 +19,11 @@ REQUIREMENTS = [
     "huggingface-hub>=1.3",
     "pyyaml>=6.0",
     "safetensors>=0.6.1",
+    "scipy>=1.12",
 ]
 EXTRAS = {
-    "tests": ["pytest>=8", "pytest-xdist>=3.8", "scipy>=1.11", "pillow>=12"],
+    "tests": ["pytest>=8", "pytest-xdist>=3.8", "pillow>=12"],
     "quality": ["ruff>=0.12"],
-    "demo": ["scipy>=1.11"],
     "docs": ["hf-doc-builder>=0.5"],
     "plots": ["matplotlib>=3.8"],
     # What the tests run a pruned model with, if it is there.

@@ -17,7 +17,6 @@ from optimum_optin.scoring import registry
 from optimum_optin.search.macs import cost_tables, dense_cost, kept_cost, total_cost
 from optimum_optin.storage.plugin import schedule_of_model
 
-pytest.importorskip("scipy")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 import kprune
 import kwon

@@ -6,8 +6,13 @@ features, so that E[(r . J)^2] = ||J||^2: the Gauss-Newton form of the loss (see
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+_ROUNDING = 1e-12  # of the mean square: what float32 may leave of the variance of constant outputs
 
 
 def token_features(hidden: Tensor, rows: Tensor) -> Tensor:
@@ -43,11 +48,85 @@ def probe_manifold(features: Tensor, generator: torch.Generator) -> Tensor:
     return ((weights @ features) * features).sum()
 
 
-CATEGORICAL, BINARY, REAL = "categorical", "binary", "real"
-"""Kinds of output: logits of a softmax, logits of independent sigmoids, numbers."""
+class OutputKind(Protocol):
+    """What a kind of output knows: for outputs of a new kind, one such class is all there is to add.
+
+    Outputs are float32; their first dimension is rows, of samples or tokens, which are compared one by one.
+    """
+
+    def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """L_KD, averaged over rows: a scalar, at least 0; see `output_distance`."""
+
+    def shaped(self, noise: Tensor, output: Tensor, temperature: float) -> Tensor:
+        """Noise ~ N(0, 1), multiplied by a root of the curvature that `distance` has at these outputs."""
+
+    def sums(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+        """Sums over rows that `agreement` needs, float64: those of all batches are added up."""
+
+    def agreement(self, rows: float, sums: Sequence[Tensor]) -> float | None:
+        """How far student and teacher agree over so many rows, at most 1; `None` if that cannot be said."""
 
 
-def output_distance(student: Tensor, teacher: Tensor, temperature: float, kind: str) -> Tensor:
+class _Categorical:
+    """Logits of a softmax, shape (rows, classes); outputs agree that have the same class."""
+
+    def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        log_student, log_teacher = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
+        return _divergence(log_student, log_teacher, temperature)
+
+    def shaped(self, noise: Tensor, output: Tensor, temperature: float) -> Tensor:
+        share = (output / temperature).softmax(-1)
+        noise = share.sqrt() * noise
+        return (noise - share * noise.sum(-1, keepdim=True)) * 0.5**0.5
+
+    def sums(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+        return ((student.argmax(-1) == teacher.argmax(-1)).sum().double(),)
+
+    def agreement(self, rows: float, sums: Sequence[Tensor]) -> float | None:
+        return float(sums[0]) / rows
+
+
+class _Binary:
+    """Logits of independent sigmoids, shape (rows, classes); of each output, the share of classes that agree counts."""
+
+    def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        both = (torch.stack([logits, -logits], dim=-1) for logits in (student / temperature, teacher / temperature))
+        return _divergence(*map(torch.nn.functional.logsigmoid, both), temperature)
+
+    def shaped(self, noise: Tensor, output: Tensor, temperature: float) -> Tensor:
+        share = (output / temperature).sigmoid()
+        return noise * (share * (1 - share) / 2).sqrt()
+
+    def sums(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+        return (((student > 0) == (teacher > 0)).float().mean(-1).sum().double(),)
+
+    def agreement(self, rows: float, sums: Sequence[Tensor]) -> float | None:
+        return float(sums[0]) / rows
+
+
+class _Real:
+    """Numbers, shape (rows, channels); they agree by the share of the teacher's variance that the student explains."""
+
+    def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        return (student - teacher).square().sum(-1).mean()
+
+    def shaped(self, noise: Tensor, output: Tensor, temperature: float) -> Tensor:
+        return noise
+
+    def sums(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+        squares = teacher.double().square().sum()
+        return (student - teacher).square().sum().double(), squares, teacher.double().sum(0)
+
+    def agreement(self, rows: float, sums: Sequence[Tensor]) -> float | None:
+        error, squares = float(sums[0]), float(sums[1])
+        variance = squares - float(sums[2].square().sum()) / rows
+        return None if variance <= _ROUNDING * squares else max(0.0, 1 - error / variance)
+
+
+CATEGORICAL, BINARY, REAL = _Categorical(), _Binary(), _Real()
+
+
+def output_distance(student: Tensor, teacher: Tensor, temperature: float, kind: OutputKind) -> Tensor:
     """L_KD, distance of the outputs, averaged over rows.
 
     Args:
@@ -60,15 +139,10 @@ def output_distance(student: Tensor, teacher: Tensor, temperature: float, kind: 
     Returns:
         A scalar, at least 0.
     """
-    student, teacher = student.float(), teacher.float()
-    if kind == REAL:
-        return (student - teacher).square().sum(-1).mean()
-    log_student, log_teacher = (_log_shares(logits / temperature, kind) for logits in (student, teacher))
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1)
-    return divergence.clamp_min(0).mean() * temperature**2  # rounding takes that of equal outputs below 0
+    return kind.distance(student.float(), teacher.float(), temperature)
 
 
-def probe_output(output: Tensor, temperature: float, kind: str, generator: torch.Generator) -> Tensor:
+def probe_output(output: Tensor, temperature: float, kind: OutputKind, generator: torch.Generator) -> Tensor:
     """A random functional of the outputs whose squared gradient expects the curvature of L_KD.
 
     The curvature at the teacher is (1/2) (diag(p) - p p^T) for a softmax, (1/2) p (1 - p) per class
@@ -85,18 +159,11 @@ def probe_output(output: Tensor, temperature: float, kind: str, generator: torch
         A scalar.
     """
     noise = torch.randn(output.shape, generator=generator).to(output.device)
-    logits = output.detach().float() / temperature
-    if kind == CATEGORICAL:
-        share = logits.softmax(-1)
-        noise = share.sqrt() * noise
-        noise = (noise - share * noise.sum(-1, keepdim=True)) * 0.5**0.5
-    elif kind == BINARY:
-        share = logits.sigmoid()
-        noise = noise * (share * (1 - share) / 2).sqrt()
+    noise = kind.shaped(noise, output.detach().float(), temperature)
     return (noise * output.float()).sum() / len(output) ** 0.5
 
 
-def _log_shares(logits: Tensor, kind: str) -> Tensor:
-    if kind == CATEGORICAL:
-        return logits.log_softmax(-1)
-    return torch.nn.functional.logsigmoid(torch.stack([logits, -logits], dim=-1))
+def _divergence(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of shares in the last dimension, summed over all but the rows, of logits at a temperature."""
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1)
+    return divergence.clamp_min(0).mean() * temperature**2  # rounding takes that of equal outputs below 0

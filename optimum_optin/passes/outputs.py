@@ -12,7 +12,7 @@ from ..inputs.tokens import token_masks, token_rows
 from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
-from .losses import BINARY, CATEGORICAL, REAL
+from .losses import BINARY, CATEGORICAL, REAL, OutputKind
 from .trajectory import Rows
 
 
@@ -22,13 +22,13 @@ class Output:
 
     Args:
         values: shape (rows, classes or channels).
-        kind: kind of the values, see `output_distance`.
+        kind: their kind, see `output_distance`.
         of_head: whether a task's head gave them; the pooled output of a model without one need not be what its
             user reads.
     """
 
     values: Tensor
-    kind: str
+    kind: OutputKind
     of_head: bool = True
 
 
@@ -45,28 +45,8 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
     """
     outputs = run_model(model, batch)
     rows = next(iter(rows.values()))  # no model of several stacks has logits for every token
-    if outputs.get("start_logits") is not None:
-        return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), CATEGORICAL)
-    logits = logits_of(outputs)
-    if logits is None:
-        return _embedding(outputs)
-    if logits.dim() == 1:  # one number per sample
-        logits = logits[:, None]
-    labels, problem = (getattr(model.config, name, None) for name in ("num_labels", "problem_type"))
-    if logits.dim() == 3:
-        logits = logits.flatten(0, 1)
-        logits = logits[rows[rows < len(logits)]]  # BEiT's masked images have none for the class token
-    elif "input_ids" in batch and logits.shape == batch["input_ids"].shape and logits.shape[1] != labels:
-        return Output(logits.flatten()[rows][:, None], BINARY)  # ELECTRA's discriminator: replaced or not
-    return Output(logits, _OUTPUT_KINDS.get(problem) or (CATEGORICAL if logits.shape[1] > 1 else REAL))
-
-
-def _embedding(outputs: Mapping[str, Tensor]) -> Output | None:
-    embeddings = [outputs[name] for name in ("image_embeds", "text_embeds") if outputs.get(name) is not None]
-    if embeddings:  # of a dual model, both
-        return Output(torch.cat([each.to(embeddings[0].device) for each in embeddings], dim=1), REAL)
-    pooled = outputs.get("pooler_output")
-    return None if pooled is None else Output(pooled, REAL, of_head=False)
+    found = (read(outputs, model, batch, rows) for read in _READERS)
+    return next((output for output in found if output is not None), None)
 
 
 @torch.no_grad()
@@ -78,4 +58,50 @@ def has_head(model: nn.Module, batch: Batch) -> bool:
     return output is not None and output.of_head
 
 
-_OUTPUT_KINDS = {"multi_label_classification": BINARY, "regression": REAL}
+def _answers(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Where an answer starts and ends: logits of shape (batch, tokens), a softmax over tokens."""
+    if outputs.get("start_logits") is None:
+        return None
+    return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), CATEGORICAL)
+
+
+def _replaced_tokens(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Whether each token was replaced (ELECTRA's discriminator): logits of shape (batch, tokens)."""
+    logits = logits_of(outputs)
+    if logits is None or "input_ids" not in batch or logits.shape != batch["input_ids"].shape:
+        return None
+    labels = getattr(model.config, "num_labels", None)
+    return None if logits.shape[1] == labels else Output(logits.flatten()[rows][:, None], BINARY)
+
+
+def _logits(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Classes or numbers, of each sample or of each token."""
+    logits = logits_of(outputs)
+    if logits is None:
+        return None
+    if logits.dim() == 1:  # one number per sample
+        logits = logits[:, None]
+    if logits.dim() == 3:
+        logits = logits.flatten(0, 1)
+        logits = logits[rows[rows < len(logits)]]  # BEiT's masked images have none for the class token
+    told = _KINDS.get(getattr(model.config, "problem_type", None))
+    return Output(logits, told or (CATEGORICAL if logits.shape[1] > 1 else REAL))
+
+
+def _embeddings(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """What is projected for comparison: of a dual model, both."""
+    embeddings = [outputs[name] for name in ("image_embeds", "text_embeds") if outputs.get(name) is not None]
+    if not embeddings:
+        return None
+    return Output(torch.cat([each.to(embeddings[0].device) for each in embeddings], dim=1), REAL)
+
+
+def _pooled(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """The pooled output of a model without a head."""
+    pooled = outputs.get("pooler_output")
+    return None if pooled is None else Output(pooled, REAL, of_head=False)
+
+
+# The first that finds something says what is compared, and of what kind it is; a task of another form adds its own.
+_READERS = (_answers, _replaced_tokens, _logits, _embeddings, _pooled)
+_KINDS = {"multi_label_classification": BINARY, "regression": REAL}  # by the config's problem type

@@ -7,10 +7,10 @@ the numbers tried, losses are taken as convex.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
@@ -121,16 +121,7 @@ def _add_losses(
 
 def _increments(tried: Sequence[int], losses: Tensor) -> Tensor:
     """The loss of each further pair, never falling, of losses at some numbers of pairs: their lower convex hull."""
-    points = [(0, 0.0), *zip(tried, losses.tolist(), strict=True)]
-    hull: list[tuple[int, float]] = []
-    for point in points:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    slopes = [max(_slope(left, right), 0.0) for left, right in itertools.pairwise(hull)]
-    widths = [right[0] - left[0] for left, right in itertools.pairwise(hull)]
-    return torch.tensor(slopes, dtype=torch.float64).repeat_interleave(torch.tensor(widths))
-
-
-def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
-    return (right[1] - left[1]) / (right[0] - left[0])
+    widths = torch.tensor([0, *tried]).diff()
+    slopes = losses.diff(prepend=losses.new_zeros(1)) / widths
+    slopes = torch.from_numpy(isotonic_regression(slopes.numpy(), weights=widths.numpy()).x)
+    return slopes.clamp_min(0).repeat_interleave(widths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from ..passes.moments import cholesky
@@ -130,15 +131,5 @@ def _costs(left: Tensor, inverse: Tensor, outputs: list[int], width: int) -> Ten
 
 
 def _pool(increments: Tensor) -> Tensor:
-    """The non-decreasing sequence nearest to `increments` (isotonic regression by pooling neighbours)."""
-    blocks: list[list[float]] = []  # [mean, length]
-    for value in increments.tolist():
-        blocks.append([value, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, length = blocks.pop()
-            blocks[-1] = [
-                (blocks[-1][0] * blocks[-1][1] + mean * length) / (blocks[-1][1] + length),
-                blocks[-1][1] + length,
-            ]
-    pooled = [mean for mean, length in blocks for _ in range(length)]
-    return torch.tensor(pooled, dtype=torch.float64, device=increments.device)
+    """The non-decreasing sequence nearest to `increments`."""
+    return torch.from_numpy(isotonic_regression(increments.numpy(force=True)).x).to(increments.device)

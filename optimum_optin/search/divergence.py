@@ -13,14 +13,12 @@ from ..figures import Divergence
 from ..inputs.tokens import TokenMasks, token_rows
 from ..passes.calibration import Calibration
 from ..passes.hooks import recorded
-from ..passes.losses import BINARY, CATEGORICAL, REAL, output_distance
+from ..passes.losses import REAL, OutputKind, output_distance
 from ..passes.outputs import Output, compared_output
 from ..passes.trajectory import hidden_states, layer_rows
 from ..running.batch import Batch
 from ..running.freezing import frozen
 from ..running.processes import add_up, my_share, process_count
-
-_ROUNDING = 1e-12  # of the mean square: what float32 may leave of the variance of constant outputs
 
 
 @torch.no_grad()
@@ -55,47 +53,27 @@ def measure_divergence(
 
 
 class _Sums:
-    """Running sums over outputs, float64: their number, distance, how many agree; of real ones error and squares."""
+    """Running sums over outputs, float64: their number, their distance, and what their kind needs for the agreement."""
 
     def __init__(self) -> None:
-        self.sums: Tensor | None = None  # outputs, distance, agreeing, squared error, squares
-        self.total: Tensor | None = None  # of the dense model's real outputs, shape (channels,)
-        self.real = False
+        self.kind: OutputKind | None = None
+        self.sums: list[Tensor] = []
 
-    def add(self, student: Tensor, teacher: Tensor, kind: str) -> None:
-        self.real = kind == REAL
+    def add(self, student: Tensor, teacher: Tensor, kind: OutputKind) -> None:
+        self.kind = kind
         distance = output_distance(student, teacher, 1.0, kind) * len(teacher)
-        error = squares = total = distance.new_zeros(())
-        if self.real:  # of a vocabulary's logits, these would be large copies for nothing
-            error, squares = (student - teacher).square().sum(), teacher.double().square().sum()
-            total = teacher.double().sum(0)
-        sums = [distance.new_tensor(len(teacher)), distance, _agreeing(student, teacher, kind), error, squares]
-        sums, total = torch.stack([each.double() for each in sums]), total.double()
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.total = total if self.total is None else self.total + total
+        sums = [torch.stack([distance.new_tensor(len(teacher)), distance]).double(), *kind.sums(student, teacher)]
+        self.sums = [one + other for one, other in zip(self.sums, sums, strict=True)] if self.sums else sums
 
     def add_up(self) -> None:
         """Add the other processes' sums."""
-        add_up(self.sums, self.total)
+        add_up(*self.sums)
 
     def distance(self) -> float:
-        return float(self.sums[1] / self.sums[0])
+        return float(self.sums[0][1] / self.sums[0][0])
 
     def agreement(self) -> float | None:
-        outputs, _, agreeing, error, squares = self.sums.tolist()
-        if not self.real:
-            return agreeing / outputs
-        variance = squares - float(self.total.square().sum()) / outputs
-        return None if variance <= _ROUNDING * squares else max(0.0, 1 - error / variance)
-
-
-def _agreeing(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
-    """How many outputs have the same class (of sigmoids: the share of classes, summed); 0 for numbers."""
-    if kind == CATEGORICAL:
-        return (student.argmax(-1) == teacher.argmax(-1)).sum()
-    if kind == BINARY:
-        return ((student > 0) == (teacher > 0)).float().mean(-1).sum()
-    return student.new_zeros(())
+        return self.kind.agreement(float(self.sums[0][0]), self.sums[1:])
 
 
 def _output(model: nn.Module, groups: Groups, batch: Batch, real: TokenMasks) -> Output:
