@@ -6,12 +6,27 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .files.folders import write_file
+
+
+class _Floors(dict):
+    """Floors by role that nobody can change unchecked, so that a configuration stays frozen and hashable."""
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple:
+        return _Floors, (dict(self),)
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise TypeError("a configuration cannot be changed: make another by dataclasses.replace(config, floors=...).")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,9 @@ class OptinConfig:
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
+        floors: role -> units of it that every layer keeps at least, for any role that the model has
+            (`--floors heads=2,neurons=64`); here, those of heads and neurons take the place of `min_heads` and
+            `min_neurons`.
 
     Raises:
         ValueError: a value that does not fit.
@@ -79,6 +97,7 @@ class OptinConfig:
     min_heads: int = 1
     min_neurons: int = 0
     seed: int = 0
+    floors: Mapping[str, int] = field(default_factory=_Floors)
 
     def __post_init__(self) -> None:
         if not _is_number(self.flops) or not 0 < self.flops <= 1:
@@ -98,6 +117,7 @@ class OptinConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(map(repr, choices))}.")
         self._check_tokens()
+        self._check_floors()
         if not isinstance(self.remote_code, bool):
             raise ValueError(f"remote_code={self.remote_code!r} must be True or False.")
         if self.remote_code and self.layout == "uniform":
@@ -118,9 +138,24 @@ class OptinConfig:
             raise ValueError("tokens are merged by code that layout='uniform' does without: leave one of them.")
         object.__setattr__(self, "tokens", tokens)
 
+    def _check_floors(self) -> None:
+        if not isinstance(self.floors, Mapping) or not all(role and isinstance(role, str) for role in self.floors):
+            raise ValueError(f"floors={self.floors!r} must be numbers of units by role, such as {{'channels': 8}}.")
+        floors = _Floors((role, _plain(least)) for role, least in self.floors.items())
+        for role, least in floors.items():
+            _check_integer(f"floors[{role!r}]", least, 0)
+        for name in ("min_heads", "min_neurons"):
+            role = name.removeprefix("min_")
+            if role in floors and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"floors[{role!r}]={floors[role]} and {name}={getattr(self, name)} are floors of the same units: "
+                    "give one of them."
+                )
+        object.__setattr__(self, "floors", floors)
+
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "floors": dict(self.floors)}
 
     @classmethod
     def from_dict(cls, data: dict) -> OptinConfig:
@@ -129,7 +164,7 @@ class OptinConfig:
         Raises:
             ValueError: a field that does not exist, or a value that does not fit.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
+        fields = {each.name for each in dataclasses.fields(cls)}
         unknown = sorted(set(data) - fields)
         if unknown:
             raise ValueError(f"unknown field {', '.join(unknown)}; OptinConfig has {', '.join(sorted(fields))}.")

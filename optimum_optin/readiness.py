@@ -40,6 +40,7 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> list[Group]:
     check_prepared(model)
     if config.layout == "uniform":
         check_uniform(model, groups)
+    floors_of(config, groups)
     return groups
 
 

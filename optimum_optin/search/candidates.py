@@ -78,8 +78,18 @@ def priced(
 
 
 def floors_of(config: OptinConfig, groups: Sequence[Group]) -> dict[str, int]:
-    """Role -> units that every group keeps at least."""
-    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons}
+    """Role -> units that every group keeps at least.
+
+    Raises:
+        ValueError: a floor of a role that no group has.
+    """
+    roles = sorted({group.role for group in groups})
+    for role, floor in config.floors.items():
+        if role not in roles:
+            raise ValueError(
+                f"floors[{role!r}]={floor}: this model has no {role}; its units are {' and '.join(roles)}."
+            )
+    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons, **config.floors}
     return uniform_floors(groups, floors) if config.layout == "uniform" else floors
 
 

@@ -100,7 +100,7 @@ def check_budget(
         given, least = (budget + spent) / dense, (minimum + spent) / dense
         raise ValueError(
             f"a budget of {given:.4g} of the dense cost is below the minimum structure, which costs {least:.4g} of it: "
-            "ask for more, lower min_heads or min_neurons, or leave layout='uniform'."
+            "ask for more, lower min_heads, min_neurons or floors, or leave layout='uniform'."
         )
 
 

@@ -83,6 +83,17 @@ def test_options_arrive_with_their_types():
     assert load_config(defaults, OptinConfig(seed=3)) == OptinConfig(seed=3)
 
 
+@pytest.mark.parametrize("command", ["prune", "plan"])
+def test_floors_are_given_by_role(command, capsys):
+    words = ["m", "--scores", "s", "--floors"]
+    parsed = make_parser(command).parse_args([*words, "heads=2,channels=8"])
+    assert load_config(parsed) == OptinConfig(floors={"channels": 8, "heads": 2})
+    for text in ("heads", "heads=", "=2", "heads=two", "heads=-1", "heads=2,heads=3", "heads=2,"):
+        with pytest.raises(SystemExit):
+            make_parser(command).parse_args([*words, text])
+        assert "must be names and whole numbers such as heads=1,channels=8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/source/guides/cli.mdx"])
 def test_commands_in_the_docs_parse(page):
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
