@@ -93,6 +93,58 @@ def test_floors_of_roles_take_the_place_of_the_two_older_fields(settings, floors
     assert {role: found[role] for role in floors} == floors
 
 
+MERGING = [("auto", "auto"), ("none", "none"), ([4, 2, 0], (4, 2, 0)), (np.array([4, 0]), (4, 0))]
+
+
+@pytest.mark.parametrize(("value", "merging"), MERGING, ids=["auto", "none", "numbers", "array"])
+def test_merging_is_given_and_read_by_its_earlier_name_with_a_warning(value, merging):
+    other = OptinConfig(merging=[1, 0], seed=3)
+    for make in (
+        lambda: OptinConfig(tokens=value, seed=3),
+        lambda: OptinConfig(tokens=value, merging=value, seed=3),
+        lambda: dataclasses.replace(other, tokens=value),
+        lambda: dataclasses.replace(OptinConfig(), tokens=value, seed=3),
+        lambda: dataclasses.replace(other, tokens=value, merging=value),
+    ):
+        with pytest.warns(FutureWarning, match="tokens of OptinConfig is called merging now") as caught:
+            config = make()
+        assert [warning.filename for warning in caught] == [__file__]
+        assert config == OptinConfig(merging=merging, seed=3) and hash(config) == hash(
+            OptinConfig(merging=merging, seed=3)
+        )
+        with pytest.warns(FutureWarning, match="called merging now") as caught:
+            assert config.tokens == merging
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.filterwarnings("ignore:the field tokens")
+def test_merging_and_its_earlier_name_must_not_differ():
+    for make in (
+        lambda: OptinConfig(tokens="auto", merging="none"),
+        lambda: OptinConfig(tokens=[4, 0], merging=[4, 2]),
+        lambda: dataclasses.replace(OptinConfig(), tokens="none", merging="auto"),
+        lambda: OptinConfig.from_dict({"tokens": "auto", "merging": [4, 0]}),
+    ):
+        with pytest.raises(ValueError, match="tokens=.* and merging=.* are one field: give merging alone"):
+            make()
+    with pytest.raises(ValueError, match="merging=None must be"):
+        OptinConfig(tokens=None)
+    with pytest.raises(TypeError):
+        OptinConfig(0.5, token="auto")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_configuration_of_an_earlier_version_is_read_without_a_warning(tmp_path):
+    config = OptinConfig(merging=[4, 2, 0], flops=0.5)
+    assert "tokens" not in config.to_dict() and dataclasses.replace(config, seed=1).merging == (4, 2, 0)
+    earlier = config.to_dict()
+    earlier["tokens"] = earlier.pop("merging")
+    assert OptinConfig.from_dict(earlier) == config
+    (tmp_path / "optin_config.json").write_text(json.dumps(earlier))
+    assert OptinConfig.from_pretrained(tmp_path) == config
+    assert "tokens" in earlier, "what was handed in stays"
+
+
 def test_unknown_fields_are_named():
     with pytest.raises(ValueError, match="unknown field flop; OptinConfig has .*flops"):
         OptinConfig.from_dict({"flop": 0.5})

@@ -70,7 +70,7 @@ def key_projections(model: nn.Module) -> dict[str, str]:
         raise ValueError(
             f"tokens of this {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
             "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
-            "or rotary positions): set tokens='none'."
+            "or rotary positions): set merging='none'."
         )
     return {layer: f"{path}.{stacks[0].keys}" for layer, path in find_layers(model).items()}
 
