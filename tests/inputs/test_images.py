@@ -459,7 +459,7 @@ def test_a_pruned_model_interpolates_as_the_dense_one(model_type, tokens, tmp_pa
     with pytest.raises(ValueError, match="interpolate_pos_encoding=True is pruned at its own size"):
         calibration_batches([torch.rand(3, 24, 32)], model)
     pruner = OptinPruner(model)
-    pruned = pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.8, probes=4, tokens=tokens))
+    pruned = pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.8, probes=4, merging=tokens))
     pruner.save_pretrained(tmp_path)
     larger = {"pixel_values": torch.randn(3, 3, 24, 32), "interpolate_pos_encoding": True}
     expected = output_of(model, larger)

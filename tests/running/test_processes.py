@@ -56,7 +56,7 @@ pruner.report.save(Path(sys.argv[1], "measured", str(state.process_index)))
 
 
 def config(scorer):
-    return OptinConfig(flops=0.5, scorer=scorer, probes=16, tokens="auto")  # for ViT
+    return OptinConfig(flops=0.5, scorer=scorer, probes=16, merging="auto")  # for ViT
 
 
 @pytest.fixture(scope="module")
