@@ -37,14 +37,17 @@ LENGTHS = {"swin": 1, "clip": 1}  # and one to see how many tokens each layer ge
 
 @contextmanager
 def counted(model):
-    """Passes of the dense model, and of all other models together: calls of layers by the number of layers."""
+    """Passes of the dense model, and of all other models together: calls of layers by the number of layers.
+
+    A copy on the meta device, whose units are counted, multiplies nothing: no pass of a model.
+    """
     calls = Counter()
     layers = [model.get_submodule(path) for path in find_layers(model).values()]
     kinds, dense = {type(layer) for layer in layers}, {id(layer) for layer in layers}
     call = torch.nn.Module.__call__
 
     def counting(module, *args, **kwargs):
-        if type(module) in kinds:
+        if type(module) in kinds and not next(module.parameters()).is_meta:
             calls["dense" if id(module) in dense else "pruned"] += 1 / len(layers)
         return call(module, *args, **kwargs)
 

@@ -159,7 +159,7 @@ def test_after_an_error_in_a_forward_pass(error, count, sentiment, monkeypatch):
 
     def failing(*arguments, **options):
         nonlocal calls
-        calls += 1
+        calls += not arguments[0].is_meta  # what fails while units are counted is tried again with weights
         if calls == count:
             raise error("now")
         return normal(*arguments, **options)

@@ -37,7 +37,36 @@ def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
     for group in groups:
         kept = masks[group.key].cpu().nonzero().flatten()
         if len(kept) < group.units:
-            _cut(model, group, kept)
+            take_units(model, group, kept)
+
+
+def take_units(model: nn.Module, group: Group, kept: Tensor) -> None:
+    """Let a group be made of these of its units, in place; returns nothing.
+
+    Args:
+        model: the model to cut.
+        group: of this model as it is now.
+        kept: indices of units; one that is named twice is there twice.
+    """
+    cut = group.cut
+    size = group.units * group.width
+    columns = (kept[:, None] * group.width + torch.arange(group.width, device=kept.device)).flatten()
+    for producer in cut.producers:
+        rows = torch.cat([columns + part * size for part in range(producer.parts)])
+        slice_outputs(model.get_submodule(producer.path), rows)
+    slice_inputs(model.get_submodule(cut.consumer), columns)
+    for path, dim in cut.tables.items():
+        _set(model, path, _sliced(attribute(model, path), dim, kept))
+    for path, kind in cut.counters.items():
+        _set(model, path, len(columns) if kind == "features" else len(kept))
+    if len(kept) == 0:
+        for path in (cut.consumer, *(producer.path for producer in cut.producers)):
+            empty(model.get_submodule(path))
+    if cut.core and len(kept) == 0:
+        _remove_core(model, cut)
+    elif cut.shared_bias:
+        reader, _, argument = cut.shared_bias.rpartition(".")
+        _select_heads(model.get_submodule(reader), argument, kept)
 
 
 class RemovedAttention(nn.Module):
@@ -124,28 +153,6 @@ class HeadSelector:
     def _select(self, bias: Tensor | None) -> Tensor | None:
         # Without a bias, an attention mask is the same for all heads.
         return bias if bias is None or bias.shape[1] == 1 else bias[:, self.kept]
-
-
-def _cut(model: nn.Module, group: Group, kept: Tensor) -> None:
-    cut = group.cut
-    size = group.units * group.width
-    columns = (kept[:, None] * group.width + torch.arange(group.width, device=kept.device)).flatten()
-    for producer in cut.producers:
-        rows = torch.cat([columns + part * size for part in range(producer.parts)])
-        slice_outputs(model.get_submodule(producer.path), rows)
-    slice_inputs(model.get_submodule(cut.consumer), columns)
-    for path, dim in cut.tables.items():
-        _set(model, path, _sliced(attribute(model, path), dim, kept))
-    for path, kind in cut.counters.items():
-        _set(model, path, len(columns) if kind == "features" else len(kept))
-    if len(kept) == 0:
-        for path in (cut.consumer, *(producer.path for producer in cut.producers)):
-            empty(model.get_submodule(path))
-    if cut.core and len(kept) == 0:
-        _remove_core(model, cut)
-    elif cut.shared_bias:
-        reader, _, argument = cut.shared_bias.rpartition(".")
-        _select_heads(model.get_submodule(reader), argument, kept)
 
 
 def _set(model: nn.Module, path: str, value: Any) -> None:

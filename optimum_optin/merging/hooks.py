@@ -157,9 +157,20 @@ def check_attachable(model: nn.Module, groups: Groups, schedule: TokenSchedule) 
     for layer in schedule.merges:
         if layer not in layers:
             raise ValueError(f"token schedule: {layer!r} is no layer of this model; it has {', '.join(layers)}.")
-    hooks = [hook for path in layers.values() for hook in model.get_submodule(path)._forward_hooks.values()]
-    if any(isinstance(getattr(hook, "__self__", None), TokenMerger) for hook in hooks):
+    if any(_is_merging(hook) for path in layers.values() for hook in model.get_submodule(path)._forward_hooks.values()):
         raise ValueError("this model merges tokens already: load the model that it was made from.")
+
+
+def detach_merging(model: nn.Module) -> None:
+    """Let a model that merges tokens keep them all, in place; returns nothing."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for number in [number for number, hook in hooks.items() if _is_merging(hook)]:
+                del hooks[number]
+
+
+def _is_merging(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), TokenMerger)
 
 
 @contextmanager
@@ -173,8 +184,11 @@ def merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> Iterat
 
 def merges_tokens(model: nn.Module, config: OptinConfig) -> bool:
     """Whether a configuration leaves it to us how many tokens of a model to merge, and that can be done."""
-    if config.merging != "auto" or config.layout == "uniform":
-        return False
+    return config.merging == "auto" and config.layout != "uniform" and is_mergeable(model)
+
+
+def is_mergeable(model: nn.Module) -> bool:
+    """Whether the tokens of a model can be merged."""
     try:
         check_mergeable(model)
     except ValueError:

@@ -10,17 +10,14 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..architectures.find import find_groups, find_layers
-from ..architectures.group import HEADS, Group, Masks, stack_of
+from ..architectures.group import HEADS, Group, Masks
 from ..inputs.probes import probe_batch
 from ..inputs.vision import prefix_tokens
+from ..merging.hooks import is_mergeable
 from ..merging.schedule import TokenCosts, TokenSchedule
-from ..passes.hooks import observed
-from ..running.facts import measured_once
-from ..running.forward import call_model
-from ..running.freezing import frozen
+from .unit_costs import macs_by_length, run_counted, unit_macs
 
 
 def cost_tables(
@@ -28,8 +25,7 @@ def cost_tables(
 ) -> dict[str, Tensor]:
     """MACs of keeping n units of each group.
 
-    A unit costs tokens x (its producers' rows + its consumer's columns); a head adds the attention
-    itself, 2 x tokens^2 x width.
+    Every unit of a group costs the same: what PyTorch's flop counter sees more of with one unit more (`unit_macs`).
 
     Args:
         model: the model as it is now.
@@ -41,11 +37,8 @@ def cost_tables(
         Group key -> MACs of keeping n units, float64, shape (units + 1,).
     """
     groups = list(groups)
-    lengths = _lengths(model, groups, tokens, schedule)
-    return {
-        group.key: torch.arange(group.units + 1).double() * _unit_macs(model, group, *lengths[group.key])
-        for group in groups
-    }
+    macs = _unit_macs(model, groups, tokens, schedule)
+    return {group.key: torch.arange(group.units + 1).double() * macs[group.key] for group in groups}
 
 
 def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> TokenCosts:
@@ -59,10 +52,10 @@ def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> Token
     groups = list(groups)
     totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in find_layers(model)}
     counts = torch.arange(tokens + 1).double()
+    by_length = macs_by_length(model, groups)
     for group in groups:
-        once, twice = (_unit_macs(model, group, count, count) for count in (1, 2))
-        squared = (twice - 2 * once) / 2  # MACs are a * n + b * n^2
-        totals[group.layer] += group.units * ((once - squared) * counts + squared * counts.square())
+        linear, squared = by_length[group.key]
+        totals[group.layer] += group.units * (linear * counts + squared * counts.square())
     channels = model.get_submodule(groups[0].consumer).out_features if groups else 0
     pair = dict.fromkeys(totals, float(channels))  # compared where there are no keys
     pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
@@ -107,9 +100,7 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
         model: any model; the count is of what runs.
         batch: its inputs.
     """
-    with frozen(model), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-        call_model(model, batch)
-    return counter.get_total_flops() // 2
+    return run_counted(model, batch).get_total_flops() // 2
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -117,36 +108,16 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@torch.no_grad()
-def _lengths(
+def _unit_macs(
     model: nn.Module, groups: list[Group], tokens: int, schedule: TokenSchedule | None
-) -> dict[str, tuple[int, int]]:
-    """Group key -> tokens that its linears see, and tokens that each attends to."""
-    if len({stack_of(group.layer) for group in groups}) < 2 and not any(group.residual.windowed for group in groups):
-        layers = find_layers(model)
-        lengths = schedule.lengths(layers, tokens) if schedule else dict.fromkeys(layers, tokens)
-        return {group.key: (lengths[group.layer],) * 2 for group in groups}
-
-    def measure() -> dict[str, tuple[int, int]]:
-        with frozen(model), observed(model, [group.consumer for group in groups]) as seen:
-            call_model(model, probe_batch(model, tokens))
-        shapes = {group.key: seen[group.consumer].input.shape for group in groups}  # (windows, tokens, features)
-        return {key: (shape[0] * shape[1], shape[1]) for key, shape in shapes.items()}
-
-    return measured_once(model, ("lengths", tokens, tuple(group.key for group in groups)), measure)
-
-
-def _unit_macs(model: nn.Module, group: Group, tokens: int, attended: int) -> int:
-    width = group.width
-    macs = tokens * width * model.get_submodule(group.consumer).out_features
-    for producer in group.producers:
-        macs += tokens * width * producer.parts * model.get_submodule(producer.path).in_features
-    return macs + (2 * tokens * attended * width if group.role == HEADS else 0)
-
-
-def _count_cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-# PyTorch 2.13 counts every fused attention but the CPU's.
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention}
+) -> Mapping[str, float]:
+    """Group key -> MACs that one unit adds."""
+    if schedule is None and not is_mergeable(model):
+        return unit_macs(model, groups, probe_batch(model, tokens))
+    by_length = macs_by_length(model, groups)
+    lengths = (schedule or TokenSchedule(protected=0)).lengths(find_layers(model), tokens)
+    found = {}
+    for group in groups:
+        linear, squared = by_length[group.key]
+        found[group.key] = linear * lengths[group.layer] + squared * lengths[group.layer] ** 2
+    return found

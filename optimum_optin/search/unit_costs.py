@@ -1,0 +1,141 @@
+"""What a unit costs, measured: the MACs that PyTorch's flop counter sees more of in a copy with one unit more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers.utils import logging
+
+from ..architectures.find import find_layers
+from ..architectures.group import Group
+from ..editing.surgery import take_units
+from ..inputs.vision import image_tokens, usual_image
+from ..merging.hooks import check_mergeable, detach_merging
+from ..running.batch import Batch
+from ..running.facts import measured_once
+from ..running.forward import call_model
+from ..running.freezing import frozen
+from ..running.prepared import copy_of
+
+logger = logging.get_logger(__name__)
+
+
+def unit_macs(model: nn.Module, groups: Iterable[Group], batch: Batch, repeats: int = 1) -> dict[str, int]:
+    """MACs that a unit of each group adds to its layer in a forward pass; no tokens are merged.
+
+    A unit more rather than one fewer, for the last unit of a layer would take along what all of them share. What is
+    counted is a copy whose tensors hold nothing: no weight is copied or multiplied. Only a model whose forward looks at
+    what they hold is counted on a copy with weights.
+
+    Args:
+        model: the model as it is now.
+        groups: its groups; a layer has one of each role.
+        batch: inputs to count with.
+        repeats: how often the first layer gets its tokens, of a model that may merge some (`check_mergeable`).
+
+    Returns:
+        Group key -> MACs.
+
+    Raises:
+        ValueError: a unit that costs nothing.
+    """
+    groups = list(groups)
+
+    def measure() -> dict[str, int]:
+        try:
+            fake = FakeTensorMode(allow_non_fake_inputs=True)
+            inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
+            return _added_by_units(_skeleton(model, fake), groups, inputs, repeats, fake)
+        except Exception as error:
+            logger.debug(f"MACs are counted on a copy with weights, for the model needs them to run: {error}")
+            return _added_by_units(copy_of(model), groups, batch, repeats, nullcontext())
+
+    shapes = tuple((name, tuple(value.shape)) for name, value in batch.items())
+    macs = measured_once(model, ("MACs of units", tuple(group.key for group in groups), shapes, repeats), measure)
+    for group in groups:
+        if macs[group.key] <= 0:
+            raise ValueError(
+                f"{group.key} costs nothing: with one unit more, {group.layer} does {macs[group.key]} MACs more, so no "
+                "budget would bound them. Register producers and a consumer that run in that layer."
+            )
+    return macs
+
+
+def macs_by_length(model: nn.Module, groups: Iterable[Group]) -> dict[str, tuple[float, float]]:
+    """Group key -> a and b of the MACs, a n + b n^2, that a unit adds to a layer of n tokens.
+
+    Raises:
+        ValueError: see `check_mergeable`; in other models, other things than their number matter, such as windows.
+    """
+    check_mergeable(model)
+    groups, image = list(groups), usual_image(model)
+    tokens = image_tokens(model, image)
+    once, twice = (unit_macs(model, groups, image, repeats) for repeats in (1, 2))
+    squared = {key: (twice[key] - 2 * once[key]) / (2 * tokens**2) for key in once}
+    return {key: (once[key] / tokens - squared[key] * tokens, squared[key]) for key in once}
+
+
+@torch.no_grad()
+def run_counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
+    """PyTorch's flop counter after one forward pass."""
+    with frozen(model), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        call_model(model, batch)
+    return counter
+
+
+def _added_by_units(
+    copied: nn.Module, groups: Sequence[Group], batch: Batch, repeats: int, running: AbstractContextManager
+) -> dict[str, int]:
+    """Group key -> MACs that its layer does more with its first unit twice. One role after the other grows."""
+    detach_merging(copied)
+    if getattr(copied.config, "_attn_implementation", "eager") not in ("sdpa", "eager"):
+        copied.set_attn_implementation("eager")  # the counter does not know everybody's kernels
+    layers = find_layers(copied)
+    if repeats > 1:
+        first = copied.get_submodule(next(iter(layers.values())))
+        first.register_forward_pre_hook(lambda module, args: (args[0].repeat(1, repeats, 1), *args[1:]))
+
+    def count() -> dict[str, int]:
+        with running:
+            flops = run_counted(copied, batch).get_flop_counts()
+        paths = {layer: f"{type(copied).__name__}.{path}" for layer, path in layers.items()}
+        return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
+
+    added: dict[str, int] = {}
+    macs = count() if groups else {}
+    for role in dict.fromkeys(group.role for group in groups):
+        grown = [group for group in groups if group.role == role]
+        for group in grown:
+            take_units(copied, group, torch.tensor([*range(group.units), 0]))
+        before, macs = macs, count()
+        added |= {group.key: macs[group.layer] - before[group.layer] for group in grown}
+    return added
+
+
+def _skeleton(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """A copy of a model with the shapes of its parameters and buffers, that runs the forward of its class."""
+    memo: dict[int, Any] = {id(tensor): _shape_of(tensor, fake) for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        vars(module).pop("forward", None)  # Accelerate's moves tensors between devices
+    return copied
+
+
+def _shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
+    """A tensor that holds nothing. Transformers takes it for that of a tracer, and does not look into it."""
+    return fake.from_tensor(tensor.detach().to("meta"))
+
+
+def _count_cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# PyTorch 2.13 counts every fused attention but the CPU's.
+_CPU_ATTENTION: Mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention}
