@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .architectures.find import find_groups
 from .architectures.group import Groups
 from .compensation.refit import refit
 from .config import OptinConfig
@@ -96,6 +97,7 @@ def prune_model(
 
 def report_of(
     model: PreTrainedModel,
+    groups: Groups,
     pruned: Pruned,
     scores: Scores,
     config: OptinConfig,
@@ -107,6 +109,7 @@ def report_of(
 
     Args:
         model: the dense model.
+        groups: its groups.
         pruned: what was made of it.
         scores: that it was made by.
         config: that it was made with.
@@ -115,9 +118,10 @@ def report_of(
     """
     tokens = scores.tokens
     batch = probe_batch(model, tokens)
+    left = total_cost(pruned.model, find_groups(pruned.model), tokens, pruned.schedule)
     return PruningReport(
         flops_requested=config.flops,
-        flops_achieved=total_cost(pruned.model, tokens, pruned.schedule) / total_cost(model, tokens),
+        flops_achieved=left / total_cost(model, groups, tokens),
         tokens=tokens,
         macs_dense=count_macs(model, batch),
         macs_pruned=count_macs(pruned.model, batch),

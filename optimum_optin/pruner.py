@@ -227,8 +227,8 @@ class OptinPruner:
         schedule = schedules(self.model, groups, scores, config)[0]
         check_affordable(self.model, groups, scores.tokens, config, schedule)
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
-        left = total_cost(self.model, scores.tokens, schedule, masks)
-        achieved = left / total_cost(self.model, scores.tokens)
+        left = total_cost(self.model, groups, scores.tokens, schedule, masks)
+        achieved = left / total_cost(self.model, groups, scores.tokens)
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
         merges = schedule.to_json()["merges"] if schedule else {}
         return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), merges, scores.removed(masks))
@@ -278,7 +278,8 @@ class OptinPruner:
         self.scores = dataclasses.replace(scores, calibration=None)
         pruned = prune_model(self.model, groups, scores, calibration, config)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
-        self.report = report_of(self.model, pruned, scores, config, calibration=calibration, base=self._origin.base())
+        base = self._origin.base()
+        self.report = report_of(self.model, groups, pruned, scores, config, calibration=calibration, base=base)
         if save_dir is not None:
             try:
                 self.save_pretrained(save_dir)

@@ -70,5 +70,5 @@ def check_affordable(
         ValueError: see `check_budget`.
     """
     costs, budget = priced(model, groups, tokens, config, schedule)
-    dense, spent = total_cost(model, tokens), matching_cost(model, schedule, tokens)
+    dense, spent = total_cost(model, groups, tokens), matching_cost(model, groups, tokens, schedule)
     check_budget(costs, budget, floors_of(config, groups), dense, spent)

@@ -160,4 +160,4 @@ def test_every_method_that_applies_meets_the_budget(architecture, data, table):
     for name in names:
         found = table.METHODS[name].prepare(problem)(0.7 * problem.dense_cost)
         schedule = schedule_of_model(found.own()) if table.METHODS[name].own else None
-        assert total_cost(model, tokens, schedule, found.masks) <= 0.7 * problem.dense_cost * (1 + 1e-9), name
+        assert total_cost(model, groups, tokens, schedule, found.masks) <= 0.7 * problem.dense_cost * (1 + 1e-9), name

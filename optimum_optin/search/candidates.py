@@ -72,7 +72,8 @@ def priced(
 ) -> tuple[dict[str, Tensor], float]:
     """The costs of units beside a schedule (`cost_tables`), and what they may add up to under the budget."""
     dense = dense_cost(cost_tables(model, groups, tokens))
-    return cost_tables(model, groups, tokens, schedule), config.flops * dense - matching_cost(model, schedule, tokens)
+    budget = config.flops * dense - matching_cost(model, groups, tokens, schedule)
+    return cost_tables(model, groups, tokens, schedule), budget
 
 
 def floors_of(config: OptinConfig, groups: Groups) -> dict[str, int]:

@@ -6,13 +6,12 @@ layers' linears and attention for one sequence of the calibration set's mean len
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import find_groups, find_layers
-from ..architectures.group import HEADS, Group, Masks
+from ..architectures.group import HEADS, Groups, Masks
 from ..inputs.probes import probe_batch
 from ..inputs.vision import prefix_tokens
 from ..merging.hooks import is_mergeable
@@ -21,7 +20,7 @@ from .unit_costs import macs_by_length, run_counted, unit_macs
 
 
 def cost_tables(
-    model: nn.Module, groups: Iterable[Group], tokens: int, schedule: TokenSchedule | None = None
+    model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None = None
 ) -> dict[str, Tensor]:
     """MACs of keeping n units of each group.
 
@@ -36,12 +35,11 @@ def cost_tables(
     Returns:
         Group key -> MACs of keeping n units, float64, shape (units + 1,).
     """
-    groups = list(groups)
     macs = _unit_macs(model, groups, tokens, schedule)
     return {group.key: torch.arange(group.units + 1).double() * macs[group.key] for group in groups}
 
 
-def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> TokenCosts:
+def token_costs(model: nn.Module, groups: Groups, tokens: int) -> TokenCosts:
     """What merging tokens saves and costs, in MACs.
 
     Args:
@@ -49,8 +47,7 @@ def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> Token
         groups: its groups.
         tokens: of the first layer.
     """
-    groups = list(groups)
-    totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in find_layers(model)}
+    totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in groups.layers}
     counts = torch.arange(tokens + 1).double()
     by_length = macs_by_length(model, groups)
     for group in groups:
@@ -62,25 +59,26 @@ def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> Token
     return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)
 
 
-def matching_cost(model: nn.Module, schedule: TokenSchedule | None, tokens: int) -> float:
+def matching_cost(model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None) -> float:
     """MACs of comparing tokens in order to merge them; 0 without a schedule."""
-    return token_costs(model, find_groups(model), tokens).matching(schedule) if schedule else 0.0
+    return token_costs(model, groups, tokens).matching(schedule) if schedule else 0.0
 
 
 def total_cost(
-    model: nn.Module, tokens: int, schedule: TokenSchedule | None = None, masks: Masks | None = None
+    model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None = None, masks: Masks | None = None
 ) -> float:
     """MACs of the transformer layers, those of comparing tokens in order to merge them included.
 
     Args:
         model: the model as it is now.
+        groups: its groups.
         tokens: see `cost_tables`.
         schedule: tokens that are merged on the way; `None` for none.
         masks: group key -> units that are kept; `None` for all.
     """
-    costs = cost_tables(model, find_groups(model), tokens, schedule)
+    costs = cost_tables(model, groups, tokens, schedule)
     units = dense_cost(costs) if masks is None else kept_cost(costs, masks)
-    return units + matching_cost(model, schedule, tokens)
+    return units + matching_cost(model, groups, tokens, schedule)
 
 
 def kept_cost(costs: Mapping[str, Tensor], masks: Masks) -> float:
@@ -108,14 +106,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _unit_macs(
-    model: nn.Module, groups: list[Group], tokens: int, schedule: TokenSchedule | None
-) -> Mapping[str, float]:
+def _unit_macs(model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None) -> Mapping[str, float]:
     """Group key -> MACs that one unit adds."""
     if schedule is None and not is_mergeable(model):
         return unit_macs(model, groups, probe_batch(model, tokens))
     by_length = macs_by_length(model, groups)
-    lengths = (schedule or TokenSchedule(protected=0)).lengths(find_layers(model), tokens)
+    lengths = (schedule or TokenSchedule(protected=0)).lengths(groups.layers, tokens)
     found = {}
     for group in groups:
         linear, squared = by_length[group.key]

@@ -132,7 +132,7 @@ def test_pruned_and_merging_models_reload_equal_and_cost_what_is_counted(model_t
     tokens = image_tokens(model, batch)
     dense = dense_cost(cost_tables(model, groups, tokens))
     left = dense_cost(cost_tables(loaded, find_groups(loaded), tokens, schedule))
-    left += matching_cost(loaded, schedule, tokens)
+    left += matching_cost(loaded, find_groups(loaded), tokens, schedule)
     assert count_macs(model, one) - count_macs(loaded, one) == dense - left > 0
 
 
@@ -143,7 +143,7 @@ def test_costs_by_length_are_those_of_the_tables():
     for tokens in (0, 1, 9, 17):
         assert sum(cost[tokens] for cost in costs.layers.values()) == dense_cost(cost_tables(model, groups, tokens))
     schedule = TokenSchedule(1, MERGES)
-    whole = dense_cost(cost_tables(model, groups, 17, schedule)) + matching_cost(model, schedule, 17)
+    whole = dense_cost(cost_tables(model, groups, 17, schedule)) + matching_cost(model, groups, 17, schedule)
     assert costs.of(schedule) == whole
 
 
@@ -300,8 +300,9 @@ def test_a_budget_that_is_too_small_is_named_as_it_was_given(monkeypatch):
     model = tiny_model("vit")
     samples, config = tiny_samples(16, model=model), OptinConfig(flops=0.1, probes=4, merging=[1, 1, 0])
     scores = OptinPruner(model).score(samples, config)
-    minimum = total_cost(model, 17, TokenSchedule(1, {"layers.0": 1, "layers.1": 1}), _one_head_each(model))
-    message = f"a budget of 0.1 of the dense cost .* costs {minimum / total_cost(model, 17):.4g} of it"
+    groups, schedule = find_groups(model), TokenSchedule(1, {"layers.0": 1, "layers.1": 1})
+    minimum = total_cost(model, groups, 17, schedule, _one_head_each(model))
+    message = f"a budget of 0.1 of the dense cost .* costs {minimum / total_cost(model, groups, 17):.4g} of it"
     with pytest.raises(ValueError, match=message):
         OptinPruner(model).plan(scores)
     monkeypatch.setattr("optimum_optin.pruner.score", None)
