@@ -6,13 +6,13 @@ layers' linears and attention for one sequence of the calibration set's mean len
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import find_groups, find_layers
-from ..architectures.group import HEADS, Group, Masks
+from ..architectures.find import find_groups
+from ..architectures.group import HEADS, Groups, Masks
 from ..inputs.probes import probe_batch
 from ..inputs.vision import prefix_tokens
 from ..merging.hooks import is_mergeable
@@ -21,7 +21,7 @@ from .unit_costs import macs_by_length, run_counted, unit_macs
 
 
 def cost_tables(
-    model: nn.Module, groups: Iterable[Group], tokens: int, schedule: TokenSchedule | None = None
+    model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None = None
 ) -> dict[str, Tensor]:
     """MACs of keeping n units of each group.
 
@@ -36,12 +36,11 @@ def cost_tables(
     Returns:
         Group key -> MACs of keeping n units, float64, shape (units + 1,).
     """
-    groups = list(groups)
     macs = _unit_macs(model, groups, tokens, schedule)
     return {group.key: torch.arange(group.units + 1).double() * macs[group.key] for group in groups}
 
 
-def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> TokenCosts:
+def token_costs(model: nn.Module, groups: Groups, tokens: int) -> TokenCosts:
     """What merging tokens saves and costs, in MACs.
 
     Args:
@@ -49,14 +48,13 @@ def token_costs(model: nn.Module, groups: Iterable[Group], tokens: int) -> Token
         groups: its groups.
         tokens: of the first layer.
     """
-    groups = list(groups)
-    totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in find_layers(model)}
+    totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in groups.layers}
     counts = torch.arange(tokens + 1).double()
     by_length = macs_by_length(model, groups)
     for group in groups:
         linear, squared = by_length[group.key]
         totals[group.layer] += group.units * (linear * counts + squared * counts.square())
-    channels = model.get_submodule(groups[0].consumer).out_features if groups else 0
+    channels = model.get_submodule(groups[0].consumer).out_features if len(groups) else 0
     pair = dict.fromkeys(totals, float(channels))  # compared where there are no keys
     pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
     return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)
@@ -108,14 +106,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _unit_macs(
-    model: nn.Module, groups: list[Group], tokens: int, schedule: TokenSchedule | None
-) -> Mapping[str, float]:
+def _unit_macs(model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None) -> Mapping[str, float]:
     """Group key -> MACs that one unit adds."""
     if schedule is None and not is_mergeable(model):
         return unit_macs(model, groups, probe_batch(model, tokens))
     by_length = macs_by_length(model, groups)
-    lengths = (schedule or TokenSchedule(protected=0)).lengths(find_layers(model), tokens)
+    lengths = (schedule or TokenSchedule(protected=0)).lengths(groups.layers, tokens)
     found = {}
     for group in groups:
         linear, squared = by_length[group.key]

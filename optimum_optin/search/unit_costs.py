@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.utils import logging
 
-from ..architectures.find import find_layers
-from ..architectures.group import Group
+from ..architectures.group import Groups
 from ..editing.surgery import take_units
 from ..inputs.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
@@ -27,7 +26,7 @@ from ..running.prepared import copy_of
 logger = logging.get_logger(__name__)
 
 
-def unit_macs(model: nn.Module, groups: Iterable[Group], batch: Batch, repeats: int = 1) -> dict[str, int]:
+def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) -> dict[str, int]:
     """MACs that a unit of each group adds to its layer in a forward pass; no tokens are merged.
 
     A unit more rather than one fewer, for the last unit of a layer would take along what all of them share. What is
@@ -46,7 +45,6 @@ def unit_macs(model: nn.Module, groups: Iterable[Group], batch: Batch, repeats: 
     Raises:
         ValueError: a unit that costs nothing.
     """
-    groups = list(groups)
 
     def measure() -> dict[str, int]:
         try:
@@ -68,14 +66,14 @@ def unit_macs(model: nn.Module, groups: Iterable[Group], batch: Batch, repeats: 
     return macs
 
 
-def macs_by_length(model: nn.Module, groups: Iterable[Group]) -> dict[str, tuple[float, float]]:
+def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, float]]:
     """Group key -> a and b of the MACs, a n + b n^2, that a unit adds to a layer of n tokens.
 
     Raises:
         ValueError: see `check_mergeable`; in other models, other things than their number matter, such as windows.
     """
     check_mergeable(model)
-    groups, image = list(groups), usual_image(model)
+    image = usual_image(model)
     tokens = image_tokens(model, image)
     once, twice = (unit_macs(model, groups, image, repeats) for repeats in (1, 2))
     squared = {key: (twice[key] - 2 * once[key]) / (2 * tokens**2) for key in once}
@@ -91,27 +89,26 @@ def run_counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
 
 
 def _added_by_units(
-    copied: nn.Module, groups: Sequence[Group], batch: Batch, repeats: int, running: AbstractContextManager
+    copied: nn.Module, groups: Groups, batch: Batch, repeats: int, running: AbstractContextManager
 ) -> dict[str, int]:
     """Group key -> MACs that its layer does more with its first unit twice. One role after the other grows."""
     detach_merging(copied)
     if getattr(copied.config, "_attn_implementation", "eager") not in ("sdpa", "eager"):
         copied.set_attn_implementation("eager")  # the counter does not know everybody's kernels
-    layers = find_layers(copied)
     if repeats > 1:
-        first = copied.get_submodule(next(iter(layers.values())))
+        first = copied.get_submodule(next(iter(groups.layers.values())))
         first.register_forward_pre_hook(lambda module, args: (args[0].repeat(1, repeats, 1), *args[1:]))
 
     def count() -> dict[str, int]:
         with running:
             flops = run_counted(copied, batch).get_flop_counts()
-        paths = {layer: f"{type(copied).__name__}.{path}" for layer, path in layers.items()}
+        paths = {layer: f"{type(copied).__name__}.{path}" for layer, path in groups.layers.items()}
         return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
 
     added: dict[str, int] = {}
-    macs = count() if groups else {}
+    macs = count() if len(groups) else {}
     for role in dict.fromkeys(group.role for group in groups):
-        grown = [group for group in groups if group.role == role]
+        grown = groups.of_role(role)
         for group in grown:
             take_units(copied, group, torch.tensor([*range(group.units), 0]))
         before, macs = macs, count()

@@ -13,7 +13,7 @@ from optimum_optin.architectures import registry
 from optimum_optin.architectures.group import HEADS
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.probes import probe_batch
-from optimum_optin.inputs.vision import image_tokens, takes_images
+from optimum_optin.inputs.vision import image_tokens
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.hooks import observed
 from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, total_cost
@@ -23,7 +23,7 @@ each_architecture = pytest.mark.parametrize("model_type", CASES, ids=CASES)
 
 
 def _tokens(model):
-    return image_tokens(model, tiny_batch(model)) if takes_images(model) else 10
+    return image_tokens(model, tiny_batch(model)) if model.main_input_name == "pixel_values" else 10
 
 
 @torch.no_grad()
@@ -41,9 +41,9 @@ def _formula(model, groups, tokens):
         macs[group.key] = windows * attended * group.width * features
         if group.role == HEADS:
             macs[group.key] += windows * 2 * attended**2 * group.width
-            attention = model.get_submodule(group.consumer.removesuffix(".output.dense"))
-            if model.config.model_type == "swinv2":  # whose network makes a head's bias of every distance in a window
-                macs[group.key] += (2 * attention.self.window_size[0] - 1) ** 2 * 512
+            attention = model.get_submodule(group.cut.core)
+            if hasattr(attention, "continuous_position_bias_mlp"):  # SwinV2's bias of every distance within a window
+                macs[group.key] += (2 * attention.window_size[0] - 1) ** 2 * 512
     return macs
 
 
@@ -72,7 +72,7 @@ def test_every_unit_costs_the_same(model_type, role):
     """Costs of n units are n times those of one: what is counted of models with fewer and fewer of them says so."""
     model = tiny_model(model_type)
     tokens = _tokens(model)
-    groups = [group for group in find_groups(model) if group.role == role]
+    groups = find_groups(model).of_role(role)
     costs, batch = cost_tables(model, groups, tokens), probe_batch(model, tokens)
     whole = count_macs(model, batch)
     for part in (3 / 4, 1 / 2, 1 / 4):
