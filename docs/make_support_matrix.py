@@ -23,15 +23,15 @@ TABLE = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end of table -->)", flags=re
 
 def support_matrix():
     """The table in Markdown: a row for every registered model type."""
-    rows = [["model type", *TASKS, "heads", "neurons", "tokens", "remarks"]]
+    rows = [["model type", *TASKS, "heads", "neurons", "merging", "remarks"]]
     rows.append(["---"] * len(rows[0]))
     for model_type in known_architectures():
         stacks = row_of(model_type)
         works = ["yes" if model_type in names else "" for names in TASKS.values()]
         consumers = [", ".join(dict.fromkeys(_consumers(stacks, role))) for role in ("heads", "neurons")]
-        tokens = "classifiers" if any(stack.keys for stack in stacks) else ""  # which have the images' tower alone
-        tokens = "yes" if all(stack.keys for stack in stacks) else tokens
-        rows.append([f"`{model_type}`", *works, *consumers, tokens, "; ".join(_remarks(stacks))])
+        merging = "classifiers" if any(stack.keys for stack in stacks) else ""  # which have the images' tower alone
+        merging = "yes" if all(stack.keys for stack in stacks) else merging
+        rows.append([f"`{model_type}`", *works, *consumers, merging, "; ".join(_remarks(stacks))])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .files.folders import write_file
+
+
+class _Floors(dict):
+    """Floors by role that nobody can change unchecked, so that a configuration stays frozen and hashable."""
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple:
+        return _Floors, (dict(self),)
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise TypeError("a configuration cannot be changed: make another by dataclasses.replace(config, floors=...).")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
 
 @dataclass(frozen=True)
@@ -44,12 +61,15 @@ class OptinConfig:
             alone (docs/source/guides/loading.mdx).
         remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
             package is not installed.
-        tokens: of models of images, `"none"` merges none, `"auto"` saves a part of the FLOPs by merging similar tokens
+        merging: of models of images, `"none"` merges none, `"auto"` saves a part of the FLOPs by merging similar tokens
             where the family allows and trial cuts (`search="measured"`, a model with a head) choose to, and numbers
-            give the pairs to merge after each layer, 0 after the last (`--tokens 4,4,2,0`).
+            give the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
+        floors: role -> units of it that every layer keeps at least, for any role that the model has
+            (`--floors heads=2,neurons=64`); here, those of heads and neurons take the place of `min_heads` and
+            `min_neurons`.
 
     Raises:
         ValueError: a value that does not fit.
@@ -75,10 +95,11 @@ class OptinConfig:
     compensation: str = "ridge"
     layout: str = "free"
     remote_code: bool = False
-    tokens: str | Sequence[int] = "none"
+    merging: str | Sequence[int] = "none"
     min_heads: int = 1
     min_neurons: int = 0
     seed: int = 0
+    floors: Mapping[str, int] = field(default_factory=_Floors)
 
     def __post_init__(self) -> None:
         if not _is_number(self.flops) or not 0 < self.flops <= 1:
@@ -97,7 +118,8 @@ class OptinConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(map(repr, choices))}.")
-        self._check_tokens()
+        self._check_merging()
+        self._check_floors()
         if not isinstance(self.remote_code, bool):
             raise ValueError(f"remote_code={self.remote_code!r} must be True or False.")
         if self.remote_code and self.layout == "uniform":
@@ -105,31 +127,55 @@ class OptinConfig:
         if not isinstance(self.scorer, str):
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
 
-    def _check_tokens(self) -> None:
-        if isinstance(self.tokens, str) and self.tokens in ("auto", "none"):
+    def _check_merging(self) -> None:
+        if isinstance(self.merging, str) and self.merging in ("auto", "none"):
             return
-        tokens = _plain(self.tokens)
-        if isinstance(tokens, str) or not isinstance(tokens, Sequence):
-            raise ValueError(f"tokens={self.tokens!r} must be 'auto', 'none', or the pairs to merge after each layer.")
-        tokens = tuple(map(_plain, tokens))
-        for pairs in tokens:
-            _check_integer("tokens", pairs, 0)
+        merging = _plain(self.merging)
+        if isinstance(merging, str) or not isinstance(merging, Sequence):
+            raise ValueError(
+                f"merging={self.merging!r} must be 'auto', 'none', or the pairs to merge after each layer."
+            )
+        merging = tuple(map(_plain, merging))
+        for pairs in merging:
+            _check_integer("merging", pairs, 0)
         if self.layout == "uniform":
             raise ValueError("tokens are merged by code that layout='uniform' does without: leave one of them.")
-        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "merging", merging)
+
+    def _check_floors(self) -> None:
+        if not isinstance(self.floors, Mapping) or not all(role and isinstance(role, str) for role in self.floors):
+            raise ValueError(f"floors={self.floors!r} must be numbers of units by role, such as {{'channels': 8}}.")
+        floors = _Floors((role, _plain(least)) for role, least in self.floors.items())
+        for role, least in floors.items():
+            _check_integer(f"floors[{role!r}]", least, 0)
+        for name in ("min_heads", "min_neurons"):
+            role = name.removeprefix("min_")
+            if role in floors and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"floors[{role!r}]={floors[role]} and {name}={getattr(self, name)} are floors of the same units: "
+                    "give one of them."
+                )
+        object.__setattr__(self, "floors", floors)
+
+    @property
+    def tokens(self) -> str | Sequence[int]:
+        """The earlier name of `merging`; it warns."""
+        warnings.warn(_RENAMED, FutureWarning, stacklevel=2)
+        return self.merging
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "floors": dict(self.floors)}
 
     @classmethod
     def from_dict(cls, data: dict) -> OptinConfig:
-        """The configuration with these fields; missing ones take their defaults.
+        """The configuration with these fields, of this version or an earlier one; missing ones take their defaults.
 
         Raises:
             ValueError: a field that does not exist, or a value that does not fit.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
+        fields = {each.name for each in dataclasses.fields(cls)}
+        data = current_fields(data)
         unknown = sorted(set(data) - fields)
         if unknown:
             raise ValueError(f"unknown field {', '.join(unknown)}; OptinConfig has {', '.join(sorted(fields))}.")
@@ -146,6 +192,41 @@ class OptinConfig:
         """Read `optin_config.json` from a folder."""
         return cls.from_dict(json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8")))
 
+
+def current_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration by the names that they have now: `tokens` of earlier versions is `merging`.
+
+    Raises:
+        ValueError: both are there, and differ.
+    """
+    fields = {**data}
+    if "tokens" in fields:
+        tokens = fields.pop("tokens")
+        if "merging" in fields and OptinConfig(merging=fields["merging"]) != OptinConfig(merging=tokens):
+            raise ValueError(f"tokens={tokens!r} and merging={fields['merging']!r} are one field: give merging alone.")
+        fields["merging"] = tokens
+    return fields
+
+
+def _takes_tokens(make: Callable[..., None]) -> Callable[..., None]:
+    """`OptinConfig.__init__` that takes `tokens`, too, the earlier name of `merging`."""
+
+    @functools.wraps(make)
+    def init(self: OptinConfig, *values: Any, **fields: Any) -> None:
+        if "tokens" in fields:
+            warnings.warn(_RENAMED, FutureWarning, stacklevel=2)
+            default = OptinConfig.merging  # which `dataclasses.replace` hands over, though nobody gave it
+            if isinstance(fields.get("merging"), str) and fields["merging"] == default:
+                del fields["merging"]
+            fields = current_fields(fields)
+        make(self, *values, **fields)
+
+    return init
+
+
+OptinConfig.__init__ = _takes_tokens(OptinConfig.__init__)
+
+_RENAMED = "the field tokens of OptinConfig is called merging now: OptinConfig(merging=...), config.merging, --merging."
 
 _CHOICES = {
     "unreadable": ("skip", "stop"),

@@ -38,6 +38,7 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     check_prepared(model)
     if config.layout == "uniform":
         check_uniform(model, groups)
+    floors_of(config, groups)
     return groups
 
 
@@ -51,9 +52,9 @@ def check_cut(model: PreTrainedModel, groups: Groups, config: OptinConfig) -> No
         raise ValueError("this model has no unit left to prune: its layers are empty already.")
     if config.remote_code:
         check_remote_code(model)
-    if config.tokens == "auto" and not merges_tokens(model, config):
+    if config.merging == "auto" and not merges_tokens(model, config):
         cause = "layout='uniform'" if config.layout == "uniform" else f"this {model.config.model_type!r} model"
-        logger.warning(f"tokens='auto' merges none: {cause} does not allow it (docs/source/guides/merge_tokens.mdx).")
+        logger.warning(f"merging='auto' merges none: {cause} does not allow it (docs/source/guides/merge_tokens.mdx).")
 
 
 def check_affordable(

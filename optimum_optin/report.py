@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .architectures.group import HEADS, NEURONS
+from .config import current_fields
 from .figures import CalibrationSource, Divergence, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
 from .storage.structure import Structure
@@ -134,7 +135,8 @@ class PruningReport:
         """
         file = Path(folder) / REPORT_FILE
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            return cls(**{**fields, "config": current_fields(fields.get("config", {}))})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file} is damaged, or of a newer version of optimum-optin: {error}.") from error
 

@@ -1,5 +1,7 @@
 """Small problems of the mask search, and what an answer costs and gains."""
 
+import itertools
+
 import torch
 
 
@@ -10,6 +12,17 @@ def problem(seed, heads=(3, 2), neurons=(5, 4), head_cost=7.0, neuron_cost=2.0):
         for role, units, cost in (("heads", head_count, head_cost), ("neurons", neuron_count, neuron_cost)):
             scores[f"layers.{layer}.{role}"] = torch.rand(units, generator=generator)
             costs[f"layers.{layer}.{role}"] = torch.arange(units + 1) * cost
+    return scores, costs
+
+
+def problem_of_roles(seed, roles, layers=2):
+    """Groups of 2 to 4 units for each role in each layer; a unit of each role has a cost of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    scores, costs = {}, {}
+    for layer, (place, role) in itertools.product(range(layers), enumerate(roles)):
+        units = int(torch.randint(2, 5, (), generator=generator))
+        scores[f"layers.{layer}.{role}"] = torch.rand(units, generator=generator)
+        costs[f"layers.{layer}.{role}"] = torch.arange(units + 1) * (7.0, 2.0, 3.0, 5.0)[place]
     return scores, costs
 
 

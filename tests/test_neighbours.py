@@ -324,7 +324,7 @@ def export_images(images, tmp_path):
 def merging(request, tmp_path_factory):
     """A pruned classifier of images that merges tokens, on disk."""
     model, folder = tiny_model(request.param), tmp_path_factory.mktemp("merging")
-    config = OptinConfig(flops=0.5, tokens=[4, 3, 0], probes=4, compensation="none")
+    config = OptinConfig(flops=0.5, merging=[4, 3, 0], probes=4, compensation="none")
     OptinPruner(model).prune(tiny_samples(model=model), config, save_dir=folder)
     return folder
 

@@ -127,6 +127,12 @@ def test_floors_are_kept(pruner):
         assert roles["neurons"]["kept"] >= 3
 
 
+def test_floors_by_role_are_kept(pruner):
+    pruner.prune(TEXTS, OptinConfig(flops=0.2, probes=8, floors={"heads": 1, "neurons": 3}))
+    assert all(roles["neurons"]["kept"] >= 3 for roles in pruner.report.layers.values())
+    assert pruner.report.config["floors"] == {"heads": 1, "neurons": 3}
+
+
 def test_scoring_leaves_the_model_as_it_was(pruner):
     pruner.model.train()
     pruner.score(TEXTS)
@@ -320,6 +326,12 @@ def test_bad_input_is_refused_before_scoring(pruner, tmp_path):
         pruner.prune(TEXTS, flops=1e-6)
     with pytest.raises(ValueError, match="below the minimum structure.*min_heads"):
         pruner.prune(TEXTS, OptinConfig(flops=0.1, min_heads=3, min_neurons=40))
+    floors = {"channels": 8}
+    for call in (pruner.check, lambda config: pruner.score(TEXTS, config), lambda config: pruner.prune(TEXTS, config)):
+        with pytest.raises(
+            ValueError, match="channels'.=8: this model has no channels; its units are heads and neurons"
+        ):
+            call(OptinConfig(floors=floors))
     with pytest.raises(ValueError, match="unknown scorer 'magic'; known: exact, gauss_newton"):
         pruner.prune(TEXTS, OptinConfig(scorer="magic"))
     with pytest.raises(ValueError, match="pass calibration data, or scores="):

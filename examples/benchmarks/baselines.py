@@ -144,7 +144,7 @@ def by_merging(scored):
     """
 
     def prepare(problem):
-        config = OptinConfig(seed=problem.seed, tokens="auto")
+        config = OptinConfig(seed=problem.seed, merging="auto")
         costs = token_costs(problem.model, problem.groups, mean_tokens(problem.batches, problem.model))
         scores = score(problem.model, problem.groups, problem.calibration, config) if scored else None
         losses = scores and {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
@@ -203,7 +203,7 @@ def kprune(problem):
 
 METHODS = {
     "default": Method(by_default(), own=True),
-    "auto": Method(by_default(tokens="auto"), own=True, only="images"),
+    "auto": Method(by_default(merging="auto"), own=True, only="images"),
     "unrepaired": Method(by_default(compensation="none"), own=True),
     "tokens": Method(by_merging(scored=True), own=True, only="images"),
     "constant": Method(by_merging(scored=False), own=True, only="images"),

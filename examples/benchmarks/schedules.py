@@ -3,7 +3,7 @@
     python examples/benchmarks/schedules.py fashion-vit
     python examples/benchmarks/schedules.py cifar10-dinov2 --image-dir path/to/cifar10 --flops 0.5
 
-Every schedule that `tokens="auto"` tries, on a model refitted on a part of the calibration data; accuracy is of
+Every schedule that `merging="auto"` tries, on a model refitted on a part of the calibration data; accuracy is of
 development images, which are held out of the calibration images.
 """
 
@@ -31,7 +31,7 @@ def main():
     task = load_task(arguments.model, hold_out=True, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
     model, groups = task.pruner.model, find_groups(task.pruner.model)
     print(f"dense: {task.metric} {task.development(model):.1f}", flush=True)
-    scores = task.pruner.score(task.calibration, OptinConfig(seed=arguments.seed, tokens="auto"))
+    scores = task.pruner.score(task.calibration, OptinConfig(seed=arguments.seed, merging="auto"))
     calibration = scores.calibration
     held_out = calibration.part(range(0, len(calibration), HELD_OUT))
     starts = [start for index, start in enumerate(calibration.starts) if index % HELD_OUT]

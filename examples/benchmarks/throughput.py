@@ -23,7 +23,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
     parser.add_argument("--flops", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--tokens", nargs="+", choices=["auto", "none"], default=["none", "auto"])
+    parser.add_argument("--merging", nargs="+", choices=["auto", "none"], default=["none", "auto"])
     parser.add_argument("--samples", type=int, default=512, help="calibration images (default: %(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--repeats", type=int, default=15)
@@ -44,7 +44,7 @@ def main():
             sizes = {"batch_size": batch_size, "tokens": report.tokens, "repeats": arguments.repeats}
             entry = latency_entry(task.pruner.model, pruned, **sizes).to_dict()
             per_second = {name: 1e3 * batch_size / entry[f"{name}_ms"] for name in ("dense", "pruned")}
-            entry |= {"flops": report.flops_requested, "merging": report.config["tokens"], "merges": report.merges}
+            entry |= {"flops": report.flops_requested, "merging": report.config["merging"], "merges": report.merges}
             entry |= {"macs": report.macs_pruned / report.macs_dense, "images_per_second": per_second}
             found.append(entry | {"accuracy": accuracy.copy()})
             print(json.dumps(found[-1]), flush=True)
@@ -54,13 +54,13 @@ def main():
 def pruned_models(task, arguments, parent):
     """The folders of the pruned models in `parent`, made where they are missing; each is complete or not there."""
     scores = None
-    for tokens in arguments.tokens:
+    for merging in arguments.merging:
         for flops in arguments.flops:
-            folder = parent / f"{tokens}-{flops:g}"
+            folder = parent / f"{merging}-{flops:g}"
             if not folder.is_dir():
-                config = OptinConfig(flops=flops, tokens=tokens, num_samples=arguments.samples)
+                config = OptinConfig(flops=flops, merging=merging, num_samples=arguments.samples)
                 if scores is None:
-                    scores = task.pruner.score(task.calibration, replace(config, tokens="auto"))
+                    scores = task.pruner.score(task.calibration, replace(config, merging="auto"))
                 task.pruner.prune(scores=scores, config=config, save_dir=folder)
             yield folder
 

@@ -71,7 +71,7 @@ def key_projection(model: nn.Module) -> str:
         raise ValueError(
             f"tokens of this {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
             "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
-            "or rotary positions): set tokens='none'."
+            "or rotary positions): set merging='none'."
         )
     return stacks[0].keys
 

@@ -16,7 +16,7 @@ from ..publishing.pruned_folders import read_report
 from ..reading.sources import find_source, read_calibration
 from ..report import REPORT_FILE, PruningReport
 from ..storage.loading import load_model
-from .options import add_options, given
+from .options import add_options, given, word_or_numbers
 
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(OptinConfig))
 
@@ -132,9 +132,15 @@ def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config:
 
 def add_config(parser: argparse.ArgumentParser, names: Sequence[str] = CONFIG_FIELDS) -> None:
     """Fields of `OptinConfig`."""
-    add_options(parser.add_argument_group("pruning"), OptinConfig, names)
+    group = parser.add_argument_group("pruning")
+    add_options(group, OptinConfig, names)
+    if "merging" in names:  # by its earlier name, too
+        group.add_argument("--tokens", type=word_or_numbers, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def load_config(arguments: argparse.Namespace, default: OptinConfig | None = None) -> OptinConfig:
     """The fields given, and for the others those of `default`."""
-    return dataclasses.replace(default or OptinConfig(), **given(arguments, CONFIG_FIELDS))
+    fields = given(arguments, CONFIG_FIELDS)
+    if "tokens" in arguments:  # which is not to be mixed up with what `default` says of merging
+        fields["merging"] = OptinConfig(**given(arguments, ("merging", "tokens"))).merging
+    return dataclasses.replace(default or OptinConfig(), **fields)

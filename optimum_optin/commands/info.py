@@ -22,8 +22,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     folder = Path(arguments.folder)
     config, report = read_config(folder), read_report(folder)
     layers = report.layers if report else layers_of(structure_from_json(config["quantization_config"].get("structure")))
-    tokens = (config.get("quantization_config") or {}).get("tokens")
-    merges = TokenSchedule.from_json(tokens).to_json()["merges"] if tokens else {}
+    schedule = (config.get("quantization_config") or {}).get("tokens")
+    merges = TokenSchedule.from_json(schedule).to_json()["merges"] if schedule else {}
     size = weight_bytes(folder)
     data = {
         "folder": str(folder),

@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _TYPES = (bool, int, float, str)
@@ -26,7 +26,7 @@ def add_options(
     types = typing.get_type_hints(documented.__init__ if inspect.isclass(documented) else documented)
     for name in names:
         kind, default = _type(types[name]), parameters[name].default
-        shown = default is not None and default is not False and default is not inspect.Parameter.empty
+        shown = default is not False and isinstance(default, _TYPES)
         text = f"{texts[name]} Default: {default}." if shown else texts[name]
         option = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": _METAVARS[kind]}
         flag = f"--{name.replace('_', '-')}"
@@ -57,12 +57,26 @@ def word_or_numbers(text: str) -> str | list[int]:
     return [int(number) for number in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else text
 
 
+def numbers_by_name(text: str) -> dict[str, int]:
+    """`"heads=1,channels=8"` as a dict.
+
+    Raises:
+        ArgumentTypeError: it has another form, or a name twice.
+    """
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    if not all(name and re.fullmatch(r"\d+", number) for name, number in pairs) or len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} must be names and whole numbers such as heads=1,channels=8.")
+    return {name: int(number) for name, number in pairs}
+
+
 def _type(annotation: Any) -> Callable[[str], Any]:
-    """What reads an annotation like `int | None` or `str | os.PathLike | None`: its first plain type."""
+    """What reads an annotation; of one like `int | None` or `str | os.PathLike | None`, its first plain type."""
+    if annotation == Mapping[str, int]:
+        return numbers_by_name
     named = typing.get_args(annotation) or (annotation,)
     if Sequence[int] in named:
         return word_or_numbers
     return next(kind for kind in _TYPES if kind in named)
 
 
-_METAVARS = {int: "INT", float: "FLOAT", str: "STR", word_or_numbers: "STR|INT,INT,..."}
+_METAVARS = {int: "INT", float: "FLOAT", str: "STR", word_or_numbers: "STR|INT,INT,...", numbers_by_name: "STR=INT,..."}

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FLOAT",
         help="budgets: shares of the layers' MACs to keep; default: that of the scores' configuration",
     )
-    add_config(parser, ("output_weight", "tokens", "min_heads", "min_neurons"))
+    add_config(parser, ("output_weight", "merging", "min_heads", "min_neurons", "floors"))
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:

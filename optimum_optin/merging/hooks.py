@@ -184,7 +184,7 @@ def merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> Iterat
 
 def merges_tokens(model: nn.Module, config: OptinConfig) -> bool:
     """Whether a configuration leaves it to us how many tokens of a model to merge, and that can be done."""
-    return config.tokens == "auto" and config.layout != "uniform" and is_mergeable(model)
+    return config.merging == "auto" and config.layout != "uniform" and is_mergeable(model)
 
 
 def is_mergeable(model: nn.Module) -> bool:
@@ -207,10 +207,10 @@ def check_mergeable(model: nn.Module) -> None:
     if attention not in ("sdpa", "eager"):
         raise ValueError(
             f"tokens of a model with attn_implementation={attention!r} cannot be merged, as it takes no bias: load it "
-            "with 'sdpa' or 'eager', or set tokens='none'."
+            "with 'sdpa' or 'eager', or set merging='none'."
         )
     if type(model).__name__.endswith("Backbone"):
         raise ValueError(
             f"tokens of a {type(model).__name__} cannot be merged: its feature maps need every token of every layer. "
-            "Set tokens='none'."
+            "Set merging='none'."
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast, broadcast_object_list, parse_flag_from_env
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
@@ -51,7 +51,7 @@ def process_count() -> int:
 
 def my_share(count: int) -> range:
     """Which of `count` batches (probes, groups) this process works on."""
-    here = state()
+    here = state()  # its `split_between_processes` hands out things themselves; random streams go by their numbers
     return range(here.process_index, count, here.num_processes)
 
 
@@ -73,22 +73,18 @@ def add_up(*tensors: Tensor) -> None:
     """Add every process's tensors to those of the others, in place; returns nothing."""
     if process_count() > 1:
         for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
+            torch.distributed.all_reduce(tensor)  # Accelerate's `reduce` sums up a copy, of what may be large
 
 
 def take_from_main(*tensors: Tensor) -> None:
     """Overwrite tensors with the main process's, in place; returns nothing."""
     if process_count() > 1:
-        for tensor in tensors:
-            torch.distributed.broadcast(tensor, src=0)
+        broadcast(tensors)
 
 
 def on_main(compute: Callable[[], Any]) -> Any:
     """What the main process computes, on every process."""
-    result = [compute() if is_main() else None]
-    if process_count() > 1:
-        torch.distributed.broadcast_object_list(result, src=0)
-    return result[0]
+    return broadcast_object_list([state().on_main_process(compute)()])[0]
 
 
 def wait() -> None:

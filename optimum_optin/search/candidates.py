@@ -16,7 +16,7 @@ from ..storage.uniform import uniform_floors
 from .macs import cost_tables, dense_cost, matching_cost, token_costs
 from .masks import check_budget, check_kept, search, search_uniform
 
-_TOKEN_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget: the FLOPs that merging alone would leave
+_MERGING_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget: the FLOPs that merging alone would leave
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,18 @@ def priced(
 
 
 def floors_of(config: OptinConfig, groups: Groups) -> dict[str, int]:
-    """Role -> units that every group keeps at least."""
-    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons}
+    """Role -> units that every group keeps at least.
+
+    Raises:
+        ValueError: a floor of a role that no group has.
+    """
+    roles = sorted({group.role for group in groups})
+    for role, floor in config.floors.items():
+        if role not in roles:
+            raise ValueError(
+                f"floors[{role!r}]={floor}: this model has no {role}; its units are {' and '.join(roles)}."
+            )
+    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons, **config.floors}
     return uniform_floors(groups, floors) if config.layout == "uniform" else floors
 
 
@@ -85,12 +95,12 @@ def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) ->
     """Raise if the configuration asks for a choice of schedules that the scores were not made for.
 
     Raises:
-        ValueError: the scores were made with another setting of `tokens`.
+        ValueError: the scores were made with another setting of `merging`.
     """
     if merges_tokens(model, config) and not merges_tokens(model, scores.config):
         raise ValueError(
-            "these scores hold no scores of tokens, which tokens='auto' needs: score again with it, or set "
-            "tokens='none' or the pairs to merge after each layer."
+            "these scores hold no scores of tokens, which merging='auto' needs: score again with it, or set "
+            "merging='none' or the pairs to merge after each layer."
         )
 
 
@@ -100,29 +110,29 @@ def fixed_schedule(model: nn.Module, groups: Groups, config: OptinConfig, tokens
     Raises:
         ValueError: it does not fit the model.
     """
-    if isinstance(config.tokens, str):
+    if isinstance(config.merging, str):
         return None
     check_mergeable(model)
     layers = list(groups.layers)
-    if len(config.tokens) != len(layers):
+    if len(config.merging) != len(layers):
         raise ValueError(
-            f"tokens={list(config.tokens)} must have a number for each of the model's {len(layers)} layers, 0 for the "
-            "last."
+            f"merging={list(config.merging)} must have a number for each of the model's {len(layers)} layers, 0 for "
+            "the last."
         )
-    schedule = TokenSchedule(prefix_tokens(model), dict(zip(layers, config.tokens, strict=True)))
+    schedule = TokenSchedule(prefix_tokens(model), dict(zip(layers, config.merging, strict=True)))
     schedule.check(layers, tokens)
-    return schedule if any(config.tokens) else None
+    return schedule if any(config.merging) else None
 
 
 def schedules(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig) -> list[TokenSchedule | None]:
     """The schedules of token merging to choose among, distinct; the first, `None`, merges none."""
-    if config.tokens != "auto" or not scores.merges:
+    if config.merging != "auto" or not scores.merges:
         return [fixed_schedule(model, groups, config, scores.tokens)]
     costs = token_costs(model, groups, scores.tokens)
     dense = costs.of(TokenSchedule(costs.protected))
     losses = {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
     found = []
-    for part in _TOKEN_PARTS:
+    for part in _MERGING_PARTS:
         budget = dense * config.flops**part
         for schedule in (scored_schedule(costs, losses, budget), constant_schedule(costs, budget)):
             merges = schedule is not None and any(schedule.merges.values())

@@ -5,14 +5,16 @@ In: one score per unit, one cost curve per group, the budget. Out: one mask per 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..architectures.group import HEADS, NEURONS
+from ..architectures.group import HEADS
 
-_ROLES = (HEADS, NEURONS)
+_COMBINATIONS = 2**24  # of numbers of units, that are searched one by one
+_AT_ONCE = 2**20  # of them, in memory
 
 
 def search(
@@ -23,9 +25,12 @@ def search(
 ) -> dict[str, Tensor]:
     """Keep the units with the largest total score that fit the budget.
 
-    Heads and neurons are ranked globally, each among their own kind, by score per cost. For every
-    number of heads, the rest of the budget is filled with neurons; the best total wins. Costs must be
-    linear in the units kept (MACs, parameters).
+    Units of each role are ranked globally, among their own kind, by score per cost. For every number of heads, the
+    rest of the budget is filled with neurons; the best total wins. Of other roles, every
+    combination of numbers is tried of all roles but one, and that one fills the rest: the one with most units, never
+    the heads beside another. Beyond 2^24 combinations, which take seconds, the largest of the roles to try are ranked
+    together, until there are fewer; the total may then miss the best one by the score of one unit. Costs must be linear
+    in the units kept (MACs, parameters).
 
     Args:
         scores: group key -> score per unit, shape (units,), higher = keep. A key ends in its role.
@@ -34,7 +39,8 @@ def search(
         floors: role -> units that every group keeps at least (fewer where it has fewer).
 
     Returns:
-        Group key -> boolean mask, shape (units,). Ties go to the earlier unit.
+        Group key -> boolean mask, shape (units,). Ties go to the earlier unit, and of equal totals to the one with more
+        heads, then with more units of the next role by name.
 
     Raises:
         ValueError: see `check_budget`; or scores that are not finite, below 0, or not of the units that have costs.
@@ -48,7 +54,9 @@ def search_uniform(
     budget: float,
     floors: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The same with equally many heads, and equally many neurons, in every layer: each keeps its best by score.
+    """The same with equally many units of a role in every layer: each keeps its best by score.
+
+    What `search` says of one unit is here one of every layer.
 
     Args:
         scores: see `search`.
@@ -72,7 +80,7 @@ def check_budget(
     dense: float | None = None,
     spent: float = 0.0,
 ) -> None:
-    """Raise if the budget does not pay for the floors, or for a single unit, or a group has a role that is not known.
+    """Raise if the budget does not pay for the floors, or for a single unit.
 
     Args:
         costs: see `search`.
@@ -82,20 +90,17 @@ def check_budget(
         spent: what else the budget has paid for; of the numbers that the error names, a part.
 
     Raises:
-        ValueError: names the least share of the dense cost that will do, or the group.
+        ValueError: names the least share of the dense cost that will do.
     """
     floors = floors or {}
-    for key in costs:
-        if _role(key) not in _ROLES:  # whose units would all go, whatever the budget
-            raise ValueError(f"{key} has the role {_role(key)!r}; the search knows {' and '.join(_ROLES)}.")
     dense = dense or sum(float(table[-1]) for table in costs.values())
     forced = sum(float(table[min(floors.get(_role(key), 0), len(table) - 1)]) for key, table in costs.items())
-    minimum = forced or min((float(table[1]) for table in costs.values()), default=0.0)
+    minimum = forced or min((float(table[1]) for table in costs.values() if len(table) > 1), default=0.0)
     if budget < minimum:
         given, least = (budget + spent) / dense, (minimum + spent) / dense
         raise ValueError(
             f"a budget of {given:.4g} of the dense cost is below the minimum structure, which costs {least:.4g} of it: "
-            "ask for more, lower min_heads or min_neurons, or leave layout='uniform'."
+            "ask for more, lower min_heads, min_neurons or floors, or leave layout='uniform'."
         )
 
 
@@ -120,7 +125,8 @@ def _search(
 ) -> dict[str, Tensor]:
     check_budget(costs, budget, floors)
     _check_scores(scores, costs)
-    return _spend(scores, budget, *(rank(role, scores, costs, floors.get(role, 0)) for role in _ROLES))
+    roles = sorted({_role(key) for key in scores}, key=lambda role: (role != HEADS, role))
+    return _spend(scores, budget, {role: rank(role, scores, costs, floors.get(role, 0)) for role in roles})
 
 
 def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> None:
@@ -138,41 +144,71 @@ def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> 
 class _Ranking:
     """Units of one kind in steps, best first; `spent[n]` and `gained[n]` are the first n steps' cost and score."""
 
-    def __init__(self, steps: list[list[tuple[str, int]]], cost: Tensor, score: Tensor, forced: int):
+    def __init__(self, steps: Sequence[list[tuple[str, int]]], cost: Tensor, score: Tensor, forced: int):
         zero = torch.zeros(1, dtype=torch.float64)
         self.steps = steps
+        self.cost = cost
+        self.score = score
         self.spent = torch.cat([zero, cost.cumsum(0)])
         self.gained = torch.cat([zero, score.cumsum(0)])
         self.forced = forced
 
 
-def _spend(scores: Mapping[str, Tensor], budget: float, heads: _Ranking, neurons: _Ranking) -> dict[str, Tensor]:
-    """The masks of the best pair: for every number of head steps, as many neuron steps as the rest pays for."""
+def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, _Ranking]) -> dict[str, Tensor]:
+    """The masks of the best combination of numbers of steps."""
+    masks = {key: torch.zeros(len(score), dtype=torch.bool) for key, score in scores.items()}
+    if not rankings:
+        return masks
+    largest = max(rankings, key=lambda role: (role != HEADS, len(rankings[role].steps)))
+    filled = rankings[largest]
+    tried = [ranking for role, ranking in rankings.items() if role != largest]
+    while len(tried) > 1 and math.prod(len(ranking.spent) for ranking in tried) > _COMBINATIONS:
+        *tried, one, other = sorted(tried, key=lambda ranking: len(ranking.steps))
+        tried.append(_together(one, other))
     # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".
-    room = budget * (1 + 1e-9)
-    best_total, best = -1.0, (0, 0)
-    for head_count in range(heads.forced, len(heads.steps) + 1):
-        left = room - heads.spent[head_count]
-        neuron_count = int(torch.searchsorted(neurons.spent, left, right=True)) - 1
-        if left < 0 or neuron_count < neurons.forced:
-            break
-        total = float(heads.gained[head_count] + neurons.gained[neuron_count])
-        if total >= best_total:  # of equal totals, the one with more heads
-            best_total, best = total, (head_count, neuron_count)
-
-    masks = {key: torch.zeros(len(scores[key]), dtype=torch.bool) for key in scores}
-    for step in heads.steps[: best[0]] + neurons.steps[: best[1]]:
-        for key, unit in step:
+    counts = _best_counts(tried, filled, budget * (1 + 1e-9))
+    for ranking, count in zip([*tried, filled], counts, strict=True):
+        for key, unit in (each for step in ranking.steps[:count] for each in step):
             masks[key][unit] = True
     return masks
+
+
+def _best_counts(tried: Sequence[_Ranking], filled: _Ranking, room: float) -> list[int]:
+    """Numbers of steps: of the tried kinds every combination, and of the last as many as the rest pays for."""
+    sizes = [len(ranking.spent) - ranking.forced for ranking in tried]
+    best_total, best = -1.0, [0] * (len(tried) + 1)
+    for first in range(0, math.prod(sizes), _AT_ONCE):
+        index = torch.arange(first, min(first + _AT_ONCE, math.prod(sizes)))
+        spent, gained = torch.zeros(2, len(index), dtype=torch.float64)
+        counts = []
+        for number, ranking in enumerate(tried):  # the first kind's number moves slowest
+            count = index // math.prod(sizes[number + 1 :]) % sizes[number] + ranking.forced
+            spent, gained = spent + ranking.spent[count], gained + ranking.gained[count]
+            counts.append(count)
+        rest = torch.searchsorted(filled.spent, room - spent, right=True) - 1
+        total = (gained + filled.gained[rest]).where(rest >= filled.forced, -torch.inf)
+        if total.max() >= best_total:
+            last = (total == total.max()).nonzero()[-1]  # of equal totals, the one with more heads
+            best_total, best = float(total.max()), [int(count[last]) for count in [*counts, rest]]
+    return best
+
+
+def _together(one: _Ranking, other: _Ranking) -> _Ranking:
+    """Two kinds as one: the steps of both by score per cost, the forced ones first, and each kind's in its order."""
+    worths = []
+    for ranking in (one, other):
+        worth = ranking.score / ranking.cost
+        worth[: ranking.forced] = torch.inf
+        worths.append(worth.cummin(0).values)
+    order = torch.cat(worths).argsort(descending=True, stable=True)
+    steps = [*one.steps, *other.steps]
+    cost, score = torch.cat([one.cost, other.cost]), torch.cat([one.score, other.score])
+    return _Ranking([steps[index] for index in order], cost[order], score[order], one.forced + other.forced)
 
 
 def _rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], floor: int) -> _Ranking:
     keys = [key for key in scores if _role(key) == role]
     units = [(key, unit) for key in keys for unit in range(len(scores[key]))]
-    if not units:
-        empty = torch.zeros(0, dtype=torch.float64)
-        return _Ranking([], empty, empty, 0)
     score = torch.cat([scores[key].double().cpu() for key in keys])
     cost = torch.cat([costs[key].double().cpu().diff() for key in keys])
     worth = score / cost

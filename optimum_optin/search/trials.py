@@ -64,8 +64,8 @@ def choose(
     if config.search != "measured" or held_out is None or not has_head(model, held_out[0]):
         if merges_tokens(model, config):
             logger.warning(
-                "tokens='auto' merges none: it compares trial cuts, which take search='measured', calibration data and "
-                "a model with a head. Give the pairs to merge after each layer instead."
+                "merging='auto' merges none: it compares trial cuts, which take search='measured', calibration data "
+                "and a model with a head. Give the pairs to merge after each layer instead."
             )
         return choices[0]
     part = max(1, len(starts) // _PART)

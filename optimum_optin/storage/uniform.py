@@ -45,8 +45,7 @@ def uniform_floors(groups: Iterable[Group], floors: Mapping[str, int]) -> dict[s
     """
     least = {role: max(1, floor) for role, floor in floors.items()}
     for group in groups:
-        if not group.config_fields:
-            least[group.role] = max(least.get(group.role, 1), group.units)
+        least[group.role] = max(least.get(group.role, 1), 0 if group.config_fields else group.units)
     return least
 
 

@@ -76,11 +76,37 @@ def test_every_field_of_the_configuration_is_an_option_with_its_help():
 
 def test_options_arrive_with_their_types():
     words = "m --calibration d --flops 0.25 --min-heads 2 --max-length 9 --scorer exact --compensation none".split()
-    words += ["--tokens", "4,2,0"]
-    expected = OptinConfig(flops=0.25, min_heads=2, max_length=9, scorer="exact", compensation="none", tokens=[4, 2, 0])
+    words += ["--merging", "4,2,0"]
+    expected = OptinConfig(
+        flops=0.25, min_heads=2, max_length=9, scorer="exact", compensation="none", merging=[4, 2, 0]
+    )
     assert load_config(make_parser("prune").parse_args(words)) == expected
     defaults = make_parser("prune").parse_args(["m"])
     assert load_config(defaults, OptinConfig(seed=3)) == OptinConfig(seed=3)
+
+
+@pytest.mark.parametrize("command", ["prune", "plan", "score"])
+def test_merging_has_its_earlier_name_as_well(command):
+    parser = make_parser(command)
+    words = ["m", "--scores", "s"] if command == "plan" else ["m", "--output", "o"]
+    assert "--tokens" not in parser.format_help()
+    for text, merging in (("auto", "auto"), ("4,2,0", (4, 2, 0))):
+        with pytest.warns(FutureWarning, match="tokens .* is called merging now: .*--merging"):
+            config = load_config(parser.parse_args([*words, "--tokens", text]), OptinConfig(merging=[1, 0], seed=3))
+        assert config == OptinConfig(merging=merging, seed=3)
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="merging='auto' are one field: give merging"):
+        load_config(parser.parse_args([*words, "--tokens", "none", "--merging", "auto"]))
+
+
+@pytest.mark.parametrize("command", ["prune", "plan"])
+def test_floors_are_given_by_role(command, capsys):
+    words = ["m", "--scores", "s", "--floors"]
+    parsed = make_parser(command).parse_args([*words, "heads=2,channels=8"])
+    assert load_config(parsed) == OptinConfig(floors={"channels": 8, "heads": 2})
+    for text in ("heads", "heads=", "=2", "heads=two", "heads=-1", "heads=2,heads=3", "heads=2,"):
+        with pytest.raises(SystemExit):
+            make_parser(command).parse_args([*words, text])
+        assert "must be names and whole numbers such as heads=1,channels=8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/source/guides/cli.mdx"])
@@ -468,11 +494,11 @@ def test_scores_of_the_command_line_choose_schedules(tmp_path, capsys):
     for number, pixels in enumerate(colours):
         image_module.fromarray(pixels.numpy()).save(tmp_path / "photos" / f"{number}.png")
     data = (tmp_path / "dense", "--calibration", tmp_path / "photos")
-    scores = _json(capsys, "score", *data, "--tokens", "auto", "--probes", "8", "--output", tmp_path / "scores")
-    assert scores["config"]["tokens"] == "auto"
+    scores = _json(capsys, "score", *data, "--merging", "auto", "--probes", "8", "--output", tmp_path / "scores")
+    assert scores["config"]["merging"] == "auto"
     made = _json(capsys, "prune", *data, "--scores", tmp_path / "scores", *FAST[2:], "--output", tmp_path / "pruned")
-    assert made["config"]["tokens"] == "auto"
+    assert made["config"]["merging"] == "auto"
     _json(capsys, "score", *data, "--probes", "8", "--output", tmp_path / "others")
-    refused = ["--scores", tmp_path / "others", "--tokens", "auto", *FAST[2:], "--output", tmp_path / "no"]
+    refused = ["--scores", tmp_path / "others", "--merging", "auto", *FAST[2:], "--output", tmp_path / "no"]
     assert run("prune", list(map(str, [*data, *refused]))) == 2
     assert "hold no scores of tokens" in capsys.readouterr().err

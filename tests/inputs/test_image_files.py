@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features
+from pictures import ARRAYS, IMAGES, pixels_in
 from tiny import tiny_model
 from transformers import ViTImageProcessorPil
 from words import TEXTS, word_tokenizer
@@ -21,8 +22,6 @@ from optimum_optin.reading.sources import read_calibration
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
 
-ARRAYS = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
-IMAGES = [Image.fromarray(array) for array in ARRAYS]
 FORMATS = {
     "JPEG": ".jpg",
     "PNG": ".png",
@@ -34,30 +33,10 @@ FORMATS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("vit")
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return ViTImageProcessorPil(size={"height": 16, "width": 16})
-
-
 def _content(image, kind="PNG", **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
-
-
-def _pixels(batches):
-    images = torch.cat([batch["pixel_values"] for batch in batches])
-    return images[images.flatten(1).sum(1).argsort()]
 
 
 def _exif(*entries):
@@ -143,7 +122,7 @@ def test_whatever_pillow_raises_the_image_is_named(processor, tmp_path, monkeypa
     (batch,) = calibration_batches(data, model, processor)
     assert len(batch["pixel_values"]) == 1
     assert "b.png" in caplog.text and "damaged" in caplog.text
-    assert len(_pixels(calibration_batches(list(map(Image.open, data)), model, processor))) == 1
+    assert len(pixels_in(calibration_batches(list(map(Image.open, data)), model, processor))) == 1
     with pytest.raises(ValueError, match=r"a calibration image cannot be read: .*b\.png \(.*damaged"):
         calibration_batches(data, model, processor, unreadable="stop")
 
@@ -166,7 +145,7 @@ def test_one_odd_image_does_not_end_the_run(model, processor, name, caplog):
         "not finite": (torch.full((3, 16, 16), float("nan")), list(pixels)),
     }[name]
     batches = calibration_batches([*others, odd], model, processor)
-    assert torch.equal(_pixels(batches), _pixels([{"pixel_values": pixels}]))
+    assert torch.equal(pixels_in(batches), pixels_in([{"pixel_values": pixels}]))
     assert "3 of 4 calibration images are left" in caplog.text
     with pytest.raises(ValueError, match="a calibration image cannot be read"):
         calibration_batches([*others, odd], model, processor, unreadable="stop")
@@ -184,7 +163,7 @@ def test_kinds_are_told_by_content(model, processor, tmp_path, kind, name):
     for file, each in zip(files, content, strict=True):
         file.write_bytes(each)
         assert kind_of(file) == "image"
-    expected = _pixels(calibration_batches([Image.open(io.BytesIO(each)) for each in content], model, processor))
+    expected = pixels_in(calibration_batches([Image.open(io.BytesIO(each)) for each in content], model, processor))
     for data in (
         files,
         list(map(str, files)),
@@ -192,7 +171,7 @@ def test_kinds_are_told_by_content(model, processor, tmp_path, kind, name):
         read_calibration(tmp_path / "photos"),
         [{"image": str(file), "label": 1} for file in files],
     ):
-        assert torch.equal(_pixels(calibration_batches(data, model, processor)), expected)
+        assert torch.equal(pixels_in(calibration_batches(data, model, processor)), expected)
     assert len(read_calibration(files[0])) == 1
 
 
@@ -202,10 +181,10 @@ def test_what_is_called_an_image_and_is_none_is_named(model, processor, tmp_path
     (tmp_path / "photos" / "cat.txt").write_bytes(_content(IMAGES[0]))
     for data in (sorted((tmp_path / "photos").iterdir()), read_calibration(tmp_path / "photos")):
         caplog.clear()
-        assert len(_pixels(calibration_batches(data, model, processor))) == 1
+        assert len(pixels_in(calibration_batches(data, model, processor))) == 1
         assert "page.jpg" in caplog.text
     missing = [str(tmp_path / "photos" / "cat.txt"), str(tmp_path / "gone.jpg")]
-    assert len(_pixels(calibration_batches(missing, model, processor))) == 1
+    assert len(pixels_in(calibration_batches(missing, model, processor))) == 1
 
 
 def test_text_is_no_image(model, processor):
@@ -235,12 +214,12 @@ def test_images_in_what_pandas_holds(model, processor, tmp_path, caplog):
     files = [str(tmp_path / f"{number}") for number in range(4)]
     for file, image in zip(files, IMAGES, strict=False):
         image.save(file, "PNG")
-    expected = _pixels(calibration_batches(IMAGES[1:4], model, processor))
+    expected = pixels_in(calibration_batches(IMAGES[1:4], model, processor))
     frame = pandas.DataFrame({"photo": [*files, None], "label": ["cat", "dog", "cat", "dog", "cat"]})
     frame = frame[frame.index > 0]
     for data in (frame["photo"], frame, frame["photo"].astype(object), {"photo": frame["photo"]}):
         caplog.clear()
-        assert torch.equal(_pixels(calibration_batches(data, model, processor)), expected)
+        assert torch.equal(pixels_in(calibration_batches(data, model, processor)), expected)
         assert "row 3 (there is none)" in caplog.text
 
 
@@ -251,8 +230,8 @@ def test_a_folder_whose_name_is_a_pattern(model, processor, tmp_path):
             image.save(tmp_path / name / f"class {number % 2}" / f"a?{number}.png")
     dataset = read_calibration(tmp_path / "photos[1]")
     assert dataset.features["label"].names == ["class 0", "class 1"]
-    expected = _pixels(calibration_batches(IMAGES[:3], model, processor))
-    assert torch.equal(_pixels(calibration_batches(dataset, model, processor)), expected)
+    expected = pixels_in(calibration_batches(IMAGES[:3], model, processor))
+    assert torch.equal(pixels_in(calibration_batches(dataset, model, processor)), expected)
 
 
 def test_classes_are_the_same_in_all_splits(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
+from pictures import ARRAYS, IMAGES, pixels_in
 from tiny import load, output_of, tiny_batch, tiny_model, tiny_samples
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTImageProcessorPil
@@ -26,24 +27,6 @@ from optimum_optin.running.batch import token_mask
 
 Image = pytest.importorskip("PIL.Image")
 
-ARRAYS = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
-IMAGES = [Image.fromarray(array) for array in ARRAYS]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("vit")
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return ViTImageProcessorPil(size={"height": 16, "width": 16})
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -52,12 +35,6 @@ def folder(tmp_path):
         (tmp_path / "data" / f"class {index % 2}").mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / "data" / f"class {index % 2}" / f"{index}.png")
     return tmp_path / "data"
-
-
-def _pixels(batches):
-    """All images, in an order of their own."""
-    images = torch.cat([batch["pixel_values"] for batch in batches])
-    return images[images.flatten(1).sum(1).argsort()]
 
 
 def _dataset(**columns):
@@ -118,8 +95,8 @@ LABELS = {"label": [0, 1] * 6}
 def test_every_form_gives_the_same_pixels(model, processor, folder, make):
     batches = calibration_batches(make(processor, folder), model, processor, batch_size=5)
     assert all(set(batch) == {"pixel_values"} and len(batch["pixel_values"]) <= 5 for batch in batches)
-    expected = _pixels([processor(images=IMAGES, return_tensors="pt")])
-    torch.testing.assert_close(_pixels(batches), expected, atol=1e-6, rtol=0)
+    expected = pixels_in([processor(images=IMAGES, return_tensors="pt")])
+    torch.testing.assert_close(pixels_in(batches), expected, atol=1e-6, rtol=0)
 
 
 def test_a_transform_of_the_users_own_is_kept(model, processor):
@@ -127,11 +104,11 @@ def test_a_transform_of_the_users_own_is_kept(model, processor):
         images = [image.rotate(180) for image in rows["image"]]
         return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
 
-    expected = _pixels([processor(images=[image.rotate(180) for image in IMAGES], return_tensors="pt")])
+    expected = pixels_in([processor(images=[image.rotate(180) for image in IMAGES], return_tensors="pt")])
     data = _dataset(**LABELS)
-    assert torch.equal(_pixels(calibration_batches(data.with_transform(flipped), model)), expected)
+    assert torch.equal(pixels_in(calibration_batches(data.with_transform(flipped), model)), expected)
     data.set_transform(flipped)
-    assert torch.equal(_pixels(calibration_batches(data, model)), expected)
+    assert torch.equal(pixels_in(calibration_batches(data, model)), expected)
 
 
 def _processed(processor):
@@ -194,7 +171,7 @@ def test_a_model_of_grayscale_images():
 
 def test_the_draw_is_seeded_and_limited(model, processor):
     def draw(seed):
-        return _pixels(calibration_batches(IMAGES, model, processor, num_samples=4, seed=seed))
+        return pixels_in(calibration_batches(IMAGES, model, processor, num_samples=4, seed=seed))
 
     assert len(draw(0)) == 4
     assert torch.equal(draw(0), draw(0))
@@ -239,7 +216,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(model, processor, fold
     file.write_bytes(file.read_bytes()[:300] if damage is None else damage)
     for data in (read_calibration(folder), list(folder.rglob("*.png"))):
         caplog.clear()
-        assert len(_pixels(calibration_batches(data, model, processor))) == 11
+        assert len(pixels_in(calibration_batches(data, model, processor))) == 11
         assert "left out of the calibration data, as it cannot be read" in caplog.text
         assert str(file) in caplog.text
         assert "11 of 12 calibration images are left" in caplog.text
@@ -254,7 +231,7 @@ def test_an_image_that_claims_to_be_huge_cannot_be_read(model, processor, tmp_pa
     IMAGES[0].resize((40, 40)).save(tmp_path / "bomb.png")
     IMAGES[0].resize((20, 20)).save(tmp_path / "fits.png")
     for data in (sorted(tmp_path.glob("*.png")), read_calibration(tmp_path)):
-        assert len(_pixels(calibration_batches(data, model, processor))) == 1
+        assert len(pixels_in(calibration_batches(data, model, processor))) == 1
         with pytest.raises(ValueError, match=r"a calibration image cannot be read: .*bomb\.png \(.*1600 pixels"):
             calibration_batches(data, model, processor, unreadable="stop")
 
@@ -271,7 +248,7 @@ def test_an_image_that_claims_to_be_huge_cannot_be_read(model, processor, tmp_pa
     ids=["list", "pairs with labels", "dicts", "dataset", "pixels"],
 )
 def test_a_missing_image_is_named_by_its_row(model, processor, caplog, data):
-    assert len(_pixels(calibration_batches(data, model, processor))) == 3
+    assert len(pixels_in(calibration_batches(data, model, processor))) == 3
     assert "cannot be read: row 3 (there is none)" in caplog.text
     with pytest.raises(ValueError, match=r"a calibration image cannot be read: row 3 \(there is none\)"):
         calibration_batches(data, model, processor, unreadable="stop")
@@ -282,7 +259,7 @@ def test_files_of_a_stream_that_cannot_be_read_are_named(model, processor, folde
     file.write_bytes(b"no image")
     pruner = OptinPruner(model, processor)
     drawn = pruner.get_calibration_dataset("imagefolder", data_dir=str(folder), streaming=True)
-    assert len(_pixels(calibration_batches(drawn, model, processor))) == 11
+    assert len(pixels_in(calibration_batches(drawn, model, processor))) == 11
     assert str(file) in caplog.text
 
 
@@ -334,7 +311,7 @@ def test_a_folder_with_splits_and_metadata(tmp_path, model, processor):
             image.save(tmp_path / split / f"{index}.JPG")
         rows = [json.dumps({"file_name": f"{index}.JPG", "note": "x"}) for index in range(len(part))]
         (tmp_path / split / "metadata.jsonl").write_text("\n".join(rows))
-    assert len(_pixels(calibration_batches(read_calibration(tmp_path), model, processor))) == 8
+    assert len(pixels_in(calibration_batches(read_calibration(tmp_path), model, processor))) == 8
     assert len(read_calibration(tmp_path, split="test")) == 4
     assert len(read_calibration(tmp_path / "train" / "0.JPG")) == 1
 
@@ -459,7 +436,7 @@ def test_a_pruned_model_interpolates_as_the_dense_one(model_type, tokens, tmp_pa
     with pytest.raises(ValueError, match="interpolate_pos_encoding=True is pruned at its own size"):
         calibration_batches([torch.rand(3, 24, 32)], model)
     pruner = OptinPruner(model)
-    pruned = pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.8, probes=4, tokens=tokens))
+    pruned = pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.8, probes=4, merging=tokens))
     pruner.save_pretrained(tmp_path)
     larger = {"pixel_values": torch.randn(3, 3, 24, 32), "interpolate_pos_encoding": True}
     expected = output_of(model, larger)

@@ -3,13 +3,13 @@
 from types import SimpleNamespace
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Value
+from pictures import IMAGES, image_processor
 from tiny import output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from torch.utils.data import DataLoader
-from transformers import CLIPModel, ViTImageProcessorPil
+from transformers import CLIPModel
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
@@ -18,13 +18,10 @@ from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.search.macs import cost_tables
 
-Image = pytest.importorskip("PIL.Image")
-
-COUNT = 12
-IMAGES = [Image.fromarray(each) for each in np.random.default_rng(0).integers(0, 256, (COUNT, 20, 24, 3), np.uint8)]
+COUNT = len(IMAGES)
 PAIRS = list(zip(IMAGES, TEXTS[:COUNT], strict=True))
 PROCESSOR = SimpleNamespace(  # as CLIP's, of which both are parts
-    tokenizer=word_tokenizer(), image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16})
+    tokenizer=word_tokenizer(), image_processor=image_processor()
 )
 
 

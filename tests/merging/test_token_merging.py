@@ -2,16 +2,19 @@
 
 import copy
 import inspect
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import CASES, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForImageClassification, Dinov2Backbone
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
 from optimum_optin.architectures.find import find_layers, key_projection
+from optimum_optin.commands.run import run
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.inputs.vision import image_tokens, prefix_tokens
 from optimum_optin.merging.hooks import TokenMerger, attach_merging, merging
@@ -22,6 +25,7 @@ from optimum_optin.passes.losses import manifold_distance, output_distance
 from optimum_optin.passes.outputs import compared_output
 from optimum_optin.passes.trajectory import draw_rows, trajectory_features
 from optimum_optin.running.freezing import frozen
+from optimum_optin.scoring import stored
 from optimum_optin.scoring.merges import score_merges
 from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, matching_cost, token_costs, total_cost
 from optimum_optin.storage.plugin import convert_model, merge_tokens_of
@@ -248,7 +252,7 @@ def _stream(config, index):
 def test_a_budget_pays_for_tokens_heads_and_neurons(tokens, tmp_path):
     model = tiny_model("vit")
     pruner = OptinPruner(model)
-    config = OptinConfig(flops=0.5, tokens=tokens, probes=8)
+    config = OptinConfig(flops=0.5, merging=tokens, probes=8)
     pruned = pruner.prune(tiny_samples(32, model=model), config, save_dir=tmp_path)
     report = PruningReport.load(tmp_path)
     assert 0.45 < report.flops_achieved <= 0.5
@@ -267,7 +271,7 @@ def test_a_budget_pays_for_tokens_heads_and_neurons(tokens, tmp_path):
 def test_a_plan_shows_what_a_schedule_leaves():
     model = tiny_model("vit")
     pruner = OptinPruner(model)
-    config = OptinConfig(flops=0.5, tokens=[4, 3, 0], probes=4, search="ranked")
+    config = OptinConfig(flops=0.5, merging=[4, 3, 0], probes=4, search="ranked")
     scores = pruner.score(tiny_samples(16, model=model), config)
     plan = pruner.plan(scores)
     pruner.prune(scores=scores)
@@ -279,22 +283,22 @@ def test_a_plan_shows_what_a_schedule_leaves():
 def test_none_merges_nothing_and_other_models_have_nothing_to_merge(caplog):
     for model_type, options, warning in (
         ("vit", {}, ""),
-        ("swin", {"tokens": "auto"}, "this 'swin' model does not allow it"),
-        ("bert", {"tokens": "auto"}, "this 'bert' model does not allow it"),
-        ("vit", {"tokens": "auto", "layout": "uniform"}, "layout='uniform' does not allow it"),
+        ("swin", {"merging": "auto"}, "this 'swin' model does not allow it"),
+        ("bert", {"merging": "auto"}, "this 'bert' model does not allow it"),
+        ("vit", {"merging": "auto", "layout": "uniform"}, "layout='uniform' does not allow it"),
     ):
         model = tiny_model(model_type)
         pruner = OptinPruner(model)
         caplog.clear()
         pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.8, probes=4, **options))
         assert pruner.report.merges == {}
-        assert ("tokens='auto' merges none" in caplog.text) == bool(warning)
+        assert ("merging='auto' merges none" in caplog.text) == bool(warning)
         assert warning in caplog.text
 
 
 def test_a_budget_that_is_too_small_is_named_as_it_was_given(monkeypatch):
     model = tiny_model("vit")
-    samples, config = tiny_samples(16, model=model), OptinConfig(flops=0.1, probes=4, tokens=[1, 1, 0])
+    samples, config = tiny_samples(16, model=model), OptinConfig(flops=0.1, probes=4, merging=[1, 1, 0])
     scores = OptinPruner(model).score(samples, config)
     minimum = total_cost(model, 17, TokenSchedule(1, {"layers.0": 1, "layers.1": 1}), _one_head_each(model))
     message = f"a budget of 0.1 of the dense cost .* costs {minimum / total_cost(model, 17):.4g} of it"
@@ -311,7 +315,7 @@ def _one_head_each(model):
 
 def test_scores_of_tokens_come_back_from_disk(tmp_path):
     model = tiny_model("vit")
-    scores = OptinPruner(model).score(tiny_samples(16, model=model), OptinConfig(probes=4, tokens="auto"))
+    scores = OptinPruner(model).score(tiny_samples(16, model=model), OptinConfig(probes=4, merging="auto"))
     scores.save_pretrained(tmp_path)
     loaded = Scores.from_pretrained(tmp_path)
     assert scores.merges["output"].keys() == loaded.merges["output"].keys() == {"layers.0", "layers.1"}
@@ -319,6 +323,39 @@ def test_scores_of_tokens_come_back_from_disk(tmp_path):
         assert torch.equal(loaded.combine_merges()[layer], loss)
     for key, score in scores.combine().items():
         assert torch.equal(loaded.combine()[key], score)
+
+
+def _called_tokens(file, **changes):
+    """Write a JSON file as the version wrote it that called merging `tokens`."""
+    data = json.loads(file.read_text())
+    data["config"]["tokens"] = data["config"].pop("merging")
+    file.write_text(json.dumps({**data, **{name: change(data) for name, change in changes.items()}}))
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_files_in_which_merging_is_called_tokens_are_read(tmp_path, capsys):
+    model = tiny_model("vit")
+    pruner = OptinPruner(model)
+    config = OptinConfig(flops=0.5, merging=[4, 3, 0], probes=4, search="ranked", compensation="none")
+    scores = pruner.score(tiny_samples(16, model=model), config)
+    pruner.prune(scores=scores, save_dir=tmp_path / "pruned")
+    scores.save_pretrained(tmp_path / "scores")
+    written = PruningReport.load(tmp_path / "pruned")
+    assert "merging=(4, 3, 0)" in (tmp_path / "pruned/README.md").read_text()
+
+    def digest(data):
+        tensors = load_file(tmp_path / "scores/optin_scores.safetensors")
+        return stored._digest(tensors, {name: value for name, value in data.items() if name != "sha256"})
+
+    _called_tokens(tmp_path / "pruned/optin_report.json")
+    _called_tokens(tmp_path / "scores/optin_scores.json", sha256=digest)
+    assert Scores.from_pretrained(tmp_path / "scores").config == config
+    report = PruningReport.load(tmp_path / "pruned")
+    assert report == written and OptinConfig.from_dict(report.config) == config
+    pruner.report = report
+    assert "merging=[4, 3, 0]" in pruner.create_model_card().text
+    assert run("info", [str(tmp_path / "pruned"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["config"]["merging"] == [4, 3, 0]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +373,7 @@ def test_schedules_that_do_not_fit_are_refused_before_work(model_type, tokens, m
     model = tiny_model(model_type)
     monkeypatch.setattr("optimum_optin.pruner.score", None)
     with pytest.raises(ValueError, match=message):
-        OptinPruner(model).prune(tiny_samples(16, model=model), OptinConfig(flops=0.6, tokens=tokens))
+        OptinPruner(model).prune(tiny_samples(16, model=model), OptinConfig(flops=0.6, merging=tokens))
 
 
 @pytest.mark.parametrize(
@@ -345,8 +382,8 @@ def test_schedules_that_do_not_fit_are_refused_before_work(model_type, tokens, m
     ids=["array", "tensor", "mixed"],
 )
 def test_whole_numbers_of_any_kind_are_pairs(tokens):
-    config = OptinConfig(tokens=tokens)
-    assert config == OptinConfig(tokens=[4, 4, 0]) and set(map(type, config.tokens)) == {int}
+    config = OptinConfig(merging=tokens)
+    assert config == OptinConfig(merging=[4, 4, 0]) and set(map(type, config.merging)) == {int}
 
 
 @pytest.mark.parametrize(
@@ -365,15 +402,15 @@ def test_whole_numbers_of_any_kind_are_pairs(tokens):
     ],
 )
 def test_tokens_of_another_kind_are_refused(tokens):
-    with pytest.raises(ValueError, match="tokens="):
-        OptinConfig(tokens=tokens)
+    with pytest.raises(ValueError, match="merging="):
+        OptinConfig(merging=tokens)
 
 
 def test_scores_without_tokens_cannot_choose_a_schedule():
     model = tiny_model("vit")
     pruner = OptinPruner(model)
-    scores = pruner.score(tiny_samples(16, model=model), OptinConfig(probes=4, tokens="none"))
-    config = OptinConfig(probes=4, tokens="auto")
+    scores = pruner.score(tiny_samples(16, model=model), OptinConfig(probes=4, merging="none"))
+    config = OptinConfig(probes=4, merging="auto")
     for use in (pruner.prune, pruner.plan):
         with pytest.raises(ValueError, match="no scores of tokens"):
             use(config=config, scores=scores)
@@ -386,7 +423,7 @@ def test_a_scorer_of_other_terms_does_not_keep_tokens_from_merging():
 
     model = tiny_model("vit")
     pruner = OptinPruner(model)
-    pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.5, scorer="sizes", tokens="auto"))
+    pruner.prune(tiny_samples(16, model=model), OptinConfig(flops=0.5, scorer="sizes", merging="auto"))
     assert pruner.report.flops_achieved <= 0.5
 
 
@@ -395,10 +432,10 @@ def test_a_scorer_of_other_terms_does_not_keep_tokens_from_merging():
 )
 def test_auto_says_when_it_can_compare_no_schedules(head, search, warns, caplog):
     model = tiny_model("vit") if head else tiny_model("vit").base_model
-    config = OptinConfig(flops=0.6, probes=4, tokens="auto", search=search)
+    config = OptinConfig(flops=0.6, probes=4, merging="auto", search=search)
     pruner = OptinPruner(model)
     pruner.prune(tiny_samples(16, model=model), config)
-    assert ("tokens='auto' merges none: it compares trial cuts" in caplog.text) == warns
+    assert ("merging='auto' merges none: it compares trial cuts" in caplog.text) == warns
     assert not (warns and pruner.report.merges)
 
 
@@ -431,7 +468,7 @@ def test_remote_code_merges_too(tmp_path):
     pruned = copy.deepcopy(model)
     convert_model(pruned, structure_of(find_groups(model), random_masks(find_groups(model))), TokenSchedule(1, MERGES))
     pruner = OptinPruner(model)
-    config = OptinConfig(flops=0.5, tokens=[4, 3, 0], probes=4, remote_code=True)
+    config = OptinConfig(flops=0.5, merging=[4, 3, 0], probes=4, remote_code=True)
     pruned = pruner.prune(tiny_samples(16, model=model), config, save_dir=tmp_path)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
     assert "TokenMerger" in (tmp_path / "modeling_optin.py").read_text()
@@ -454,7 +491,7 @@ def test_hidden_states_are_the_same_as_after_reloading(model_type, tmp_path):
     model = tiny_model(model_type)
     batch = tiny_batch(model)
     model(**batch, output_hidden_states=True)  # transformers hooks the layers now
-    config = OptinConfig(flops=0.7, probes=8, tokens=[4] + [0] * (len(find_layers(model)) - 1))
+    config = OptinConfig(flops=0.7, probes=8, merging=[4] + [0] * (len(find_layers(model)) - 1))
     pruned = OptinPruner(model).prune(tiny_samples(model=model), config, save_dir=tmp_path / "pruned")
     again = type(model).from_pretrained(tmp_path / "pruned").eval()
     found, expected = (each(**batch, output_hidden_states=True).hidden_states for each in (pruned, again))

@@ -230,7 +230,7 @@ class Pictures(ViTPreTrainedModel):
 def test_a_head_of_ones_own_on_images(tmp_path):
     model = tiny_model("vit", model_class=Pictures)
     pruner = OptinPruner(model)
-    pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.6, probes=4, tokens="auto"), save_dir=tmp_path)
+    pruner.prune(tiny_samples(model=model), OptinConfig(flops=0.6, probes=4, merging="auto"), save_dir=tmp_path)
     batch = tiny_batch(model)
     assert torch.equal(Pictures.from_pretrained(tmp_path)(**batch), pruner.pruned_model(**batch))
 

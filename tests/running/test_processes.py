@@ -32,6 +32,13 @@ from words import TEXTS, word_tokenizer
 torch.set_num_threads(1)
 state = processes.state()  # a script need not make one
 assert state.num_processes == 2
+numbers, matrix = (torch.full(shape, 1.0 + state.process_index, dtype=torch.float64) for shape in ((3,), (2, 2)))
+processes.take_from_main(numbers, matrix)
+assert numbers.eq(1).all() and matrix.eq(1).all()
+numbers += state.process_index
+processes.add_up(numbers)
+assert numbers.tolist() == [3, 3, 3]
+assert processes.on_main(lambda: {"of": state.process_index}) == {"of": 0}
 for scorer, count in SCORERS.items():
     folder = Path(sys.argv[1], scorer)
     pruner = OptinPruner(tiny_model())
@@ -56,7 +63,7 @@ pruner.report.save(Path(sys.argv[1], "measured", str(state.process_index)))
 
 
 def config(scorer):
-    return OptinConfig(flops=0.5, scorer=scorer, probes=16, tokens="auto")  # for ViT
+    return OptinConfig(flops=0.5, scorer=scorer, probes=16, merging="auto")  # for ViT
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_scores_that_were_changed_in_memory_are_refused(pruner):
 @pytest.mark.parametrize("change", ["dropped", "nan", "unknown layer"])
 def test_scores_of_tokens_are_checked(change, tmp_path):
     model = tiny_model("vit")
-    pruner = OptinPruner(model, config=OptinConfig(probes=4, tokens="auto"))
+    pruner = OptinPruner(model, config=OptinConfig(probes=4, merging="auto"))
     scores = pruner.score(tiny_samples(8, model=model))
     by_layer = scores.merges["output"]
     if change == "dropped":

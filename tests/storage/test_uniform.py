@@ -23,11 +23,11 @@ from optimum_optin import (
     register_architecture,
 )
 from optimum_optin.architectures import registry as architectures
-from optimum_optin.architectures.group import stack_of
+from optimum_optin.architectures.group import Group, stack_of
 from optimum_optin.architectures.registry import row_of
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.search.masks import search_uniform
-from optimum_optin.storage.uniform import record_sizes
+from optimum_optin.storage.uniform import record_sizes, uniform_floors
 
 # DINOv2's and Swin's configs have no size of their own for neurons; SigLIP's size is that of the pooling head, too.
 INEXPRESSIBLE = ["dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "swin", "swinv2"]
@@ -66,6 +66,17 @@ def test_search_is_optimal_among_equal_counts(seed, share, floors):
         assert min(counts) >= floor
     assert spent(masks, costs) <= budget * (1 + 1e-9)
     assert gained(masks, scores) == pytest.approx(_best_by_brute_force(scores, costs, budget, floors))
+
+
+def test_floors_of_roles_that_the_configuration_does_not_name():
+    """At least one unit stays of a role whose size can be written to the config, and all of another."""
+    groups = [
+        Group("layers.0", "channels", 6, 1, "a", (), config_fields=("hidden_channels",)),
+        Group("layers.0", "experts", 4, 1, "b", ()),
+        Group("layers.1", "experts", 5, 1, "c", ()),
+    ]
+    assert uniform_floors(groups, {"heads": 0}) == {"heads": 1, "channels": 1, "experts": 5}
+    assert uniform_floors(groups, {"channels": 2}) == {"channels": 2, "experts": 5}
 
 
 def test_ties_go_to_the_earlier_unit():
