@@ -45,6 +45,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         for parameter in parameters:
             parameter.requires_grad_(False)
         # Sums over tokens need the model's own precision: `dtype=` of from_pretrained chooses it.
+        # Autocast does not know the meta device, where copies are counted.
         device = next((parameter.device.type for parameter in model.parameters() if not parameter.is_meta), "cpu")
         with torch.autocast(device, enabled=False):
             yield

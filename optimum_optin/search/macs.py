@@ -53,7 +53,7 @@ def token_costs(model: nn.Module, groups: Groups, tokens: int) -> TokenCosts:
     for group in groups:
         linear, squared = by_length[group.key]
         totals[group.layer] += group.units * (linear * counts + squared * counts.square())
-    channels = model.get_submodule(groups[0].consumer).out_features if groups else 0
+    channels = model.get_submodule(groups[0].consumer).out_features if len(groups) else 0
     pair = dict.fromkeys(totals, float(channels))  # compared where there are no keys
     pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
     return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)

@@ -106,9 +106,9 @@ def _added_by_units(
         return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
 
     added: dict[str, int] = {}
-    macs = count() if groups else {}
+    macs = count() if len(groups) else {}
     for role in dict.fromkeys(group.role for group in groups):
-        grown = [group for group in groups if group.role == role]
+        grown = groups.of_role(role)
         for group in grown:
             take_units(copied, group, torch.tensor([*range(group.units), 0]))
         before, macs = macs, count()

@@ -42,9 +42,9 @@ def _formula(model, groups, tokens):
         macs[group.key] = windows * attended * group.width * features
         if group.role == HEADS:
             macs[group.key] += windows * 2 * attended**2 * group.width
-            attention = model.get_submodule(group.consumer.removesuffix(".output.dense"))
-            if model.config.model_type == "swinv2":  # whose network makes a head's bias of every distance in a window
-                macs[group.key] += (2 * attention.self.window_size[0] - 1) ** 2 * 512
+            attention = model.get_submodule(group.cut.core)
+            if hasattr(attention, "continuous_position_bias_mlp"):  # SwinV2's bias of every distance within a window
+                macs[group.key] += (2 * attention.window_size[0] - 1) ** 2 * 512
     return macs
 
 
