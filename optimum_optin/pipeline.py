@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures.find import find_groups
 from .architectures.group import Groups
 from .compensation.refit import refit
 from .config import OptinConfig
@@ -118,13 +117,14 @@ def report_of(
     """
     tokens = scores.tokens
     batch = probe_batch(model, tokens)
-    left = total_cost(pruned.model, find_groups(pruned.model), tokens, pruned.schedule)
+    macs_dense, macs_pruned = count_macs(model, batch), count_macs(pruned.model, batch)
+    units = total_cost(model, groups, tokens)
     return PruningReport(
         flops_requested=config.flops,
-        flops_achieved=left / total_cost(model, groups, tokens),
+        flops_achieved=(units - (macs_dense - macs_pruned)) / units,
         tokens=tokens,
-        macs_dense=count_macs(model, batch),
-        macs_pruned=count_macs(pruned.model, batch),
+        macs_dense=macs_dense,
+        macs_pruned=macs_pruned,
         params_dense=count_parameters(model),
         params_pruned=count_parameters(pruned.model),
         layers=layers_of(pruned.structure),
