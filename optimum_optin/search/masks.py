@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..architectures.group import HEADS
+from .limits import Limits, levelled, limit_of, numbers_of, role_of
+from .ranking import Ranking, level, rank, together
 
 _COMBINATIONS = 2**24  # of numbers of units, that are searched one by one
 _AT_ONCE = 2**20  # of them, in memory
@@ -21,7 +23,7 @@ def search(
     scores: Mapping[str, Tensor],
     costs: Mapping[str, Tensor],
     budget: float,
-    floors: Mapping[str, int] | None = None,
+    floors: Limits | None = None,
 ) -> dict[str, Tensor]:
     """Keep the units with the largest total score that fit the budget.
 
@@ -30,29 +32,32 @@ def search(
     combination of numbers is tried of all roles but one, and that one fills the rest: the one with most units, never
     the heads beside another. Beyond 2^24 combinations, which take seconds, the largest of the roles to try are ranked
     together, until there are fewer; the total may then miss the best one by the score of one unit. Costs must be linear
-    in the units kept (MACs, parameters).
+    in the units kept (MACs, parameters). Where a group keeps multiples of a number, that many of its units, the next
+    best, are ranked as one.
 
     Args:
         scores: group key -> score per unit, shape (units,), higher = keep. A key ends in its role.
         costs: group key -> cost of keeping n units, shape (units + 1,).
         budget: the most that the kept units may cost, in the costs' unit.
-        floors: role -> units that every group keeps at least (fewer where it has fewer).
+        floors: role -> units that every group keeps at least (fewer where it has fewer); or group key -> `Limit`, with
+            all that holds for one group.
 
     Returns:
         Group key -> boolean mask, shape (units,). Ties go to the earlier unit, and of equal totals to the one with more
         heads, then with more units of the next role by name.
 
     Raises:
-        ValueError: see `check_budget`; or scores that are not finite, below 0, or not of the units that have costs.
+        ValueError: see `check_budget`; limits that no number of units meets; or scores that are not finite, below 0, or
+            not of the units that have costs.
     """
-    return _search(_rank, scores, costs, budget, floors or {})
+    return _search(rank, scores, costs, budget, floors or {})
 
 
 def search_uniform(
     scores: Mapping[str, Tensor],
     costs: Mapping[str, Tensor],
     budget: float,
-    floors: Mapping[str, int] | None = None,
+    floors: Limits | None = None,
 ) -> dict[str, Tensor]:
     """The same with equally many units of a role in every layer: each keeps its best by score.
 
@@ -62,7 +67,7 @@ def search_uniform(
         scores: see `search`.
         costs: see `search`.
         budget: see `search`.
-        floors: see `search`; a model needs a floor of 1 or more where its layers may not lose all units.
+        floors: see `search` and `levelled`; a model needs a floor of 1 or more where its layers may not lose all units.
 
     Returns:
         See `search`. A group that has fewer units than the others keep keeps all of them.
@@ -70,17 +75,18 @@ def search_uniform(
     Raises:
         ValueError: see `search`.
     """
-    return _search(_level, scores, costs, budget, floors or {})
+    sizes = {key: len(score) for key, score in scores.items()}
+    return _search(level, scores, costs, budget, levelled(floors or {}, sizes))
 
 
 def check_budget(
     costs: Mapping[str, Tensor],
     budget: float,
-    floors: Mapping[str, int] | None = None,
+    floors: Limits | None = None,
     dense: float | None = None,
     spent: float = 0.0,
 ) -> None:
-    """Raise if the budget does not pay for the floors, or for a single unit.
+    """Raise if the budget does not pay for the least that must stay, or for a single step.
 
     Args:
         costs: see `search`.
@@ -90,43 +96,49 @@ def check_budget(
         spent: what else the budget has paid for; of the numbers that the error names, a part.
 
     Raises:
-        ValueError: names the least share of the dense cost that will do.
+        ValueError: names the least share of the dense cost that will do, and the groups that must stay whole; or limits
+            that no number of units meets.
     """
-    floors = floors or {}
+    numbers = {key: numbers_of(key, floors or {}, len(table) - 1) for key, table in costs.items()}
     dense = dense or sum(float(table[-1]) for table in costs.values())
-    forced = sum(float(table[min(floors.get(_role(key), 0), len(table) - 1)]) for key, table in costs.items())
-    minimum = forced or min((float(table[1]) for table in costs.values() if len(table) > 1), default=0.0)
+    forced = sum(float(table[numbers[key][0]]) for key, table in costs.items())
+    steps = [float(table[numbers[key][1]]) for key, table in costs.items() if len(numbers[key]) > 1]
+    minimum = forced or min(steps, default=0.0)
     if budget < minimum:
         given, least = (budget + spent) / dense, (minimum + spent) / dense
+        whole = [key for key, table in costs.items() if numbers[key][0] == len(table) - 1 > 0]
         raise ValueError(
             f"a budget of {given:.4g} of the dense cost is below the minimum structure, which costs {least:.4g} of it: "
-            "ask for more, lower min_heads, min_neurons or floors, or leave layout='uniform'."
+            "ask for more, lower min_heads, min_neurons, floors or keep, exclude less, or leave layout='uniform'."
+            + (f" What must stay whole: {_listed(whole)}." if whole else "")
         )
 
 
-def check_kept(masks: Mapping[str, Tensor], floors: Mapping[str, int]) -> None:
-    """Raise if a group keeps fewer units than its floor, whatever chose them.
+def check_kept(masks: Mapping[str, Tensor], floors: Limits) -> None:
+    """Raise if a group does not keep what its floor or its limit asks for, whatever chose the units.
 
     Raises:
         ValueError: names the group.
     """
     for key, mask in masks.items():
-        floor = min(floors.get(_role(key), 0), len(mask))
-        if int(mask.sum()) < floor:
-            raise ValueError(f"{key} would keep {int(mask.sum())} units, below its floor of {floor}: check its scores.")
+        limit, numbers, kept = limit_of(key, floors), numbers_of(key, floors, len(mask)), int(mask.sum())
+        if kept < numbers[0]:
+            raise ValueError(f"{key} would keep {kept} units, below its floor of {numbers[0]}: check its scores.")
+        if kept not in numbers or not mask[list(limit.stay)].all():
+            raise ValueError(f"{key} would keep {kept} units, which {limit} does not allow: check its scores.")
 
 
 def _search(
-    rank: Callable[..., _Ranking],
+    ranked: Callable[..., Ranking],
     scores: Mapping[str, Tensor],
     costs: Mapping[str, Tensor],
     budget: float,
-    floors: Mapping[str, int],
+    floors: Limits,
 ) -> dict[str, Tensor]:
     check_budget(costs, budget, floors)
     _check_scores(scores, costs)
-    roles = sorted({_role(key) for key in scores}, key=lambda role: (role != HEADS, role))
-    return _spend(scores, budget, {role: rank(role, scores, costs, floors.get(role, 0)) for role in roles})
+    roles = sorted({role_of(key) for key in scores}, key=lambda role: (role != HEADS, role))
+    return _spend(scores, budget, {role: ranked(role, scores, costs, floors) for role in roles})
 
 
 def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> None:
@@ -141,20 +153,11 @@ def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> 
         raise ValueError("the sum of all scores is not finite: they are too large.")
 
 
-class _Ranking:
-    """Units of one kind in steps, best first; `spent[n]` and `gained[n]` are the first n steps' cost and score."""
-
-    def __init__(self, steps: Sequence[list[tuple[str, int]]], cost: Tensor, score: Tensor, forced: int):
-        zero = torch.zeros(1, dtype=torch.float64)
-        self.steps = steps
-        self.cost = cost
-        self.score = score
-        self.spent = torch.cat([zero, cost.cumsum(0)])
-        self.gained = torch.cat([zero, score.cumsum(0)])
-        self.forced = forced
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
-def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, _Ranking]) -> dict[str, Tensor]:
+def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, Ranking]) -> dict[str, Tensor]:
     """The masks of the best combination of numbers of steps."""
     masks = {key: torch.zeros(len(score), dtype=torch.bool) for key, score in scores.items()}
     if not rankings:
@@ -164,7 +167,7 @@ def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, _
     tried = [ranking for role, ranking in rankings.items() if role != largest]
     while len(tried) > 1 and math.prod(len(ranking.spent) for ranking in tried) > _COMBINATIONS:
         *tried, one, other = sorted(tried, key=lambda ranking: len(ranking.steps))
-        tried.append(_together(one, other))
+        tried.append(together(one, other))
     # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".
     counts = _best_counts(tried, filled, budget * (1 + 1e-9))
     for ranking, count in zip([*tried, filled], counts, strict=True):
@@ -173,7 +176,7 @@ def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, _
     return masks
 
 
-def _best_counts(tried: Sequence[_Ranking], filled: _Ranking, room: float) -> list[int]:
+def _best_counts(tried: Sequence[Ranking], filled: Ranking, room: float) -> list[int]:
     """Numbers of steps: of the tried kinds every combination, and of the last as many as the rest pays for."""
     sizes = [len(ranking.spent) - ranking.forced for ranking in tried]
     best_total, best = -1.0, [0] * (len(tried) + 1)
@@ -191,52 +194,3 @@ def _best_counts(tried: Sequence[_Ranking], filled: _Ranking, room: float) -> li
             last = (total == total.max()).nonzero()[-1]  # of equal totals, the one with more heads
             best_total, best = float(total.max()), [int(count[last]) for count in [*counts, rest]]
     return best
-
-
-def _together(one: _Ranking, other: _Ranking) -> _Ranking:
-    """Two kinds as one: the steps of both by score per cost, the forced ones first, and each kind's in its order."""
-    worths = []
-    for ranking in (one, other):
-        worth = ranking.score / ranking.cost
-        worth[: ranking.forced] = torch.inf
-        worths.append(worth.cummin(0).values)
-    order = torch.cat(worths).argsort(descending=True, stable=True)
-    steps = [*one.steps, *other.steps]
-    cost, score = torch.cat([one.cost, other.cost]), torch.cat([one.score, other.score])
-    return _Ranking([steps[index] for index in order], cost[order], score[order], one.forced + other.forced)
-
-
-def _rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], floor: int) -> _Ranking:
-    keys = [key for key in scores if _role(key) == role]
-    units = [(key, unit) for key in keys for unit in range(len(scores[key]))]
-    score = torch.cat([scores[key].double().cpu() for key in keys])
-    cost = torch.cat([costs[key].double().cpu().diff() for key in keys])
-    worth = score / cost
-    forced = 0
-    offset = 0
-    for key in keys:
-        size = len(scores[key])
-        part = worth[offset : offset + size]
-        top = part.argsort(descending=True, stable=True)[:floor]
-        part[top] = torch.inf
-        forced += len(top)
-        offset += size
-    order = worth.argsort(descending=True, stable=True)
-    return _Ranking([[units[index]] for index in order], cost[order], score[order], forced)
-
-
-def _level(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], floor: int) -> _Ranking:
-    """Each step takes the next best unit of every group."""
-    keys = [key for key in scores if _role(key) == role]
-    orders = {key: scores[key].argsort(descending=True, stable=True).tolist() for key in keys}
-    count = max(map(len, orders.values()), default=0)
-    steps = [[(key, order[step]) for key, order in orders.items() if step < len(order)] for step in range(count)]
-    cost, score = torch.zeros(2, count, dtype=torch.float64)
-    for key, order in orders.items():
-        cost[: len(order)] += costs[key].double().cpu().diff()
-        score[: len(order)] += scores[key].double().cpu()[order]
-    return _Ranking(steps, cost, score, min(floor, count))
-
-
-def _role(key: str) -> str:
-    return key.rpartition(".")[2]
