@@ -24,7 +24,7 @@ FLOORS = (
     ("passes", "storage"),
     ("inputs", "merging"),
     ("editing", "reading", "config"),
-    ("architectures", "running", "files", "figures", "hub_id", "moved", "version"),
+    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "version"),
 )
 
 

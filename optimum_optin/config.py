@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,22 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .config_values import Frozen, check_integer, is_number, names_in, numbers_by_name, plain, thawed, units_by_name
 from .files.folders import write_file
-
-
-class _Floors(dict):
-    """Floors by role that nobody can change unchecked, so that a configuration stays frozen and hashable."""
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self.items()))
-
-    def __reduce__(self) -> tuple:
-        return _Floors, (dict(self),)
-
-    def _refuse(self, *_: Any, **__: Any) -> None:
-        raise TypeError("a configuration cannot be changed: make another by dataclasses.replace(config, floors=...).")
-
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
 
 @dataclass(frozen=True)
@@ -67,9 +52,17 @@ class OptinConfig:
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
-        floors: role -> units of it that every layer keeps at least, for any role that the model has
-            (`--floors heads=2,neurons=64`); here, those of heads and neurons take the place of `min_heads` and
+        floors: units that stay at least, by role, layer, group or pattern, of which the most specific counts
+            (`--floors heads=2,layers.0.heads=4`); those of heads and neurons take the place of `min_heads` and
             `min_neurons`.
+        include: layers, groups (`layers.3.heads`), roles, or patterns of them (`*.heads`) that may lose units; `None`
+            for all (docs/source/guides/choose.mdx).
+        exclude: the same of those that keep all units, and stay a part of the budget; it wins over `include` and
+            `ceilings` (`--exclude layers.0 "*.heads"`).
+        keep: group -> units that must stay, by their index in the model as it is (`--keep layers.3.heads=0,5`).
+        ceilings: units that stay at most, by the same names as `floors`.
+        round_to: role -> a number that what a group keeps is a multiple of, unless it keeps all its units
+            (`--round-to neurons=8`); floors are rounded up, ceilings down.
 
     Raises:
         ValueError: a value that does not fit.
@@ -99,27 +92,32 @@ class OptinConfig:
     min_heads: int = 1
     min_neurons: int = 0
     seed: int = 0
-    floors: Mapping[str, int] = field(default_factory=_Floors)
+    floors: Mapping[str, int] = field(default_factory=Frozen)
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    keep: Mapping[str, Sequence[int]] = field(default_factory=Frozen)
+    ceilings: Mapping[str, int] = field(default_factory=Frozen)
+    round_to: Mapping[str, int] = field(default_factory=Frozen)
 
     def __post_init__(self) -> None:
-        if not _is_number(self.flops) or not 0 < self.flops <= 1:
+        if not is_number(self.flops) or not 0 < self.flops <= 1:
             raise ValueError(f"flops={self.flops!r} must be in (0, 1]: the share of MACs to keep.")
         for name in ("num_samples", "batch_size", "probes"):
-            _check_integer(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for name in ("min_heads", "min_neurons", "seed"):
-            _check_integer(name, getattr(self, name), 0)
-        _check_integer("rows", self.rows, 2)
+            check_integer(name, getattr(self, name), 0)
+        check_integer("rows", self.rows, 2)
         if self.max_length is not None:
-            _check_integer("max_length", self.max_length, 1)
-        if not _is_number(self.temperature) or self.temperature <= 0:
+            check_integer("max_length", self.max_length, 1)
+        if not is_number(self.temperature) or self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
-        if not _is_number(self.output_weight) or self.output_weight < 0:
+        if not is_number(self.output_weight) or self.output_weight < 0:
             raise ValueError(f"output_weight={self.output_weight!r} must be 0 or more.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(map(repr, choices))}.")
         self._check_merging()
-        self._check_floors()
+        self._check_choice()
         if not isinstance(self.remote_code, bool):
             raise ValueError(f"remote_code={self.remote_code!r} must be True or False.")
         if self.remote_code and self.layout == "uniform":
@@ -130,32 +128,39 @@ class OptinConfig:
     def _check_merging(self) -> None:
         if isinstance(self.merging, str) and self.merging in ("auto", "none"):
             return
-        merging = _plain(self.merging)
+        merging = plain(self.merging)
         if isinstance(merging, str) or not isinstance(merging, Sequence):
             raise ValueError(
                 f"merging={self.merging!r} must be 'auto', 'none', or the pairs to merge after each layer."
             )
-        merging = tuple(map(_plain, merging))
+        merging = tuple(map(plain, merging))
         for pairs in merging:
-            _check_integer("merging", pairs, 0)
+            check_integer("merging", pairs, 0)
         if self.layout == "uniform":
             raise ValueError("tokens are merged by code that layout='uniform' does without: leave one of them.")
         object.__setattr__(self, "merging", merging)
 
-    def _check_floors(self) -> None:
-        if not isinstance(self.floors, Mapping) or not all(role and isinstance(role, str) for role in self.floors):
-            raise ValueError(f"floors={self.floors!r} must be numbers of units by role, such as {{'channels': 8}}.")
-        floors = _Floors((role, _plain(least)) for role, least in self.floors.items())
-        for role, least in floors.items():
-            _check_integer(f"floors[{role!r}]", least, 0)
+    def _check_choice(self) -> None:
+        """What may go: names and numbers, frozen. Whether the model has them is for `limits_of`."""
+        by_name = "numbers of units by role, layer or group, such as {'channels': 8}"
+        numbers = {
+            "floors": numbers_by_name("floors", self.floors, by_name, 0),
+            "ceilings": numbers_by_name("ceilings", self.ceilings, by_name, 0),
+            "round_to": numbers_by_name("round_to", self.round_to, "numbers by role, such as {'neurons': 8}", 1),
+        }
+        if self.include is not None and not names_in("include", self.include):
+            raise ValueError("include=[] leaves nothing to prune: name what may lose units, or None for all.")
+        names = {"include": self.include and names_in("include", self.include)}
+        names["exclude"] = names_in("exclude", self.exclude)
+        for field_name, value in {**numbers, **names, "keep": units_by_name("keep", self.keep)}.items():
+            object.__setattr__(self, field_name, value)
         for name in ("min_heads", "min_neurons"):
             role = name.removeprefix("min_")
-            if role in floors and getattr(self, name) != getattr(type(self), name):
+            if role in self.floors and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(
-                    f"floors[{role!r}]={floors[role]} and {name}={getattr(self, name)} are floors of the same units: "
-                    "give one of them."
+                    f"floors[{role!r}]={self.floors[role]} and {name}={getattr(self, name)} are floors of the same "
+                    "units: give one of them."
                 )
-        object.__setattr__(self, "floors", floors)
 
     @property
     def tokens(self) -> str | Sequence[int]:
@@ -165,7 +170,7 @@ class OptinConfig:
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
-        return {**dataclasses.asdict(self), "floors": dict(self.floors)}
+        return {**dataclasses.asdict(self), **{name: thawed(getattr(self, name)) for name in _CHOSEN}}
 
     @classmethod
     def from_dict(cls, data: dict) -> OptinConfig:
@@ -235,21 +240,9 @@ _CHOICES = {
     "layout": ("free", "uniform"),
 }
 
+_CHOSEN = ("floors", "include", "exclude", "keep", "ceilings", "round_to")  # what may go
+
 CONFIG_FILE = "optin_config.json"
 
 SCORING_FIELDS = ("scorer", "num_samples", "batch_size", "max_length", "probes", "rows", "temperature", "seed")
 """Fields that the scores depend on; the others may change between prunings from the same scores."""
-
-
-def _plain(value: Any) -> Any:
-    """Python's numbers for those of NumPy and PyTorch."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")

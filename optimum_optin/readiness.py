@@ -13,9 +13,10 @@ from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
 from .running.forward import check_forward
 from .running.prepared import check_prepared
-from .search.candidates import floors_of, priced
+from .search.candidates import priced
 from .search.macs import matching_cost, total_cost
 from .search.masks import check_budget
+from .search.selection import limits_of
 from .storage.integrity import check_own
 from .storage.loading import check_loaded
 from .storage.remote_code import check_remote_code
@@ -38,7 +39,7 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     check_prepared(model)
     if config.layout == "uniform":
         check_uniform(model, groups)
-    floors_of(config, groups)
+    limits_of(config, groups)
     return groups
 
 
@@ -71,4 +72,4 @@ def check_affordable(
     """
     costs, budget = priced(model, groups, tokens, config, schedule)
     dense, spent = total_cost(model, groups, tokens), matching_cost(model, groups, tokens, schedule)
-    check_budget(costs, budget, floors_of(config, groups), dense, spent)
+    check_budget(costs, budget, limits_of(config, groups), dense, spent)

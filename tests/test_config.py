@@ -11,7 +11,7 @@ import torch
 
 from optimum_optin import OptinConfig
 from optimum_optin.architectures.group import Cut, Group
-from optimum_optin.search.candidates import floors_of
+from optimum_optin.search.selection import limits_of
 
 
 def test_round_trips(tmp_path):
@@ -90,7 +90,8 @@ def test_floors_of_roles_take_the_place_of_the_two_older_fields(settings, floors
     cut = Cut("a", ())
     groups = [Group("layers.0", "heads", 2, 1, cut)]
     groups += [Group("layers.0", role, 9, 1, cut, config_fields=("size",)) for role in ("neurons", "channels")]
-    found = floors_of(OptinConfig(**settings), groups)
+    limits = limits_of(OptinConfig(**settings), groups)
+    found = {key.removeprefix("layers.0."): limit.least for key, limit in limits.items()}
     assert {role: found[role] for role in floors} == floors
 
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..architectures.group import HEADS, NEURONS, Groups, Masks
+from ..architectures.group import Groups, Masks
 from ..config import OptinConfig
 from ..inputs.vision import prefix_tokens
 from ..merging.hooks import check_mergeable, merges_tokens
 from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
 from ..scoring import Scores
-from ..storage.uniform import uniform_floors
 from .macs import cost_tables, dense_cost, matching_cost, token_costs
 from .masks import check_budget, check_kept, search, search_uniform
+from .selection import limits_of
 
 _MERGING_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget: the FLOPs that merging alone would leave
 
@@ -49,7 +49,7 @@ def ranked(
         model: the dense model.
         groups: its groups.
         scores: of its units.
-        config: budget, layout and floors.
+        config: budget, layout and what may go.
         schedule: tokens to merge; `None` for none.
         output_weight: see `Scores.combine`; `None` takes the configuration's.
 
@@ -61,9 +61,9 @@ def ranked(
     costs, budget = priced(model, groups, scores.tokens, config, schedule)
     find = search_uniform if config.layout == "uniform" else search
     ordered = {group.key: combined[group.key] for group in groups}
-    floors = floors_of(config, groups)
-    masks = find(ordered, costs, budget, floors)
-    check_kept(masks, floors)
+    limits = limits_of(config, groups)
+    masks = find(ordered, costs, budget, limits)
+    check_kept(masks, limits)
     return Choice(masks, weight, schedule)
 
 
@@ -74,22 +74,6 @@ def priced(
     dense = dense_cost(cost_tables(model, groups, tokens))
     budget = config.flops * dense - matching_cost(model, groups, tokens, schedule)
     return cost_tables(model, groups, tokens, schedule), budget
-
-
-def floors_of(config: OptinConfig, groups: Groups) -> dict[str, int]:
-    """Role -> units that every group keeps at least.
-
-    Raises:
-        ValueError: a floor of a role that no group has.
-    """
-    roles = sorted({group.role for group in groups})
-    for role, floor in config.floors.items():
-        if role not in roles:
-            raise ValueError(
-                f"floors[{role!r}]={floor}: this model has no {role}; its units are {' and '.join(roles)}."
-            )
-    floors = {HEADS: config.min_heads, NEURONS: config.min_neurons, **config.floors}
-    return uniform_floors(groups, floors) if config.layout == "uniform" else floors
 
 
 def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) -> None:
@@ -145,7 +129,7 @@ def schedules(model: nn.Module, groups: Groups, scores: Scores, config: OptinCon
 def _affordable(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, schedule: TokenSchedule) -> bool:
     """Whether the budget pays for the least that must stay of the units beside a schedule."""
     try:
-        check_budget(*priced(model, groups, scores.tokens, config, schedule), floors_of(config, groups))
+        check_budget(*priced(model, groups, scores.tokens, config, schedule), limits_of(config, groups))
     except ValueError:
         return False
     return True

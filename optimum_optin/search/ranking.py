@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ def rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], l
         worths += [torch.full_like(cost[first], torch.inf), (taken_score / taken_cost).cummin(0).values]
         forced += len(first)
     order = torch.cat(worths).argsort(descending=True, stable=True)
-    return Ranking([steps[index] for index in order], torch.cat(step_costs)[order], torch.cat(step_scores)[order], forced)
+    cost, score = torch.cat(step_costs)[order], torch.cat(step_scores)[order]
+    return Ranking([steps[index] for index in order], cost, score, forced)
 
 
 def level(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], limits: Limits) -> Ranking:
@@ -78,8 +80,8 @@ def level(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], 
         cost[: len(order)] += costs[key].double().cpu().diff()
         score[: len(order)] += scores[key].double().cpu()[order]
     first, rest = slice(numbers[0]), slice(numbers[0], numbers[-1])
-    starts = range(numbers[0], numbers[-1], step)
-    steps = levels[first] + [sum(levels[start : min(start + step, numbers[-1])], []) for start in starts]
+    blocks = [levels[start : min(start + step, numbers[-1])] for start in range(numbers[0], numbers[-1], step)]
+    steps = levels[first] + [[*chain.from_iterable(block)] for block in blocks]
     cost, score = (torch.cat([each[first], _sums(each[rest], step)]) for each in (cost, score))
     return Ranking(steps, cost, score, numbers[0])
 
