@@ -170,7 +170,7 @@ class OptinConfig:
 
     def to_dict(self) -> dict:
         """All fields, JSON-able."""
-        return {**dataclasses.asdict(self), **{name: thawed(getattr(self, name)) for name in _CHOSEN}}
+        return {**dataclasses.asdict(self), **{name: thawed(getattr(self, name)) for name in CHOSEN}}
 
     @classmethod
     def from_dict(cls, data: dict) -> OptinConfig:
@@ -240,7 +240,8 @@ _CHOICES = {
     "layout": ("free", "uniform"),
 }
 
-_CHOSEN = ("floors", "include", "exclude", "keep", "ceilings", "round_to")  # what may go
+CHOSEN = ("include", "exclude", "keep", "floors", "ceilings", "round_to")
+"""Fields that say what may go."""
 
 CONFIG_FILE = "optin_config.json"
 

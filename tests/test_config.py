@@ -16,6 +16,8 @@ from optimum_optin.search.selection import limits_of
 
 def test_round_trips(tmp_path):
     config = OptinConfig(flops=0.45, probes=7, max_length=20, output_weight=0.5, floors={"heads": 2, "channels": 8})
+    chosen = {"include": ["heads"], "exclude": ["layers.0"], "keep": {"layers.1.heads": [3, 1, 3]}}
+    config = dataclasses.replace(config, **chosen, ceilings={"heads": 3}, round_to={"neurons": 8})
     assert OptinConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     config.save_pretrained(tmp_path)
     assert OptinConfig.from_pretrained(tmp_path) == config
@@ -49,6 +51,20 @@ def test_round_trips(tmp_path):
         ({"floors": {"channels": True}}, r"floors\['channels'\]=True must be"),
         ({"floors": {"heads": 2}, "min_heads": 3}, r"floors\['heads'\]=2 and min_heads=3 are .*give one"),
         ({"floors": {"neurons": 2}, "min_neurons": 3}, r"floors\['neurons'\]=2 and min_neurons=3 are .*give one"),
+        ({"ceilings": ["heads"]}, r"ceilings=\['heads'\] must be numbers of units by role, layer or group"),
+        ({"ceilings": {"heads": -1}}, r"ceilings\['heads'\]=-1 must be a whole number of at least 0"),
+        ({"round_to": 8}, r"round_to=8 must be numbers by role, such as \{'neurons': 8\}"),
+        ({"round_to": {"neurons": 0}}, r"round_to\['neurons'\]=0 must be a whole number of at least 1"),
+        ({"exclude": "layers.0"}, r"exclude='layers\.0' must be a list of .*'\*\.heads'"),
+        ({"exclude": [0]}, r"exclude=\[0\] must be a list"),
+        ({"include": {"heads": 1}}, r"include=\{'heads': 1\} must be a list"),
+        ({"include": [""]}, r"include=\[''\] must be a list"),
+        ({"include": []}, r"include=\[\] leaves nothing to prune"),
+        ({"keep": ["layers.0"]}, r"keep=\['layers\.0'\] must be units by group, such as"),
+        ({"keep": {"layers.0.heads": 3}}, r"keep\['layers\.0\.heads'\]=3 must be a list of units"),
+        ({"keep": {"layers.0.heads": "03"}}, r"keep\['layers\.0\.heads'\]='03' must be a list of units"),
+        ({"keep": {"layers.0.heads": [-1]}}, r"keep\['layers\.0\.heads'\]=-1 must be a whole number of at least 0"),
+        ({"keep": {"layers.0.heads": [True]}}, r"keep\['layers\.0\.heads'\]=True must be"),
         ({"scorer": 3}, "scorer=3"),
         ({"layout": "even"}, "layout='even' must be 'free' or 'uniform'"),
         ({"remote_code": "yes"}, "remote_code='yes' must be True or False"),
@@ -73,6 +89,21 @@ def test_floors_stay_as_they_were_checked():
         assert same == config and hash(same) == hash(config)
     other = dataclasses.replace(config, floors={"heads": 2})
     assert other != config and len({config, other, OptinConfig(floors={"channels": 8, "heads": 2})}) == 2
+
+
+def test_what_may_go_stays_as_it_was_checked():
+    units, names = torch.tensor([5, 0, 5]), ["layers.0"]
+    config = OptinConfig(keep={"layers.3.heads": units}, exclude=names)
+    names.append("heads")
+    units[0] = 7
+    assert (config.keep, config.exclude) == ({"layers.3.heads": (0, 5)}, ("layers.0",))
+    with pytest.raises(TypeError, match="a configuration cannot be changed"):
+        config.keep["layers.3.heads"] = (1,)
+    data = config.to_dict()
+    assert json.loads(json.dumps(data)) == data | {"merging": "none"}
+    data["keep"]["layers.3.heads"].append(9)
+    assert config.to_dict()["keep"] == {"layers.3.heads": [0, 5]}
+    assert len({config, OptinConfig.from_dict(config.to_dict()), OptinConfig()}) == 2
 
 
 @pytest.mark.parametrize(

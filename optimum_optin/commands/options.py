@@ -25,12 +25,11 @@ def add_options(
     texts, parameters = argument_texts(documented), inspect.signature(documented).parameters
     types = typing.get_type_hints(documented.__init__ if inspect.isclass(documented) else documented)
     for name in names:
-        kind, default = _type(types[name]), parameters[name].default
+        default = parameters[name].default
         shown = default is not False and isinstance(default, _TYPES)
         text = f"{texts[name]} Default: {default}." if shown else texts[name]
-        option = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": _METAVARS[kind]}
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **_reader(types[name]))
 
 
 def given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -69,14 +68,42 @@ def numbers_by_name(text: str) -> dict[str, int]:
     return {name: int(number) for name, number in pairs}
 
 
-def _type(annotation: Any) -> Callable[[str], Any]:
-    """What reads an annotation; of one like `int | None` or `str | os.PathLike | None`, its first plain type."""
-    if annotation == Mapping[str, int]:
-        return numbers_by_name
+def units_by_name(text: str) -> dict[str, list[int]]:
+    """`"layers.3.heads=0,5"` as a dict.
+
+    Raises:
+        ArgumentTypeError: it has another form.
+    """
+    name, _, numbers = text.partition("=")
+    if not name or not re.fullmatch(r"\d+(,\d+)*", numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a group and its units such as layers.3.heads=0,5.")
+    return {name: [int(number) for number in numbers.split(",")]}
+
+
+class _Joined(argparse.Action):
+    """The dicts of an option's words as one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        joined = dict(getattr(namespace, self.dest, {}))
+        for name, units in (pair for value in values for pair in value.items()):
+            if name in joined:
+                raise argparse.ArgumentError(self, f"{name} is there twice: give all its units at once.")
+            joined[name] = units
+        setattr(namespace, self.dest, joined)
+
+
+def _reader(annotation: Any) -> dict[str, Any]:
+    """How `add_argument` reads an annotation; one like `int | None` or `str | os.PathLike | None` by its first plain
+    type.
+    """
     named = typing.get_args(annotation) or (annotation,)
+    if annotation == Mapping[str, Sequence[int]]:
+        return {"type": units_by_name, "nargs": "+", "action": _Joined, "metavar": "STR=INT,..."}
+    if annotation == Mapping[str, int]:
+        return {"type": numbers_by_name, "metavar": "STR=INT,..."}
+    if Sequence[str] in (annotation, *named):
+        return {"type": str, "nargs": "+", "action": "extend", "metavar": "STR"}
     if Sequence[int] in named:
-        return word_or_numbers
-    return next(kind for kind in _TYPES if kind in named)
-
-
-_METAVARS = {int: "INT", float: "FLOAT", str: "STR", word_or_numbers: "STR|INT,INT,...", numbers_by_name: "STR=INT,..."}
+        return {"type": word_or_numbers, "metavar": "STR|INT,INT,..."}
+    kind = next(kind for kind in _TYPES if kind in named)
+    return {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..config import CHOSEN
 from ..scoring import Scores
 from .arguments import add_config, add_model, load_config, load_pruner
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FLOAT",
         help="budgets: shares of the layers' MACs to keep; default: that of the scores' configuration",
     )
-    add_config(parser, ("output_weight", "merging", "min_heads", "min_neurons", "floors"))
+    add_config(parser, ("output_weight", "merging", "min_heads", "min_neurons", *CHOSEN))
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:

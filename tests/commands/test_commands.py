@@ -109,6 +109,26 @@ def test_floors_are_given_by_role(command, capsys):
         assert "must be names and whole numbers such as heads=1,channels=8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["prune", "plan"])
+def test_what_may_go_is_given_by_name(command, capsys):
+    words = "m --scores s --include heads *.neurons --exclude layers.0 --exclude *.2.*".split()
+    words += "--keep layers.1.heads=0,2 layers.2.heads=1 --ceilings heads=3,layers.*=40 --round-to neurons=8".split()
+    assert load_config(make_parser(command).parse_args(words)) == OptinConfig(
+        include=["heads", "*.neurons"],
+        exclude=["layers.0", "*.2.*"],
+        keep={"layers.2.heads": [1], "layers.1.heads": [2, 0]},
+        ceilings={"heads": 3, "layers.*": 40},
+        round_to={"neurons": 8},
+    )
+    for text in ("heads", "heads=", "=2", "heads=two", "heads=2,"):
+        with pytest.raises(SystemExit):
+            make_parser(command).parse_args(["m", "--scores", "s", "--keep", text])
+        assert "must be a group and its units such as layers.3.heads=0,5" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        make_parser(command).parse_args([*words, "--keep", "layers.1.heads=1"])
+    assert "layers.1.heads is there twice: give all its units at once" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/source/guides/cli.mdx"])
 def test_commands_in_the_docs_parse(page):
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
