@@ -60,17 +60,17 @@ class MovedModules:
 
     @classmethod
     def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
-        """The specification of a module that was moved, `None` of any other."""
+        """The specification of a module that was moved; `None` for any other."""
         package, _, name = fullname.rpartition(".")
         return ModuleSpec(fullname, cls) if package == _PACKAGE and name in _MOVED else None
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
-        """The usual kind of module."""
+        """Return `None`: Python makes the usual kind of module."""
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        """Fill it with the names that it had."""
+        """Fill the module with the names that it had."""
         places = _MOVED[module.__name__.rpartition(".")[2]]
         homes = [f"{_PACKAGE}.{place}" for place in places]
         # The import machinery's own frames do not count.

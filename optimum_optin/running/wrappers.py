@@ -1,4 +1,4 @@
-"""Around a model: what others wrap it in, and how to get at the model itself."""
+"""Wrappers that others put around a model, and how to get at the model itself."""
 
 from __future__ import annotations
 
