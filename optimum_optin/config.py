@@ -17,7 +17,7 @@ from .files.folders import write_file
 
 
 class _Floors(dict):
-    """Floors by role that nobody can change unchecked, so that a configuration stays frozen and hashable."""
+    """Floors by role that cannot be changed, so that a configuration stays frozen and hashable."""
 
     def __hash__(self) -> int:
         return hash(frozenset(self.items()))
@@ -61,14 +61,14 @@ class OptinConfig:
             alone (docs/source/guides/loading.mdx).
         remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
             package is not installed.
-        merging: of models of images, `"none"` merges none, `"auto"` saves a part of the FLOPs by merging similar tokens
-            where the family allows and trial cuts (`search="measured"`, a model with a head) choose to, and numbers
-            give the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
+        merging: how many similar tokens of an image to merge. `"none"` merges none; `"auto"` saves a part of the FLOPs
+            by merging, where the family allows it and trial cuts (`search="measured"`, a model with a head) choose it;
+            numbers are the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
         floors: role -> units of it that every layer keeps at least, for any role that the model has
-            (`--floors heads=2,neurons=64`); here, those of heads and neurons take the place of `min_heads` and
+            (`--floors heads=2,neurons=64`). Those given for heads and neurons take the place of `min_heads` and
             `min_neurons`.
 
     Raises:
@@ -164,7 +164,7 @@ class OptinConfig:
         return self.merging
 
     def to_dict(self) -> dict:
-        """All fields, JSON-able."""
+        """All fields, as a dict that `json` can write."""
         return {**dataclasses.asdict(self), "floors": dict(self.floors)}
 
     @classmethod
@@ -209,7 +209,7 @@ def current_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _takes_tokens(make: Callable[..., None]) -> Callable[..., None]:
-    """`OptinConfig.__init__` that takes `tokens`, too, the earlier name of `merging`."""
+    """An `OptinConfig.__init__` that also takes `tokens`, the earlier name of `merging`."""
 
     @functools.wraps(make)
     def init(self: OptinConfig, *values: Any, **fields: Any) -> None:
@@ -242,7 +242,7 @@ SCORING_FIELDS = ("scorer", "num_samples", "batch_size", "max_length", "probes",
 
 
 def _plain(value: Any) -> Any:
-    """Python's numbers for those of NumPy and PyTorch."""
+    """The value with Python's numbers in the place of those of NumPy and PyTorch."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -1,4 +1,4 @@
-"""Text as files hold it: UTF-8, or UTF-16 with its mark; and what in it is no text."""
+"""Text of files in UTF-8, or in UTF-16 with its mark: read, split into lines, and cleaned of what is no text."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def read_text(file: Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, without their ends. What `str.splitlines` takes for an end besides (form feeds, U+2028, ...)
-    stays in the line.
+    """The lines of a text, without their ends. Form feeds, U+2028 and other characters at which `str.splitlines` splits
+    stay in the line.
     """
     end = "\n" if "\n" in text else "\r"
     lines = [line.removesuffix("\r") for line in text.split(end)]
