@@ -1,7 +1,7 @@
 """Exhaustive scoring (OPTIN, Algorithm 1): one masked forward pass per unit.
 
-The oracle. Layers before the masked one return their recorded outputs, so a unit of layer i costs
-only the layers from i on.
+This is the oracle of the other scorers. Layers before the masked one return their recorded outputs, so a unit of layer
+i costs only the layers from i on.
 """
 
 from __future__ import annotations

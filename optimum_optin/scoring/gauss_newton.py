@@ -1,7 +1,7 @@
 """Sketched Gauss-Newton scoring: all units of all layers from a few backward passes.
 
 The trajectory's loss is zero and stationary at mask = 1, so to second order removing unit u costs
-||J_u||^2, J_u being the derivative of the stacked features by u's mask. For random probes r,
+||J_u||^2, where J_u is the derivative of the stacked features by u's mask. For random probes r,
 E[(r . J_u)^2] = ||J_u||^2, and one backward pass gives r . J_u for every unit (docs/source/concepts/method.mdx).
 """
 
