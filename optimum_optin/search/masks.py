@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..architectures.group import HEADS
 
-_COMBINATIONS = 2**24  # of numbers of units, that are searched one by one
-_AT_ONCE = 2**20  # of them, in memory
+_COMBINATIONS = 2**24  # combinations of numbers of units that are tried one by one
+_AT_ONCE = 2**20  # combinations in memory
 
 
 def search(
@@ -25,12 +25,11 @@ def search(
 ) -> dict[str, Tensor]:
     """Keep the units with the largest total score that fit the budget.
 
-    Units of each role are ranked globally, among their own kind, by score per cost. For every number of heads, the
-    rest of the budget is filled with neurons; the best total wins. Of other roles, every
-    combination of numbers is tried of all roles but one, and that one fills the rest: the one with most units, never
-    the heads beside another. Beyond 2^24 combinations, which take seconds, the largest of the roles to try are ranked
-    together, until there are fewer; the total may then miss the best one by the score of one unit. Costs must be linear
-    in the units kept (MACs, parameters).
+    The units of each role are ranked over all groups by score per cost. For every number of heads, the rest of the
+    budget is filled with neurons; the best total wins. With further roles, one role fills the rest (the one with most
+    units, but never the heads), and every combination of the others' numbers is tried. Beyond 2^24 combinations, which
+    take seconds, the largest of the tried roles are ranked together until there are fewer; the total may then miss the
+    best one by the score of one unit. Costs must be linear in the units kept (MACs, parameters).
 
     Args:
         scores: group key -> score per unit, shape (units,), higher = keep. A key ends in its role.
@@ -39,11 +38,11 @@ def search(
         floors: role -> units that every group keeps at least (fewer where it has fewer).
 
     Returns:
-        Group key -> boolean mask, shape (units,). Ties go to the earlier unit, and of equal totals to the one with more
-        heads, then with more units of the next role by name.
+        Group key -> boolean mask, shape (units,). Of equal units the earlier one is kept; of equal totals the one with
+        more heads wins, then the one with more units of the next role by name.
 
     Raises:
-        ValueError: see `check_budget`; or scores that are not finite, below 0, or not of the units that have costs.
+        ValueError: see `check_budget`; or scores that are not finite, below 0, or for other units than the costs.
     """
     return _search(_rank, scores, costs, budget, floors or {})
 
@@ -54,9 +53,9 @@ def search_uniform(
     budget: float,
     floors: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The same with equally many units of a role in every layer: each keeps its best by score.
+    """Search with equally many units of a role in every layer: each layer keeps its best by score.
 
-    What `search` says of one unit is here one of every layer.
+    It works as `search` does, with one unit of every layer in the place of a single unit.
 
     Args:
         scores: see `search`.
@@ -87,7 +86,7 @@ def check_budget(
         budget: see `search`.
         floors: see `search`.
         dense: the dense model's cost; `None` takes what all units cost.
-        spent: what else the budget has paid for; of the numbers that the error names, a part.
+        spent: what the budget has paid for besides; the shares that the error names include it.
 
     Raises:
         ValueError: names the least share of the dense cost that will do.
@@ -105,7 +104,7 @@ def check_budget(
 
 
 def check_kept(masks: Mapping[str, Tensor], floors: Mapping[str, int]) -> None:
-    """Raise if a group keeps fewer units than its floor, whatever chose them.
+    """Raise if a group keeps fewer units than its floor.
 
     Raises:
         ValueError: names the group.
@@ -142,7 +141,7 @@ def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> 
 
 
 class _Ranking:
-    """Units of one kind in steps, best first; `spent[n]` and `gained[n]` are the first n steps' cost and score."""
+    """Units of a role in steps, best first; `spent[n]` and `gained[n]` are the first n steps' cost and score."""
 
     def __init__(self, steps: Sequence[list[tuple[str, int]]], cost: Tensor, score: Tensor, forced: int):
         zero = torch.zeros(1, dtype=torch.float64)
@@ -174,14 +173,14 @@ def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, _
 
 
 def _best_counts(tried: Sequence[_Ranking], filled: _Ranking, room: float) -> list[int]:
-    """Numbers of steps: of the tried kinds every combination, and of the last as many as the rest pays for."""
+    """The best numbers of steps: every combination of `tried`, and of `filled` as many as the rest pays for."""
     sizes = [len(ranking.spent) - ranking.forced for ranking in tried]
     best_total, best = -1.0, [0] * (len(tried) + 1)
     for first in range(0, math.prod(sizes), _AT_ONCE):
         index = torch.arange(first, min(first + _AT_ONCE, math.prod(sizes)))
         spent, gained = torch.zeros(2, len(index), dtype=torch.float64)
         counts = []
-        for number, ranking in enumerate(tried):  # the first kind's number moves slowest
+        for number, ranking in enumerate(tried):  # the first role's number moves slowest
             count = index // math.prod(sizes[number + 1 :]) % sizes[number] + ranking.forced
             spent, gained = spent + ranking.spent[count], gained + ranking.gained[count]
             counts.append(count)
@@ -194,7 +193,7 @@ def _best_counts(tried: Sequence[_Ranking], filled: _Ranking, room: float) -> li
 
 
 def _together(one: _Ranking, other: _Ranking) -> _Ranking:
-    """Two kinds as one: the steps of both by score per cost, the forced ones first, and each kind's in its order."""
+    """Two rankings as one: all steps by score per cost, forced ones first, those of each ranking in their order."""
     worths = []
     for ranking in (one, other):
         worth = ranking.score / ranking.cost
