@@ -1,4 +1,4 @@
-"""What to prune and how: one flat, frozen, JSON-able configuration."""
+"""Configuration: what to prune and how, in flat fields that do not change and that JSON can hold."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Residual:
-    """How a sublayer stands to the residual stream: what a walk through the layers must know.
+    """How a sublayer stands to the residual stream, as a walk through the layers must know.
 
     Args:
         pre_norm: whether the layer normalises a sublayer's input, so that consumers write to the residual stream

@@ -212,7 +212,7 @@ _SIGLIP_VISION_TOWER = replace(_CLIP_TOWER, sublayers=(_TOWER_HEADS, replace(_VI
 register_architecture("siglip_vision_model", replace(_SIGLIP_VISION_TOWER, keys=_KEYS))
 
 
-# A model has both towers, or one (classifiers of images). A uniform layout cuts in both towers or in none.
+# A model has both towers, or one (classifiers of images). What a uniform layout cannot cut in one, it cuts in none.
 for _model_type, _tower in (("clip", _CLIP_TOWER), ("siglip", _SIGLIP_VISION_TOWER)):
     register_architecture(
         _model_type,

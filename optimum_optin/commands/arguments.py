@@ -23,7 +23,7 @@ CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(OptinConfig))
 # Options of `from_pretrained`, with a word on each; transformers documents them.
 _LOADING = {
     "revision": "branch, tag or commit of the model on the Hub.",
-    "subfolder": "folder inside the model's.",
+    "subfolder": "folder of the model inside its folder or repository.",
     "cache_dir": "where downloads are kept.",
     "token": "Hub token, if it is not the one you are logged in with.",
     "dtype": "type of the weights, e.g. bfloat16.",

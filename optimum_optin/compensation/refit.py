@@ -47,7 +47,7 @@ def compensate(
         dense: the model before pruning; unchanged.
         pruned: the rewritten model.
         groups: groups of the dense model.
-        calibration: of the dense model.
+        calibration: the dense model's calibration.
         config: see `dense_passes`.
     """
     refit(dense, [pruned], groups, dense_passes(dense, groups, calibration, config or OptinConfig()))

@@ -74,7 +74,7 @@ def recover(path: Path) -> None:
             continue
         if (work / _JOURNAL).exists():
             _put_back(path, work)
-            logger.warning(f"an earlier save to {path} was killed: its files of before are back.")
+            logger.warning(f"an earlier save to {path} was killed: the files that it had moved are back.")
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -124,7 +124,7 @@ def _put_back(path: Path, work: Path) -> None:
     for name in _files(old):
         if os.path.lexists(path / name):  # made by hand since
             raise FileExistsError(
-                f"a save to {path} was killed, and its {name} of before, in {old}, is not the one that is there now: "
+                f"a save to {path} was killed; the {name} that it moved to {old} is not the one that is there now: "
                 "move one of them away, or give another folder."
             )
         _move(old / name, path / name)

@@ -71,11 +71,11 @@ def _in_order(data: Any, num_samples: int) -> Any:
     data = undecoded(data)
     if isinstance(data, (str, bytes)):
         raise ValueError(
-            "calibration data must be a sequence of samples, got a single string: pass one split, or a list. What a "
-            "path or the Hub holds, get_calibration_dataset reads."
+            "calibration data must be a sequence of samples, got a single string: pass one split, or a list. To read "
+            "a path or a data set on the Hub, call get_calibration_dataset."
         )
     if isinstance(data, (set, frozenset)):
-        raise ValueError("calibration data must be in an order of their own, which a set is not: pass a list of it.")
+        raise ValueError("calibration data must be in some order, which a set is not: pass a list of it.")
     for rows in ("to_pylist", "to_dicts"):  # pyarrow, and a DataFrame of polars
         if hasattr(data, rows):
             return getattr(data, rows)()

@@ -51,7 +51,7 @@ def probe_manifold(features: Tensor, generator: torch.Generator) -> Tensor:
 class OutputKind(Protocol):
     """What must be known of a kind of output; for a new kind, one such class is all there is to add.
 
-    Outputs are float32. Their first dimension are rows (samples or tokens), which are compared one by one.
+    Outputs are float32. Their first dimension is rows (samples or tokens), which are compared one by one.
     """
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -25,7 +25,8 @@ class Walk:
         call: the arguments of the current layer.
         hidden: its output, shape (batch, tokens, channels).
         sources: key of each of its groups -> what the producers read, shape (batch, tokens, channels).
-        targets: key of each of its groups -> the residual stream after the sublayer, of the same shape.
+        targets: key of each of its groups -> what the refit aims at, of the same shape: the residual stream after the
+            sublayer or, for windows and normalised outputs, the sublayer's output alone.
     """
 
     def __init__(self, start: Start, stack: str):
@@ -59,7 +60,7 @@ class PrunedWalk:
         self.hidden = dense.hidden
 
     def input_errors(self, pruned: nn.Module, path: str, group: Group) -> Rows:
-        """What the group's producers read in the pruned model, and what it lacks to the dense model's."""
+        """What the group's producers read in the pruned model, and by how much it falls short of the dense model's."""
         producer = group.producers[0].path
         with observed(pruned, [producer], stop_after=producer) as seen:
             self._run(pruned, path)
@@ -70,7 +71,7 @@ class PrunedWalk:
         return self._rows(group, read, self.dense.sources[group.key] - read, weights)
 
     def output_errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> Rows:
-        """What the group's consumer reads in the pruned model, and what the stream then lacks to the dense model's."""
+        """What the group's consumer reads in the pruned model, and how far the stream after it falls short."""
         with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
             self._run(pruned, path)
         stream = _residual(pruned, self.hidden, earlier, group, seen) + _written(pruned, group, seen)

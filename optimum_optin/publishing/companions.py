@@ -204,8 +204,8 @@ def _download(repo_id: str, subfolder: str, options: dict, local_files_only: boo
         place = {"cache_dir": options["cache_dir"], "revision": options["revision"]}
         if try_to_load_from_cache(repo_id, _MODULES, **place) is None:  # it is unknown whether there are modules
             logger.warning(
-                f"of {repo_id} only what the cache holds is saved along with the weights, since the Hub was not asked: "
-                "modules of sentence-transformers or a licence may be missing."
+                f"only files of {repo_id} that the cache holds are saved along with the weights, since the Hub was not "
+                "asked: modules of sentence-transformers or a licence may be missing."
             )
         return Path(snapshot_download(repo_id, local_files_only=True, **options))
     above = [name for name in names if "/" not in name]

@@ -31,9 +31,9 @@ _USUAL = frozenset(
     "abstract article body caption clean_text comment comment_text content document full_text message paragraph "
     "passage post raw_text review review_body review_text statement transcript tweet tweet_text utterance".split()
 )
-# Names of what may be the first half of a pair: text, if nothing else looks like it.
+# Names that may be the first half of a pair: text only if nothing else looks like it.
 _HALVES = frozenset("anchor instruction prompt query question".split())
-# Names of what is no text: targets and what identifies a row.
+# Names of columns that hold no text: targets, and identifiers of rows.
 _OTHERS = frozenset(
     "_id author authors brand categories category city class class_label classes company country "
     "created_at currency date datetime domain email emotion emotions file file_name file_path filename filepath "

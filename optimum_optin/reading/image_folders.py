@@ -8,7 +8,7 @@ from pathlib import Path
 from .kinds import kind_of
 from .rows import read_rows
 
-METADATA = "metadata"  # name of the file, as of `datasets`' imagefolder
+METADATA = "metadata"  # name of the file, as in `datasets`' imagefolder
 _KEYS = ("file_name", "file_path", "image")
 
 

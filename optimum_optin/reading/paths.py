@@ -1,4 +1,4 @@
-"""A file or a folder on this machine: of which kind its files are, and which of them belong to a split."""
+"""A file or a folder on this machine: the kind of its files, and which files belong to a split."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def _read_path(path: Path, config_name: str | None, split: str, delimiter: str |
         return _load(str(path), config_name, split)
     if config_name not in (None, "default"):
         raise ValueError(
-            f"{path} has no configuration {config_name!r}: data sets on the Hub, and copies of them, have."
+            f"{path} has no configuration {config_name!r}: only data sets on the Hub, and copies of them, have any."
         )
     return read_path(path, split, delimiter)
 

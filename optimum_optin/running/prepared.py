@@ -23,8 +23,8 @@ def copy_of(model: nn.Module) -> nn.Module:
 def unprepare(model: nn.Module) -> None:
     """Let every module run its class's own `forward` again, as far as we know how, in place; returns nothing.
 
-    What Accelerate does for mixed precision (`Accelerator.prepare`, `Trainer`) and what torch.compile does goes;
-    Accelerate's hooks stay, for a model spread over devices needs them.
+    The wrappers of Accelerate for mixed precision (`Accelerator.prepare`, `Trainer`) and of torch.compile are removed.
+    Accelerate's hooks stay, as a model spread over devices needs them.
     """
     for module in model.modules():
         attributes = vars(module)

@@ -43,7 +43,7 @@ def ranked(
     schedule: TokenSchedule | None = None,
     output_weight: float | None = None,
 ) -> Choice:
-    """What the search keeps, by the combined scores, under what the budget leaves beside a schedule.
+    """Search by the combined scores, under the budget that a schedule leaves.
 
     Args:
         model: the dense model.

@@ -28,7 +28,7 @@ _MERGE = (
     "its base: PeftModel.from_pretrained(base, adapter).merge_and_unload()), or take them off"
 )
 _DEQUANTIZE = "prune the unquantized model, then quantize the result"
-# How the names of the modules that define a class begin -> what it is, what to do. By name: none is imported for it.
+# Beginning of the name of a class's module -> what the class is, what to do. By name, so that none is imported.
 _FOREIGN = (
     ("peft.", ("of an adapter", _MERGE)),
     ("adapters.", ("of an adapter", _MERGE)),

@@ -54,7 +54,7 @@ def record_sizes(model: PreTrainedModel, groups: Iterable[Group], masks: Masks) 
     """Note in the model's config what every layer kept, in place.
 
     Args:
-        model: the rewritten model; its config still has the sizes of before.
+        model: the rewritten model; its config still has the earlier sizes.
         groups: its groups before they were cut.
         masks: what was kept; equally many units in all groups of a role.
     """
