@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures.group import Groups
+from .architectures.group import Groups, Masks
 from .compensation.refit import refit
 from .config import OptinConfig
 from .editing.surgery import rewrite
@@ -22,7 +22,7 @@ from .report import PruningReport, layers_of
 from .running.prepared import copy_of
 from .scoring import Scores
 from .search.divergence import measure_divergence
-from .search.macs import count_macs, count_parameters, total_cost
+from .search.macs import count_macs, count_parameters, share_left
 from .search.trials import choose
 from .storage.plugin import merge_tokens_of, record_structure
 from .storage.structure import Structure, structure_of
@@ -41,6 +41,7 @@ class Pruned:
     Args:
         model: the smaller model.
         structure: what it keeps, earlier prunings included.
+        masks: the units of the dense model that it keeps.
         output_weight: weight of the output term that the search took.
         schedule: the tokens that it merges; `None` for none.
         divergence: of its outputs from the dense model's; `None` without batches.
@@ -49,6 +50,7 @@ class Pruned:
 
     model: PreTrainedModel
     structure: Structure
+    masks: Masks
     output_weight: float
     schedule: TokenSchedule | None
     divergence: Divergence | None
@@ -91,7 +93,7 @@ def prune_model(
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):
         divergence = _divergence(model, pruned, groups, held_out, apart=fit != others)
-    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds)
+    return Pruned(pruned, structure, masks, choice.output_weight, choice.schedule, divergence, seconds)
 
 
 def report_of(
@@ -117,14 +119,13 @@ def report_of(
     """
     tokens = scores.tokens
     batch = probe_batch(model, tokens)
-    macs_dense, macs_pruned = count_macs(model, batch), count_macs(pruned.model, batch)
-    units = total_cost(model, groups, tokens)
     return PruningReport(
         flops_requested=config.flops,
-        flops_achieved=(units - (macs_dense - macs_pruned)) / units,
+        # Not by counts of whole models: with a layer's last unit goes more than units cost (SwinV2's position biases).
+        flops_achieved=share_left(model, groups, tokens, pruned.masks, pruned.schedule),
         tokens=tokens,
-        macs_dense=macs_dense,
-        macs_pruned=macs_pruned,
+        macs_dense=count_macs(model, batch),
+        macs_pruned=count_macs(pruned.model, batch),
         params_dense=count_parameters(model),
         params_pruned=count_parameters(pruned.model),
         layers=layers_of(pruned.structure),

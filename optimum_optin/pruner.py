@@ -41,7 +41,7 @@ from .running.randomness import kept_streams
 from .running.wrappers import check_model
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules
-from .search.macs import total_cost
+from .search.macs import share_left
 from .storage.integrity import check_rebuilt, difference
 from .storage.loading import load_model, load_processor
 from .storage.plugin import check_structure, convert_model, structure_of_model
@@ -227,8 +227,7 @@ class OptinPruner:
         schedule = schedules(self.model, groups, scores, config)[0]
         check_affordable(self.model, groups, scores.tokens, config, schedule)
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
-        left = total_cost(self.model, groups, scores.tokens, schedule, masks)
-        achieved = left / total_cost(self.model, groups, scores.tokens)
+        achieved = share_left(self.model, groups, scores.tokens, masks, schedule)
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
         merges = schedule.to_json()["merges"] if schedule else {}
         return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), merges, scores.removed(masks))

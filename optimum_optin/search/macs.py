@@ -81,6 +81,13 @@ def total_cost(
     return units + matching_cost(model, groups, tokens, schedule)
 
 
+def share_left(
+    model: nn.Module, groups: Groups, tokens: int, masks: Masks, schedule: TokenSchedule | None = None
+) -> float:
+    """The share of the layers' MACs that kept units make, and merging tokens leaves; arguments as of `total_cost`."""
+    return total_cost(model, groups, tokens, schedule, masks) / total_cost(model, groups, tokens)
+
+
 def kept_cost(costs: Mapping[str, Tensor], masks: Masks) -> float:
     """What the units that `masks` keep cost."""
     return sum(float(table[int(masks[key].sum())]) for key, table in costs.items())
