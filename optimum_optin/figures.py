@@ -25,6 +25,16 @@ class _Record(Mapping):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __or__(self, other: Mapping) -> dict:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping) -> dict:
+        return {**other, **self}
+
+    def copy(self) -> dict:
+        """See `to_dict`."""
+        return self.to_dict()
+
     @classmethod
     def of(cls, value: Mapping | None):
         """A record made of a dict; a record or `None` is returned as it is.
@@ -85,14 +95,14 @@ class MetricValues(_Record):
         return f"{_percent(self.dense, self.dense_error)} -> {_percent(self.pruned, self.pruned_error)}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation(_Record):
     """What a task's metrics say of the dense and of the pruned model, on the same samples.
 
     Args:
         task: e.g. `"glue/sst2"`.
         dataset: its data set on the Hub.
-        config: the data set's configuration.
+        config: the data set's configuration, if it has several.
         split: the split that was measured on.
         samples: how many samples of the split.
         metrics: metric -> its values.
@@ -100,7 +110,7 @@ class Evaluation(_Record):
 
     task: str
     dataset: str
-    config: str | None
+    config: str | None = ""  # `None` is a value
     split: str
     samples: int
     metrics: Mapping[str, MetricValues]

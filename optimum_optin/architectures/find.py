@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -54,6 +55,21 @@ def find_groups(model: nn.Module) -> Groups:
         for sublayer in stack.sublayers if stack else ():  # the layer that ends a stage has no units
             groups.append(_group(model, layer, path, stack, sublayer))
     return Groups(tuple(group for group in groups if group is not None), layers, stack_inputs(model))
+
+
+def groups_of(model: nn.Module, members: Groups | Iterable[Group]) -> Groups:
+    """Some of a model's groups, in whatever they are: those of a list get the model's layers back."""
+    return members if isinstance(members, Groups) else replace(find_groups(model), members=tuple(members))
+
+
+def key_projections(model: nn.Module) -> dict[str, str]:
+    """Layer -> path of the linear that makes its keys, gone or not; see `Stack.keys`.
+
+    Raises:
+        ValueError: see `key_projection`.
+    """
+    keys = key_projection(model)
+    return {layer: f"{path}.{keys}" for layer, path in find_layers(model).items()}
 
 
 def key_projection(model: nn.Module) -> str:

@@ -62,9 +62,9 @@ def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: 
     return _sublayer(HEADS, width, producers, consumer, core=core, **options)
 
 
-def neurons(producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
-    """FFN neurons; for a gated MLP a neuron is the gate/up pair. `options` are as for `heads`."""
-    return _sublayer(NEURONS, 1, producers, consumer, **options)
+def neurons(producers: Iterable[Producer | str], consumer: str, *, width: int | str = 1, **options) -> Sublayer:
+    """FFN neurons, or gate/up pairs of a gated MLP; `width` is as in `Sublayer`, `options` as for `heads`."""
+    return _sublayer(NEURONS, width, producers, consumer, **options)
 
 
 def _sublayer(

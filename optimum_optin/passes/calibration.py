@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,6 +71,11 @@ def calibrate(model: nn.Module, batches: Sequence[Batch], source: Mapping[str, A
     """The calibration of a model with these batches, which must be on its device; see `Calibration`."""
     real = [token_masks(model, batch) for batch in batches]
     return Calibration(batches, real, mean_tokens(batches, model), source or {})
+
+
+def calibration_of(model: nn.Module, batches: Calibration | Iterable[Batch]) -> Calibration:
+    """The calibration of a model by these batches, if they are not one already."""
+    return batches if isinstance(batches, Calibration) else calibrate(model, list(batches))
 
 
 @torch.inference_mode(False)

@@ -196,7 +196,7 @@ def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
             task_type=task or "other",
             dataset_type=entry.dataset,
             dataset_name=entry.task,
-            dataset_config=entry.config,
+            dataset_config=entry.config or None,
             dataset_split=entry.split,
             metric_type=metric,
             metric_name=metric + _OURS,

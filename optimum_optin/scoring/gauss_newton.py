@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..architectures.find import groups_of
 from ..architectures.group import Groups
 from ..config import OptinConfig
 from ..editing.masking import gradients, masked
-from ..passes.calibration import Calibration
+from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded
 from ..passes.losses import probe_manifold, probe_output
 from ..passes.outputs import compared_output
@@ -29,6 +30,7 @@ from .registry import Terms, means, register_scorer
 @torch.enable_grad()
 def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Terms:
     """Estimates of `score_exact`'s terms; probe k sees batch k mod len(calibration). See `register_scorer`."""
+    groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
     streams = generators(config.seed, len(calibration) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
     rows = [draw_rows(real, config.rows, stream) for real, stream in zip(calibration.real, streams, strict=False)]

@@ -48,7 +48,7 @@ def register_scorer(name: str) -> Callable[[Scorer], Scorer]:
     The function gets the model in evaluation mode without parameter gradients, its groups in order of execution, its
     calibration, which iterates over batches on the model's device, and the configuration. It returns `Terms`: the
     larger a score, the more the unit matters; a model without an output to compare has no `"output"` term. It may also
-    return `Scored`.
+    return `Scored`. Our own scorers, which it may call, take lists of groups and of batches as well.
     """
 
     def register(scorer: Scorer) -> Scorer:

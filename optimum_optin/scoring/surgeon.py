@@ -14,10 +14,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..architectures.find import groups_of
 from ..architectures.group import Groups
 from ..config import OptinConfig
 from ..editing.masking import gradients
-from ..passes.calibration import Calibration
+from ..passes.calibration import Calibration, calibration_of
 from ..passes.losses import probe_manifold, probe_output
 from ..passes.moments import Moments
 from ..passes.starts import DensePass, Start, real_rows, run_dense
@@ -36,6 +37,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     It takes half of `config.probes`, but at least one for every minibatch: here a probe has a gradient at every token.
     Probe k sees batch k mod len(calibration).
     """
+    groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
     sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
     probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
