@@ -20,7 +20,7 @@ style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Fidelity and cost of scoring in docs/source/results.mdx; about an hour on two CPU cores.
+# Fidelity and cost of scoring in docs/source/experiments.mdx; about an hour on two CPU cores.
 benchmarks: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/benchmarks/fidelity.py reactions
 	$(BIN)/python examples/benchmarks/speed.py reactions

@@ -1,4 +1,4 @@
-"""What to prune and how: one flat, frozen, JSON-able configuration."""
+"""Configuration: what to prune and how, in flat fields that do not change and that JSON can hold."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class OptinConfig:
             alone (docs/source/guides/loading.mdx).
         remote_code: save `modeling_optin.py` with the model, so that it loads with `trust_remote_code=True` where this
             package is not installed.
-        merging: of models of images, `"none"` merges none, `"auto"` saves a part of the FLOPs by merging similar tokens
-            where the family allows and trial cuts (`search="measured"`, a model with a head) choose to, and numbers
-            give the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
+        merging: how many similar tokens of an image to merge. `"none"` merges none; `"auto"` saves a part of the FLOPs
+            by merging, where the family allows it and trial cuts (`search="measured"`, a model with a head) choose it;
+            numbers are the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
         min_heads: heads that every layer keeps at least.
         min_neurons: neurons that every layer keeps at least.
         seed: seed of every random draw; same seed, same result.
@@ -169,7 +169,7 @@ class OptinConfig:
         return self.merging
 
     def to_dict(self) -> dict:
-        """All fields, JSON-able."""
+        """All fields, as a dict that `json` can write."""
         return {**dataclasses.asdict(self), **{name: thawed(getattr(self, name)) for name in CHOSEN}}
 
     @classmethod
@@ -214,7 +214,7 @@ def current_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _takes_tokens(make: Callable[..., None]) -> Callable[..., None]:
-    """`OptinConfig.__init__` that takes `tokens`, too, the earlier name of `merging`."""
+    """An `OptinConfig.__init__` that also takes `tokens`, the earlier name of `merging`."""
 
     @functools.wraps(make)
     def init(self: OptinConfig, *values: Any, **fields: Any) -> None:

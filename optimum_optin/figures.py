@@ -1,4 +1,4 @@
-"""What a report holds of a model: its figures, what it was pruned on, and what it was made from."""
+"""Entries of a report: a model's figures, the data it was pruned on, and the model it was made from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class _Record(Mapping):
     """A dataclass that also reads as the dict that it is on disk: `latency["speedup"]`, `**latency`, `== {...}`.
 
-    Fields at their defaults were not given, and are not among its keys.
+    A field at its default was not given, and is not among the keys.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -25,17 +25,27 @@ class _Record(Mapping):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __or__(self, other: Mapping) -> dict:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping) -> dict:
+        return {**other, **self}
+
+    def copy(self) -> dict:
+        """See `to_dict`."""
+        return self.to_dict()
+
     @classmethod
     def of(cls, value: Mapping | None):
-        """The record that a dict holds; a record, and `None`, as they are.
+        """A record made of a dict; a record or `None` is returned as it is.
 
         Raises:
-            TypeError: it is no dict, or has other keys.
+            TypeError: `value` is no dict, or has a key that is no field.
         """
         return value if value is None or isinstance(value, cls) else cls(**value)
 
     def to_dict(self) -> dict:
-        """Its keys and values, JSON-able."""
+        """The record as a dict that `json` can write."""
         return plain(self)
 
 
@@ -49,7 +59,7 @@ class Divergence(_Record):
         agreement: share of outputs with the same class; for numbers and hidden states the share of the dense
             model's variance that the pruned one explains, at least 0. `None` where there is no variance to explain.
         samples: how many samples it was measured on.
-        held_out: whether the refit was kept from seeing them.
+        held_out: whether these samples were kept from the refit.
     """
 
     distance: float
@@ -70,10 +80,10 @@ class MetricValues(_Record):
     """A metric of the dense and of the pruned model, each with its standard error over samples.
 
     Args:
-        dense: of the dense model.
-        dense_error: its standard error.
-        pruned: of the pruned model, if it was measured.
-        pruned_error: its standard error.
+        dense: the dense model's value, as a fraction (0.863 for 86.3 %).
+        dense_error: standard error of `dense`.
+        pruned: the pruned model's value, if it was measured.
+        pruned_error: standard error of `pruned`.
     """
 
     dense: float | None = None
@@ -85,22 +95,22 @@ class MetricValues(_Record):
         return f"{_percent(self.dense, self.dense_error)} -> {_percent(self.pruned, self.pruned_error)}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation(_Record):
     """What a task's metrics say of the dense and of the pruned model, on the same samples.
 
     Args:
         task: e.g. `"glue/sst2"`.
         dataset: its data set on the Hub.
-        config: the data set's configuration.
-        split: the split measured on.
-        samples: how many samples of it.
+        config: the data set's configuration, if it has several.
+        split: the split that was measured on.
+        samples: how many samples of the split.
         metrics: metric -> its values.
     """
 
     task: str
     dataset: str
-    config: str | None
+    config: str | None = ""  # `None` is a value
     split: str
     samples: int
     metrics: Mapping[str, MetricValues]
@@ -120,14 +130,14 @@ class Latency(_Record):
 
     Args:
         device: `"cpu"`, `"cuda"`, ...
-        hardware: what its maker calls it.
-        threads: of PyTorch.
-        dtype: of the weights.
+        hardware: the device's name, as its maker gives it.
+        threads: how many threads PyTorch uses.
+        dtype: type of the weights, e.g. `"float32"`.
         batch_size: samples per pass.
         tokens: length of every sample.
-        repeats: counted runs of each.
-        dense_ms: median of the dense model.
-        pruned_ms: median of the pruned model.
+        repeats: timed runs of each model.
+        dense_ms: median time of the dense model, in milliseconds.
+        pruned_ms: median time of the pruned model, in milliseconds.
         speedup: median of the ratios of neighbouring runs, dense / pruned.
     """
 
@@ -156,11 +166,11 @@ class CalibrationSource(_Record):
     Args:
         samples: how many samples were used.
         dataset: data set on the Hub.
-        config: its configuration; `None` takes its only one.
-        split: its split.
-        text_columns: the columns that were chosen.
+        config: the data set's configuration; `None` if none was named.
+        split: the split that was drawn from.
+        text_columns: the columns that the user chose.
         num_samples: how many samples were drawn.
-        seed: seed of the draw.
+        seed: the draw's seed.
     """
 
     samples: int
@@ -178,7 +188,7 @@ class HubModel(_Record):
 
     Args:
         repo_id: its repository.
-        commit: the commit; `None` if it is not known.
+        commit: hash of the commit; `None` if it is not known.
     """
 
     repo_id: str
@@ -186,7 +196,7 @@ class HubModel(_Record):
 
 
 def plain(value: Any) -> Any:
-    """The same in dicts of its own, without records."""
+    """A copy of a value in plain dicts, without records."""
     if isinstance(value, Mapping):
         return {name: plain(each) for name, each in value.items()}
     return type(value)(map(plain, value)) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""What may be a repository on the Hub."""
+"""Hub ids: whether a name may be a repository on the Hub, and which commit of it is in the cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_hub_id(name: str) -> bool:
 def hub_commit(
     name: str, *, revision: str | None = None, cache_dir: str | os.PathLike | None = None, subfolder: str = "", **_: Any
 ) -> str | None:
-    """The commit of a repository that is in the cache, as after loading it; `None` of anything else."""
+    """The commit of a repository that is in the cache, as after loading from it; `None` if none is."""
     if not is_hub_id(name):
         return None
     file = f"{subfolder}/config.json" if subfolder else "config.json"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _PACKAGE = __name__.rpartition(".")[0]
 # Earlier module -> the modules that have its names now.
@@ -17,7 +18,7 @@ _MOVED = {
     "card_text": ("publishing.card_text",),
     "choice": ("search.candidates",),
     "costs": ("search.macs",),
-    "data": ("inputs.batching", "inputs.encoding", "inputs.probes", "reading.columns"),
+    "data": ("inputs.batching", "inputs.encoding", "inputs.probes", "inputs.samples", "reading.columns"),
     "divergence": ("search.divergence",),
     "excerpt": ("storage.excerpt",),
     "fingerprint": ("scoring.fingerprint",),
@@ -31,8 +32,8 @@ _MOVED = {
     "losses": ("passes.losses",),
     "masking": ("running.freezing", "editing.masking"),
     "metrics": ("evaluation.metrics",),
-    "pixels": ("inputs.images",),
-    "plugin": ("storage.plugin",),
+    "pixels": ("inputs.images", "reading.kinds"),
+    "plugin": ("storage.plugin", "storage.auto_map"),
     "processes": ("running.processes",),
     "pruning": ("pipeline",),
     "randomness": ("running.randomness",),
@@ -55,29 +56,42 @@ _MOVED = {
 }
 
 
+def _reads(*inputs: str) -> Callable[[Any], bool]:
+    def takes(model: Any) -> bool:
+        return set(import_module(f"{_PACKAGE}.architectures").stack_inputs(model).values()) == set(inputs)
+
+    return takes
+
+
+# Names that nothing here has any more, of earlier modules: `inputs.modalities.modality_of` says what a model takes.
+_GONE = {"images": {"takes_images": _reads("pixel_values"), "takes_pairs": _reads("pixel_values", "input_ids")}}
+
+
 class MovedModules:
     """Finds modules of earlier versions on `sys.meta_path`, when nothing else does."""
 
     @classmethod
     def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
-        """The specification of a module that was moved, `None` of any other."""
+        """The specification of a module that was moved; `None` for any other."""
         package, _, name = fullname.rpartition(".")
         return ModuleSpec(fullname, cls) if package == _PACKAGE and name in _MOVED else None
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
-        """The usual kind of module."""
+        """Return `None`: Python makes the usual kind of module."""
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        """Fill it with the names that it had."""
-        places = _MOVED[module.__name__.rpartition(".")[2]]
+        """Fill the module with the names that it had."""
+        name = module.__name__.rpartition(".")[2]
+        places = _MOVED[name]
         homes = [f"{_PACKAGE}.{place}" for place in places]
         # The import machinery's own frames do not count.
         warnings.warn(f"{module.__name__} has moved: import from {' or '.join(homes)}.", FutureWarning, stacklevel=2)
         for home in homes:
             found = vars(import_module(home))
-            vars(module).update({name: value for name, value in found.items() if not name.startswith("__")})
+            vars(module).update({each: value for each, value in found.items() if not each.startswith("__")})
+        vars(module).update(_GONE.get(name, {}))
 
 
 sys.meta_path.append(MovedModules)

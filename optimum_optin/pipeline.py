@@ -31,7 +31,7 @@ from .storage.uniform import record_sizes
 logger = logging.get_logger(__name__)
 
 _HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
-_COLLAPSE = 0.75  # agreement below which a collapse is announced; docs/source/results.mdx shows what it means
+_COLLAPSE = 0.75  # agreement below which there is a warning; docs/source/results.mdx shows what it means
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Pruned:
     Args:
         model: the smaller model.
         structure: what it keeps, earlier prunings included.
-        output_weight: weight of the output term that the search took.
-        schedule: the tokens that it merges; `None` for none.
-        divergence: of its outputs from the dense model's; `None` without batches.
+        output_weight: weight of the output term that the masks come from.
+        schedule: how many tokens it merges; `None` for none.
+        divergence: divergence of its outputs from the dense model's; `None` without calibration.
         seconds: wall-clock time by stage.
     """
 
@@ -64,8 +64,8 @@ def prune_model(
         model: the dense model; unchanged.
         groups: its groups.
         scores: its scores.
-        calibration: its calibration; may be `None` if there is nothing to refit.
-        config: the budget and the rest; checked before.
+        calibration: its calibration; may be `None` if nothing is to be refitted.
+        config: the configuration; it must have passed the checks of `readiness.py`.
     """
     fit, others = _split(0 if calibration is None else len(calibration))
     seconds: dict[str, float] = {}
@@ -87,7 +87,7 @@ def prune_model(
     with _timed(seconds, "compensation"):
         if starts and not all(mask.all() for mask in masks.values()):
             refit(model, [pruned], groups, starts)
-    if choice.schedule is not None:  # after the refit, for which dense and pruned tokens stand side by side
+    if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):
         divergence = _divergence(model, pruned, groups, held_out, apart=fit != others)
@@ -104,16 +104,16 @@ def report_of(
     calibration: Calibration | None,
     base: HubModel | None,
 ) -> PruningReport:
-    """What was asked for, kept and measured.
+    """The report: what was asked for, kept and measured.
 
     Args:
         model: the dense model.
         groups: its groups.
-        pruned: what was made of it.
-        scores: that it was made by.
-        config: that it was made with.
-        calibration: that it was refitted and compared on, if it was.
-        base: the dense model on the Hub.
+        pruned: what `prune_model` made of it.
+        scores: the scores that it was pruned by.
+        config: the configuration that it was pruned with.
+        calibration: the calibration that it was refitted and compared on; `None` if there was none.
+        base: the dense model on the Hub; `None` if it came from elsewhere.
     """
     tokens = scores.tokens
     batch = probe_batch(model, tokens)
@@ -121,7 +121,8 @@ def report_of(
     units = total_cost(model, groups, tokens)
     return PruningReport(
         flops_requested=config.flops,
-        flops_achieved=(units - (macs_dense - macs_pruned)) / units,
+        # With a layer's last head, SwinV2 also saves what all of its heads share, and no unit pays for.
+        flops_achieved=max(0.0, (units - (macs_dense - macs_pruned)) / units),
         tokens=tokens,
         macs_dense=macs_dense,
         macs_pruned=macs_pruned,
@@ -146,7 +147,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _split(batches: int) -> tuple[list[int], list[int]]:
-    """Which batches to refit on and which to measure divergence on; one and the same where there is only one."""
+    """Which batches to refit on, and which to measure divergence on; the same where there is only one."""
     if batches < 2:
         return list(range(batches)), list(range(batches))
     every = min(_HELD_OUT, batches)
@@ -156,7 +157,7 @@ def _split(batches: int) -> tuple[list[int], list[int]]:
 def _divergence(
     dense: PreTrainedModel, pruned: PreTrainedModel, groups: Groups, held_out: Calibration | None, *, apart: bool
 ) -> Divergence | None:
-    """The divergence, if there is something to measure it on; a collapse is announced."""
+    """The divergence, if there is something to measure it on; a collapse gives a warning."""
     if held_out is None:
         return None
     (divergence,) = measure_divergence(dense, [pruned], groups, held_out, apart)

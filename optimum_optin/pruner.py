@@ -61,9 +61,9 @@ class OptinPruner:
         config: default configuration of `score`, `plan` and `prune`.
 
     Attributes:
-        pruned_model: what the last `prune` returned, `None` before.
-        report: its `PruningReport`, `None` before.
-        scores: what it went by, without the data; also of a `prune` that failed after scoring.
+        pruned_model: the model that the last `prune` made; `None` before.
+        report: the report of the last `prune`; `None` before.
+        scores: the scores that the last `prune` went by, without the data, even if it failed after scoring.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -105,13 +105,13 @@ class OptinPruner:
             model: Hub id, local folder, or a model object, which stays where it is.
             task: e.g. `"text-classification"` or `"feature-extraction"`; `None` takes the class that
                 the checkpoint names.
-            processor: instead of the model's own.
-            config: default configuration.
+            processor: tokenizer or image processor to take instead of the model's own.
+            config: default configuration of `score`, `plan` and `prune`.
             **kwargs: passed to `from_pretrained` of the model (`dtype`, `device_map`, `revision`,
                 `token`, `cache_dir`, `subfolder`, ...).
 
         Raises:
-            ValueError: unknown task or architecture.
+            ValueError: unknown task or architecture, or a model that cannot be pruned (quantized, an adapter, ...).
             OSError: there is no such model, or it is private and the token is missing.
         """
         if not isinstance(model, (str, os.PathLike)):
@@ -139,13 +139,13 @@ class OptinPruner:
         Args:
             dataset_name: Hub id (`"nyu-mll/glue:sst2"` names its configuration, too), local folder, local file (CSV,
                 TSV, JSON, JSONL, Parquet, text, an image), or a loader's name (`"csv"`, `"json"`, ...) with
-                `data_files=`. A path that exists is that path.
-            config_name: its configuration, e.g. `"sst2"` of `"glue"`.
-            split: take calibration data from train, never from what you evaluate on.
+                `data_files=`. A path that exists is taken as a path.
+            config_name: the data set's configuration, e.g. `"sst2"` of `"glue"`.
+            split: split to draw from. Take train, never the split that you evaluate on.
             num_samples: samples to draw at most.
             seed: seed of the draw.
             text_columns: one or two columns that hold the text; `None` leaves the choice to `prune`.
-            **kwargs: of a local file, `delimiter` and `streaming`; else passed to `datasets.load_dataset`.
+            **kwargs: for a local file, `delimiter` and `streaming`; else passed to `datasets.load_dataset`.
 
         Returns:
             A `datasets.Dataset` of at most `num_samples` rows; with `streaming=True` a list of them, whose images are
@@ -172,11 +172,10 @@ class OptinPruner:
         return drawn
 
     def check(self, config: OptinConfig | None = None) -> None:
-        """Raise if the model cannot be pruned as configured; no data are needed. `score`, `plan` and `prune` begin with
-        it.
+        """Raise if the model cannot be pruned as configured. It needs no data; `prune` checks the same.
 
         Args:
-            config: instead of the pruner's own.
+            config: configuration to take instead of the pruner's own.
 
         Raises:
             ValueError: says what is in the way, and what to do.
@@ -198,11 +197,11 @@ class OptinPruner:
 
         Args:
             calibration: see `prune`.
-            config: instead of the pruner's own.
+            config: configuration to take instead of the pruner's own.
             text_columns: see `prune`.
 
         Raises:
-            ValueError: unusable data, weights or activations.
+            ValueError: the model cannot be pruned, or data, weights or activations are unusable.
         """
         _check_type("config", config, OptinConfig)
         config = config or self.config
@@ -211,14 +210,17 @@ class OptinPruner:
         return score(self.model, groups, self._calibrate(calibration, config, text_columns), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
-        """What `search="ranked"` would keep, and the divergence that the scores predict: a dry run, in a second.
+        """What `search="ranked"` would keep, and the divergence that the scores predict; nothing is cut.
 
         Trial cuts (`search="measured"`) may find another weight of the output term better.
 
         Args:
             scores: from `score`.
             flops: the budget; `None` takes the configuration's.
-            config: instead of the scores' own.
+            config: configuration to take instead of the scores' own.
+
+        Raises:
+            ValueError: the scores do not fit the model or the configuration, or the budget is too small.
         """
         config = self._config(config, scores, flops)
         groups = prunable_groups(self.model, config)
@@ -253,18 +255,18 @@ class OptinPruner:
             calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings,
                 pairs of strings, dicts, tokenised dicts, images or pixel values; labels are not used. Not needed with
                 `scores`, unless they were loaded from disk and compensation is wanted.
-            config: `None` takes the scores' own, and without scores the pruner's.
-            scores: from an earlier `score` on this model, for any budget without scoring again.
+            config: configuration; `None` takes that of the scores, or without scores the pruner's.
+            scores: scores from an earlier `score` on this model; they serve any budget.
             flops: the budget; `None` takes the configuration's.
             save_dir: folder to save model, processor, report and card to.
-            text_columns: one or two columns of `calibration` that hold the text (of tuples, their places). `None` takes
+            text_columns: one or two columns of `calibration` (or places in tuples) that hold the text. `None` takes
                 known names (`sentence`, `text`, `premise` and `hypothesis`, ...), else the only column that looks like
                 text, and says so.
 
         Raises:
             ValueError: unusable data, scores or budget; raised before long work.
             NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_save_directory`.
-            NotSavedError: saving failed after all; the model is kept as `pruned_model`.
+            NotSavedError: saving failed all the same; the model is kept as `pruned_model`.
         """
         config = self._config(config, scores, flops)
         if save_dir is not None:
@@ -301,18 +303,19 @@ class OptinPruner:
     ) -> dict:
         """Measure the dense and, if there is one, the pruned model on a GLUE task; the report keeps both.
 
-        The pruned model is saved and loaded again first: what is measured is what a user gets. Of several processes,
-        the main one measures, and all return the same.
+        The pruned model is first saved and loaded again: what is measured is what a user gets. If there are several
+        processes, the main one measures, and all return the same.
 
         Args:
             task: `"sst2"` or `"glue/sst2"`, and so on.
             data_dir: folder in the GLUE TSV layout (`SST-2/dev.tsv`, ...); `None` asks the Hub.
-            split: the Hub's name of it; `None` takes validation, of MNLI `"validation_matched"`.
+            split: split to measure on, by its name on the Hub; `None` takes validation, for MNLI
+                `"validation_matched"`.
             batch_size: samples per forward pass; it does not change the figures.
             max_samples: samples to draw at most, with a fixed seed; `None` takes all.
 
         Returns:
-            The entry of `PruningReport.evaluations` as a dict; without a pruned model, of the dense one only.
+            The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.
 
         Raises:
             ValueError: see `optimum_optin.evaluation.accuracy.evaluate_glue`; raised before the first forward pass.
@@ -325,13 +328,14 @@ class OptinPruner:
         return entry.to_dict()
 
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
-        """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it. Of
-        several processes, the main one does.
+        """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
+
+        If there are several processes, the main one measures.
 
         Args:
             batch_size: samples per forward pass.
             tokens: length of every sample; `None` takes the calibration data's mean.
-            repeats: counted runs of each; the median is reported.
+            repeats: timed runs of each; the median is reported.
 
         Returns:
             `PruningReport.latency` as a dict.
@@ -352,7 +356,7 @@ class OptinPruner:
         convert_model(model, structure, schedule)
 
     def check_save_directory(self, save_directory: str | os.PathLike) -> Path:
-        """Raise now what would make `save_pretrained` fail later: all but the weights is saved, elsewhere.
+        """Raise now what would make `save_pretrained` fail later; to find out, all but the weights is saved elsewhere.
 
         Args:
             save_directory: the folder.
@@ -370,16 +374,15 @@ class OptinPruner:
         return folder
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
-        """Save the pruned model, its processor, the report and a model card; complete or not at all. Of several
-        processes, the main one writes.
+        """Save the pruned model, its processor, the report and a model card; completely or not at all.
 
-        What else stood beside the dense model's weights and belongs to it is saved along (`companions.py`): licence,
-        vocabularies, code, modules of sentence-transformers. What is there of another model's weights is deleted, all
-        else stays untouched.
+        Files that stood beside the dense model's weights and belong to it are saved as well (`companions.py`): licence,
+        vocabularies, code, modules of sentence-transformers. Weights of another model in the folder are deleted; all
+        else in it stays untouched. If there are several processes, the main one writes.
 
         The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`;
-        docs/source/guides/loading.mdx has the ways that need no package. Of a card that is there, the text outside our
-        part stays.
+        docs/source/guides/loading.mdx has the ways that need no package. If there is a card, the text outside our part
+        stays.
 
         Args:
             save_directory: the folder.
@@ -423,23 +426,24 @@ class OptinPruner:
         create_pr: bool = False,
         scores: Scores | None = None,
     ) -> CommitInfo | None:
-        """Upload what `save_pretrained` saves to the Hub, in one commit. Of several processes, the main one does.
+        """Upload what `save_pretrained` saves to the Hub, in one commit; of several processes, the main one does it.
 
         Args:
             repo_id: `"user/name"`; created if missing. The text of its card outside our part stays.
             private: whether a new repository is private; `None` takes the owner's default.
-            token: `None` takes the one of `hf auth login` or of HF_TOKEN.
+            token: Hub token; `None` takes the one of `hf auth login` or of HF_TOKEN.
             revision: branch to push to, created from `main` if missing; `None` takes `main`.
             commit_message: the commit's title.
             create_pr: open a pull request instead of committing.
-            scores: of this model, to upload as well, into `optin_scores/`.
+            scores: scores of this model to upload as well, into `optin_scores/`.
 
         Returns:
-            The commit: `oid`, `commit_url`, `pr_url`; `None` on other processes than the main one.
+            The commit (`oid`, `commit_url`, `pr_url`); `None` on all processes but the main one.
 
         Raises:
             RuntimeError: nothing was pruned yet.
-            ValueError: not a repository's name, a pull request to a branch, or scores of another model.
+            ValueError: `repo_id` is no name of a repository, a pull request is to go to a branch, or the scores are of
+                another model.
             OfflineModeIsEnabled: the offline flag is set.
             LocalTokenNotFoundError: there is no token.
             ConnectionError: the Hub does not answer.
@@ -467,7 +471,7 @@ class OptinPruner:
             )
 
     def to_dict(self) -> dict:
-        """The pruner's default configuration, JSON-able."""
+        """The pruner's default configuration, as a dict that `json` can write."""
         return self.config.to_dict()
 
     @classmethod
@@ -489,7 +493,7 @@ class OptinPruner:
         config: OptinConfig,
         text_columns: Sequence[str | int] | None,
     ) -> tuple[Scores, Calibration | None]:
-        """Scores and calibration (`None`, if there is none and none is needed), after every check there is to make."""
+        """The scores and the calibration (`None` if there is none and none is needed), after all checks."""
         check_cut(self.model, groups, config)
         if scores is None:
             get_scorer(config.scorer)
@@ -542,7 +546,7 @@ class OptinPruner:
         revision: str | None = None,
         remote_code: bool | None = None,
     ) -> None:
-        """Write the pruned model with all that goes with it into an empty folder, which will be `target`."""
+        """Write the pruned model with all that goes with it into an empty folder, which will become `target`."""
         model, report = self._pruned()
         write_pruned(
             folder,
@@ -557,7 +561,7 @@ class OptinPruner:
         )
 
     def _models(self) -> dict[str, PreTrainedModel]:
-        """What to measure: the dense model and, if there is one, the pruned one as a user gets it, from disk."""
+        """The models to measure: the dense one and, if there is one, the pruned one as a user gets it, from disk."""
         if self.pruned_model is None:
             return {"dense": self.model}
         return {"dense": self.model, "pruned": saved_and_loaded(self.pruned_model)}

@@ -1,4 +1,4 @@
-"""Whether a model can be pruned as configured: everything that can be refused before data are read or units scored."""
+"""Readiness: every reason not to prune a model as configured that is known before data are read or units scored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 
 def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
-    """The model's groups, if they can be cut.
+    """Find the model's groups, and check that they can be cut as configured.
 
     Raises:
         ValueError: says what is in the way, and what to do.
@@ -65,7 +65,7 @@ def check_affordable(
     config: OptinConfig,
     schedule: TokenSchedule | None,
 ) -> None:
-    """Raise if the budget does not pay for the least that must stay beside a schedule of token merging.
+    """Raise if the budget does not pay for the floors beside a schedule of merging tokens.
 
     Raises:
         ValueError: see `check_budget`.

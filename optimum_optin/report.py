@@ -1,4 +1,4 @@
-"""What was planned, and what was cut: requested, achieved, counted."""
+"""Plans and reports: what a budget would keep, and what was cut, counted and measured."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .storage.structure import Structure
 REPORT_FILE = "optin_report.json"
 
 Layers = dict[str, dict[str, dict[str, int]]]
-"""Layer -> role -> `{"kept": n, "units": of how many}`."""
+"""Layer -> role -> `{"kept": units left, "units": units of the dense model}`."""
 
 ROLES = {HEADS: "attention heads", NEURONS: "feed-forward neurons"}
-"""What roles are called in a sentence, in the order that they are listed; others follow, by their own names."""
+"""What roles are called in a sentence, in the order of listing; other roles follow, by their own names."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PruningPlan:
         tokens: sequence length that the MACs are counted at.
         layers: what each layer keeps.
         merges: layer -> pairs of tokens merged after it; empty if none are.
-        predicted: term -> what the scores expect the removal to cost (`Scores.removed`).
+        predicted: term -> what removal is expected to lose by the scores (`Scores.removed`).
     """
 
     flops_requested: float
@@ -45,7 +45,7 @@ class PruningPlan:
     predicted: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """All fields, JSON-able."""
+        """All fields, as a dict that `json` can write."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -61,25 +61,25 @@ class PruningReport:
 
     Args:
         flops_requested: the budget, as a share of the dense layers' MACs.
-        flops_achieved: the share left in the rewritten model.
-        tokens: sequence length that MACs are counted at: the calibration set's mean.
+        flops_achieved: the share that is left: the dense layers' MACs less those that the rewritten model saves.
+        tokens: sequence length that MACs are counted at, the calibration data's mean.
         macs_dense: MACs of the whole dense model for one such sequence, by PyTorch's flop counter.
-        macs_pruned: the same of the rewritten model.
+        macs_pruned: MACs of the whole rewritten model, likewise.
         params_dense: parameters of the dense model.
         params_pruned: parameters of the rewritten model.
         layers: what each layer keeps.
         merges: layer -> pairs of tokens merged after it; empty if none are.
         seconds: wall-clock time by stage.
         config: the `OptinConfig` as a dict.
-        output_weight: weight of the output term that the search took.
-        divergence: of the outputs from the dense model's, on calibration samples that the refit has not seen if
-            there are two batches; `None` without calibration data.
+        output_weight: weight of the output term that the masks come from.
+        divergence: divergence of the outputs from the dense model's, on calibration samples that the refit has not
+            seen if there are two batches or more; `None` without calibration data.
         evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split.
         latency: what `OptinPruner.benchmark` measured; `None` if nothing was.
-        calibration: what it was pruned on; `None` if no data were used.
+        calibration: the data that it was pruned on; `None` if there were none.
         base: the dense model on the Hub; `None` if it came from elsewhere.
 
-    The last five are dataclasses of `optimum_optin.figures`, may be given as dicts, and read like these, too:
+    The last five are dataclasses of `optimum_optin.figures`. They may be given as dicts, and can be read like dicts:
     `report.latency["speedup"]`.
     """
 
@@ -113,11 +113,11 @@ class PruningReport:
             object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict:
-        """All fields, JSON-able."""
+        """All fields, as a dict that `json` can write."""
         return plain(vars(self))
 
     def evaluated(self, entry: Evaluation) -> PruningReport:
-        """The report with an entry of `evaluations` more, instead of an earlier one of the same task and split."""
+        """The report with one more entry in `evaluations`, in place of an earlier one of the same task and split."""
         others = [one for one in self.evaluations if (one.task, one.split) != (entry.task, entry.split)]
         return dataclasses.replace(self, evaluations=[*others, entry])
 
@@ -130,8 +130,8 @@ class PruningReport:
         """Read `optin_report.json` from a folder.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged, or of a newer version.
+            FileNotFoundError: there is no report.
+            ValueError: the report is damaged, or of a newer version.
         """
         file = Path(folder) / REPORT_FILE
         try:
@@ -156,7 +156,7 @@ class PruningReport:
 
 
 def layers_of(structure: Structure) -> Layers:
-    """The per-layer counts of a structure."""
+    """How many units each layer keeps, and of how many, by a structure."""
     layers: Layers = {}
     for key, entry in structure.items():
         layer, _, role = key.rpartition(".")
@@ -165,7 +165,7 @@ def layers_of(structure: Structure) -> Layers:
 
 
 def commit_title(report: PruningReport) -> str:
-    """The title of a commit that brings the model to the Hub."""
+    """The title of the commit that uploads the model to the Hub."""
     return f"Upload model pruned to {report.flops_achieved:.1%} of its FLOPs"
 
 
@@ -176,7 +176,7 @@ def roles_of(layers: Layers) -> list[str]:
 
 
 def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
-    """What each layer keeps and, if any do, merges, a line each."""
+    """A line for each layer: what it keeps and, if any layer merges tokens, how many."""
     widths = {role: max(len(f"{role} kept") + 4, 14) for role in roles_of(layers)}
     heading = "".join(f"{f'{role} kept':>{width}}" for role, width in widths.items())
     rows = [f"{'layer':<12}{heading}" + f"{'tokens merged':>16}" * bool(merges)]

@@ -18,8 +18,12 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.scoring import registry
+from optimum_optin.inputs.batching import calibration_batches
+from optimum_optin.passes.calibration import calibrate
+from optimum_optin.running.freezing import frozen
+from optimum_optin.scoring import registry, score_exact, score_gauss_newton, score_surgeon
 from optimum_optin.scoring.fingerprint import fingerprint
+from optimum_optin.scoring.registry import Scored
 
 FAST = OptinConfig(flops=0.5, probes=8)
 
@@ -112,6 +116,22 @@ def test_plan_says_what_ranked_search_does(pruner):
     assert plan.layers == pruner.report.layers
     assert plan.flops_achieved == pytest.approx(pruner.report.flops_achieved)
     assert "layers.2" in str(plan)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "swin", "swinv2", "swinv2 with padded windows"])
+@pytest.mark.parametrize("flops", [0.01, 0.2])
+def test_where_whole_layers_go_the_share_that_is_counted_is_that_of_the_plan(flops, model_type):
+    model = tiny_model(model_type)
+    config = OptinConfig(
+        scorer="gauss_newton", probes=8, search="ranked", compensation="none", min_heads=0, flops=flops
+    )
+    pruner = OptinPruner(model, config=config)
+    scores = pruner.score(tiny_samples(model=model))
+    plan = pruner.plan(scores)
+    pruner.prune(scores=scores)
+    assert 0 <= pruner.report.flops_achieved <= plan.flops_achieved + 1e-9 <= flops + 1e-9
+    if not model_type.startswith("swinv2"):  # where more goes with the last head of a layer than heads cost
+        assert plan.flops_achieved == pytest.approx(pruner.report.flops_achieved)
 
 
 def test_the_full_budget_changes_nothing(pruner):
@@ -305,6 +325,33 @@ def test_a_registered_scorer_is_used():
         assert kept["layers.0.neurons"].endswith("47")
     finally:
         registry._SCORERS.pop("by index")
+
+
+SCORED_IN_PARTS = {
+    "lists": lambda groups, batches: (list(groups), list(batches)),
+    "slices": lambda groups, batches: (groups[:3], batches[:2]),
+    "heads, chosen": lambda groups, batches: ([group for group in groups if group.role == "heads"], batches),
+}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "vit"])
+@pytest.mark.parametrize("scorer", [score_exact, score_gauss_newton, score_surgeon], ids=lambda scorer: scorer.__name__)
+@pytest.mark.parametrize("part", SCORED_IN_PARTS.values(), ids=SCORED_IN_PARTS)
+def test_a_scorer_hands_lists_of_groups_and_batches_on_to_another(part, scorer, model_type):
+    model = tiny_model(model_type)
+    groups = find_groups(model)
+    calibration = calibrate(model, calibration_batches(tiny_samples(12, model=model), model, batch_size=4))
+    some, batches = part(groups, calibration)
+    members = dataclasses.replace(groups, members=tuple(some))
+    config = OptinConfig(probes=4)
+    with frozen(model):
+        found = scorer(model, some, batches, config)
+        expected = scorer(model, members, calibration.part(range(len(list(batches)))), config)
+    found, expected = (each.terms if isinstance(each, Scored) else each for each in (found, expected))
+    assert found.keys() == expected.keys()
+    for term, scores in expected.items():
+        assert scores.keys() == found[term].keys() == {group.key for group in some}
+        assert all(torch.equal(found[term][key], score) for key, score in scores.items())
 
 
 # Bad input

@@ -9,6 +9,7 @@ from tiny import tiny_model
 
 from optimum_optin.commands import info
 from optimum_optin.figures import CalibrationSource, Evaluation, HubModel, Latency
+from optimum_optin.publishing.card import model_card
 from optimum_optin.publishing.card_text import card_text
 from optimum_optin.report import PruningPlan, PruningReport
 
@@ -78,6 +79,23 @@ def test_figures_read_as_the_dicts_that_they_were():
     assert report.calibration.get("text_columns") is None
     with pytest.raises(KeyError, match="text_columns"):
         report.calibration["text_columns"]
+
+
+def test_figures_are_merged_and_copied_like_dicts():
+    report = _report()
+    assert report.latency | {"threads": 4} == {**LATENCY, "threads": 4}
+    assert {"threads": 4, "more": 1} | report.latency == {"more": 1, **LATENCY}
+    copied = report.evaluations[0].copy()
+    copied["metrics"]["accuracy"]["dense"] = 0.0
+    assert type(copied) is dict and report.evaluations == [EVALUATION]
+
+
+def test_an_evaluation_need_not_name_the_configuration_of_its_data_set():
+    entry = {name: value for name, value in EVALUATION.items() if name != "config"}
+    report = _report(evaluations=[entry])
+    assert report.to_dict()["evaluations"] == [entry] and "config" not in report.evaluations[0]
+    assert _report(evaluations=[{**entry, "config": None}]).to_dict()["evaluations"] == [{**entry, "config": None}]
+    assert "config: sst2" not in str(model_card(tiny_model(), report, name="user/small"))
 
 
 def test_the_form_on_disk_is_that_of_plain_dicts(tmp_path):

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
 # A module of every earlier layout, and a name that it had.
@@ -99,6 +100,35 @@ def test_earlier_import_paths_warn_and_lead_on(name):
     assert f"optimum_optin.{name} has moved: import from" in str(warning.message)
     assert home in str(warning.message)
     assert getattr(module, EARLIER[name]) is getattr(sys.modules[home], EARLIER[name])
+
+
+# Names that are elsewhere now than most of their module, and what became of those that are gone: imported by examples.
+SCATTERED = {
+    "data": ["undecoded", "check_batches", "max_tokens", "probe_batch"],
+    "images": ["takes_images", "takes_pairs"],
+    "pixels": ["IMAGE_SUFFIXES"],
+    "plugin": ["REMOTE_FILE"],
+    "architectures": ["key_projections"],
+    "compensation": ["compensate", "dense_passes"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:optimum_optin.* has moved")
+@pytest.mark.parametrize("name", SCATTERED)
+def test_names_that_examples_imported_are_still_there(name):
+    module = importlib.import_module(f"optimum_optin.{name}")
+    assert [each for each in SCATTERED[name] if not hasattr(module, each)] == []
+
+
+@pytest.mark.filterwarnings("ignore:optimum_optin.* has moved")
+def test_what_took_a_model_of_images_for_one_still_does():
+    images = importlib.import_module("optimum_optin.images")
+    of_images = ["vit", "clip, a classifier of images"]
+    models = {name: tiny_model(name) for name in ("bert", "clip", *of_images)}
+    assert [name for name, model in models.items() if images.takes_images(model)] == of_images
+    assert [name for name, model in models.items() if images.takes_pairs(model)] == ["clip"]
+    keys = importlib.import_module("optimum_optin.architectures").key_projections(models["vit"])
+    assert keys == {f"layers.{index}": f"vit.layers.{index}.attention.k_proj" for index in range(3)}
 
 
 def test_a_module_that_never_was_is_not_found():

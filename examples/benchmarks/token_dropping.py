@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from tasks import add_task_arguments, load_task
 
-from optimum_optin.architectures.find import find_groups, find_layers, key_projection
+from optimum_optin.architectures.find import find_groups, find_layers, key_projections
 from optimum_optin.architectures.group import HEADS
 from optimum_optin.inputs.vision import image_tokens, usual_image
 from optimum_optin.merging.hooks import merging
@@ -44,14 +44,14 @@ def main():
 @contextmanager
 def dropping(model, schedule):
     """Run the model as if the tokens that a schedule merges were dropped instead; undone on exit."""
-    keys = key_projection(model)
+    keys = key_projections(model)
     heads = {group.layer: group for group in find_groups(model) if group.role == HEADS}
     dropper = Dropper(schedule.protected)
     with ExitStack() as stack:
         for layer, path in find_layers(model).items():
             seen = {}
             query = next(each.path for each in heads[layer].producers if each.path.rpartition(".")[2].startswith("q"))
-            for name, projection in (("query", query), ("key", f"{path}.{keys}")):
+            for name, projection in (("query", query), ("key", keys[layer])):
                 hook = keep(seen, name)
                 stack.callback(model.get_submodule(projection).register_forward_hook(hook).remove)
             leave = dropper.after(schedule.merges.get(layer, 0), seen, heads[layer].width, layer == list(heads)[-1])

@@ -1,7 +1,7 @@
 """Which units a model has: groups, the table of architectures, and what finds a model's groups."""
 
 from . import table  # noqa: F401  (registers the rows)
-from .find import find_groups, find_layers, key_projection, stack_inputs
+from .find import find_groups, find_layers, key_projection, key_projections, stack_inputs
 from .registry import known_architectures, register_architecture, row_of
 from .stacks import Stack, Sublayer, heads, neurons
 
@@ -12,6 +12,7 @@ __all__ = [
     "find_layers",
     "heads",
     "key_projection",
+    "key_projections",
     "known_architectures",
     "neurons",
     "register_architecture",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -12,7 +13,7 @@ from .stacks import Stack, Sublayer
 
 
 def stack_inputs(model: nn.Module) -> dict[str, str]:
-    """The model's stacks in order of execution: name -> the model's input that its tokens are made of."""
+    """The model's stacks in order of execution: name -> the model input that the stack's tokens are made of."""
     return {stack.name: stack.reads or model.main_input_name for stack in _stacks_of(model)}
 
 
@@ -44,20 +45,35 @@ def find_groups(model: nn.Module) -> Groups:
     A sublayer that was pruned away entirely has no units left and is not listed.
 
     Raises:
-        ValueError: the model type is not registered, or the model does not look as its row says.
+        ValueError: the model type is not registered, or the model is not built as its row says.
     """
     stacks = {stack.name: stack for stack in _stacks_of(model)}
     layers = find_layers(model)
     groups = []
     for layer, path in layers.items():
         stack = stacks.get(layer.rpartition(".")[0])
-        for sublayer in stack.sublayers if stack else ():  # what ends a stage has no units
+        for sublayer in stack.sublayers if stack else ():  # the layer that ends a stage has no units
             groups.append(_group(model, layer, path, stack, sublayer))
     return Groups(tuple(group for group in groups if group is not None), layers, stack_inputs(model))
 
 
+def groups_of(model: nn.Module, members: Groups | Iterable[Group]) -> Groups:
+    """Some of a model's groups, in whatever they are: those of a list get the model's layers back."""
+    return members if isinstance(members, Groups) else replace(find_groups(model), members=tuple(members))
+
+
+def key_projections(model: nn.Module) -> dict[str, str]:
+    """Layer -> path of the linear that makes its keys, gone or not; see `Stack.keys`.
+
+    Raises:
+        ValueError: see `key_projection`.
+    """
+    keys = key_projection(model)
+    return {layer: f"{path}.{keys}" for layer, path in find_layers(model).items()}
+
+
 def key_projection(model: nn.Module) -> str:
-    """Path of the linear that makes the keys below every layer, gone or not; see `Stack.keys`.
+    """Path, from a layer, of the linear that makes its keys, whether it is still there or not; see `Stack.keys`.
 
     Raises:
         ValueError: tokens of this architecture cannot be merged.
@@ -102,7 +118,7 @@ def _group(model: nn.Module, layer: str, path: str, stack: Stack, sublayer: Subl
 
 
 def _holds(module: nn.Module, path: str) -> bool:
-    """Whether there is something at a path, module or parameter."""
+    """Whether there is a module or a parameter at a path."""
     for name in path.split("."):
         module = getattr(module, name, None)
     return module is not None

@@ -1,4 +1,4 @@
-"""Groups of removable units, and the words that every other file uses (no model inside).
+"""Groups of removable units: the vocabulary that every other file uses (no model inside).
 
 A unit is the smallest removable thing (an attention head, an FFN neuron). A group holds one
 sublayer's units; they share a consumer, the linear that reads them, and producers, the linears that
@@ -25,12 +25,12 @@ Masks = Mapping[str, Tensor]
 
 
 def stack_of(layer: str) -> str:
-    """The stack's name in a layer's: `"layers"` of `"layers.3"`."""
+    """The name of a layer's stack: `"layers"` for `"layers.3"`."""
     return layer.partition(".")[0]
 
 
 def attribute(model: nn.Module, path: str) -> Any:
-    """What a module's attribute holds, e.g. `"layers.0.attention.head_dim"`."""
+    """The value of the attribute at a path, e.g. `"layers.0.attention.head_dim"`."""
     module, _, name = path.rpartition(".")
     return getattr(model.get_submodule(module), name)
 
@@ -50,17 +50,17 @@ class Producer:
 
 @dataclass(frozen=True)
 class Cut:
-    """What is sliced with a sublayer's units, by path.
+    """What is sliced when units of a sublayer are removed; paths of modules, parameters and attributes.
 
     Args:
         consumer: the linear that reads the units.
         producers: the linears that write them.
-        core: the attention module, to be replaced when every unit goes; `None` where empty linears will do.
-        counters: attributes to keep true, path -> `"units"` or `"features"` (units * width).
-        tables: learned tables with an entry per head, to be sliced: path of the parameter -> its dimension of heads;
-            those that a model does not have are passed over.
-        shared_bias: path of a module and the name of its argument that carries one position bias per head for the
-            whole stack, to be sliced to the kept heads (MPNet); an argument of the layer itself has no path before it.
+        core: the attention module, which is replaced when no unit is left; `None` where empty linears will do.
+        counters: attributes that are set to what is left: path -> `"units"` or `"features"` (units * width).
+        tables: learned tables with an entry per head: path of the parameter -> its dimension of heads; those that a
+            model does not have are passed over.
+        shared_bias: path of a module, then the name of its argument that carries the position bias of all heads, which
+            is one for the whole stack (MPNet); an argument of the layer itself has no path before it.
     """
 
     consumer: str
@@ -71,7 +71,7 @@ class Cut:
     shared_bias: str | None = None
 
     def below(self, path: str) -> Cut:
-        """The same with paths from the model, of one with paths from the layer at `path`."""
+        """The same cut with paths from the model, where this one has paths from the layer at `path`."""
         return Cut(
             f"{path}.{self.consumer}",
             tuple(Producer(f"{path}.{producer.path}", producer.parts) for producer in self.producers),
@@ -84,7 +84,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Residual:
-    """How a sublayer stands to the residual stream: what a walk through the layers must know.
+    """How a sublayer stands to the residual stream, as a walk through the layers must know.
 
     Args:
         pre_norm: whether the layer normalises a sublayer's input, so that consumers write to the residual stream
@@ -92,8 +92,8 @@ class Residual:
         windowed: whether its linears see the tokens in windows, in another order than the residual stream.
         stream: path of a module whose input is the residual stream before the sublayer; `None` where that can be told
             from what the sublayers before it write.
-        scale: path of the numbers, one for each channel, that the consumer's output is multiplied by before it joins
-            the residual stream (layer scale); `None` where there are none.
+        scale: path of a vector, one number per channel, by which the consumer's output is multiplied before it joins
+            the residual stream (layer scale); `None` where there is none.
         normed_output: whether what the consumer writes is normalised before it joins the residual stream, so that it is
             all that a refit can aim at (SwinV2).
     """
@@ -117,13 +117,13 @@ class Group:
 
     Args:
         layer: the layer's name, e.g. `"layers.3"`: stack and index, independent of module names.
-        role: what the units are: `"heads"`, `"neurons"`.
+        role: what the units are, e.g. `"heads"` or `"neurons"`.
         units: how many units there are now.
         width: consumer input columns per unit (a head's dimension; 1 for a neuron).
-        cut: what is sliced with them.
-        residual: what a walk must know.
-        config_fields: what a uniform layout must know: attributes of the model's config that transformers' own class
-            reads this size from, each proportional to `units`; none if it cannot be built with fewer units.
+        cut: what is sliced when units are removed.
+        residual: what a walk through the layers must know.
+        config_fields: what a uniform layout must know: attributes of the model's config from which transformers' own
+            class reads this size, each proportional to `units`; empty if that class cannot be built with fewer units.
     """
 
     layer: str
@@ -152,14 +152,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """All groups of a model in order of execution, and where they are: found once, and handed down.
+    """All groups of a model in order of execution, with its layers and stacks: found once, and handed down.
 
     Iterates over the groups.
 
     Args:
         members: the groups.
         layers: every layer in order of execution, those without units included: name -> module path.
-        inputs: every stack in order of execution: name -> the model's input that its tokens are made of.
+        inputs: every stack in order of execution: name -> the model input that the stack's tokens are made of.
     """
 
     members: tuple[Group, ...]

@@ -46,7 +46,7 @@ def row_of(model_type: str | None) -> tuple[Stack, ...]:
     """The stacks that a model type was registered with.
 
     Raises:
-        ValueError: it was not.
+        ValueError: the model type is not registered; shows how to register it.
     """
     if model_type not in _ARCHITECTURES:
         raise ValueError(

@@ -37,15 +37,15 @@ class Stack:
     """A list of like layers.
 
     Args:
-        layers: path of the list below the base model, e.g. `"encoder.layer"`; of a list for each stage, e.g.
-            `"encoder.layers.*.blocks"`.
+        layers: path of the list below the base model, e.g. `"encoder.layer"`; with `*` for the stage if each has one,
+            e.g. `"encoder.layers.*.blocks"`.
         sublayers: what each layer holds, in order of execution.
         name: the stack's name in masks and on disk; distinct for each stack of an architecture.
         pre_norm: whether layers normalise the input of a sublayer, rather than its sum with the residual.
-        between: path of what ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
-        keys: path of the linear that makes the keys in each layer, where tokens may be merged between layers: nothing
-            in a layer may depend on where a token is.
-        reads: name of the model's input that its tokens are made of, in a model of several; `None` for the main input.
+        between: path of the module that ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
+        keys: path of the linear that makes a layer's keys. It allows merging tokens between layers, so give it only if
+            nothing in a layer depends on where a token is.
+        reads: the model input that the stack's tokens are made of, if the model has several; `None` for the main one.
     """
 
     layers: str
@@ -62,9 +62,9 @@ def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: 
     return _sublayer(HEADS, width, producers, consumer, core=core, **options)
 
 
-def neurons(producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
-    """FFN neurons; for a gated MLP a neuron is the gate/up pair. `options` are as of `heads`."""
-    return _sublayer(NEURONS, 1, producers, consumer, **options)
+def neurons(producers: Iterable[Producer | str], consumer: str, *, width: int | str = 1, **options) -> Sublayer:
+    """FFN neurons, or gate/up pairs of a gated MLP; `width` is as in `Sublayer`, `options` as for `heads`."""
+    return _sublayer(NEURONS, width, producers, consumer, **options)
 
 
 def _sublayer(

@@ -10,7 +10,7 @@ from .stacks import Stack, Sublayer, heads, neurons
 
 
 def _part_of_a_dual_model(name: str, reads: str, tower: Stack) -> Stack:
-    """The stack of a tower that lives in the module, and by the config, of this name."""
+    """The stack of a tower inside a dual model, whose module and config begin with `name`."""
 
     def placed(sublayer: Sublayer) -> Sublayer:
         fields = tuple(f"{name}_config.{field}" for field in sublayer.config_fields)
@@ -122,7 +122,7 @@ register_architecture(
                 "attention.head_dim",
                 _QKV,
                 "attention.o_proj",
-                # A model has one of both: a table in every layer, or one for all, added to the mask.
+                # A model has one of the two: a table in every layer, or one for all layers, added to the mask.
                 tables={"relative_position_bias.relative_position_bias_table": 1},
                 shared_bias="attention_mask",
                 scale="lambda_1",
@@ -212,7 +212,7 @@ _SIGLIP_VISION_TOWER = replace(_CLIP_TOWER, sublayers=(_TOWER_HEADS, replace(_VI
 register_architecture("siglip_vision_model", replace(_SIGLIP_VISION_TOWER, keys=_KEYS))
 
 
-# Both towers, or in a classifier of images one of them. What a uniform layout cannot cut in one, it cuts in none.
+# A model has both towers, or one (classifiers of images). What a uniform layout cannot cut in one, it cuts in none.
 for _model_type, _tower in (("clip", _CLIP_TOWER), ("siglip", _SIGLIP_VISION_TOWER)):
     register_architecture(
         _model_type,

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what they stand for."""
+"""Arguments that several commands share, and the objects that they stand for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .options import add_options, given, word_or_numbers
 
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(OptinConfig))
 
-# Options of `from_pretrained`; what they mean is said there, not here.
+# Options of `from_pretrained`, with a word on each; transformers documents them.
 _LOADING = {
     "revision": "branch, tag or commit of the model on the Hub.",
-    "subfolder": "folder inside the model's.",
+    "subfolder": "folder of the model inside its folder or repository.",
     "cache_dir": "where downloads are kept.",
     "token": "Hub token, if it is not the one you are logged in with.",
     "dtype": "type of the weights, e.g. bfloat16.",
@@ -32,7 +32,7 @@ _LOADING = {
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The model and how to load it."""
+    """Add the model, and how to load it."""
     parser.add_argument("model", metavar="MODEL", help="local folder or Hub id of the model")
     parser.add_argument(
         "--task", help="e.g. text-classification or feature-extraction; default: the class that the checkpoint names"
@@ -41,7 +41,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """How to load a model."""
+    """Add the options for loading a model."""
     group = parser.add_argument_group("loading")
     for name, text in _LOADING.items():
         group.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="STR", help=text)
@@ -51,12 +51,12 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def loading_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained`."""
+    """The keyword arguments for `from_pretrained` that the user gave."""
     return given(arguments, (*_LOADING, "trust_remote_code"))
 
 
 def add_comparison(parser: argparse.ArgumentParser, required: bool) -> None:
-    """The dense model to compare with, and whether the folder keeps the figures."""
+    """Add the dense model to compare with, and whether the folder is to keep the figures."""
     parser.add_argument("--dense", required=required, metavar="DENSE", help="local folder or Hub id of the dense model")
     parser.add_argument(
         "--update", action="store_true", help="note the figures in the pruned folder's report and model card"
@@ -64,7 +64,7 @@ def add_comparison(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def load_dense(arguments: argparse.Namespace) -> PreTrainedModel:
-    """The dense model named; revision and subfolder are the pruned one's."""
+    """Load the dense model that was named; revision and subfolder are the pruned one's, and are not used."""
     loading = loading_options(arguments)
     return load_model(
         arguments.dense, None, **{name: loading[name] for name in loading if name not in ("revision", "subfolder")}
@@ -75,7 +75,8 @@ def report_to_update(arguments: argparse.Namespace) -> PruningReport | None:
     """The pruned folder's report if it is to be updated, else `None`.
 
     Raises:
-        ValueError: there is none, or nothing to compare with.
+        ValueError: the folder has no report, or there is no dense model to compare with.
+        OSError: see `check_folder`.
     """
     if not arguments.update:
         return None
@@ -89,12 +90,12 @@ def report_to_update(arguments: argparse.Namespace) -> PruningReport | None:
 
 
 def load_pruner(arguments: argparse.Namespace) -> OptinPruner:
-    """The pruner of the model named."""
+    """The pruner of the model that was named."""
     return OptinPruner.from_pretrained(arguments.model, arguments.task, **loading_options(arguments))
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
-    """The calibration data."""
+    """Add the calibration data."""
     group = parser.add_argument_group("calibration data (no labels needed)")
     group.add_argument(
         "--calibration",
@@ -113,7 +114,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
 
 
 def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config: OptinConfig):
-    """The calibration data named, `None` if none are."""
+    """The calibration data that were named; `None` if none were."""
     if arguments.calibration is None:
         return None
     place, config_name = find_source(arguments.calibration, arguments.calibration_config)
@@ -131,16 +132,16 @@ def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config:
 
 
 def add_config(parser: argparse.ArgumentParser, names: Sequence[str] = CONFIG_FIELDS) -> None:
-    """Fields of `OptinConfig`."""
+    """Add fields of `OptinConfig` as options."""
     group = parser.add_argument_group("pruning")
     add_options(group, OptinConfig, names)
-    if "merging" in names:  # by its earlier name, too
+    if "merging" in names:  # it is taken by its earlier name, too
         group.add_argument("--tokens", type=word_or_numbers, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def load_config(arguments: argparse.Namespace, default: OptinConfig | None = None) -> OptinConfig:
-    """The fields given, and for the others those of `default`."""
+    """The configuration with the fields that the user gave; the others are those of `default`."""
     fields = given(arguments, CONFIG_FIELDS)
-    if "tokens" in arguments:  # which is not to be mixed up with what `default` says of merging
+    if "tokens" in arguments:  # it must not be compared with what `default` says of merging
         fields["merging"] = OptinConfig(**given(arguments, ("merging", "tokens"))).merging
     return dataclasses.replace(default or OptinConfig(), **fields)

@@ -1,6 +1,6 @@
 """Time a pruned model against the dense one, side by side in one run.
 
-Revision and subfolder are the pruned model's.
+--revision and --subfolder are the pruned model's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPTIONS = ("tokens", "batch_size", "repeats")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `benchmark` takes."""
+    """Add the arguments of `benchmark`."""
     parser.add_argument("--model", required=True, metavar="PRUNED", help="local folder or Hub id of the pruned model")
     add_comparison(parser, required=True)
     add_options(parser, latency_entry, _OPTIONS)
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """Load both and time them."""
+    """Load both models and time them."""
     report = report_to_update(arguments)
     options = given(arguments, _OPTIONS)
     if "tokens" not in options:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 
 def _calibration_tokens(model: str) -> int:
-    """The mean length of the calibration data, which the report of a pruned folder has."""
+    """The mean length of the calibration data, from the report in a pruned folder."""
     report = read_report(model)
     if report is None:
         raise ValueError(f"{model} has no {REPORT_FILE} to take the length of samples from: give --tokens.")

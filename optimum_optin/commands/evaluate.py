@@ -1,6 +1,6 @@
-"""Measure a model, pruned or not, on a GLUE task with the task's official metrics; with --dense, next to the dense one.
+"""Measure a model on a GLUE task with the task's official metrics; with --dense, next to the dense model.
 
-Revision and subfolder are those of --model.
+--revision and --subfolder are those of --model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPTIONS = ("data_dir", "split", "batch_size", "max_samples")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `evaluate` takes."""
+    """Add the arguments of `evaluate`."""
     parser.add_argument("--task", required=True, help="GLUE task, e.g. glue/sst2")
     parser.add_argument("--model", required=True, metavar="MODEL", help="local folder or Hub id of the model")
     add_comparison(parser, required=False)
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """Load and measure."""
+    """Load the model, or both, and measure."""
     find_task(arguments.task)  # an unknown one is refused before the model is loaded
     report = report_to_update(arguments)
     loading, options = loading_options(arguments), given(arguments, _OPTIONS)

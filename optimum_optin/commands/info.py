@@ -1,4 +1,4 @@
-"""Show what a pruned folder holds: structure and report. No weights are loaded."""
+"""Show the structure and the report of a pruned folder. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..storage.structure import structure_from_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `info` takes."""
+    """Add the arguments of `info`."""
     parser.add_argument("folder", metavar="DIR", help="folder of a pruned model")
 
 

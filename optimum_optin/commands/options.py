@@ -1,4 +1,4 @@
-"""Command-line options from a function's signature, types and docstring, so that help text exists once."""
+"""Command-line options made from a function's signature, types and docstring, so that help text exists once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _TYPES = (bool, int, float, str)
 def add_options(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, documented: Callable, names: Sequence[str]
 ) -> None:
-    """One option per named parameter of a function or class; an option that is not given stays out of the result.
+    """Add an option for each named parameter; an option that the user does not give stays out of the result.
 
     Args:
         parser: gets `--min-heads` for `min_heads`, and so on.
-        documented: its signature has the defaults, its annotations the types, its docstring the help.
+        documented: function or class; defaults, types and help come from its signature, annotations and docstring.
         names: which parameters.
     """
     texts, parameters = argument_texts(documented), inspect.signature(documented).parameters
@@ -52,7 +52,7 @@ def argument_texts(documented: Callable) -> dict[str, str]:
 
 
 def word_or_numbers(text: str) -> str | list[int]:
-    """`"4,2,0"` as numbers; everything else as it is."""
+    """Numbers like `"4,2,0"` as a list; any other text as it is."""
     return [int(number) for number in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else text
 
 
@@ -60,7 +60,7 @@ def numbers_by_name(text: str) -> dict[str, int]:
     """`"heads=1,channels=8"` as a dict.
 
     Raises:
-        ArgumentTypeError: it has another form, or a name twice.
+        ArgumentTypeError: the text has another form, or a name twice.
     """
     pairs = [part.partition("=")[::2] for part in text.split(",")]
     if not all(name and re.fullmatch(r"\d+", number) for name, number in pairs) or len(dict(pairs)) < len(pairs):
@@ -93,9 +93,7 @@ class _Joined(argparse.Action):
 
 
 def _reader(annotation: Any) -> dict[str, Any]:
-    """How `add_argument` reads an annotation; one like `int | None` or `str | os.PathLike | None` by its first plain
-    type.
-    """
+    """How `add_argument` reads an option of a type; for `int | None` and the like, the first plain type in it."""
     named = typing.get_args(annotation) or (annotation,)
     if annotation == Mapping[str, Sequence[int]]:
         return {"type": units_by_name, "nargs": "+", "action": _Joined, "metavar": "STR=INT,..."}

@@ -10,7 +10,7 @@ from .arguments import add_config, add_model, load_config, load_pruner
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `plan` takes."""
+    """Add the arguments of `plan`."""
     add_model(parser)
     parser.add_argument("--scores", required=True, metavar="DIR", help="scores that `optin score` saved")
     parser.add_argument(

@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `prune` takes."""
+    """Add the arguments of `prune`."""
     add_model(parser)
     parser.add_argument("--output", metavar="DIR", help="folder to save to; needed unless --dry-run")
     parser.add_argument("--scores", metavar="DIR", help="scores that `optin score` saved, instead of scoring again")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """Prune; everything that can be refused is refused before the long part."""
+    """Prune, save and, if asked, measure and upload; what can be refused is refused before the long part."""
     if arguments.output is None and not arguments.dry_run:
         raise ValueError("give --output DIR to save to, or --dry-run.")
     if arguments.calibration is None and arguments.scores is None:
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 
 def _prune(pruner: OptinPruner, calibration: Any, config: OptinConfig, scores: Scores | None, output: str) -> str:
-    """Prune and save; where that fails, what there is of the work is saved."""
+    """Prune and save, and return the folder; if that fails, save what there is."""
     try:
         pruner.prune(calibration, config, scores=scores)
         return save_somewhere(pruner.save_pretrained, output)
@@ -89,10 +89,10 @@ def _prune(pruner: OptinPruner, calibration: Any, config: OptinConfig, scores: S
 
 
 def _keep(pruner: OptinPruner, scored: bool, output: str, error: Exception) -> None:
-    """Save what there is of a pruning that failed, without waiting for other processes, which may be gone.
+    """Save what a failed pruning left, without waiting for other processes, which may be gone.
 
     Raises:
-        NotSavedError: the model is saved, without all else.
+        NotSavedError: the model is saved, but without report and card.
     """
     if pruner.pruned_model is not None and (place := save_or_none(partial(save_bare, pruner), output)):
         result = _result(pruner, place) if pruner.report else ({"output": place}, f"saved to {place}")
@@ -105,7 +105,7 @@ def _keep(pruner: OptinPruner, scored: bool, output: str, error: Exception) -> N
 
 
 def _measure(pruner: OptinPruner, arguments: argparse.Namespace, output: str) -> str:
-    """Measure, and save the figures, even if the next one fails; returns the folder."""
+    """Measure and save the figures, even if a later one fails; return the folder."""
     try:
         for task in arguments.evaluate:
             pruner.evaluate(task, data_dir=arguments.data_dir)
@@ -120,7 +120,7 @@ def _measure(pruner: OptinPruner, arguments: argparse.Namespace, output: str) ->
 
 def _result(pruner: OptinPruner, output: str, commit: CommitInfo | None = None) -> tuple[dict, str]:
     data, text = {"output": output}, f"{pruner.report}\nsaved to {output}"
-    if commit is not None:  # of several processes, the main one uploads
+    if commit is not None:  # the main process uploads
         data["url"] = commit.commit_url
         text += f"\npushed to {commit.commit_url}"
     return {**data, **pruner.report.to_dict()}, text

@@ -1,4 +1,4 @@
-"""Upload a pruned folder to the Hub in one commit, with its card made for that address."""
+"""Upload a pruned folder to the Hub in one commit, with a card for that address."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OPTIONS = ("private", "revision", "create_pr", "commit_message", "token", "scor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `push` takes."""
+    """Add the arguments of `push`."""
     parser.add_argument("folder", metavar="DIR", help="folder of a pruned model")
     parser.add_argument("repo_id", metavar="REPO_ID", help="user/name on the Hub; made if it does not exist")
     add_options(parser, push_folder, _OPTIONS)

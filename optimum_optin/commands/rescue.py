@@ -1,4 +1,4 @@
-"""Where a result goes if it cannot be saved where it was to be: what took hours is not lost for that."""
+"""Rescue of results that cannot be saved where they were to be, so that hours of work are not lost."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def save_somewhere(save: Callable[[str], None], output: str) -> str:
     """Save to a folder, or else beside it, or else to the temporary directory.
 
     Args:
-        save: what saves to a folder, completely or not at all.
-        output: the folder asked for.
+        save: function that saves to a folder, completely or not at all.
+        output: the folder that the user asked for.
 
     Returns:
-        The folder that was saved to; `check_place` makes an error of another than the one asked for.
+        The folder that was saved to; if it is not the one asked for, `check_place` raises.
 
     Raises:
-        NotSavedError: there is no place at all.
+        NotSavedError: nothing could be saved anywhere.
     """
     try:
         save(output)
@@ -51,7 +51,7 @@ def save_somewhere(save: Callable[[str], None], output: str) -> str:
 
 
 def save_or_none(save: Callable[[str], None], output: str) -> str | None:
-    """`save_somewhere`, with `None` where there is no place at all."""
+    """As `save_somewhere`, but return `None` if nothing could be saved anywhere."""
     try:
         return save_somewhere(save, output)
     except NotSavedError:
@@ -59,7 +59,7 @@ def save_or_none(save: Callable[[str], None], output: str) -> str | None:
 
 
 def save_bare(pruner: OptinPruner, folder: str) -> None:
-    """Save a pruned model without all that could not be made or written for it, and its processor if that can be."""
+    """Save a pruned model alone, without report and card, with its processor if that can be saved."""
     with atomic_folder(folder) as draft:
         save_model(pruner.pruned_model, draft)
         try:
@@ -70,10 +70,10 @@ def save_bare(pruner: OptinPruner, folder: str) -> None:
 
 
 def check_place(place: str, output: str, result: tuple[dict, str]) -> tuple[dict, str]:
-    """A command's result, if it was saved where it was to be.
+    """Return a command's result if it was saved where the user asked.
 
     Raises:
-        NotSavedError: it was saved elsewhere; the result is printed nevertheless.
+        NotSavedError: it was saved elsewhere; the result is printed all the same.
     """
     if place != output:
         raise NotSavedError(f"could not save to {output}; the result was saved to {place} instead.", result)
@@ -84,7 +84,7 @@ def note_figures(folder: str, report: PruningReport, result: tuple[dict, str]) -
     """Write a report with more figures into a pruned folder.
 
     Raises:
-        NotSavedError: they could not be written; the result is printed nevertheless.
+        NotSavedError: the report could not be written; the result is printed all the same.
     """
     try:
         write_report(folder, report)

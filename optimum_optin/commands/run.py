@@ -23,7 +23,7 @@ COMMANDS = {
     "info": info,
     "push": push,
 }
-"""Name -> module with `add_arguments(parser)` and `run(arguments)`, which returns `(JSON-able dict, text)`."""
+"""Name -> module with `add_arguments(parser)` and `run(arguments)`, which returns `(dict for JSON, text)`."""
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -86,7 +86,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _is_refused(error: BaseException | None) -> bool:
-    """Whether the Hub has answered that it will not, rather than failed."""
+    """Whether the Hub answered with a refusal, rather than failed."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status is not None and status < 500
 

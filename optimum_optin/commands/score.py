@@ -11,7 +11,7 @@ from .rescue import check_place, save_somewhere
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `score` takes."""
+    """Add the arguments of `score`."""
     add_model(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to save the scores to")
     add_calibration(parser)
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """Score and save."""
+    """Score the model, and save the scores."""
     if arguments.calibration is None:
         raise ValueError("give --calibration DATA.")
     check_folder(arguments.output)

@@ -1,9 +1,9 @@
 """Compensation: refit what is left to do the work of what was removed, in closed form and without labels.
 
-Layer by layer, on inputs that have already passed the pruned layers below, two ridge regressions for each sublayer:
-its producers are corrected for what their input has come to lack, as far as the input itself tells, and its consumer is
-refitted towards the dense model's output of the sublayer, the error that the residual stream carries included. Tokens
-weigh as much as they matter to the model's output (`token_weights.py`). Both changes are folded into weights and
+It goes layer by layer, on inputs that have passed the pruned layers below, with two ridge regressions for each
+sublayer. Its producers are corrected for what their input lacks, as far as the input itself tells. Its consumer is
+refitted to the dense model's output of the sublayer, and to make up for the error that the residual stream carries.
+Tokens weigh as much as they matter to the model's output (`token_weights.py`). Both changes are folded into weights and
 biases.
 """
 
@@ -30,8 +30,8 @@ logger = logging.get_logger(__name__)
 Walks = list[PrunedWalk | None]
 """One walk for each batch; `None` where another process has it."""
 
-_LEAST_SCALE = 1e-3  # of the mean
-_HELD_OUT = 5  # every fifth batch (of a single batch, token) chooses the regularisation, and whether to refit at all
+_LEAST_SCALE = 1e-3  # share of the mean scale
+_HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
 
 
 def compensate(
@@ -47,7 +47,7 @@ def compensate(
         dense: the model before pruning; unchanged.
         pruned: the rewritten model.
         groups: groups of the dense model.
-        calibration: of the dense model.
+        calibration: the dense model's calibration.
         config: see `dense_passes`.
     """
     refit(dense, [pruned], groups, dense_passes(dense, groups, calibration, config or OptinConfig()))
@@ -64,18 +64,21 @@ def refit(
 ) -> None:
     """Refit producers and consumers of pruned models, in place; returns nothing.
 
-    Besides the models, memory holds the calibration data's hidden states at one layer of every model with the
-    sources and targets of that layer's sublayers, the Gram matrices of one regression, and what `Start` holds: the
-    first layer's input, the arguments of every layer's call (attention masks, MPNet's position bias), and a weight
-    per token and sublayer.
+    Besides the models, memory holds: the calibration data's hidden states at one layer of every model, with the sources
+    and targets of that layer's sublayers; the Gram matrices of one regression; and the starts, which are the first
+    layer's input, the arguments of every layer (attention masks, MPNet's position bias), and a weight for each token
+    and sublayer.
 
     Args:
         dense: the model before pruning; unchanged.
-        pruned: rewritten models of it, to share one pass of the dense model.
+        pruned: models that were made from it by `rewrite`; they share one pass of the dense model.
         groups: groups of the dense model.
         starts: from `dense_passes`; `None` for batches that other processes work on.
-        strength: of the regularisation; `None` chooses it for each linear on held-out tokens, at several times the
-            price in linear algebra.
+        strength: strength of the regularisation; `None` chooses it for each linear on held-out tokens, which costs
+            several times as much linear algebra.
+
+    Raises:
+        ValueError: a linear cannot be refitted, as numbers are not finite; names its group.
     """
     stack = None
     with ExitStack() as contexts:
@@ -106,7 +109,7 @@ def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks
 
 
 def check_tokens(groups: Groups, calibration: Calibration) -> None:
-    """Warn if there are fewer calibration tokens than the widest consumer has inputs."""
+    """Warn if a stack has fewer calibration tokens than its widest consumer has inputs."""
     for stack in groups.inputs:
         tokens = sum(int(real[stack].sum()) for real in calibration.real)
         inputs = max((group.units * group.width for group in groups if stack_of(group.layer) == stack), default=0)
@@ -153,7 +156,7 @@ def _refit_consumer(
 
 
 def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
-    """What a channel's change is to be multiplied by before its layer scale; 0 for channels as good as switched off."""
+    """1 / layer scale for each channel, by which changes are multiplied; 0 for channels all but switched off."""
     scale = torch.as_tensor(scale).to(like).expand(len(like))
     return torch.where(scale.abs() > _LEAST_SCALE * scale.abs().mean(), 1 / scale, 0)
 
@@ -161,7 +164,7 @@ def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
 def _sums(
     linear: nn.Linear, outputs: int, walks: Walks, rows_of: Callable[[PrunedWalk], Rows]
 ) -> tuple[Regression, Regression]:
-    """The sums of every walk's rows, of `outputs` errors by the linear's inputs: (to fit, held out)."""
+    """The sums of all walks' rows, with the linear's inputs and `outputs` errors: (to fit, held out)."""
     fit, held_out = (Regression(linear.in_features, outputs, linear.weight.device) for _ in range(2))
     for index, walk in enumerate(walks):
         if walk is None:
@@ -179,7 +182,7 @@ def _sums(
 
 
 def _solved(fit: Regression, held_out: Regression, intercept: bool, strength: float | None) -> tuple[Tensor, Tensor]:
-    """What `solve_ridge` finds, the same to the last bit on every process."""
+    """What `solve_ridge` returns, the same to the last bit on every process."""
     weight, bias = (each.contiguous() for each in solve_ridge(fit, held_out, intercept, strength))
     take_from_main(weight, bias)
     return weight, bias

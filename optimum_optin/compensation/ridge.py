@@ -19,8 +19,8 @@ class Regression:
     """The weighted sums that a linear regression of `errors` on `inputs` needs.
 
     Args:
-        inputs: input features.
-        outputs: output features.
+        inputs: how many input features there are.
+        outputs: how many output features.
         device: where to keep the sums.
 
     Attributes:
@@ -39,7 +39,7 @@ class Regression:
 
     @property
     def count(self) -> Tensor:
-        """Rows."""
+        """How many rows were added."""
         return self.inputs.count
 
     def add(self, inputs: Tensor, errors: Tensor, weights: Tensor | None = None) -> None:
@@ -48,7 +48,7 @@ class Regression:
         Args:
             inputs: shape (rows, inputs).
             errors: shape (rows, outputs).
-            weights: how much each row counts, shape (rows,); `None` is one each.
+            weights: how much each row counts, shape (rows,); `None` gives each the weight 1.
         """
         errors = errors.float().to(inputs.device)
         weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
@@ -65,7 +65,7 @@ class Regression:
             add_up(self.cross, self.error_sum, self.error_squares)
 
     def merged(self, other: Regression) -> Regression:
-        """The sums over the rows of both."""
+        """The sums over the rows of both, as a new object."""
         both = copy.copy(self)
         both.inputs = self.inputs.merged(other.inputs)
         both.cross = self.cross + other.cross + (other.inputs.shift - both.inputs.shift).outer(other.error_sum)
@@ -77,7 +77,7 @@ class Regression:
         """Weighted sums of the outer products of inputs with inputs, and of inputs with errors; float64.
 
         Args:
-            centred: whether of what the inputs differ from their mean by.
+            centred: whether to subtract their mean from the inputs.
 
         Returns:
             Shapes (inputs, inputs) and (inputs, outputs).
@@ -88,7 +88,7 @@ class Regression:
 
     def loss(self, weight: Tensor, bias: Tensor) -> float:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
-        bias = bias + weight @ self.inputs.shift  # of shifted inputs
+        bias = bias + weight @ self.inputs.shift  # the sums are of shifted inputs
         loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
         loss = loss + ((weight @ self.inputs.gram) * weight).sum() + 2 * bias @ (weight @ self.inputs.total)
         return float(loss + self.inputs.weight * bias.square().sum())
@@ -99,14 +99,15 @@ def solve_ridge(
 ) -> tuple[Tensor, Tensor]:
     """The change of weight and bias that predicts the errors best, pulled towards no change.
 
-    The strength of the pull is chosen on held-out rows: the weakest that a stronger one does not beat. No change at
-    all wins if nothing beats it there. The chosen strength is then solved for on all rows.
+    The strength of the pull is chosen on held-out rows: strengths are tried from the weakest on, as long as their loss
+    does not grow. If no change at all loses less there, nothing is changed. The chosen strength is solved for on all
+    rows.
 
     Args:
         fit: rows to fit.
         held_out: rows to choose by; if empty, a middling strength is used.
         intercept: whether a bias may change.
-        strength: one of `STRENGTHS`, to skip the choice.
+        strength: the strength, relative to the mean diagonal of the Gram matrix; `None` chooses one of `STRENGTHS`.
 
     Returns:
         Change of the weight, shape (outputs, inputs), and of the bias, shape (outputs,); float64.
@@ -119,7 +120,7 @@ def solve_ridge(
 
 
 def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> float | None:
-    """The strength with the least held-out loss, `None` if no change loses less; weakest first, while it helps."""
+    """The strength with the least held-out loss, from the weakest on while it helps; `None` if none beats no change."""
     best, least = None, torch.inf
     for strength in STRENGTHS:
         loss = held_out.loss(*_solve(fit, strength, intercept))

@@ -1,1 +1,1 @@
-"""Masks on a live model, and cuts."""
+"""Editing a model: masks that leave the weights alone, and cuts."""

@@ -48,10 +48,10 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
 
 
 def gradients(functional: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> tuple[Tensor, ...]:
-    """Gradients of a functional of the model's outputs by what went before, one for each of `leaves`.
+    """Gradients of a scalar made of the model's outputs, one by each of `leaves`.
 
     Raises:
-        ValueError: the outputs carry none.
+        ValueError: the outputs have no gradient by one of them.
     """
     try:
         return torch.autograd.grad(functional, leaves, retain_graph=keep_graph)
@@ -67,7 +67,7 @@ def gradients(functional: Tensor, leaves: Sequence[Tensor], keep_graph: bool = F
 
 def _masking_hook(mask: Tensor, width: int):
     def hook(module: nn.Module, args: tuple) -> tuple:
-        units = args[0]  # (batch, tokens, units * width), or the windows of one sample after those of another
+        units = args[0]  # (batch, tokens, units * width); with windows, (batch * windows, tokens, units * width)
         columns = mask.to(units).repeat_interleave(width, dim=-1)
         if columns.dim() == 2:
             columns = columns.repeat_interleave(len(units) // len(columns), dim=0).unsqueeze(1)

@@ -41,12 +41,12 @@ def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
 
 
 def take_units(model: nn.Module, group: Group, kept: Tensor) -> None:
-    """Let a group be made of these of its units, in place; returns nothing.
+    """Keep the given units of a group, in place; returns nothing.
 
     Args:
         model: the model to cut.
         group: of this model as it is now.
-        kept: indices of units; one that is named twice is there twice.
+        kept: indices of the units to keep, in their new order; a unit that is named twice is there twice.
     """
     cut = group.cut
     size = group.units * group.width
@@ -92,10 +92,10 @@ class RemovedAttention(nn.Module):
 
 
 class EmptyLinear(NonDynamicallyQuantizableLinear):
-    """What is left of a linear that lost all its inputs or all its outputs: of the first a bias, of the second nothing.
+    """A linear that lost all its inputs, of which its bias is left, or all its outputs, of which nothing is.
 
-    Weights without elements are no parameters here: they would be saved and exported, and quantizers make nonsense of
-    them. They are still there for whoever looks at a linear's (PEFT).
+    Its weights have no elements. They are no parameters, as they would be saved and exported, and quantizers compute
+    nonsense of them; but they are attributes, for code that looks at a linear's weight (PEFT).
     """
 
     def hold(self, empty: Mapping[str, Tensor]) -> None:
@@ -106,11 +106,11 @@ class EmptyLinear(NonDynamicallyQuantizableLinear):
             getattr(self, name)._is_hf_initialized = True  # transformers would divide by its size (SigLIP)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The bias, or zeros, for each token of `input`, shape (..., in_features); shape (..., out_features)."""
+        """The bias, or zeros, for each token of `input` (shape (..., in_features)): shape (..., out_features)."""
         if self.out_features == 0:
             return input[..., :0]
         bias = input.new_zeros(self.out_features) if self.bias is None else self.bias.to(input.dtype)
-        if self.training:  # in the graph: what comes before gets gradients, of 0, as everything does
+        if self.training:  # in the graph, so that what comes before gets a gradient, of 0
             bias = bias + input.sum(-1, keepdim=True)
         return bias.expand(*input.shape[:-1], -1)
 
@@ -121,7 +121,7 @@ class EmptyLinear(NonDynamicallyQuantizableLinear):
 
 def empty(module: nn.Module) -> None:
     """Let a linear without inputs or outputs do without a weight, in place; see `EmptyLinear`."""
-    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear):  # a kind of its own may compute anything
+    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear):  # another kind may compute anything
         return
     tensors = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.numel() == 0}
     for name in tensors:
@@ -135,7 +135,7 @@ class HeadSelector:
 
     Args:
         argument: the bias's name among the module's arguments; shape (batch, heads, queries, keys).
-        position: its index among the positional ones.
+        position: the bias's index among the positional arguments.
         kept: the heads that stay.
     """
 
@@ -167,7 +167,7 @@ def _remove_core(model: nn.Module, cut: Cut) -> None:
     removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
     model.set_submodule(cut.core, removed.train(core.training))
     for path in cut.tables:
-        # What makes a bias of a table cannot reshape an empty one either; `None` says that there is no bias.
+        # The module that makes a bias of a table cannot reshape an empty one; `None` says that there is no bias.
         if not path.startswith(f"{cut.core}."):
             _set(model, path.rpartition(".")[0], None)
 
@@ -185,8 +185,8 @@ def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:
     """Raise if something that `rewrite` would slice is not a plain module of its group's own.
 
     Raises:
-        ValueError: names the module: a kind that no one has taught us to slice (an adapter's), a weight that is
-            computed from others, or a module that two layers share.
+        ValueError: a module is of a kind that we cannot slice (an adapter's), has a weight that is computed from
+            others, or is shared by two layers; names the module.
     """
     seen: dict[nn.Module, str] = {}
     for group in groups:
@@ -221,7 +221,7 @@ def slice_outputs(module: nn.Module, rows: Tensor) -> None:
     """Keep the output features `rows` of a producer, in place.
 
     Raises:
-        TypeError: a kind of module that no one has taught us to slice.
+        TypeError: no function is registered for this kind of module.
     """
     raise TypeError(
         f"cannot slice the outputs of {type(module).__name__}: register a case with slice_outputs.register."
@@ -233,7 +233,7 @@ def slice_inputs(module: nn.Module, columns: Tensor) -> None:
     """Keep the input features `columns` of a consumer, in place.
 
     Raises:
-        TypeError: a kind of module that no one has taught us to slice.
+        TypeError: no function is registered for this kind of module.
     """
     raise TypeError(f"cannot slice the inputs of {type(module).__name__}: register a case with slice_inputs.register.")
 

@@ -1,4 +1,4 @@
-"""GLUE figures of any sequence classifier, with their standard errors."""
+"""Accuracy of a sequence classifier on GLUE: its metrics, with their standard errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluate_glue(
         processor: its tokenizer.
         task: `"sst2"` or `"glue/sst2"`, and so on.
         data_dir: folder in the GLUE TSV layout (`SST-2/dev.tsv`, ...); `None` asks the Hub.
-        split: the Hub's name of it; `None` takes validation, of MNLI `"validation_matched"`.
+        split: split to measure on, by its name on the Hub; `None` takes validation, for MNLI `"validation_matched"`.
         batch_size: samples per forward pass; it does not change the figures.
         max_samples: samples to draw at most, with a fixed seed; `None` takes all.
 
@@ -55,7 +55,7 @@ def evaluate_glue(
         "metrics": {"accuracy": {"value": 0.91, "error": 0.01}}}`; errors are standard errors over samples.
 
     Raises:
-        ValueError: unknown task or split, a model that does not fit the task, no processor, unusable data.
+        ValueError: unknown task or split, a model that does not fit the task, no processor, or unusable data.
         FileNotFoundError: `data_dir` does not hold the task.
         ConnectionError: the Hub does not answer; give `data_dir`.
     """
@@ -70,7 +70,7 @@ def evaluate_glue(
 def compare_glue(
     models: Mapping[str, PreTrainedModel], processor: Any, task: str, *, batch_size: int = 32, **options
 ) -> Evaluation:
-    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; `options` are of `read_glue`."""
+    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; `options` go to `read_glue`."""
     samples = read_glue(task, **options)
     for model in models.values():
         check_model(model, processor, samples.task)
@@ -82,7 +82,7 @@ def compare_glue(
 
 
 def describe(samples: GlueSamples) -> dict:
-    """What was measured on: task, data set, its configuration and split, number of samples."""
+    """The samples in words: task, data set, its configuration and split, and how many there are."""
     task = samples.task.name
     return {
         "task": f"glue/{task}",
@@ -94,7 +94,7 @@ def describe(samples: GlueSamples) -> dict:
 
 
 def measure(model: PreTrainedModel, processor: Any, samples: GlueSamples, batch_size: int = 32) -> Measured:
-    """The task's metrics of a model.
+    """The metrics of a model on samples of a task.
 
     Raises:
         ValueError: the model does not fit the task, or there is no processor.
@@ -114,7 +114,7 @@ def check_model(model: PreTrainedModel, processor: Any, task: GlueTask) -> None:
     if processor is None:
         raise ValueError(f"glue/{task.name} is text: pass the model's tokenizer as processor=.")
     classifies = any(kind.__name__.endswith("ForSequenceClassification") for kind in type(model).__mro__)
-    if not classifies and class_of(model) is not None:  # of a class of the user's own, the outputs will tell
+    if not classifies and class_of(model) is not None:  # for a class of the user's own, the outputs will tell
         raise ValueError(
             f"glue/{task.name} needs a sequence classifier, got {type(model).__name__}: load the model with "
             "task='text-classification'."
@@ -128,7 +128,11 @@ def check_model(model: PreTrainedModel, processor: Any, task: GlueTask) -> None:
 
 
 def predict(model: PreTrainedModel, processor: Any, samples: GlueSamples, batch_size: int = 32) -> Tensor:
-    """A class index in the data set's order, or a score, for each sample; shape (samples,), on the CPU."""
+    """A class index in the data set's order, or a score, for each sample; shape (samples,), on the CPU.
+
+    Raises:
+        ValueError: a batch size below 1, logits of another shape, or outputs that are not finite.
+    """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
     batches = padded_batches(samples.texts, model, processor, batch_size=batch_size)
@@ -155,8 +159,8 @@ def label_order(id2label: Mapping[int, str], labels: Sequence[str]) -> list[int]
     """For each label of a task, the model's index of it: by name if the model has the same names, else by index.
 
     Args:
-        id2label: the model's index -> name; case, spaces and hyphens do not matter. A warning is given if they name
-            something else.
+        id2label: the model's index -> name; case, spaces and hyphens do not matter. Other names than the task's give
+            a warning.
         labels: the task's names in the data set's order.
     """
     indices = {_name(name): index for index, name in id2label.items()}

@@ -36,13 +36,13 @@ class GlueTask:
     """One row of the table.
 
     Args:
-        name: its configuration of the Hub's data set.
-        folder: its folder in the TSV layout.
+        name: the task's name, which is a configuration of the data set on the Hub.
+        folder: the task's folder in the TSV layout.
         texts: columns to feed the tokenizer.
         labels: names of the classes in the data set's order; empty for a regression.
-        metrics: the official ones, names of `optimum_optin.evaluation.metrics.METRICS`.
+        metrics: the official metrics, by their names in `optimum_optin.evaluation.metrics.METRICS`.
         renamed: the Hub's column -> the TSV's, where they differ.
-        layouts: the TSV layouts there are; the first one found is read.
+        layouts: the task's TSV layouts; the first one found is read.
     """
 
     name: str
@@ -60,7 +60,7 @@ class GlueTask:
 
     @property
     def default_split(self) -> str:
-        """The split to evaluate on: validation, of MNLI the matched one."""
+        """The split to evaluate on: validation, for MNLI the matched one."""
         return next(split for split in self.splits if split.startswith("validation"))
 
 
@@ -80,7 +80,7 @@ TASKS = {
             ("matthews_correlation",),
             layouts=(
                 TsvFiles({"train": ("train.tsv",), "validation": ("dev.tsv",)}, _COLA_COLUMNS),
-                # CoLA's own release; GLUE's dev is both of its dev files.
+                # CoLA's own release; GLUE's dev set is made of both of its dev files.
                 TsvFiles(
                     {"train": ("in_domain_train.tsv",), "validation": ("in_domain_dev.tsv", "out_of_domain_dev.tsv")},
                     _COLA_COLUMNS,
@@ -152,7 +152,7 @@ class GlueSamples:
     Args:
         task: the task.
         split: the split, by the Hub's name.
-        texts: a string, or two, per sample.
+        texts: one string, or two, for each sample.
         labels: class index in the data set's order, or score, shape (samples,).
     """
 
@@ -163,10 +163,10 @@ class GlueSamples:
 
 
 def find_task(name: str) -> GlueTask:
-    """The task of a name like `"sst2"` or `"glue/sst2"`.
+    """The task with a name like `"sst2"` or `"glue/sst2"`.
 
     Raises:
-        ValueError: unknown; lists the known.
+        ValueError: no such task; lists those there are.
     """
     key = name.removeprefix("glue/")
     if key not in TASKS:
@@ -186,11 +186,11 @@ def read_glue(
     Args:
         task: `"sst2"` or `"glue/sst2"`, and so on.
         data_dir: folder in the GLUE TSV layout (`SST-2/dev.tsv`, ...); `None` asks the Hub.
-        split: the Hub's name of it; `None` takes validation, of MNLI `"validation_matched"`.
-        max_samples: how many to draw at most, with a fixed seed; `None` takes all.
+        split: split to read, by its name on the Hub; `None` takes validation, for MNLI `"validation_matched"`.
+        max_samples: samples to draw at most, with a fixed seed; `None` takes all.
 
     Raises:
-        ValueError: unknown task or split, missing columns, no samples, no labels.
+        ValueError: unknown task or split, missing columns, no samples, or no labels.
         FileNotFoundError: `data_dir` does not hold the task.
         ConnectionError: the Hub does not answer.
     """
@@ -248,7 +248,7 @@ def _tsv_rows(task: GlueTask, file: Path, columns: tuple[str, ...]) -> list[tupl
 
 
 def _label(text: str, task: GlueTask, file: Path) -> float:
-    """A class index from its name or number, or a score; -1 if there is none."""
+    """A class index from its name or number, or a score; -1 stands for no label."""
     indices = {name: index for index, name in enumerate(task.labels)}
     indices |= {str(index): index for index in range(-1, len(task.labels))}
     try:

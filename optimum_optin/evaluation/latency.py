@@ -1,4 +1,4 @@
-"""Measured speed: two models side by side in one run."""
+"""Latency, measured: two models side by side in one run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LatencyComparison:
     """Median wall-clock time of one forward pass.
 
     Args:
-        dense_seconds: of the first model.
-        pruned_seconds: of the second model.
+        dense_seconds: median time of the first model.
+        pruned_seconds: median time of the second model.
         speedup: median of the ratios of neighbouring runs, dense / pruned.
     """
 
@@ -49,7 +49,7 @@ def compare_latency(
         dense: first model.
         pruned: second model, on the same device.
         batch: inputs of both.
-        repeats: counted runs of each, after two that are not.
+        repeats: timed runs of each, after two for warming up.
     """
     times: list[tuple[float, float]] = []
     with torch.inference_mode(), frozen(dense), frozen(pruned):
@@ -64,17 +64,17 @@ def compare_latency(
 def latency_entry(
     dense: PreTrainedModel, pruned: PreTrainedModel, *, tokens: int, batch_size: int = 8, repeats: int = 15
 ) -> Latency:
-    """Time two models on samples of equal length, and say on what.
+    """Time two models on samples of equal length; note the hardware and the settings.
 
     Args:
         dense: first model.
         pruned: second model, on the same device.
         tokens: length of every sample.
         batch_size: samples per forward pass.
-        repeats: counted runs of each.
+        repeats: timed runs of each.
 
     Raises:
-        ValueError: a number that is not a whole one of at least 1, more tokens than the models take, or models of
+        ValueError: a number that is no whole number of at least 1, more tokens than the models take, or models of
             different architectures.
     """
     if dense.config.model_type != pruned.config.model_type:
@@ -105,7 +105,7 @@ def latency_entry(
 
 
 def hardware(device: torch.device) -> str:
-    """What the maker calls the device."""
+    """The name that the maker gave the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

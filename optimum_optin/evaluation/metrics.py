@@ -1,4 +1,4 @@
-"""The metrics of GLUE (Wang et al. 2019), and how far each may be off."""
+"""The metrics of GLUE (Wang et al. 2019) and their standard errors."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def accuracy(predictions: Tensor, references: Tensor) -> float:
 
 
 def f1(predictions: Tensor, references: Tensor) -> float:
-    """Harmonic mean of precision and recall of class 1; 0 if neither side has any."""
+    """Harmonic mean of precision and recall of class 1; 0 if neither side has that class."""
     predicted, true = predictions == 1, references == 1
     return 2 * int((predicted & true).sum()) / max(1, int(predicted.sum() + true.sum()))
 
 
 def pearson(predictions: Tensor, references: Tensor) -> float:
-    """Pearson's correlation; 0 where one side is constant and has none."""
+    """Pearson's correlation; 0 if one side is constant, so that there is none."""
     return float(torch.corrcoef(torch.stack([predictions, references]).double())[0, 1].nan_to_num())
 
 
 def matthews_correlation(predictions: Tensor, references: Tensor) -> float:
-    """Matthews' correlation of two binary variables, which is Pearson's of their 0 and 1."""
+    """Matthews' correlation of two binary variables, which is Pearson's correlation of zeros and ones."""
     return pearson(predictions, references)
 
 
 def spearmanr(predictions: Tensor, references: Tensor) -> float:
-    """Spearman's rank correlation: Pearson's of the ranks, where equal values share their mean rank."""
+    """Spearman's rank correlation: Pearson's correlation of the ranks, where equal values share their mean rank."""
     return pearson(_ranks(predictions), _ranks(references))
 
 
 METRICS: dict[str, Metric] = {
     metric.__name__: metric for metric in (accuracy, f1, matthews_correlation, pearson, spearmanr)
 }
-"""Name, as `evaluate` has it -> metric."""
+"""Name of a metric, as in `evaluate` -> metric."""
 
 
 def metrics_of(names: Sequence[str], predictions: Tensor, references: Tensor) -> dict[str, float]:

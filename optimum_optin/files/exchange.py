@@ -19,7 +19,7 @@ from .model_files import OLD_TOKENIZER_FILES, are_weights, stale_files
 
 logger = logging.get_logger(__name__)
 
-HIDDEN, PROBE = ".optin-draft-", ".optin-probe-"  # not of the target's name, which may be as long as names can be
+HIDDEN, PROBE = ".optin-draft-", ".optin-probe-"  # without the target's name, which may be as long as names can be
 NEW = "new"
 _OLD, _JOURNAL = "old", "journal.json"
 # A folder loads by these, so they leave first and come last: killed on the way, what is left does not load at all.
@@ -31,7 +31,7 @@ def exchange(path: Path, work: Path) -> None:
 
     Args:
         path: the folder.
-        work: a hidden folder in it, with what is new in `new/`; model files that this replaces go, too.
+        work: a hidden folder in it, with the new files in `new/`; model files that these make stale are moved out, too.
 
     Raises:
         FileExistsError: see `check_target`; nothing was moved.
@@ -74,7 +74,7 @@ def recover(path: Path) -> None:
             continue
         if (work / _JOURNAL).exists():
             _put_back(path, work)
-            logger.warning(f"an earlier save to {path} was killed: its files of before are back.")
+            logger.warning(f"an earlier save to {path} was killed: the files that it had moved are back.")
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -124,7 +124,7 @@ def _put_back(path: Path, work: Path) -> None:
     for name in _files(old):
         if os.path.lexists(path / name):  # made by hand since
             raise FileExistsError(
-                f"a save to {path} was killed, and its {name} of before, in {old}, is not the one that is there now: "
+                f"a save to {path} was killed; the {name} that it moved to {old} is not the one that is there now: "
                 "move one of them away, or give another folder."
             )
         _move(old / name, path / name)
@@ -146,7 +146,7 @@ def _move(file: Path, target: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Path inside a folder of every file in it, those last that it loads by."""
+    """Path inside a folder of every file in it; the files that it loads by come last."""
     names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if _is_file(file))
     return sorted(names, key=_is_entrance)
 

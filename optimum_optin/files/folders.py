@@ -1,6 +1,6 @@
 """Folders written completely or not at all, beside whatever else they hold.
 
-A save is tried out first, holds its folder against other savers, and is an exchange of files (`exchange.py`).
+A save first tries whether it may write, locks the folder against other savers, and exchanges files (`exchange.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NotSavedError(RuntimeError):
 
     Args:
         message: why, and where the result is.
-        result: of a command: what it returns, to be printed nevertheless.
+        result: what the command returns, if one was run; it is printed nevertheless.
     """
 
     def __init__(self, message: str, result: tuple[dict, str] | None = None):
@@ -47,7 +47,7 @@ class NotSavedError(RuntimeError):
 
 
 def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
-    """The path as a folder that may be written, which is tried: a file is made there, renamed and deleted.
+    """Check that a folder may be written, by making, renaming and deleting a file in it; return its path.
 
     Args:
         path: the folder, which need not be there.
@@ -71,7 +71,7 @@ def check_folder(path: str | os.PathLike, names: Iterable[str] = ()) -> Path:
             try:
                 _try_out(nearest, path.relative_to(nearest).parts)
                 break
-            except FileNotFoundError:  # another saver fails at this moment, and takes its folder away; or in /proc
+            except FileNotFoundError:  # another saver has just failed and removed its folder; or it is in /proc
                 if attempt == _ATTEMPTS - 1 and nearest.is_dir():
                     raise
         with suppress(FileNotFoundError):  # another saver moves files
@@ -97,8 +97,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A hidden folder to write to; its files move into `path` if the block succeeds.
 
     An error or an interruption, in the block or while files are moved, changes nothing of `path`. Files that `path`
-    holds and the block did not write stay as they are, but for model files of an earlier save (`stale_files`). Killed
-    while files are moved, `path` does not load, and the next save first puts back what it held before.
+    holds and the block did not write stay as they are, but for model files of an earlier save (`stale_files`). If
+    the process is killed while files are moved, `path` does not load, and the next save first puts back what it held.
 
     Raises:
         NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_folder`.
@@ -191,7 +191,7 @@ def _hold(path: Path) -> tuple[int | None, list[Path]]:
             if fcntl is None:
                 return None, made
             handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # another saver failed, and took its folder away
+        except FileNotFoundError:  # another saver failed and removed its folder
             if attempt == _ATTEMPTS:
                 raise
             continue

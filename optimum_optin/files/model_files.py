@@ -1,4 +1,4 @@
-"""Which files of a folder or repository are a model: its weights in any format, and the code that we add."""
+"""Which files of a folder or repository make up a model: its weights in any format, and the code that we add."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WEIGHTS = (
 )
 # Not config.json, which every model has and writes again.
 _MODEL_FILES = re.compile("|".join([*_WEIGHTS, r"adapter_config\.json", r"modeling_optin\.py"]))
-# Read by tokenizers of transformers beside what `save_pretrained` writes, which has it all.
+# Tokenizers of transformers read these beside the files of `save_pretrained`, which hold all of it.
 OLD_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 _OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a file at the top of a folder is what a model consists of.
+    """Whether a file at the top of a folder is part of a model.
 
     Beside other weights such a file is stale: it would be loaded instead of them, or along with them, or be pushed.
     """
@@ -37,12 +37,12 @@ def are_weights(name: str) -> bool:
 
 
 def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:
-    """What is there of a model that the written files replace, under names that they do not use.
+    """Files of an earlier model that a save must remove, as it does not overwrite them.
 
     Args:
         there: names at the top of a folder.
-        written: names of what is saved to it; without weights among them, no weights are stale, and without a
-            tokenizer, nothing of one.
+        written: names that the save writes. Weights are stale only if there are weights among them, and files of a
+            tokenizer only if there is a tokenizer.
     """
     written = set(written)
     others = set(there) - written
@@ -56,7 +56,7 @@ def left_over(folder: Path) -> list[str]:
     """Model files at the top of a saved folder that are not part of the model which loads from it.
 
     Raises:
-        ValueError: the list of its shards is damaged.
+        ValueError: the file that lists its shards is damaged.
     """
     there = {file.name for file in folder.iterdir()}
     index = folder / "model.safetensors.index.json"

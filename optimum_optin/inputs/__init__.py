@@ -1,1 +1,1 @@
-"""From samples of whatever form to batches of model inputs."""
+"""From samples in whatever form to batches of model inputs."""

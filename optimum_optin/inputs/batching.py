@@ -38,19 +38,19 @@ def calibration_batches(
     Samples are drawn with the seed and sorted by length, so that a batch holds little padding.
 
     Args:
-        data: a `DataLoader`, whose batches are used as they come, or what `samples.draw` takes, of strings, pairs of
-            strings, dicts with text or tokenised dicts; or the output of a tokenizer. For a model of images, of what
-            `images.pixel_values` takes, or the output of an image processor, an array or tensor of images. For a dual
-            model, of pairs (image, text) or of dicts with both, or the output of its processor.
+        data: a `DataLoader`, whose batches are used as they come, the output of a processor, or samples in whatever
+            `samples.draw` takes. A model of texts takes strings, pairs of strings, dicts with text and tokenised
+            dicts; one of images takes what `images.pixel_values` does, or an array or tensor of images; a dual model
+            takes pairs (image, text) and dicts with both.
         model: the model the batches are for.
         processor: its tokenizer or image processor; not needed for tokenised data and pixel values.
         num_samples: samples to use at most.
         batch_size: samples per batch.
         max_length: tokens per sample at most; `None` takes the tokenizer's and the model's limit.
-        unreadable: what to do about samples that cannot be read; see `images.pixel_values` and `texts.read_texts`. No
-            other ones are drawn for them.
-        seed: seed of the draw. A `DataLoader` that shuffles draws by its own.
-        text_columns: one or two columns that hold the text (places, of tuples); see `texts.read_texts`.
+        unreadable: what to do about samples that cannot be read; see `images.pixel_values` and `texts.read_texts`.
+            No others are drawn in their place.
+        seed: seed of the draw. A `DataLoader` that shuffles uses its own.
+        text_columns: one or two columns (or places in tuples) that hold the text; see `texts.read_texts`.
 
     Returns:
         Batches on the CPU; name -> tensor with the batch first.
@@ -77,7 +77,7 @@ def calibration_batches(
             text_columns=text_columns,
         )
     check_batches(batches, model)
-    # Out of order of length, so that a progress bar's estimate is fair.
+    # Not in order of length, so that a progress bar's estimate is fair.
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
     return [batches[index] for index in order.tolist()]
 

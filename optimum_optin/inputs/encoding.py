@@ -1,4 +1,4 @@
-"""Texts as token ids: from samples to padded batches, and which of these a model takes."""
+"""Texts as token ids: from samples to padded batches, and whether a model takes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .texts import leave_out, read_texts
 
 logger = logging.get_logger(__name__)
 
-# SigLIP's text tower reads the last token, of samples that are filled up to its full length without a mask.
+# SigLIP's text tower reads the last token, and its samples are filled up to full length without a mask.
 _OF_FULL_LENGTH = ("siglip", "siglip_text_model")
 _TARGETS = ("label", "labels", "label_ids", "start_positions", "end_positions", "next_sentence_label")
 
@@ -34,7 +34,7 @@ def text_batches(
     unreadable: str = "skip",
     text_columns: Sequence[str | int] | None = None,
 ) -> list[Batch]:
-    """Padded batches of the samples that hold text; arguments as of `calibration_batches`, but `samples`: by row."""
+    """Padded batches of the samples that hold text; arguments as for `calibration_batches`, but samples by row."""
     options = {"max_length": max_length, "unreadable": unreadable, "text_columns": text_columns}
     encoded = encode_texts(samples, model, processor, **options)
     return [batch for _, batch in pad_in_batches(list(encoded.values()), model, processor, batch_size)]
@@ -43,7 +43,7 @@ def text_batches(
 def padded_batches(
     samples: list[Any], model: nn.Module, processor: Any = None, *, batch_size: int, max_length: int | None = None
 ) -> list[tuple[list[int], Batch]]:
-    """Every sample, sorted by length, so that a batch holds little padding.
+    """Batches of all samples, sorted by length, so that a batch holds little padding.
 
     Args:
         samples: strings, tuples of one string or two, or tokenised dicts; all alike.
@@ -53,7 +53,7 @@ def padded_batches(
         max_length: tokens per sample at most; `None` takes the tokenizer's and the model's limit.
 
     Returns:
-        Pairs of the samples' indices and their batch, as `calibration_batches` gives it.
+        Pairs: the indices of some samples, and their batch (name -> tensor with the batch first, on the CPU).
     """
     return pad_in_batches(_encode(samples, model, processor, max_length), model, processor, batch_size)
 
@@ -67,7 +67,7 @@ def encode_texts(
     unreadable: str,
     text_columns: Sequence[str | int] | None,
 ) -> dict[int, dict]:
-    """The samples that hold text as token ids, by row; where none has any token, all, for `check_texts`."""
+    """The samples that have tokens, encoded, by row; if none has any, all, for `check_texts` to refuse."""
     texts = _inputs(samples, text_columns, unreadable)
     encoded = dict(zip(texts, _encode(list(texts.values()), model, processor, max_length), strict=True))
     problems = {row: "no tokens" for row, sample in encoded.items() if not any(sample.get("attention_mask", [1]))}
@@ -81,7 +81,7 @@ def encode_texts(
 def pad_in_batches(
     encoded: list[dict], model: nn.Module, processor: Any, batch_size: int
 ) -> list[tuple[list[int], Batch]]:
-    """Batches of samples of about one length, each with the samples' indices; arguments as of `padded_batches`."""
+    """Batches of samples of similar length, each with the samples' indices; arguments as for `padded_batches`."""
     processor = _tokenizer(processor)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
     config = model.config.get_text_config()
@@ -127,10 +127,10 @@ def max_tokens(model: nn.Module) -> int:
 
 
 def probe_text(model: nn.Module, tokens: int) -> Batch:
-    """One text of so many tokens, on the model's device.
+    """One text of `tokens` tokens, on the model's device.
 
     Raises:
-        ValueError: they are more than the model takes.
+        ValueError: the model takes fewer.
     """
     if tokens > max_tokens(model):
         raise ValueError(f"tokens={tokens} are more than this model takes, {max_tokens(model)}.")
@@ -146,13 +146,13 @@ def is_tokenised(sample: Any) -> bool:
 
 
 def model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """What the model takes of a sample or batch, without targets; and which tokens are real, which we need to know."""
+    """The inputs in a sample or batch that the model takes, without targets; and the attention mask, which we need."""
     taken = {name: value for name, value in sample.items() if takes(model, name) or name == "attention_mask"}
     return {name: value for name, value in taken.items() if name not in _TARGETS}
 
 
 def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unreadable: str) -> dict[int, Any]:
-    """Tokenised samples as they are, and of others the text, by row."""
+    """Tokenised samples as they are, or the texts of others, by row."""
     if all(is_tokenised(sample) for sample in samples.values()):
         check_unused(text_columns, "the samples are tokenised already")
         return dict(samples)
@@ -160,7 +160,7 @@ def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unre
 
 
 def _tokenizer(processor: Any) -> Any:
-    return getattr(processor, "tokenizer", processor)  # of what serves text and images
+    return getattr(processor, "tokenizer", processor)  # a processor of text and images holds one
 
 
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
@@ -172,7 +172,7 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
     texts = _sound([(sample,) if isinstance(sample, str) else tuple(sample) for sample in samples])
     limit = max_length or min(processor.model_max_length, max_tokens(model))
-    # One of transformers keeps the truncation of a call, and would save it, also from within somebody's wrapper.
+    # A tokenizer keeps the truncation of a call, and would save it; one inside a wrapper does so, too.
     encoded = working_copy(processor)(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)
     names = [name for name in encoded if takes(model, name) or name == "attention_mask"]
     return [{name: encoded[name][index] for name in names} for index in range(len(texts))]
@@ -194,7 +194,7 @@ def _sound(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _pad(samples: list[dict], fill: int, length: int | None = None) -> Batch:
-    """One batch, of the longest sample's length; or of this length, with the filling for tokens."""
+    """One batch, padded to the longest sample; or filled up to `length`, with the filling taken for tokens."""
     longest = length or max(len(sample["input_ids"]) for sample in samples)
     for sample in samples:
         if length:

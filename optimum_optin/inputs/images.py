@@ -43,7 +43,7 @@ def image_batches(
     unreadable: str = "skip",
     **_of_texts: Any,
 ) -> list[Batch]:
-    """Batches of pixel values in the model's precision; arguments as of `pixel_values`.
+    """Batches of pixel values in the model's precision; arguments as for `pixel_values`.
 
     Args:
         samples: row -> image.
@@ -51,7 +51,7 @@ def image_batches(
         processor: its image processor.
         batch_size: images per batch.
         unreadable: what to do about an image that cannot be read.
-        **_of_texts: options for reading texts, of which there are none here.
+        **_of_texts: options for reading texts; they are ignored.
     """
     pixels = [each for each in pixel_values(samples, model, processor, unreadable) if each is not None]
     parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
@@ -64,8 +64,8 @@ def pixel_values(
     """The pixel values of every sample in the model's precision, shape (channels, height, width).
 
     Args:
-        samples: row in the user's data -> image (Pillow's, array of whole numbers, path or bytes of a file of whatever
-            name), pixel values of shape (channels, height, width), tuple that begins with one of these, or dict that
+        samples: row in the user's data -> image (Pillow's, array of whole numbers, path or content of a file),
+            pixel values of shape (channels, height, width), tuple that begins with one of these, or dict that
             holds one of these under `pixel_values`, `image` or the only column with images. Files and Pillow's images
             are turned upright, as their EXIF says.
         model: the model the batches are for.
@@ -91,7 +91,7 @@ def pixel_values(
 
 
 def is_image(value: Any) -> bool:
-    """Whether something is an image, also as `datasets` keeps it, or pixel values."""
+    """Whether something is an image (also in the form in which `datasets` keeps one) or pixel values."""
     if _is_undecoded(value):
         return True
     if isinstance(value, (np.ndarray, Tensor)):
@@ -100,17 +100,17 @@ def is_image(value: Any) -> bool:
 
 
 def _found(sample: Any, model: nn.Module) -> Any:
-    """The image in a sample: pixel values, something that Pillow made or can open, or an array; `None` if missing."""
+    """The image in a sample: pixel values, an array, or something that Pillow made or can open; `None` if missing."""
     value = sample
     if isinstance(value, Mapping) and "pixel_values" in value:
         check_inputs(value)
         value = value["pixel_values"]
-        if not isinstance(value, Tensor):  # whose types and devices NumPy may not know
+        if not isinstance(value, Tensor):  # NumPy may not know a tensor's type and device
             value = torch.as_tensor(np.asarray(value))
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
     elif isinstance(value, Mapping) and not _is_undecoded(value):
         value = value[image_column(value, model)]
-    elif isinstance(value, (tuple, list)) and value:  # image and label, as of torchvision's data sets
+    elif isinstance(value, (tuple, list)) and value:  # image and label, as in torchvision's data sets
         value = value[0]
     if is_missing(value):
         return None
@@ -124,7 +124,7 @@ def _found(sample: Any, model: nn.Module) -> Any:
 
 
 def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
-    """The name of what holds the image in a sample.
+    """The column that holds the image of a sample.
 
     Raises:
         ValueError: it cannot be told.
@@ -146,14 +146,14 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
 
 
 def _is_file(value: Any) -> bool:
-    """Whether this is a file, or its content; what it holds is seen when it is opened."""
+    """Whether this is a file or the content of one; whether it is an image is seen when it is opened."""
     if isinstance(value, (os.PathLike, bytes)):
         return True
     return isinstance(value, str) and (has_image_suffix(value) or os.path.isfile(value))
 
 
 def _is_undecoded(value: Any) -> bool:
-    """Whether this is an image as `datasets` keeps it."""
+    """Whether this is an image in the form in which `datasets` keeps one."""
     return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
 
 
@@ -175,7 +175,7 @@ def _image_processor(processor: Any) -> Any:
 
 
 def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
-    """What makes pixel values, of shape (channels, height, width), of an image."""
+    """The function that turns an image into pixel values of shape (channels, height, width)."""
     channels, processor = channels_of(model), _image_processor(processor)
     if channels not in _MODES:
         raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
@@ -194,7 +194,7 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
 
 
 def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
-    """What `ready` makes of each image; `None` for one that cannot be read."""
+    """The pixel values that `ready` makes of each image; `None` for one that cannot be read."""
     pixels, problems = [], []
     for row, image in images.items():
         try:
@@ -221,7 +221,7 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
 
 
 def _converted(image: Any, mode: str):
-    """Pillow's image of this mode.
+    """The image as one of Pillow's, in this mode.
 
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
@@ -239,10 +239,10 @@ def _converted(image: Any, mode: str):
 
 
 def _opened(image: Any):
-    """Pillow's image, turned upright; a file is read and closed.
+    """The image as one of Pillow's, turned upright; a file is read and closed.
 
     Raises:
-        OSError: it cannot be read, or its EXIF cannot; Pillow has errors of many kinds for damaged files.
+        OSError: the image or its EXIF cannot be read; Pillow has errors of many kinds for damaged files.
     """
     if isinstance(image, (np.ndarray, Tensor)):
         return _image(image)
@@ -272,15 +272,15 @@ def _pillow_image(image: Any, pillow: Any):
 
 
 def _upright(image: Any, pillow: Any):
-    """The image turned as its EXIF says; the one given stays as it is. Pillow's `exif_transpose` also writes the EXIF
-    anew, which fails where a tag is damaged that says nothing of the orientation.
+    """A copy of the image, turned as its EXIF says. Pillow's `exif_transpose` would also write the EXIF anew, which
+    fails if any tag is damaged.
     """
     turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     return image.copy() if turn is None else image.transpose(pillow.Image.Transpose[turn])
 
 
 def _image(image: np.ndarray | Tensor):
-    """Pillow's image of an array."""
+    """An array as one of Pillow's images."""
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The table of modalities: what a model's inputs are of, and all that depends on it."""
+"""The table of modalities: whether a model reads texts, images or pairs, and all that depends on it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .vision import check_images, image_tokens, probe_images, usual_image
 
 @dataclass(frozen=True)
 class Modality:
-    """What a model's inputs are of, and all that depends on it; an entry here is all that a new one needs.
+    """A kind of input, and all that depends on it: a new kind needs no more than an entry here.
 
     Args:
         samples: what its samples are called.
-        real_tokens: each input that a model of it makes tokens of -> which of these are real, as
-            `(model, batch) -> mask`, shape (batch, tokens), boolean.
-        read: makes batches of samples, `(samples, model, processor, **options) -> batches`; options are those of
-            `calibration_batches` on reading.
+        real_tokens: name of each input that tokens are made of -> function `(model, batch) -> mask` that tells which
+            tokens are real; shape (batch, tokens), boolean.
+        read: makes batches of samples, `(samples, model, processor, **options) -> batches`; the options are
+            `batch_size`, `max_length`, `unreadable` and `text_columns` of `calibration_batches`.
         check: raises `ValueError` if a model cannot take these batches, `(batches, model)`.
-        probe: makes one sample of so many tokens on the model's device, `(model, tokens) -> batch`; raises `ValueError`
-            if the model takes no such sample.
-        most_tokens: how many tokens a sample may have, `None` if that is seen only when the model runs.
+        probe: makes one sample of a number of tokens on the model's device, `(model, tokens) -> batch`; raises
+            `ValueError` if the model takes no such sample.
+        most_tokens: `(model) -> number`, how many tokens a sample may have; `None` if only a run of the model tells.
         auto_processor: the auto class that loads a model's processor.
-        processor: what this processor is called.
-        processed: what samples are that need no processor.
+        processor: what this processor is called in messages.
+        processed: what samples are called that need no processor.
     """
 
     samples: str
@@ -87,10 +87,10 @@ MODALITIES = (TEXTS, IMAGES, PAIRS)
 
 
 def modality_of(model: nn.Module) -> Modality:
-    """What a model's inputs are of.
+    """The modality of a model, told by its inputs.
 
     Raises:
-        ValueError: of nothing that is known here; names the inputs.
+        ValueError: none has these inputs; names them.
     """
     inputs = set(stack_inputs(model).values())
     for modality in MODALITIES:

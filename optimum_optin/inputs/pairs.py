@@ -23,7 +23,7 @@ def pair_batches(
     unreadable: str = "skip",
     text_columns: Sequence[str | int] | None = None,
 ) -> list[Batch]:
-    """Batches of images and padded texts; arguments as of `calibration_batches`, but `samples`: row -> sample."""
+    """Batches of images and padded texts; arguments as for `calibration_batches`, but samples by row."""
     pixels = dict(zip(samples, pixel_values(samples, model, processor, unreadable), strict=True))
     readable = {row: sample for row, sample in samples.items() if pixels[row] is not None}
     texts = _without_images(readable, model)
@@ -35,7 +35,7 @@ def pair_batches(
 
 
 def _without_images(samples: Mapping[int, Any], model: nn.Module) -> dict[int, Any]:
-    """What there is beside the image in samples of pairs."""
+    """Each pair without its image."""
     rest = {row: _beside(sample, model) for row, sample in samples.items()}
     if not any(rest.values()):
         raise ValueError(

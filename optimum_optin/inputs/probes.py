@@ -15,7 +15,7 @@ from .tokens import token_masks
 def probe_batch(model: nn.Module, tokens: int) -> Batch:
     """One sample of `tokens` tokens on the model's device, for counting what a forward pass costs.
 
-    For a dual model, a text of so many tokens and an image of the usual size.
+    For a dual model, it is a text of `tokens` tokens and an image of the usual size.
 
     Raises:
         ValueError: the model makes another number of tokens of an image, or takes fewer of a text.
@@ -24,7 +24,7 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
 
 
 def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:
-    """Mean length of the samples in tokens, padding excluded, rounded, at least 1; of pairs, of the texts."""
+    """Mean length of the samples in tokens, padding excluded, rounded, at least 1; for pairs, that of the texts."""
     samples = sum(map(samples_in, batches))
     stack = next(stack for stack, name in stack_inputs(model).items() if name == model.main_input_name)
     tokens = sum(int(token_masks(model, batch)[stack].sum()) for batch in batches)

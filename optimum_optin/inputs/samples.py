@@ -17,12 +17,12 @@ from .vision import check_inputs
 
 
 def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
-    """The samples by their row in the data, in the order of the draw.
+    """Draw samples; return them by their row in the data, in the order of the draw.
 
     Args:
         data: whatever has samples by number, or iterates over them in order: a list, an array, a `datasets.Dataset`, a
-            pandas Series or DataFrame, a table of pyarrow or polars, a `deque`, the views of a dict, a generator (of
-            which the first samples are taken); or a dict of columns.
+            pandas Series or DataFrame, a table of pyarrow or polars, a `deque`, the views of a dict, or a generator,
+            from which the first samples are taken; or a dict of columns.
         num_samples: samples to draw at most.
         seed: seed of the draw.
 
@@ -37,16 +37,16 @@ def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether this stands for nothing: `None`, NaN, and what pandas has for it."""
+    """Whether a value stands for nothing: `None`, NaN, or one of pandas' own for it."""
     is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
     return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def undecoded(data: Any) -> Any:
-    """A `datasets.Dataset`, or a column of one, whose images are opened by us, who can name the file that cannot be;
-    others as they are, and one with a transform of the user's own, too.
+    """A `datasets.Dataset`, or a column of one, with images not yet opened: we open them, as we can name a file that
+    cannot be. Other data, and a data set with the user's own transform, are returned as they are.
     """
-    if type(data).__name__ == "IterableDataset" and hasattr(data, "with_format"):  # whose format it does not tell
+    if type(data).__name__ == "IterableDataset" and hasattr(data, "with_format"):  # it does not tell its format
         data = data.with_format(None)
     features = getattr(data, "features", None) or {}
     if type(features).__name__ == "Image" and hasattr(data, "source"):  # a column: `dataset["image"]`
@@ -54,9 +54,9 @@ def undecoded(data: Any) -> Any:
     if not isinstance(features, Mapping):
         return data
     kind = (getattr(data, "format", None) or {}).get("type") if features else None
-    if kind == "custom":  # which decides what an image is
+    if kind == "custom":  # the transform decides what an image is
         return data
-    if kind in ("pandas", "polars", "arrow"):  # whose rows are tables
+    if kind in ("pandas", "polars", "arrow"):  # their rows are tables
         data = data.with_format(None).select_columns(data.format["columns"])
     for name, feature in features.items():
         if type(feature).__name__ == "Image":
@@ -65,18 +65,18 @@ def undecoded(data: Any) -> Any:
 
 
 def _in_order(data: Any, num_samples: int) -> Any:
-    """What has a length, and samples by their place."""
+    """The data as something that has a length, and samples by their place."""
     if isinstance(data, Mapping):
         return _of_columns(data)
     data = undecoded(data)
     if isinstance(data, (str, bytes)):
         raise ValueError(
-            "calibration data must be a sequence of samples, got a single string: pass one split, or a list. What a "
-            "path or the Hub holds, get_calibration_dataset reads."
+            "calibration data must be a sequence of samples, got a single string: pass one split, or a list. To read "
+            "a path or a data set on the Hub, call get_calibration_dataset."
         )
     if isinstance(data, (set, frozenset)):
-        raise ValueError("calibration data must be in an order of their own, which a set is not: pass a list of it.")
-    for rows in ("to_pylist", "to_dicts"):  # of pyarrow, and a DataFrame of polars
+        raise ValueError("calibration data must be in some order, which a set is not: pass a list of it.")
+    for rows in ("to_pylist", "to_dicts"):  # pyarrow, and a DataFrame of polars
         if hasattr(data, rows):
             return getattr(data, rows)()
     if hasattr(data, "iterrows"):  # a DataFrame of pandas
@@ -98,16 +98,16 @@ def _has_places(data: Any) -> bool:
     """Whether `data[place]` is the sample of that place; a pandas Series, for one, takes labels."""
     if isinstance(data, (Sequence, np.ndarray, Tensor, Dataset)):
         return True
-    hub = sys.modules.get("datasets")  # slow to import, and no data of it without
+    hub = sys.modules.get("datasets")  # slow to import; without it, there is no data of it
     if hub is not None and isinstance(data, hub.Dataset):
         return True
     return hasattr(data, "__getitem__") and not hasattr(type(data), "__iter__")
 
 
 def _of_columns(data: Mapping[str, Any]) -> Sequence[Any]:
-    """The samples of a dict of columns: what a tokenizer or an image processor returns, or names with lists."""
+    """The samples of a dict of columns: the output of a tokenizer or an image processor, or names with lists."""
     check_inputs(data)
-    if "pixel_values" in data and "input_ids" not in data:  # of an image processor
+    if "pixel_values" in data and "input_ids" not in data:  # from an image processor
         return data["pixel_values"]
     columns = {name: _column(values) for name, values in data.items()}
     if "input_ids" in data and len(columns["input_ids"]) and _is_number(columns["input_ids"][0]):

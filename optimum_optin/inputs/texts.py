@@ -1,4 +1,4 @@
-"""Calibration texts: from samples of whatever form to one string, or a pair, for each."""
+"""Calibration texts: from samples of whatever form to one string, or a pair of strings, for each."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def read_texts(
     """The texts of the samples that have any, all single or all pairs.
 
     Args:
-        samples: row in the user's data -> string; tuple or list, whose places are then columns; or dict. All alike.
+        samples: row in the user's data -> string, dict, or tuple or list, whose places then count as columns. All
+            samples are alike.
         chosen: one or two columns (or places) that hold the text; `None` takes the columns of known names, else the
             only one that looks like text, and says so.
         unreadable: `"skip"` leaves out samples whose text is missing or empty, with a warning that names them; `"stop"`
-            raises. Where all are empty strings, they are taken as they are.
+            raises. If all are empty strings, they are taken as they are.
 
     Raises:
-        ValueError: other samples, columns that cannot be told, or no text at all.
+        ValueError: samples of another form, text columns that cannot be told, or no text at all.
     """
     first = _parts(next(iter(samples.values())))
     if any(map(is_image, first)) and not any(isinstance(part, str) for part in first):
@@ -73,7 +74,7 @@ def _is_named(sample: Any) -> bool:
 
 
 def columns_of(sample: Any) -> dict[Any, Any]:
-    """Column -> value of a sample; of a tuple or list, by place."""
+    """Column -> value of a sample; place -> value if it is a tuple or a list."""
     if hasattr(sample, "_asdict"):
         return sample._asdict()
     return dict(sample) if _is_named(sample) else dict(enumerate(sample))
@@ -84,7 +85,7 @@ def _parts(sample: Any) -> list:
 
 
 def _kind(sample: Any) -> type | int:
-    """Samples of one kind have one form; tuples and lists, one length."""
+    """The form of a sample: `str`, `dict`, or the length of a tuple or list."""
     if isinstance(sample, str):
         return str
     return dict if _is_named(sample) else len(sample)
@@ -107,7 +108,7 @@ def _chosen(rows: Sequence[Mapping], chosen: Sequence[str | int]) -> list:
 
 
 def _told(rows: Sequence[Mapping], placed: bool) -> list:
-    """The columns that hold the text; what was not known by name is said."""
+    """The columns that hold the text; a warning names them, unless their names leave no doubt."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     strings = [name for name in columns if any(isinstance(row.get(name), str) for row in rows)]
     if placed:
@@ -139,7 +140,7 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
     others = [value for row in rows for place, value in row.items() if place not in strings]
     if len(strings) == 1 and all(map(_is_single, others)):
         return list(strings)
-    # A label comes with many texts; a pair that is repeated as a whole says nothing.
+    # Samples that are repeated as a whole count once: a label is what comes with many different texts.
     different = list(dict.fromkeys(tuple(_string(row[place]) for place in strings) for row in rows))
     likely = [
         place for place, values in zip(strings, zip(*different, strict=True), strict=True) if looks_like_text(values)
@@ -153,7 +154,7 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
 
 
 def _is_single(value: Any) -> bool:
-    """Whether this is a number, or nothing; of what is more, a string beside it may be the label."""
+    """Whether this is a number or nothing. Anything more may be the sample, with a string beside it as the label."""
     return isinstance(value, numbers.Number) or getattr(value, "ndim", None) == 0 or is_missing(value)
 
 
@@ -162,7 +163,7 @@ def _string(value: Any) -> str | None:
 
 
 def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]:
-    """The texts without those that are missing or empty, which are named."""
+    """The texts, without those that are missing or empty; a warning names these."""
     problems = {row: problem for row, parts in found.items() if (problem := _problem(parts))}
     if len(problems) == len(found) and set(problems.values()) == {_EMPTY}:
         if is_main():
@@ -173,7 +174,7 @@ def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]
 
 
 def leave_out(problems: Mapping[int, str], count: int, unreadable: str) -> None:
-    """Name the samples that are left out for want of text.
+    """Warn of the samples that are left out because they have no text.
 
     Args:
         problems: row -> what is wrong.
@@ -181,7 +182,7 @@ def leave_out(problems: Mapping[int, str], count: int, unreadable: str) -> None:
         unreadable: `"stop"` raises at the first.
 
     Raises:
-        ValueError: all are left out, or `"stop"`.
+        ValueError: all would be left out, or some and `unreadable` is `"stop"`.
     """
     named = [f"row {row} ({problem})" for row, problem in sorted(problems.items())]
     if named and unreadable == "stop":

@@ -1,4 +1,4 @@
-"""Which tokens are real: a mask for every stack of a model, of the tokens that its first layer gets."""
+"""Which tokens are real: for every stack of a model, a mask of the tokens that its first layer gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TokenMasks = Mapping[str, Tensor]
 
 
 def token_masks(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Which tokens of a batch are real, padding excluded, in every stack; all of an image are. See `TokenMasks`."""
+    """Which tokens of a batch are real in every stack: those of a text but padding, and all of an image."""
     real_tokens = modality_of(model).real_tokens
     return {stack: real_tokens[name](model, batch) for stack, name in stack_inputs(model).items()}
 

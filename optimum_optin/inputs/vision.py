@@ -1,4 +1,4 @@
-"""Models of images: what they take, and how many tokens they make of it."""
+"""Models of images: which images they take, and how many tokens they make of one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..running.facts import measured_once
 from ..running.forward import call_model, logits_of, run_model
 from ..running.freezing import frozen
 
-_MOST_TOKENS = 100_000  # of an image that is not made only to find out that the model does not take it
+_MOST_TOKENS = 100_000  # no image of more is made only to find out that the model does not take it
 _OTHER_SIZES = (
     "A model that takes images of other sizes only with interpolate_pos_encoding=True is pruned at its own size; the "
     "pruned model takes the others as before."
@@ -63,7 +63,8 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
     """Raise if the model cannot take these batches, found by running it on one image of each size.
 
     Raises:
-        ValueError: pixel values of another form or size, or that are not finite; or outputs that are maps of pixels.
+        ValueError: pixel values that have another shape, type or size or are not finite; or outputs that are maps of
+            pixels.
     """
     channels, size = channels_of(model), image_size(model)
     for number, batch in enumerate(batches):
@@ -98,17 +99,17 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
 
 
 def check_inputs(inputs: Iterable[str]) -> None:
-    """Raise if there is an input among these names that says how to read images rather than what is in them.
+    """Raise if one of these inputs says how to read images rather than what is in them.
 
     Raises:
-        ValueError: there is.
+        ValueError: `interpolate_pos_encoding` is among them.
     """
     if "interpolate_pos_encoding" in inputs:
         raise ValueError(f"calibration data cannot hold interpolate_pos_encoding: leave it out. {_OTHER_SIZES}")
 
 
 def probe_images(model: nn.Module, tokens: int) -> Batch:
-    """One blank image of which the model makes so many tokens, on its device.
+    """One blank image of which the model makes `tokens` tokens, on its device.
 
     Raises:
         ValueError: there is no such image.
@@ -133,7 +134,7 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
 
 
 def prefix_tokens(model: nn.Module) -> int:
-    """How many tokens come before an image's patches: class, distillation, register tokens."""
+    """How many tokens come before an image's patches: class, distillation and register tokens."""
     height, width = image_size(model)
     rows, columns = _pair(_vision_config(model).patch_size)
     return image_tokens(model, usual_image(model)) - (height // rows) * (width // columns)
@@ -160,7 +161,7 @@ def _blank(model: nn.Module, height: int, width: int) -> Batch:
 
 
 def _vision_config(model: nn.Module) -> PreTrainedConfig:
-    """What describes the images: of a dual model, a part of the config."""
+    """The config that describes the images; in a dual model, it is a part of the whole."""
     return getattr(model.config, "vision_config", model.config)
 
 

@@ -1,8 +1,8 @@
-"""Token merging in a live model: hooks that merge after layers, weigh attention by size, and restore all in the end.
+"""Token merging in a live model: hooks that merge after layers, weigh attention by size, and restore all at the end.
 
 Attention adds the logarithm of a token's size to its scores (ToMe's proportional attention), which makes a merged token
-count as much as the tokens that it stands for. The last layer's output has every token again, those that were merged
-with equal values: heads that pool by mean or by attention, and users of the hidden states, get what they were made for.
+count as much as the tokens that it stands for. The last layer's output has every token again, with equal values for
+those that were merged: heads that pool, and users of the hidden states, get the shape that they were made for.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class TokenMerger:
     """The hooks of one layer.
 
     Args:
-        merges: pairs to merge after it, as far as tokens have partners.
+        merges: pairs to merge after the layer; fewer if not so many tokens have partners.
         protected: see `TokenSchedule`.
-        width: of a head's keys; `None` for a layer without heads, whose tokens are compared by its output.
-        last: whether to restore all tokens.
+        width: features of a head's keys; `None` for a layer without heads, whose tokens are compared by its output.
+        last: whether it is the last layer, which restores all tokens.
     """
 
     def __init__(self, merges: int, protected: int, width: int | None, last: bool):
@@ -56,7 +56,7 @@ class TokenMerger:
         self.protected = protected
         self.width = width
         self.last = last
-        # While the layer runs in a thread, what it got and its keys.
+        # While the layer runs in a thread: the tokens that it got, and their keys.
         self.tokens: dict[int, MergedTokens | None] = {}
         self.keys: dict[int, Tensor] = {}
 
@@ -64,10 +64,10 @@ class TokenMerger:
         return {**vars(self), "tokens": {}, "keys": {}}  # nothing is on its way through a copy
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """Forward pre-hook of the layer: unpack its input and mask its attention by sizes."""
+        """Forward pre-hook of the layer: unpack its input, and add the sizes to its attention."""
         tokens = args[0] if isinstance(args[0], MergedTokens) else None
         self.tokens[_thread()] = tokens
-        self.keys.pop(_thread(), None)  # of a pass that an error ended
+        self.keys.pop(_thread(), None)  # left by a pass that an error ended
         if tokens is None:
             return None
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
@@ -80,7 +80,7 @@ class TokenMerger:
         return (hidden,), {**kwargs, "attention_mask": bias}
 
     def keep_keys(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        """Forward hook of the key projection."""
+        """Forward hook of the key projection: keep what it returns."""
         self.keys[_thread()] = output
 
     def leave(self, module: nn.Module, args: tuple, output: Tensor) -> MergedTokens | Tensor:
@@ -106,7 +106,7 @@ class TokenMerger:
 
 
 def _thread() -> int:
-    """Whose pass this is; a compiler traces one."""
+    """The thread whose pass this is; a compiler traces one pass, whoever runs it."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
@@ -135,7 +135,7 @@ def attach_merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) ->
             merger = TokenMerger(schedule.merges.get(layer, 0), schedule.protected, widths.get(layer), last)
             module = model.get_submodule(layers[layer])
             handles.append(module.register_forward_pre_hook(merger.enter, with_kwargs=True))
-            # Before the hooks with which transformers keeps hidden states: they are to see what the next layer gets.
+            # Before the hooks with which transformers keeps hidden states, which must see what the next layer gets.
             handles.append(module.register_forward_hook(merger.leave, prepend=True))
             if merger.merges and merger.width:
                 handles.append(model.get_submodule(f"{layers[layer]}.{keys}").register_forward_hook(merger.keep_keys))
@@ -162,7 +162,7 @@ def check_attachable(model: nn.Module, groups: Groups, schedule: TokenSchedule) 
 
 
 def detach_merging(model: nn.Module) -> None:
-    """Let a model that merges tokens keep them all, in place; returns nothing."""
+    """Remove the hooks of a model that merges tokens, in place; returns nothing."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for number in [number for number, hook in hooks.items() if _is_merging(hook)]:
@@ -183,7 +183,7 @@ def merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> Iterat
 
 
 def merges_tokens(model: nn.Module, config: OptinConfig) -> bool:
-    """Whether a configuration leaves it to us how many tokens of a model to merge, and that can be done."""
+    """Whether the schedule of a model is ours to choose: `merging="auto"`, and its tokens can be merged."""
     return config.merging == "auto" and config.layout != "uniform" and is_mergeable(model)
 
 

@@ -11,17 +11,17 @@ from torch.nn.functional import normalize
 
 
 def most_merges(tokens: int, protected: int) -> int:
-    """How many of `tokens` one matching can merge away: every second one that is not protected has a partner."""
+    """How many of `tokens` one matching can merge away: every second one that is not protected."""
     return max(tokens - protected, 0) // 2
 
 
 def match_tokens(keys: Tensor, merges: int, protected: int = 0) -> Tensor:
-    """Match the most similar pairs of two sets, every second token against the ones between.
+    """Match the most similar pairs of two sets: every second token against those between.
 
     Args:
         keys: what tokens are compared by, shape (batch, tokens, features).
         merges: pairs to merge, at most `most_merges`.
-        protected: how many tokens at the beginning (class token and the like) stay as they are.
+        protected: how many tokens at the beginning (the class token and the like) stay as they are.
 
     Returns:
         The place of every token among the merged ones, shape (batch, tokens): protected tokens first, then those that
@@ -29,7 +29,7 @@ def match_tokens(keys: Tensor, merges: int, protected: int = 0) -> Tensor:
     """
     batch, tokens, _ = keys.shape
     free = normalize(keys[:, protected:], dim=-1)
-    partners, others = free[:, ::2], free[:, 1::2]  # the others look for a partner each
+    partners, others = free[:, ::2], free[:, 1::2]  # each of the others looks for a partner
     similarity, partner = (others @ partners.transpose(1, 2)).max(-1)
     chosen = similarity.topk(merges).indices
     merged = torch.zeros_like(similarity, dtype=torch.bool).scatter(1, chosen, True)
@@ -43,13 +43,13 @@ def match_tokens(keys: Tensor, merges: int, protected: int = 0) -> Tensor:
 
 
 def merge_tokens(hidden: Tensor, sizes: Tensor, matching: Tensor, merges: int) -> tuple[Tensor, Tensor]:
-    """Average the tokens that were matched, each as often as the tokens that it stands for.
+    """Average the tokens that were matched, each weighted by how many tokens it stands for.
 
     Args:
         hidden: tokens, shape (batch, tokens, channels).
-        sizes: how many tokens of the beginning each of them stands for, shape (batch, tokens).
+        sizes: how many tokens of the first layer each of them stands for, shape (batch, tokens).
         matching: from `match_tokens`.
-        merges: pairs that it merges.
+        merges: how many pairs the matching merges.
 
     Returns:
         Merged tokens, shape (batch, tokens - merges, channels), and their sizes, shape (batch, tokens - merges).
@@ -64,7 +64,7 @@ def merge_tokens(hidden: Tensor, sizes: Tensor, matching: Tensor, merges: int) -
 
 
 def take_tokens(hidden: Tensor, places: Tensor) -> Tensor:
-    """Each sample's tokens at some places.
+    """Take the tokens at the given places of each sample.
 
     Args:
         hidden: shape (batch, tokens, channels).
@@ -77,6 +77,6 @@ def take_tokens(hidden: Tensor, places: Tensor) -> Tensor:
 
 
 def _rows(places: Tensor, tokens: int) -> Tensor:
-    """Places in each sample as rows of all samples, several times faster to index on a CPU: shape (batch * places,)."""
+    """Places in each sample as rows of all samples, shape (batch * places,): several times faster to index on a CPU."""
     first = torch.arange(places.shape[0], device=places.device) * tokens
     return (places + first.unsqueeze(-1)).flatten()

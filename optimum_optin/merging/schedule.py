@@ -11,14 +11,14 @@ from .matching import most_merges
 
 @dataclass(frozen=True)
 class TokenSchedule:
-    """What is merged while an image passes through the layers.
+    """How many pairs of tokens are merged while an image passes through the layers.
 
     Args:
         protected: tokens at the beginning that are never merged: class, distillation, register tokens.
-        merges: layer -> pairs of tokens to merge after it; after layers it does not name, none.
+        merges: layer -> pairs of tokens to merge after it; 0 for layers that are not named.
 
     Raises:
-        ValueError: numbers that are no counts.
+        ValueError: a number that is no count.
     """
 
     protected: int
@@ -32,11 +32,11 @@ class TokenSchedule:
     def lengths(self, layers: Iterable[str], tokens: int) -> dict[str, int]:
         """Layer -> tokens that it sees.
 
-        Of an image with fewer tokens than the schedule was made for, as many are merged as have a partner.
+        If an image has fewer tokens than the schedule was made for, as many are merged as have a partner.
 
         Args:
-            layers: in order of execution.
-            tokens: of the first layer.
+            layers: the layers in order of execution.
+            tokens: tokens that the first layer sees.
         """
         lengths = {}
         for layer in layers:
@@ -45,11 +45,11 @@ class TokenSchedule:
         return lengths
 
     def check(self, layers: Iterable[str], tokens: int) -> None:
-        """Raise if there is not so much to merge.
+        """Raise if a model does not have so many tokens to merge.
 
         Args:
-            layers: of the model, in order of execution.
-            tokens: of the first layer.
+            layers: its layers in order of execution.
+            tokens: tokens that the first layer sees.
 
         Raises:
             ValueError: an unknown layer, the last one, or more merges than tokens have partners.
@@ -89,13 +89,13 @@ class TokenSchedule:
 
 @dataclass(frozen=True)
 class TokenCosts:
-    """What a model costs by the number of its tokens, all units kept.
+    """What a model costs by the number of its tokens, in MACs, with all units kept.
 
     Args:
-        layers: layer -> its cost with n tokens, `tokens` + 1 numbers; in order of execution.
-        tokens: of the first layer.
+        layers: layer -> its cost with 0, 1, ..., `tokens` tokens; in order of execution.
+        tokens: tokens that the first layer sees.
         protected: see `TokenSchedule`.
-        pair: cost of comparing two tokens after each layer, in order to merge.
+        pair: layer -> cost of comparing two tokens after it, in order to merge.
     """
 
     layers: Mapping[str, Sequence[float]]
@@ -104,12 +104,12 @@ class TokenCosts:
     pair: Mapping[str, float]
 
     def of(self, schedule: TokenSchedule) -> float:
-        """The cost with a schedule of merging, matching included."""
+        """The cost of the model with a schedule, matching included."""
         lengths = schedule.lengths(self.layers, self.tokens)
         return sum(self.layers[layer][length] for layer, length in lengths.items()) + self.matching(schedule)
 
     def matching(self, schedule: TokenSchedule) -> float:
-        """The cost of comparing tokens alone."""
+        """The cost of the matching alone."""
         cost = 0.0
         for layer, length in schedule.lengths(self.layers, self.tokens).items():
             if schedule.merges.get(layer):
@@ -119,10 +119,10 @@ class TokenCosts:
 
 
 def constant_schedule(costs: TokenCosts, budget: float) -> TokenSchedule | None:
-    """The same number of merges after every layer, as few as fit the budget (ToMe); `None` if none do.
+    """Equally many merges after every layer but the last, as few as fit the budget (ToMe); `None` if none do.
 
     Args:
-        costs: of the model.
+        costs: the model's costs.
         budget: the most that the model may cost.
     """
     for merges in range(most_merges(costs.tokens, costs.protected) + 1):
@@ -139,12 +139,12 @@ def constant_schedule(costs: TokenCosts, budget: float) -> TokenSchedule | None:
 def scored_schedule(costs: TokenCosts, losses: Mapping[str, Sequence[float]], budget: float) -> TokenSchedule | None:
     """Merge where a pair loses least for what it saves, one by one, until the budget holds; `None` if it never does.
 
-    Losses are of merging after one layer alone. Where fewer tokens are left, each stands for more: to merge some share
-    of them is taken to lose what merging that share of all tokens does.
+    Losses are those of merging after one layer alone. Where fewer tokens are left, each stands for more: merging a
+    share of them is taken to lose what merging that share of all tokens does.
 
     Args:
-        costs: of the model.
-        losses: layer -> what each further pair merged after it is expected to lose, never falling, of all pairs.
+        costs: the model's costs.
+        losses: layer -> what the first, second, ... pair merged after it is expected to lose; never falling.
         budget: the most that the model may cost.
     """
     total = {layer: [0.0, *accumulate(pairs)] for layer, pairs in losses.items()}
@@ -165,14 +165,14 @@ def scored_schedule(costs: TokenCosts, losses: Mapping[str, Sequence[float]], bu
 
 
 def _possible(costs: TokenCosts, merges: Mapping[str, int]) -> TokenSchedule:
-    """The schedule with as many of these merges as tokens have partners."""
+    """The schedule of these merges, each at most as many as tokens have partners."""
     lengths = TokenSchedule(costs.protected, merges).lengths(costs.layers, costs.tokens)
     most = {layer: most_merges(length, costs.protected) for layer, length in lengths.items()}
     return TokenSchedule(costs.protected, {layer: min(pairs, most[layer]) for layer, pairs in merges.items()})
 
 
 def _loss(costs: TokenCosts, schedule: TokenSchedule, total: Mapping[str, Sequence[float]]) -> float:
-    """What a schedule is expected to lose; `total[layer][n]` is the loss of n pairs of all tokens."""
+    """What a schedule is expected to lose; `total[layer][n]` is the loss of merging n pairs of all tokens."""
     lengths = schedule.lengths(costs.layers, costs.tokens)
     loss = 0.0
     for layer, pairs in schedule.merges.items():

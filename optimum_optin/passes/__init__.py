@@ -1,1 +1,1 @@
-"""What passes through a model: trajectories, losses, walks layer by layer."""
+"""Passes of calibration data through a model: trajectories, losses, walks layer by layer."""

@@ -1,8 +1,8 @@
-"""Calibration: batches, which of their tokens are real, where they came from, and what the dense model says of them."""
+"""Calibration: batches, their real tokens, where they came from, and what the dense model says about them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,11 +28,11 @@ class Calibration:
 
     Args:
         batches: inputs of the model, on its device.
-        real: the real tokens of each batch.
+        real: the real tokens of each batch, see `TokenMasks`.
         tokens: mean length of the samples, padding excluded, rounded.
         source: where they came from, as far as that is known (`PruningReport.calibration`).
-        starts: what the dense model says about each batch, where it was run for it already: `None` where another
-            process did, or altogether if nobody has.
+        starts: what the dense model says about each batch, `None` for a batch that another process ran; `None`
+            altogether if no pass was run yet.
     """
 
     batches: Sequence[Batch]
@@ -56,34 +56,39 @@ class Calibration:
         return sum(map(samples_in, self.batches))
 
     def part(self, indices: Sequence[int]) -> Calibration:
-        """Some of the batches."""
+        """The calibration of some of the batches."""
         starts = None if self.starts is None else [self.starts[index] for index in indices]
         batches, real = ([each[index] for index in indices] for each in (self.batches, self.real))
         return replace(self, batches=batches, real=real, starts=starts)
 
     def knowing(self, other: Calibration | None) -> Calibration:
-        """The same, with what is known of the same batches already."""
+        """This calibration, with the starts of another if that has the same batches."""
         known = other is not None and other.starts is not None and same_batches(other.batches, self.batches)
         return replace(self, starts=other.starts) if known else self
 
 
 def calibrate(model: nn.Module, batches: Sequence[Batch], source: Mapping[str, Any] | None = None) -> Calibration:
-    """The calibration of a model by these batches, which are on its device; see `Calibration`."""
+    """The calibration of a model with these batches, which must be on its device; see `Calibration`."""
     real = [token_masks(model, batch) for batch in batches]
     return Calibration(batches, real, mean_tokens(batches, model), source or {})
+
+
+def calibration_of(model: nn.Module, batches: Calibration | Iterable[Batch]) -> Calibration:
+    """The calibration of a model by these batches, if they are not one already."""
+    return batches if isinstance(batches, Calibration) else calibrate(model, list(batches))
 
 
 @torch.inference_mode(False)
 def dense_passes(
     dense: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig, wanted: Sequence[int] | None = None
 ) -> list[Start | None]:
-    """What `refit` needs to know of the dense model, for any number of pruned ones: one pass of every wanted batch.
+    """What `refit` needs to know of the dense model, for any number of pruned ones: one pass for each wanted batch.
 
     Args:
         dense: the model before pruning; unchanged.
         groups: its groups.
-        calibration: its calibration; what that knows already is not run again.
-        config: seed, rows and temperature of the probes that weigh the tokens; the same as of the `surgeon` scorer.
+        calibration: its calibration; if it has starts, these are returned and nothing is run.
+        config: seed, rows and temperature of the probes that weigh the tokens, as for the `surgeon` scorer.
         wanted: indices of the batches to run; `None` for all.
 
     Returns:

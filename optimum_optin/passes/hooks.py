@@ -44,7 +44,7 @@ def observed(model: nn.Module, paths: Iterable[str], stop_after: str | None = No
     Args:
         model: the model, or a part of it that holds the modules.
         paths: module paths.
-        stop_after: one of them, after which the rest of the block is skipped.
+        stop_after: one of them; when it has run, the rest of the block is skipped.
 
     Yields:
         path -> its last passage; filled as the model runs.

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_ROUNDING = 1e-12  # of the mean square: what float32 may leave of the variance of constant outputs
+_ROUNDING = 1e-12  # share of the mean square that float32 may leave as variance of constant outputs
 
 
 def token_features(hidden: Tensor, rows: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ def probe_manifold(features: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class OutputKind(Protocol):
-    """What a kind of output knows: for outputs of a new kind, one such class is all there is to add.
+    """What must be known of a kind of output; for a new kind, one such class is all there is to add.
 
-    Outputs are float32; their first dimension is rows, of samples or tokens, which are compared one by one.
+    Outputs are float32. Their first dimension is rows (samples or tokens), which are compared one by one.
     """
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -61,14 +61,14 @@ class OutputKind(Protocol):
         """Noise ~ N(0, 1), multiplied by a root of the curvature that `distance` has at these outputs."""
 
     def sums(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        """Sums over rows that `agreement` needs, float64: those of all batches are added up."""
+        """The sums over rows that `agreement` needs, float64; they are added up over batches."""
 
     def agreement(self, rows: float, sums: Sequence[Tensor]) -> float | None:
         """How far student and teacher agree over so many rows, at most 1; `None` if that cannot be said."""
 
 
 class _Categorical:
-    """Logits of a softmax, shape (rows, classes); outputs agree that have the same class."""
+    """Logits of a softmax, shape (rows, classes); outputs agree if they have the same class."""
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         log_student, log_teacher = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
@@ -87,7 +87,7 @@ class _Categorical:
 
 
 class _Binary:
-    """Logits of independent sigmoids, shape (rows, classes); of each output, the share of classes that agree counts."""
+    """Logits of independent sigmoids, shape (rows, classes); each output counts by the share of classes that agree."""
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         both = (torch.stack([logits, -logits], dim=-1) for logits in (student / temperature, teacher / temperature))
@@ -143,7 +143,7 @@ def output_distance(student: Tensor, teacher: Tensor, temperature: float, kind: 
 
 
 def probe_output(output: Tensor, temperature: float, kind: OutputKind, generator: torch.Generator) -> Tensor:
-    """A random functional of the outputs whose squared gradient expects the curvature of L_KD.
+    """A random functional of the outputs; the expectation of its squared gradient is the curvature of L_KD.
 
     The curvature at the teacher is (1/2) (diag(p) - p p^T) for a softmax, (1/2) p (1 - p) per class
     for sigmoids, p at temperature T; the squared error's is the identity. Rows are independent, so
@@ -152,7 +152,7 @@ def probe_output(output: Tensor, temperature: float, kind: OutputKind, generator
     Args:
         output: shape (rows, classes), the dense model's outputs, with a graph.
         temperature: T of `output_distance`.
-        kind: its kind.
+        kind: the output's kind.
         generator: source of the probe.
 
     Returns:
@@ -164,6 +164,6 @@ def probe_output(output: Tensor, temperature: float, kind: OutputKind, generator
 
 
 def _divergence(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
-    """KL divergence of shares in the last dimension, summed over all but the rows, of logits at a temperature."""
+    """KL divergence of logits at a temperature: summed over all dimensions but rows, averaged over these."""
     divergence = (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1)
-    return divergence.clamp_min(0).mean() * temperature**2  # rounding takes that of equal outputs below 0
+    return divergence.clamp_min(0).mean() * temperature**2  # for equal outputs, rounding may give less than 0

@@ -1,4 +1,4 @@
-"""Mean and covariance of streamed rows: memory does not grow with their number, and an offset costs no digits."""
+"""Mean and covariance of streamed rows: memory does not grow with the rows, and an offset costs no digits."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 from ..running.processes import add_up, process_count
 
 _FLOOR = 1e-5
-_FAR = 10  # mean square by variance, from where on an offset counts as far
-_NOISE = 1e-14  # of a feature's mean square: what rounding may leave of the variance of a constant
+_FAR = 10  # an offset is far if the mean square is more than so many times the variance
+_NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 
 
 class Moments:
-    """Weighted sums over rows, taken of what the rows differ from the first ones' mean by.
+    """Weighted sums over rows, from each of which the mean of the first rows is subtracted.
 
-    The covariance of rows whose mean is a thousand times their spread would drown in the rounding of plain sums.
+    In plain sums, the covariance of rows whose mean is a thousand times their spread would drown in rounding.
 
     Args:
         features: numbers in a row.
         device: where to keep the sums.
-        dtype: of the sums.
+        dtype: type of the sums.
 
     Attributes:
-        count: rows.
+        count: number of rows.
         weight: sum of their weights.
-        shift: what is taken off every row, shape (features,).
+        shift: what is subtracted from every row, shape (features,).
         total: weighted sum of the shifted rows, shape (features,).
         gram: weighted sum of their outer products, shape (features, features).
     """
@@ -42,7 +42,7 @@ class Moments:
         self._empty = True
 
     def add(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Add rows of shape (rows, features), each counting by its weight, of shape (rows,); `None` is one each.
+        """Add rows of shape (rows, features), with weights of shape (rows,); `None` gives each the weight 1.
 
         Returns:
             The rows, shifted and weighted, of the same shape, float32.
@@ -67,7 +67,7 @@ class Moments:
             add_up(self.count, self.weight, self.total, self.gram)
 
     def move(self, shift: Tensor) -> None:
-        """Take the sums about another shift, in place."""
+        """Change the shift that the sums are taken about, in place."""
         step = self.shift - shift
         cross = self.total.double().outer(step)
         self.gram = (self.gram.double() + cross + cross.T + self.weight * step.outer(step)).to(self.gram)
@@ -75,7 +75,7 @@ class Moments:
         self.shift, self._empty = shift, False
 
     def merged(self, other: Moments) -> Moments:
-        """The sums over the rows of both."""
+        """The sums over the rows of both, as a new object."""
         if self._empty:
             return copy.copy(other)
         both, moved = copy.copy(self), copy.copy(other)
@@ -92,7 +92,7 @@ class Moments:
         """Weighted sum of the rows' outer products, shape (features, features), float64.
 
         Args:
-            centred: whether of what the rows differ from their mean by.
+            centred: whether to subtract the mean from the rows.
         """
         about_shift = self.total.double() / self.weight
         scatter = self.gram.double() - self.weight * about_shift.outer(about_shift)
@@ -101,7 +101,7 @@ class Moments:
     def floor(self) -> Tensor:
         """What to add to the diagonal of `scatter` to keep it invertible, shape (features,), float64.
 
-        A small part of the mean square, but of a far offset no more than of the spread, where there is one; and what
+        It is a small part of the mean square (capped by the spread, so that a far offset does not count), and what
         rounding may leave of a constant feature.
         """
         spread = self.gram.diagonal().double() - self.total.double().square() / self.weight
@@ -117,7 +117,7 @@ def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
         damping: above 0, shape (n,).
 
     Raises:
-        ValueError: a number that is not finite.
+        ValueError: a number is not finite.
     """
     if not (matrix.isfinite().all() and damping.isfinite().all()):
         raise ValueError("sums of its activations are not finite: they are too large for float32")

@@ -22,9 +22,9 @@ class Output:
 
     Args:
         values: shape (rows, classes or channels).
-        kind: their kind, see `output_distance`.
-        of_head: whether a task's head gave them; the pooled output of a model without one need not be what its
-            user reads.
+        kind: the kind of the values, see `output_distance`.
+        of_head: whether they come from a task's head; a model without one has a pooled output at most, which need not
+            be what its user reads.
     """
 
     values: Tensor
@@ -40,8 +40,8 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
         batch: its inputs.
         rows: token positions (`draw_rows`), used where there are logits for every token.
 
-    Of a class that is not transformers' own, what has no name is told by its shape (`forward.run_model`): logits of
-    shape (batch, classes) count for each sample, those of shape (batch, tokens, classes) for each token.
+    Outputs without a name, of a class that is not of transformers, are told by their shape (`forward.run_model`):
+    logits of shape (batch, classes) are one row per sample, those of shape (batch, tokens, classes) one per token.
     """
     outputs = run_model(model, batch)
     rows = next(iter(rows.values()))  # no model of several stacks has logits for every token
@@ -59,7 +59,7 @@ def has_head(model: nn.Module, batch: Batch) -> bool:
 
 
 def _answers(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
-    """Where an answer starts and ends: logits of shape (batch, tokens), a softmax over tokens."""
+    """Where an answer starts and ends: two logits of shape (batch, tokens), each a softmax over tokens."""
     if outputs.get("start_logits") is None:
         return None
     return Output(torch.cat([outputs["start_logits"], outputs["end_logits"]]), CATEGORICAL)
@@ -75,7 +75,7 @@ def _replaced_tokens(outputs: Mapping[str, Tensor], model: nn.Module, batch: Bat
 
 
 def _logits(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
-    """Classes or numbers, of each sample or of each token."""
+    """Logits of classes, or numbers, for each sample or each token."""
     logits = logits_of(outputs)
     if logits is None:
         return None
@@ -89,7 +89,7 @@ def _logits(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows:
 
 
 def _embeddings(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
-    """What is projected for comparison: of a dual model, both."""
+    """Embeddings that are projected to be compared; those of a dual model side by side."""
     embeddings = [outputs[name] for name in ("image_embeds", "text_embeds") if outputs.get(name) is not None]
     if not embeddings:
         return None
@@ -102,6 +102,6 @@ def _pooled(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows:
     return None if pooled is None else Output(pooled, REAL, of_head=False)
 
 
-# The first that finds something says what is compared, and of what kind it is; a task of another form adds its own.
+# The first that finds something decides; a task whose output has another form adds a reader.
 _READERS = (_answers, _replaced_tokens, _logits, _embeddings, _pooled)
 _KINDS = {"multi_label_classification": BINARY, "regression": REAL}  # by the config's problem type

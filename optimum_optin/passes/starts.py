@@ -1,4 +1,4 @@
-"""What the dense model says about a calibration batch, from one pass: where a walk starts."""
+"""Starts of walks: what the dense model says about a calibration batch, from one pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .trajectory import Rows, draw_rows, hidden_states
 
 @dataclass
 class _Call:
-    """How a layer was called, less its hidden states."""
+    """The arguments that a layer was called with, but for its hidden states."""
 
     args: tuple
     kwargs: dict[str, Any]
@@ -37,10 +37,11 @@ class Start:
     """What the dense model says about a batch, whatever is pruned; see `dense_pass`.
 
     Args:
-        real: the real tokens.
+        real: the batch's real tokens.
         hidden: stack name -> its first layer's input, shape (batch, tokens, channels).
         calls: how every layer is called, by name.
-        weights: group key -> weight of every token, shape (batch, tokens) as the group's consumer sees them.
+        weights: group key -> weight of every token, shape (batch, tokens); where the consumer sees windows, that of the
+            windows.
     """
 
     real: TokenMasks
@@ -50,34 +51,34 @@ class Start:
 
 
 def real_rows(group: Group, source: Tensor, real: TokenMasks) -> Tensor | None:
-    """Which rows of what a group's linears see are tokens, as a mask of its shape but for the features.
+    """Which rows of a group's inputs are tokens: a boolean mask of the shape of `source` without its channels.
 
     Args:
         group: the group.
-        source: what its producers read, shape (batch, tokens, channels), or windows of tokens one after another.
+        source: what its producers read, shape (batch, tokens, channels), or (batch * windows, tokens, channels).
         real: the batch's real tokens.
 
     Returns:
-        `None` where all are: padding stands in for no token, nor does what fills up windows.
+        The mask, `None` where all rows are tokens: padding is none, and neither is what fills up windows.
     """
     return source.any(-1) if group.residual.windowed else real_tokens(group, real)
 
 
 def real_tokens(group: Group, real: TokenMasks) -> Tensor | None:
-    """The real tokens of the group's stack, `None` where all are: then a layer may have others in their place."""
+    """The real tokens of the group's stack; `None` where all are, as a layer may then have fewer (stages, merging)."""
     mask = real[stack_of(group.layer)]
     return None if mask.all() else mask
 
 
 @dataclass(frozen=True)
 class DensePass:
-    """What one forward pass of the dense model left behind, with its graph; see `run_dense`.
+    """What one forward pass of the dense model returned on its way, with its graph; see `run_dense`.
 
     Args:
-        groups: its groups.
+        groups: the model's groups.
         real: the real tokens of the batch that ran.
         rows: the token positions that are compared.
-        seen: path -> passage, of every consumer and of the first producers.
+        seen: path -> passage of every consumer, and of the first producer of every group.
         layers: layer -> what it returned.
         output: what L_KD compares; `None` where there is nothing.
         hidden: see `Start`.
@@ -94,15 +95,15 @@ class DensePass:
     calls: dict[str, _Call]
 
     def written(self) -> list[Tensor]:
-        """What the consumers wrote, shape (batch, tokens, channels), or the windows of a sample one after another."""
+        """What each consumer wrote, shape (batch, tokens, channels) or (batch * windows, tokens, channels)."""
         return [self.seen[group.consumer].output for group in self.groups]
 
     def start(self, gradients: Sequence[Tensor] | None) -> Start:
         """What a walk starts from.
 
         Args:
-            gradients: of a random functional of the logits by each tensor of `written`; not used without a head: then
-                every token counts the same.
+            gradients: gradient of a random functional of the logits by each tensor of `written`. They are not used
+                without a head: then every token counts the same.
         """
         if self.output is None or not self.output.of_head:
             gradients = None
@@ -136,7 +137,7 @@ def run_dense(
         batch: its inputs.
         real: their real tokens.
         rows: token positions to compare.
-        generator: source of the rows; the next draw from it is to be the functional of the output.
+        generator: source of the rows; the functional of the output must be the next draw from it.
     """
     compared = draw_rows(real, rows, generator)
     paths = [path for group in groups for path in (group.consumer, group.producers[0].path)]
@@ -167,9 +168,9 @@ def dense_pass(
         groups: its groups.
         batch: its inputs.
         real: their real tokens.
-        rows: token positions to take logits at, where every token has some.
+        rows: token positions to take logits at, if every token has its own.
         temperature: see `probe_output`.
-        generator: source of rows and functional, in this order.
+        generator: source of the rows and of the functional, in this order.
     """
     ran = run_dense(model, groups, batch, real, rows=rows, generator=generator)
     if ran.output is None or not ran.output.of_head:
@@ -198,7 +199,7 @@ def _called(model: nn.Module, layers: Mapping[str, str]) -> Iterator[tuple[dict[
 
     with ExitStack() as stack:
         for name, path in layers.items():
-            # First of the hooks: a layer pruned before may slice what it is called with.
+            # Before other hooks: a layer that was pruned before may slice its arguments.
             layer = model.get_submodule(path)
             stack.callback(layer.register_forward_pre_hook(hook(name), with_kwargs=True, prepend=True).remove)
         yield first, calls

@@ -29,7 +29,7 @@ def draw_rows(real: TokenMasks, rows: int, generator: torch.Generator) -> Rows:
 
     Args:
         real: the batch's real tokens.
-        rows: how many of each stack, at most; fewer where the batch has fewer tokens.
+        rows: positions to draw in each stack, at most as many as the batch has tokens.
         generator: source of the draw.
     """
     drawn = {}
@@ -41,12 +41,12 @@ def draw_rows(real: TokenMasks, rows: int, generator: torch.Generator) -> Rows:
 
 
 def layer_rows(rows: Tensor, hidden: Tensor, tokens: int) -> Tensor:
-    """The rows of a layer's hidden states that stand for rows of the first layer's; not all of them in the end.
+    """The rows of a layer's hidden states that stand for the given rows of the first layer, each once.
 
     Args:
         rows: indices into batch * tokens of the first layer.
-        hidden: hidden states of the layer, whose tokens may be fewer, each in the place of several.
-        tokens: how many the first layer gets of each sample.
+        hidden: hidden states of the layer, which may have fewer tokens, each in the place of several.
+        tokens: how many tokens of each sample the first layer gets.
     """
     rows = rows.to(hidden.device)
     return rows if tokens == hidden.shape[1] else (rows * hidden.shape[1] // tokens).unique()
@@ -61,7 +61,7 @@ def trajectory_features(outputs: Mapping[str, Any], rows: Rows, real: TokenMasks
         real: the batch's real tokens.
 
     Raises:
-        ValueError: a layer's output is not finite. The message names the first such layer.
+        ValueError: a layer's output is not finite; names the first such layer.
     """
     features = {}
     for name, output in outputs.items():

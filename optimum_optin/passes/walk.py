@@ -1,4 +1,4 @@
-"""A calibration batch on its way through the dense and the pruned model, layer by layer."""
+"""Walks: a calibration batch on its way through the dense and the pruned model, layer by layer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class Walk:
         stack: name of the stack.
 
     Attributes:
-        call: how the current layer is called.
-        sources: group key -> what the producers of each of its sublayers read, shape (batch, tokens, channels).
-        targets: group key -> what each sublayer makes of its residual stream, of the same shape.
+        call: the arguments of the current layer.
+        hidden: its output, shape (batch, tokens, channels).
+        sources: key of each of its groups -> what the producers read, shape (batch, tokens, channels).
+        targets: key of each of its groups -> what the refit aims at, of the same shape: the residual stream after the
+            sublayer or, for windows and normalised outputs, the sublayer's output alone.
     """
 
     def __init__(self, start: Start, stack: str):
@@ -32,7 +34,7 @@ class Walk:
         self.hidden = start.hidden[stack]
 
     def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
-        """Run the dense layer; keep what each sublayer reads and what it makes of its residual stream."""
+        """Run the dense layer; keep what each sublayer reads, and the residual stream after it."""
         self.call = self.start.calls[name]
         with observed(dense, _paths(dense, groups)) as seen:
             output = self.call.run(dense.get_submodule(path), self.hidden)
@@ -58,18 +60,18 @@ class PrunedWalk:
         self.hidden = dense.hidden
 
     def input_errors(self, pruned: nn.Module, path: str, group: Group) -> Rows:
-        """What the group's producers read in the pruned model, and what that lacks."""
+        """What the group's producers read in the pruned model, and by how much it falls short of the dense model's."""
         producer = group.producers[0].path
         with observed(pruned, [producer], stop_after=producer) as seen:
             self._run(pruned, path)
         read = seen[producer].input
         weights = self._weights(group)
-        if group.role == HEADS:  # attention reads every token for the sake of others: its output's weights do not apply
+        if group.role == HEADS:  # attention reads every token on behalf of others, so all weigh the same
             weights = (weights > 0).float()
         return self._rows(group, read, self.dense.sources[group.key] - read, weights)
 
     def output_errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> Rows:
-        """What the group's consumer reads in the pruned model, and what the stream lacks after the sublayer."""
+        """What the group's consumer reads in the pruned model, and how far the stream after it falls short."""
         with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
             self._run(pruned, path)
         stream = _residual(pruned, self.hidden, earlier, group, seen) + _written(pruned, group, seen)
@@ -103,7 +105,7 @@ def _residual(
     """The residual stream that a sublayer's output is added to."""
     if (
         group.residual.windowed or group.residual.normed_output
-    ):  # in another order or scale than the output, all there is to aim at
+    ):  # in another order or scale: the output alone is the target
         return hidden.new_zeros(())
     if group.residual.stream:
         return seen[group.residual.stream].input
@@ -121,7 +123,7 @@ def _written(model: nn.Module, group: Group, seen: Mapping[str, Passage]) -> Ten
 
 
 def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
-    """The modules to observe: consumers, and the first producers as far as they are still there."""
+    """The modules to observe, as far as they are still there: consumers, first producers and residual streams."""
     wanted = [
         path for group in groups for path in (group.consumer, group.producers[0].path, group.residual.stream) if path
     ]
@@ -129,7 +131,7 @@ def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path, `None` if it went with the units it served."""
+    """The module at a path; `None` if it was removed with its units."""
     try:
         return model.get_submodule(path)
     except AttributeError:

@@ -1,1 +1,1 @@
-"""What is written beside a model, and its way to the Hub."""
+"""Writing a pruned model with all that goes with it, and pushing it to the Hub."""

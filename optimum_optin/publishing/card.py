@@ -1,6 +1,6 @@
 """The model card: metadata for the Hub, and our part of the page between two markers.
 
-What a person wrote stays: text outside the markers, and metadata that we do not know better.
+What a person wrote stays: text outside the markers, and metadata that we have no better value for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 BEGIN = "<!-- optimum-optin: written by save_pretrained and push_to_hub; write your text outside of this part -->"
 END = "<!-- end of optimum-optin -->"
-# From the nearest beginning: behind one whose end somebody deleted, there may be text of theirs.
+# From the nearest beginning: after one whose end somebody deleted, there may be text of that person.
 _PART = re.compile("<!-- optimum-optin:((?!<!-- optimum-optin:).)*?<!-- end of optimum-optin -->", re.DOTALL)
 
 _TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
@@ -51,11 +51,11 @@ def model_card(
 
     Args:
         model: the pruned model; its class gives the task, its config the base model.
-        report: every figure of the card; what it does not hold, the card leaves out.
-        name: what the card tells users to load: a Hub id, or a folder.
-        revision: the branch of it.
+        report: holds every figure of the card; what it lacks, the card leaves out.
+        name: what the card tells users to load, a Hub id or a folder.
+        revision: the branch to load from.
         processor: its tokenizer or the like.
-        folder: what the model was saved to; `None` if there are no files yet.
+        folder: the folder that the model was saved to; `None` if there are no files yet.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
@@ -72,7 +72,7 @@ def model_card(
         remote_code=folder is not None and (folder / REMOTE_FILE).is_file(),
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
-    parts = itertools.chain([part], itertools.repeat(""))  # a second one, of a copy, would be out of date
+    parts = itertools.chain([part], itertools.repeat(""))  # a second one, from a copy, would be out of date
     card.text, found = _PART.subn(lambda _: next(parts), card.text)
     if not found:
         card.text = f"{card.text.rstrip()}\n\n{part}\n"
@@ -82,14 +82,14 @@ def model_card(
 def card_or_none(
     make: Callable[[str | None], ModelCard], read: Callable[[], str | None], *, name: str
 ) -> ModelCard | None:
-    """A card whatever happens, or `None` to leave the one that is there as it is: no card is worth a lost model.
+    """A card whatever happens, or `None` to leave the present one as it is: no card is worth a lost model.
 
     Args:
-        make: from the text of the card that is there to the new card.
-        read: reads that text, `None` if there is no card.
+        make: makes the new card from the text of the present one.
+        read: reads that text; `None` if there is no card.
         name: see `model_card`.
     """
-    existing: str | None = ""  # before it was read, there may be text of somebody's
+    existing: str | None = ""  # until it is read, it may hold somebody's text
     try:
         existing = read()
         card = make(existing)
@@ -110,7 +110,7 @@ def decoded(content: bytes | None) -> str | None:
     """The text of a card.
 
     Raises:
-        ValueError: it is not UTF-8, or too long for a card.
+        ValueError: the content is not UTF-8, or too long for a card.
     """
     if content is None:
         return None
@@ -123,10 +123,10 @@ def decoded(content: bytes | None) -> str | None:
 
 
 def own_card(folder: Path) -> str | None:
-    """The text of a folder's card, `None` if it has none.
+    """The text of a folder's card; `None` if it has none.
 
     Raises:
-        ValueError, OSError: it cannot be read.
+        ValueError, OSError: the card cannot be read.
     """
     card = folder / CARD_FILE
     return decoded(card.read_bytes()) if card.is_file() else None
@@ -153,7 +153,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
-    """The metadata of the dense model's card, empty if there is no card to be had."""
+    """The metadata of the dense model's card; empty if there is none, or it cannot be read."""
     path = str(model.config._name_or_path or "")
     if not report.base and not path:  # the model was made in memory
         return ModelCardData()
@@ -164,13 +164,13 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
             file = Path(path, CARD_FILE)
         content = own_card(Path(file).parent)
         return ModelCardData() if content is None else ModelCard(content, ignore_metadata_errors=True).data
-    except Exception as error:  # no network, no card: a courtesy, never a reason to lose a pruned model
+    except Exception as error:  # no network, no card: never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
         return ModelCardData()
 
 
 def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
-    # Of a local folder, its own card may know the ancestor.
+    # A local folder's own card may name the model that it came from.
     base_model = report.base.repo_id if report.base else _plain(base.get("base_model"))
     calibration = report.calibration and report.calibration.dataset
     results = _results(report, task)
@@ -196,7 +196,7 @@ def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
             task_type=task or "other",
             dataset_type=entry.dataset,
             dataset_name=entry.task,
-            dataset_config=entry.config,
+            dataset_config=entry.config or None,
             dataset_split=entry.split,
             metric_type=metric,
             metric_name=metric + _OURS,
@@ -224,8 +224,8 @@ def _parse(content: str) -> ModelCard:
 def _merge(data: ModelCardData, ours: ModelCardData) -> None:
     """Bring our metadata into a card's, in place.
 
-    Of what we know (base model, task, library) ours hold; language and licence stay if the card has them; tags,
-    data sets and metrics add up; our results replace our earlier ones.
+    Base model, task and library are ours; language and licence stay if the card has them; tags, data sets and metrics
+    add up; our results replace our earlier ones.
     """
     held = {"language"} if data.get("language") else set()
     held |= set(_LICENSE) if data.get("license") else set()
@@ -251,9 +251,9 @@ def _union(*lists: Sequence[Any]) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A name or a list of names as somebody's metadata have it, without what cannot be one.
+    """A name or a list of names from somebody's metadata, without what cannot be a name.
 
-    YAML makes numbers and dates of names that look like them, and truth values of `no` and `yes`.
+    YAML turns names that look like numbers or dates into these, and `no` and `yes` into truth values.
     """
     if isinstance(value, (list, tuple)):
         return [name for name in map(_name, value) if name is not None] or None

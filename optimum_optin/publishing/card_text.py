@@ -1,4 +1,4 @@
-"""The text of a model card: what was measured, as Markdown, and nothing that was not."""
+"""The text of a model card, as Markdown: what was measured, and nothing that was not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..storage.tasks import auto_class_of, class_of, task_of
 from ..version import __version__
 
 _BAR = 16  # characters
-# Class -> what to call it, and what loads it.
+# Class, variable to call it by, and class that loads it.
 _PROCESSORS = (
     (PreTrainedTokenizerBase, "tokenizer", "AutoTokenizer"),
     (ImageProcessingMixin, "processor", "AutoImageProcessor"),
@@ -42,11 +42,11 @@ def card_text(
     Args:
         model: the pruned model.
         report: its report.
-        name: what to load.
-        revision: the branch of it.
+        name: what the card tells users to load.
+        revision: the branch to load from.
         processor: its tokenizer or the like.
         weights: size of the weight files in bytes.
-        remote_code: whether the files bring code to load with.
+        remote_code: whether the files bring the code to load them.
     """
     sections = [
         _summary(report),

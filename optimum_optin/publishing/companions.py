@@ -1,7 +1,7 @@
-"""What stands beside the weights of a dense model, and belongs to the pruned one as well.
+"""Companions: files beside the weights of a dense model that belong to the pruned one as well.
 
-Vocabularies and other settings of processors, custom code, licences, and the further modules of sentence-transformers
-with their weights. Never the model's own weights in any format, what a training left, or pickles.
+These are vocabularies and other settings of processors, custom code, licences, and the further modules of
+sentence-transformers with their weights; never the model's own weights in any format, what a training left, or pickles.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OTHERS = re.compile(
     r"(LICEN[SC]E|NOTICE|COPYING|COPYRIGHT|USE_POLICY)[\w.-]*",
     re.IGNORECASE,
 )
-# Weights of this or another format, what a training left, what we write ourselves: not worth a word.
+# Weights of this or another format, what a training left, what we write ourselves: left without a warning.
 _NOT_NEEDED = re.compile(
     r"config\.json|README.*|optin_.*|\..*|__pycache__|"
     r".*\.(safetensors|bin|h5|msgpack|onnx|onnx_data|onnx\.data|gguf|tflite|mlmodel|mlpackage|ot|pt|pth|ckpt|index)|"
@@ -52,11 +52,11 @@ _CODE_NAMED_IN = ("config.json", "tokenizer_config.json", "preprocessor_config.j
 
 @dataclass(frozen=True)
 class Companions:
-    """What goes along with a model.
+    """The companions of a model.
 
     Args:
         files: name in the saved folder -> the file, or its content.
-        left: names in the model's folder that were not taken, and are neither weights nor what a training left.
+        left: names in the model's folder that are not taken along, without weights and what a training left.
     """
 
     files: Mapping[str, Path | bytes]
@@ -73,12 +73,12 @@ def find_companions(
     local_files_only: bool = False,
     **_: Any,
 ) -> Companions:
-    """The companions of a model in a folder or on the Hub, from where they are downloaded.
+    """The companions of a model in a folder or on the Hub; those on the Hub are downloaded.
 
     Args:
         model: local folder or Hub id.
         subfolder: where in it the model is.
-        revision, token, cache_dir, local_files_only: as of `from_pretrained`.
+        revision, token, cache_dir, local_files_only: as for `from_pretrained`.
 
     Raises:
         FileNotFoundError: there is no such folder or repository, or it cannot be reached.
@@ -99,7 +99,7 @@ def find_companions(
         for module in _modules(above) if above != root else ():
             if (above / module["path"]).resolve() == root:
                 return _of_first_module(above, root)
-        if above != root and _modules(above):  # part of a module, such as one road of a Router: we cannot put it back
+        if above != root and _modules(above):  # a part of a module, such as one way of a Router: we cannot put it back
             own = _companions(root)
             others = [f"../{entry.name}" for entry in sorted(above.iterdir()) if entry != root and entry.is_dir()]
             return Companions(own.files, (*own.left, *others))
@@ -110,17 +110,17 @@ def copy_companions(companions: Companions, draft: Path, target: Path, *, proces
     """Add companions to a saved model that lacks them.
 
     Args:
-        companions: of the dense model.
+        companions: the dense model's companions.
         draft: the folder that the model was saved to.
-        target: the folder that it will be in; what is there already stays as it is.
-        processor_files: whether files of a tokenizer or the like are wanted.
+        target: the folder that it will be moved to; files that are there already are not copied onto themselves.
+        processor_files: whether to copy files of a tokenizer or the like.
     """
     for name, content in companions.files.items():
         file, there = draft / name, target / name
         if file.exists() or (not processor_files and _OF_PROCESSORS.fullmatch(name)):
             continue
         try:
-            # Where the model came from, they stay; but those that, not written, would be taken for another model's.
+            # Saved to the model's own folder, they stay there. Old tokenizer files would be deleted unless written.
             if name not in OLD_TOKENIZER_FILES and _is_same(content, there):
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _companions(root: Path) -> Companions:
     code, files, left = _names_code(root), {}, []
     others = [module for module in _modules(root) if not _is_transformer(module)]
     folders = [module["path"] for module in others if _is_inside(module["path"])]
-    # A normalisation has no settings, and older versions no files of it.
+    # A normalisation has no settings, and in older versions no files.
     needed = [module["path"] for module in others if not str(module.get("type")).endswith("Normalize")]
     left += [f"{path}/" for path in needed if path in folders and not (root / path).is_dir()]
     for entry in sorted(root.iterdir()):
@@ -169,7 +169,7 @@ def _companions(root: Path) -> Companions:
         weights = file.with_name("model.safetensors")
         if not _stays_inside(file, root):
             left.append(inside.as_posix())
-        elif file.name == _PICKLED_WEIGHTS:  # of an older sentence-transformers
+        elif file.name == _PICKLED_WEIGHTS:  # from an older sentence-transformers
             if not weights.exists():
                 files[inside.with_name(weights.name).as_posix()] = file
         elif file.suffix in _PICKLES:
@@ -180,7 +180,7 @@ def _companions(root: Path) -> Companions:
 
 
 def _of_first_module(above: Path, root: Path) -> Companions:
-    """The companions of a model that is the first of several modules, in a folder of its own below them."""
+    """The companions of a model that is the first of several modules and has a folder of its own among them."""
     whole, own = _companions(above), _companions(root)
     modules = _modules(above)
     for module in modules:
@@ -202,10 +202,10 @@ def _download(repo_id: str, subfolder: str, options: dict, local_files_only: boo
         names = HfApi(token=options["token"]).list_repo_files(repo_id, revision=options["revision"])
     except Exception:  # no network: what was downloaded with the model is better than nothing
         place = {"cache_dir": options["cache_dir"], "revision": options["revision"]}
-        if try_to_load_from_cache(repo_id, _MODULES, **place) is None:  # neither there nor known to be missing
+        if try_to_load_from_cache(repo_id, _MODULES, **place) is None:  # it is unknown whether there are modules
             logger.warning(
-                f"of {repo_id} only what the cache holds is saved along with the weights, since the Hub was not asked: "
-                "modules of sentence-transformers or a licence may be missing."
+                f"only files of {repo_id} that the cache holds are saved along with the weights, since the Hub was not "
+                "asked: modules of sentence-transformers or a licence may be missing."
             )
         return Path(snapshot_download(repo_id, local_files_only=True, **options))
     above = [name for name in names if "/" not in name]
@@ -220,7 +220,7 @@ def _download(repo_id: str, subfolder: str, options: dict, local_files_only: boo
 
 
 def _modules(folder: Path) -> list[dict]:
-    """The entries of sentence-transformers' `modules.json`, none without it."""
+    """The entries of sentence-transformers' `modules.json`; empty without it."""
     try:
         modules = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -256,13 +256,13 @@ def _is_taken(name: str, code: bool) -> bool:
 
 
 def _is_inside(path: str) -> bool:
-    """Whether a path of `modules.json` is a folder below it; these files are not ours, so they may say anything."""
+    """Whether a path in `modules.json` stays below its folder; that file is not ours, so it may say anything."""
     pure = PurePosixPath(path)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in path
 
 
 def _stays_inside(file: Path, root: Path) -> bool:
-    """Whether a file is one of the folder's; in the Hub's cache all are links to its store."""
+    """Whether a file lies inside the folder; in the Hub's cache, files are links to the cache's store."""
     place = file.resolve()
     store = next((above.parent / "blobs" for above in root.parents if above.name == "snapshots"), root)
     return place.is_relative_to(root) or place.is_relative_to(store)

@@ -30,7 +30,7 @@ CARD_FILE = "README.md"
 
 
 def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, create_pr: bool) -> None:
-    """Refuse a push that cannot succeed, before anything is computed, saved or sent.
+    """Raise if a push cannot succeed, before anything is computed, saved or sent.
 
     Args:
         repo_id: `"user/name"`, or `"name"` for the token's owner.
@@ -39,12 +39,12 @@ def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, 
         create_pr: whether a pull request is wanted.
 
     Raises:
-        ValueError: not a repository's name, or a pull request to a branch.
+        ValueError: `repo_id` is no name of a repository, or a pull request is to go to a branch.
         OfflineModeIsEnabled: the offline flag is set.
         LocalTokenNotFoundError: there is no token.
     """
     try:
-        validate_repo_id("" if repo_id is None else repo_id)  # which lets None pass
+        validate_repo_id("" if repo_id is None else repo_id)  # it lets None pass
     except HFValidationError as error:
         raise ValueError(
             f"repo_id={repo_id!r} is not a name on the Hub: give 'user/name' of letters, digits, '-', '_' and '.', at "
@@ -72,17 +72,17 @@ def push(
     message: str,
     create_pr: bool,
 ) -> CommitInfo:
-    """Upload files in one commit, which also deletes model files of an earlier one under other names.
+    """Upload files in one commit, which also deletes model files of an earlier commit that have other names.
 
     Args:
-        repo_id: the repository, made if it is missing; see `check_push`, which comes first.
-        files: from the repository's id, with its owner, and the content of its card, `None` without one, to what
-            there is to upload: path in the repository -> file or content.
+        repo_id: the repository, made if it is missing; call `check_push` first.
+        files: gets the repository's full id and the content of its card (`None` without one), and returns what to
+            upload: path in the repository -> file or content.
         private: whether a new repository is private.
         token: see `OptinPruner.push_to_hub`.
         revision: the branch, made if it is missing.
         message: the commit's title.
-        create_pr: open a pull request instead.
+        create_pr: open a pull request instead of committing.
 
     Raises:
         ConnectionError: the Hub does not answer.
@@ -111,7 +111,7 @@ def reaching(repo_id: str) -> Iterator[None]:
     """Say what to do if the Hub does not answer.
 
     Raises:
-        ConnectionError: instead of the error of the client's transport.
+        ConnectionError: in the place of the error that the client's transport raised.
     """
     try:
         yield
@@ -126,8 +126,8 @@ def reaching(repo_id: str) -> Iterator[None]:
 
 
 def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> bytes | None:
-    """The content of the repository's card as it is now, `None` if it has none."""
-    # Not through the cache: when the Hub fails it would answer with an old card, and the push write it back.
+    """The content of the repository's card as it is now; `None` if it has none."""
+    # Not through the cache: if the Hub fails, it would give an old card, which the push would write back.
     url = hf_hub_url(repo_id, CARD_FILE, revision=revision)
     response = http_backoff("GET", url, headers=build_hf_headers(token=token))
     try:

@@ -1,4 +1,4 @@
-"""Where a dense model came from, and what of that goes along with the pruned one."""
+"""The origin of a dense model: where it came from, and which files there go along with the pruned one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Origin:
     Args:
         model: the dense model.
         place: the folder or repository that it was loaded from; `None` takes what its config names.
-        commit: of the repository, where it is known.
-        processor_given: whether the user gave the processor; then files of the model's own may not fit.
+        commit: the repository's commit, if it is known.
+        processor_given: whether the user gave the processor; then processor files beside the model may not fit it.
 
     Attributes:
-        name: what the model was loaded by; empty for one made in memory.
+        name: the name that the model was loaded by; empty if it was made in memory.
         commit: see above.
     """
 
@@ -41,13 +41,13 @@ class Origin:
         self._companions: Companions | None = None
 
     def base(self) -> HubModel | None:
-        """The dense model on the Hub, `None` if it came from elsewhere."""
-        # A model object may have come from any commit: what is in the cache only shows that it came from the Hub.
+        """The dense model on the Hub; `None` if it came from elsewhere."""
+        # A model object may be from any commit: the cache only shows that it came from the Hub.
         known = self.name and (self.commit or hub_commit(self.name))
         return HubModel(self.name, self.commit) if known else None
 
     def companions(self, **options: Any) -> Companions:
-        """What stands beside the dense model's weights, looked for once; `options` are of `find_companions`."""
+        """The dense model's companions, looked for once; `options` go to `find_companions`."""
         if self._companions is None:
             try:
                 self._companions = find_companions(self._place, **options) if self._place else Companions({})
@@ -60,12 +60,12 @@ class Origin:
         return self._companions
 
     def copy_companions(self, draft: Path, target: Path, processor: Any) -> None:
-        """Add to a draft what stands beside the dense model's weights, and name what does not go along.
+        """Copy the dense model's companions into a draft, and warn of other files that do not go along.
 
         Args:
             draft: the folder that the model was saved to.
-            target: the folder that it will be in.
-            processor: saved with it.
+            target: the folder that it will be moved to.
+            processor: the processor that is saved with it.
         """
         tokenizer = getattr(processor, "tokenizer", processor)
         own = not self._processor_given or getattr(tokenizer, "name_or_path", None) == self.name

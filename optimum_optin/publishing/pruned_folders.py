@@ -1,4 +1,4 @@
-"""A saved pruned model: what its folder holds, what was measured since, and its way to the Hub."""
+"""Folders of saved pruned models: what they hold, figures that are added later, and their way to the Hub."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_config(folder: str | os.PathLike) -> dict:
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     free = (config.get("quantization_config") or {}).get("quant_method") == METHOD
-    if not free and read_report(folder) is None:  # of layout="uniform", only the report tells
+    if not free and read_report(folder) is None:  # with layout="uniform", only the report tells
         raise ValueError(
             f"{folder} was not pruned with optimum-optin: its config.json names no structure, and there is no "
             f"{REPORT_FILE}."
@@ -50,12 +50,16 @@ def read_config(folder: str | os.PathLike) -> dict:
 
 
 def read_report(folder: str | os.PathLike) -> PruningReport | None:
-    """The report of a saved model, `None` if there is none."""
+    """The report in a saved model's folder; `None` if there is none.
+
+    Raises:
+        ValueError: see `PruningReport.load`.
+    """
     return PruningReport.load(folder) if Path(folder, REPORT_FILE).is_file() else None
 
 
 def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
-    """Save a report with more figures into a saved model's folder and bring its card up to date; both or neither.
+    """Write a report with more figures into a saved model's folder, and bring the card up to date; both or neither.
 
     A card that cannot be read stays as it is.
     """
@@ -80,10 +84,10 @@ def push_folder(
     create_pr: bool = False,
     scores: str | os.PathLike | None = None,
 ) -> CommitInfo:
-    """Upload a saved pruned model to the Hub, in one commit: its files, and its card for that address.
+    """Upload a saved pruned model to the Hub in one commit: its files, and a card for that address.
 
     Args:
-        folder: of a pruned model.
+        folder: folder of a pruned model.
         repo_id: `"user/name"`; created if missing. Text that somebody wrote into its card stays, unless the
             folder's card has text of its own.
         private: make the repository private, if it is created.
@@ -95,7 +99,8 @@ def push_folder(
 
     Raises:
         FileNotFoundError: no model in the folder, no weights, or no scores.
-        ValueError: not a pruned model, not a repository's name, or a pull request to a branch.
+        ValueError: the model is not pruned, `repo_id` is no name of a repository, or a pull request is to go to a
+            branch.
         OfflineModeIsEnabled, LocalTokenNotFoundError, ConnectionError, HfHubHTTPError: see `OptinPruner.push_to_hub`.
     """
     folder = Path(folder).resolve()
@@ -135,7 +140,7 @@ def _pushed_card(
 
 
 def _is_readable(folder: Path) -> bool:
-    """Whether a folder's card can be pushed, which the Hub's client reads."""
+    """Whether a folder's card can be read, as the Hub's client must do to push it."""
     try:
         return own_card(folder) is not None
     except (ValueError, OSError) as error:
@@ -157,7 +162,7 @@ def _card(
     config = AutoConfig.from_pretrained(folder)
     try:
         loader = model_class(folder, None)
-    except ValueError:  # a class that is not here: of it, the card needs the name alone
+    except ValueError:  # a class that is not here: the card needs only its name
         loader = AutoModel
     make = loader if issubclass(loader, PreTrainedModel) else loader.from_config
     with torch.device("meta"):  # no weights: the card needs the class and the data type

@@ -1,4 +1,4 @@
-"""A pruned model with all that goes with it, written into a folder."""
+"""Writing a pruned model into a folder, with its processor, companions, report and card."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_pruned(
     revision: str | None = None,
     remote_code: bool = False,
 ) -> None:
-    """Write the model, its processor, what stands beside it, the report and the card.
+    """Write the model, its processor, its companions, the report and the card.
 
     Args:
         folder: an empty folder.
@@ -43,13 +43,13 @@ def write_pruned(
         report: its report.
         processor: its tokenizer or the like; `None` for none.
         name: what the card tells users to load.
-        read_card: gives the card to update, `None` if there is none.
-        copy_companions: adds what stood beside the dense model's weights.
+        read_card: reads the card to update; `None` if there is none.
+        copy_companions: copies the dense model's companions into the folder.
         revision: the branch that the card names.
         remote_code: write `modeling_optin.py`, too.
 
     Raises:
-        ValueError: what would be loaded is not the model, or there is nothing for remote code to rebuild.
+        ValueError: the model would not load as it is, or there is nothing for remote code to rebuild.
     """
     if remote_code:
         check_remote_code(model)
@@ -74,7 +74,7 @@ def write_pruned(
 
 
 def check_parts(model: PreTrainedModel, processor: Any) -> None:
-    """Raise if a part of a model other than its weights cannot be saved, by saving it.
+    """Raise if a part of a model other than its weights cannot be saved, which is found by saving it.
 
     Raises:
         ValueError: names the part.
@@ -93,7 +93,7 @@ def check_parts(model: PreTrainedModel, processor: Any) -> None:
 
 
 def saved_and_loaded(model: PreTrainedModel) -> PreTrainedModel:
-    """A model as a user gets it: saved and loaded again, on the same device, in evaluation mode."""
+    """The model as a user gets it: saved and loaded again, on the same device, in evaluation mode."""
     check_rebuilt(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -102,5 +102,5 @@ def saved_and_loaded(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_part(part: Any, folder: str | os.PathLike) -> None:
-    """`save_pretrained` of a copy: a processor would note in its tokenizer that it was saved with it."""
+    """Save a copy of a part: the part itself would note that it was saved (a processor does, in its tokenizer)."""
     working_copy(part).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Which columns hold the text: by their names, else by what is in them, else not at all."""
+"""Which columns hold the text: told by their names, or else by what is in them; if both fail, an error."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _USUAL = frozenset(
     "abstract article body caption clean_text comment comment_text content document full_text message paragraph "
     "passage post raw_text review review_body review_text statement transcript tweet tweet_text utterance".split()
 )
-# Names of what may be the first half of a pair: text, if nothing else looks like it.
+# Names that may be the first half of a pair: text only if nothing else looks like it.
 _HALVES = frozenset("anchor instruction prompt query question".split())
-# Names of what is no text: targets and what identifies a row.
+# Names of columns that hold no text: targets, and identifiers of rows.
 _OTHERS = frozenset(
     "_id author authors brand categories category city class class_label classes company country "
     "created_at currency date datetime domain email emotion emotions file file_name file_path filename filepath "
@@ -96,7 +96,7 @@ def text_columns(
 
 
 def named(columns: str | int | Sequence[str | int]) -> list[str | int]:
-    """The columns that the user named, of which one may come without a list."""
+    """The columns that the user named, as a list; a single one may come without."""
     return [columns] if isinstance(columns, (str, int)) else list(columns)
 
 
@@ -104,7 +104,7 @@ def check_unused(columns: str | int | Sequence[str | int] | None, cause: str) ->
     """Raise if the user named columns where there are none to choose from.
 
     Raises:
-        ValueError: they did; ends in the cause.
+        ValueError: the user did. The message ends in the cause.
     """
     if columns is not None:
         raise ValueError(f"text_columns={named(columns)!r} does not apply: {cause}.")
@@ -125,7 +125,7 @@ def looks_like_text(values: Iterable) -> bool:
     """Whether strings look like text: mostly of several words, and not a few short ones over and over.
 
     Args:
-        values: strings; what is none is passed over.
+        values: the values of a column; those that are no strings are passed over.
     """
     strings = [value.strip() for value in values if isinstance(value, str) and value.strip()]
     if not strings:
@@ -148,6 +148,6 @@ def _is_cell(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """`reviewText`, `Review Text` and `review-text` as `review_text`."""
+    """A name in one spelling: `review_text` for `reviewText`, `Review Text` and `review-text`."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name).strip())
     return re.sub(r"[^0-9a-z]+", "_", spaced.lower()) if re.search(r"[a-zA-Z0-9]", spaced) else spaced

@@ -8,20 +8,20 @@ from pathlib import Path
 from .kinds import kind_of
 from .rows import read_rows
 
-METADATA = "metadata"  # name of the file, as of `datasets`' imagefolder
+METADATA = "metadata"  # name of the file, as in `datasets`' imagefolder
 _KEYS = ("file_name", "file_path", "image")
 
 
 def read_images(files: Sequence[Path], metadata: Sequence[Path] = (), everywhere: Sequence[Path] = ()):
-    """A row per image, `image` and what is known of it.
+    """One row for each image: `image`, and its class or its metadata where these are known.
 
     Args:
         files: the images.
         metadata: files called `metadata`, with a column `file_name` that names images relative to them.
-        everywhere: the images of all splits, whose folders are the classes; none if there are no folders to tell.
+        everywhere: the images of all splits, whose folders are the classes; empty if folders are no classes.
 
     Raises:
-        ValueError: metadata that name no image.
+        ValueError: metadata that name no image, or have no column for it.
     """
     from datasets import ClassLabel, Dataset, Features, Image  # slow to import
 

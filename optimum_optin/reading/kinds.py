@@ -32,11 +32,11 @@ _POINTER = b"version https://git-lfs."
 def kind_of(file: Path) -> str | None:
     """`"csv"`, `"tsv"`, `"json"`, `"parquet"`, `"text"`, `"image"`, or `None` for what is not read.
 
-    A file that begins as an image or as Parquet does is one, whatever it is called. One that is called an image is one,
-    too, which cannot be read.
+    A file that begins like an image or like Parquet is one, whatever it is called. A file with an image's suffix counts
+    as an image even if it cannot be read.
 
     Raises:
-        ValueError: it is called a file that is read, but is packed or elsewhere.
+        ValueError: its suffix is one that is read, but it is packed, or a pointer of Git LFS.
     """
     with file.open("rb") as content:
         start = content.read(32)
@@ -55,5 +55,5 @@ def kind_of(file: Path) -> str | None:
 
 
 def has_image_suffix(name: str | Path) -> bool:
-    """Whether a name is one of an image."""
+    """Whether a name has an image's suffix."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES

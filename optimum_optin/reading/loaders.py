@@ -1,4 +1,4 @@
-"""Loaders of `datasets` by name, with `data_files=` or `data_dir=`: local files of our kinds have one reader, ours."""
+"""Loaders of `datasets` by name, with `data_files=` or `data_dir=`: we read local files of our kinds ourselves."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ LOADERS: dict[str, tuple[str, ...]] = {
 
 
 def local_reader(loader: str, options: Mapping[str, Any]) -> Callable[[str, str | None], Any] | None:
-    """What reads a split of the files, in the place of a loader.
+    """The function that reads a split of the files in the place of a loader.
 
     Args:
         loader: a key of `LOADERS`.
         options: of `datasets.load_dataset`, without those that are for us.
 
     Returns:
-        Name of a split, delimiter or `None` -> rows. `None` if it is for `datasets`: other options, files of other
-        kinds, or not on this machine.
+        A function (name of a split, delimiter or `None`) -> rows. Or `None`, and `datasets` must read: there are other
+        options, or files of other kinds, or none on this machine.
     """
     if set(options) == {"data_dir"} and LOADERS[loader] and os.path.isdir(options["data_dir"]):
         return lambda name, delimiter: read_path(Path(options["data_dir"]), name, delimiter, LOADERS[loader])
@@ -46,7 +46,7 @@ def local_reader(loader: str, options: Mapping[str, Any]) -> Callable[[str, str 
         return None
 
     def read(name: str, delimiter: str | None):
-        if not isinstance(given, Mapping):  # of which all is train, whatever it is called
+        if not isinstance(given, Mapping):  # without names of splits, all of it is train
             name = "train"
         if name not in found:
             raise ValueError(f"data_files= has no split {name!r}; it has {', '.join(found)}.")
@@ -56,7 +56,7 @@ def local_reader(loader: str, options: Mapping[str, Any]) -> Callable[[str, str 
 
 
 def escaped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `datasets.load_dataset` in which a path that exists is no pattern."""
+    """Options of `datasets.load_dataset`, with paths that exist escaped, so that they are not taken for patterns."""
     if options.get("data_files") is None:
         return dict(options)
     files = {

@@ -1,4 +1,4 @@
-"""A file or a folder on this machine: what kind its files are of, and which belong to a split."""
+"""A file or a folder on this machine: the kind of its files, and which files belong to a split."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_parts(read: Callable[[str], Any], split: str):
         split: such as `"train[:10%]+test"`.
 
     Raises:
-        ValueError: it is no such thing.
+        ValueError: `split` is none of these.
     """
     from datasets import ReadInstruction, concatenate_datasets  # slow to import
 
@@ -128,9 +128,7 @@ def _at_one_depth(files: Sequence[Path]) -> bool:
 
 
 def _of_split(folder: Path, files: Sequence[Path], split: str) -> list[Path]:
-    """The files of a split, told by the names of folders or, if they do not, of files; without such names all are
-    train.
-    """
+    """The files of a split, told by the names of folders or else of files; without such names, all are train."""
     for part in ("folders", "name"):
         splits: dict[str, list[Path]] = {}
         for file in files:
@@ -161,7 +159,7 @@ def _say_unread(path: Path, files: Sequence[Path]) -> None:
 
 
 def _is_note(file: Path) -> bool:
-    """Whether a file is about the others."""
+    """Whether a file is about the others (a README, a licence)."""
     return bool(re.match(r"(?i)(?:readme|licen[sc]e|copying)\b", file.name))
 
 

@@ -1,4 +1,4 @@
-"""Text as files hold it: UTF-8, or UTF-16 with its mark; and what in it is no text."""
+"""Text of files in UTF-8, or in UTF-16 with its mark: read, split into lines, and cleaned of what is no text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def read_text(file: Path) -> str:
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in content:
         raise ValueError(
-            f"{file} is not text in UTF-8: a zero byte in line {content.count(_NEWLINE, 0, content.index(0)) + 1}. Of "
-            "UTF-16 without its mark, convert it first: `iconv -f UTF-16LE -t UTF-8 FILE > NEW`."
+            f"{file} is not text in UTF-8: a zero byte in line {content.count(_NEWLINE, 0, content.index(0)) + 1}. If "
+            "it is UTF-16 without its mark, convert it first: `iconv -f UTF-16LE -t UTF-8 FILE > NEW`."
         )
     try:
         return content.decode(encoding)
@@ -35,14 +35,14 @@ def read_text(file: Path) -> str:
         line = content.count(_NEWLINE, 0, error.start) + 1
         raise ValueError(
             f"{file} is not text in {encoding.removesuffix('-sig').upper()}: byte 0x{content[error.start]:02x} in line "
-            f"{line} ({error.reason}). Convert it first, of Latin-1 for instance with "
+            f"{line} ({error.reason}). Convert it first, from Latin-1 for instance with "
             "`iconv -f LATIN1 -t UTF-8 FILE > NEW`."
         ) from None
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, without their ends. What `str.splitlines` takes for an end besides (form feeds, U+2028, ...)
-    stays in the line.
+    """The lines of a text, without their ends. Form feeds, U+2028 and other characters at which `str.splitlines` splits
+    stay in the line.
     """
     end = "\n" if "\n" in text else "\r"
     lines = [line.removesuffix("\r") for line in text.split(end)]

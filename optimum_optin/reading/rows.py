@@ -1,4 +1,4 @@
-"""Rows of local files, all of one kind, as a `datasets.Dataset`. A path is that path: no pattern, no cache."""
+"""Rows of local files, all of one kind, as a `datasets.Dataset`. Paths are taken literally: no patterns, no cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Columns = dict[str, list]
 def read_rows(files: Sequence[Path], kind: str, delimiter: str | None = None):
     """The rows of files, one file after the other.
 
-    Of CSV and TSV every cell is a string, `None` where it is empty. Of a text file every line is a row, but for blank
+    In CSV and TSV every cell is a string, `None` where it is empty. In a text file every line is a row, but for blank
     ones. JSON is a list of objects or of strings, an object that holds one such list, an object of columns or of rows
     by their ids, or an object in each line.
 
@@ -165,8 +165,8 @@ def _parquet(file: Path):
 
 
 def _dataset(columns: Columns, source: str):
-    """Arrow takes columns of one type each: in a column of strings, what is none is missing; others that do not fit are
-    left out.
+    """The columns as a `datasets.Dataset`. Arrow takes columns of one type: in a column with strings, all else counts
+    as missing; other columns of mixed types are left out.
     """
     from datasets import Dataset  # slow to import
 

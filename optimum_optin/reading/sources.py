@@ -21,7 +21,7 @@ _OTHER_SUFFIXES = (
 )
 
 _SOURCES: WeakKeyDictionary[Any, Mapping[str, Any]] = WeakKeyDictionary()
-_OPTIONS = ("delimiter", "sep", "streaming")  # of files that we read
+_OPTIONS = ("delimiter", "sep", "streaming")  # taken for files that we read
 
 
 def read_calibration(
@@ -66,12 +66,12 @@ def read_calibration(
 
 
 def note_source(dataset: Any, source: Mapping[str, Any]) -> None:
-    """Note where a data set was drawn from; what is made of it later is another one."""
+    """Note where a data set was drawn from. The note does not go along to data sets that are made of it."""
     _SOURCES[dataset] = source
 
 
 def source_of(data: Any) -> Mapping[str, Any]:
-    """What `note_source` noted of this very object; empty if it did not."""
+    """What `note_source` noted of this very object; empty if it noted nothing."""
     try:
         return _SOURCES.get(data, {})
     except TypeError:  # lists and the like, which it was not called for
@@ -85,15 +85,15 @@ def load_calibration(
     text_columns: Sequence[str] | None,
     options: Mapping[str, Any],
 ):
-    """As `read_calibration`, with options of `datasets.load_dataset`.
+    """Calibration samples as from `read_calibration`, with options of `datasets.load_dataset`.
 
     Args:
         source: as there, or the name of a loader of `datasets`, with `data_files` or `data_dir` among the options.
         config_name: as there.
         split: as there.
         text_columns: as there.
-        options: of a local file, `delimiter` (or `sep`) and `streaming`, which changes nothing here; with a loader's
-            name or of the Hub, any.
+        options: for a local file, `delimiter` (or `sep`) and `streaming`, which changes nothing; with a loader's name
+            or for a data set on the Hub, any.
 
     Returns:
         A `datasets.Dataset`, or an `IterableDataset`.
@@ -152,7 +152,7 @@ def find_source(source: str | os.PathLike, config_name: str | None = None) -> tu
 
 
 def chosen_columns(dataset, columns: Sequence[str]):
-    """The data set with one or two columns as `text` and `text_pair`, and its images.
+    """The data set with one or two columns, called `text` and `text_pair`, and its images.
 
     Raises:
         ValueError: no such columns; lists those there are.
@@ -174,7 +174,7 @@ def _read_path(path: Path, config_name: str | None, split: str, delimiter: str |
         return _load(str(path), config_name, split)
     if config_name not in (None, "default"):
         raise ValueError(
-            f"{path} has no configuration {config_name!r}: data sets on the Hub, and copies of them, have."
+            f"{path} has no configuration {config_name!r}: only data sets on the Hub, and copies of them, have any."
         )
     return read_path(path, split, delimiter)
 

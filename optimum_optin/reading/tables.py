@@ -20,7 +20,7 @@ from .plain_text import read_text, split_lines
 logger = logging.get_logger(__name__)
 
 DELIMITERS = (",", ";", "\t", "|")
-_NO_DELIMITER = "\x1f"  # of a table with one column
+_NO_DELIMITER = "\x1f"  # for a table with one column
 # Quotation marks inside a quoted cell stand twice (RFC 4180) or behind a backslash; or they are like other characters.
 _DOUBLED = {"doublequote": True}
 _ESCAPED = {"doublequote": False, "escapechar": "\\"}
@@ -39,7 +39,7 @@ class Table:
 
     Args:
         columns: their names.
-        rows: a cell per column each.
+        rows: each has one cell for every column.
     """
 
     columns: tuple[str, ...]
@@ -53,7 +53,7 @@ class _Parsed:
     Args:
         header: the first row.
         rows: the others.
-        lines: where each of them begins.
+        lines: number of the line in which each of them begins.
     """
 
     header: list[str]
@@ -102,13 +102,13 @@ def read_csv(file: Path, delimiter: str | None = None) -> Table:
 
 
 def read_tsv(file: Path, columns: Sequence[str] = ()) -> Table:
-    """A TSV file: in GLUE's form, in which a line is a row and quotation marks are characters like others, or in
-    pandas', in which cells are quoted as in CSV. What is in the file tells which; where both fit, it is GLUE's.
+    """A TSV file in one of two forms: GLUE's, in which a line is a row and quotation marks are characters like others,
+    or that of pandas, in which cells are quoted as in CSV. The content tells which; where both fit, it is GLUE's.
 
     Args:
         file: the file, as `plain_text.read_text` takes it.
-        columns: names of the columns, of a file in GLUE's form whose first line is a row; rows may then have further
-            cells.
+        columns: names of the columns, for a file in GLUE's form whose first line is a row already; rows may then have
+            further cells.
 
     Raises:
         ValueError: another encoding, or too many rows of another number of cells; names file and line.
@@ -181,9 +181,11 @@ def _is_quoted(parsed: _Parsed) -> bool:
 
 
 def _is_of_pandas(plain: _Parsed, quoted: _Parsed) -> bool:
-    """Whether the quotation marks of a TSV file are there for quoting: no row is torn with them, and some are without;
-    or every cell that begins with one is a quoted cell, and there is one more sign of it, as GLUE's texts may be wholly
-    in quotation marks, too.
+    """Whether the quotation marks of a TSV file are there for quoting, as pandas writes them.
+
+    They are if no row is torn when they are read so, and some are otherwise. If none is torn either way, every cell
+    that begins with a mark must be a quoted cell, and there must be another sign, as GLUE's texts may be in quotation
+    marks, too.
     """
     if quoted.share < 1 or plain.share < 1:
         return quoted.share == 1
@@ -247,7 +249,7 @@ def _names(file: Path, header: Sequence[str]) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1 and not is_other(name)})
     if twice:
         raise ValueError(f"{file}: the first line must name the columns, and it has {', '.join(twice)} more than once.")
-    # As of two tables that were joined: which one a label or an id comes from does not matter here.
+    # As in two tables that were joined: which one a label or an id comes from does not matter here.
     return tuple(
         f"column {place} {name}" if name in names[: place - 1] else name for place, name in enumerate(names, 1)
     )
@@ -255,7 +257,7 @@ def _names(file: Path, header: Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Cells longer than the 128 KiB that `csv` takes by itself."""
+    """Let `csv` take cells longer than its 128 KiB; undone on exit."""
     before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield

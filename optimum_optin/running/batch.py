@@ -34,8 +34,8 @@ def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:
 
     Args:
         batch: model inputs.
-        image_tokens: tokens that the model makes of an image (`vision.image_tokens`), all of them real; `None` for
-            text, whose inputs are its tokens.
+        image_tokens: how many tokens the model makes of an image (`inputs.vision.image_tokens`), all of them real;
+            `None` for text, whose inputs are tokens already.
     """
     if image_tokens is not None:
         device = next(iter(batch.values())).device

@@ -1,4 +1,4 @@
-"""A copy of what the user handed in, to work with: tokenizers and processors keep traces of calls and saves."""
+"""Working copies of what the user handed in, since tokenizers and processors keep traces of calls and saves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.get_logger(__name__)
 
 
 def working_copy(part: Part) -> Part:
-    """A copy of a tokenizer, processor or config; somebody's own that cannot be copied, itself."""
+    """A copy of a tokenizer, processor or config; the object itself if it cannot be copied."""
     try:
         return copy.deepcopy(part)
     except Exception:

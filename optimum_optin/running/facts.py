@@ -1,4 +1,4 @@
-"""Facts of a model that are measured by running it: once for each model object and layout, whoever asks."""
+"""Facts of a model that are measured by running it: once for each model object and the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def measured_once(model: nn.Module, name: Hashable, measure: Callable[[], Fact])
     """What `measure` returned the first time for this model and name.
 
     Args:
-        model: the model, forgotten when it is gone; a copy of it is another model.
+        model: the model; its facts are forgotten with it, and a copy of it is another model.
         name: all that the fact depends on besides the shapes of the model's weights, which may change in place; it must
             not depend on what they hold.
         measure: runs the model.

@@ -50,12 +50,12 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     for name, parameter in signature.items():
         if name not in inputs and parameter.default is parameter.empty and name in _MADE_UP and "input_ids" in batch:
             inputs[name] = _MADE_UP[name](batch["input_ids"])
-    # Others' `**kwargs` may go anywhere.
+    # What a class that is not of transformers does with its `**kwargs` is unknown.
     ours = inspect.unwrap(type(model).forward).__module__.startswith("transformers.")
     options = {name: value for name, value in _OPTIONS.items() if name in signature or (ours and _any_name(model))}
     places = [name for name, parameter in signature.items() if parameter.kind is parameter.POSITIONAL_ONLY]
     given = []
-    for name in places:  # by place, as far as there is something to give
+    for name in places:  # positional ones, as far as there is something to give
         if name not in inputs:
             break
         given.append(inputs[name])
@@ -152,8 +152,8 @@ def _own_names(outputs: Any) -> dict[str, Any] | None:
 
 
 def _name_of(tensor: Tensor, model: nn.Module) -> str:
-    """What a tensor without a name is: as wide as the hidden states (and as no head) it is those, of tokens or pooled;
-    else it is logits, of shape (batch, classes), (batch, tokens, classes) or (batch,)."""
+    """A name for a tensor that has none. One as wide as the hidden states (and not as a head) is taken for them, by
+    token or pooled; any other for logits, of shape (batch, classes), (batch, tokens, classes) or (batch,)."""
     config = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads = (getattr(config, "num_labels", None), getattr(config, "vocab_size", None))

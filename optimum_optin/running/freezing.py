@@ -15,11 +15,11 @@ from .prepared import unprepare
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autocast, no parameter requires gradients, every linear runs once, and every module the
-    forward of its class (`unprepare`); undone on exit.
+    """Put the model into evaluation mode, without gradients of parameters and without autocast; undone on exit.
 
-    So is whatever else is set on its modules: Swin's layers would keep the windows of an image too small for theirs.
-    Rewrite a copy, not the model itself. Another thread waits until the model is free.
+    Inside, every module runs the forward of its class (`unprepare`), and on all tokens at once rather than in chunks.
+    Whatever a forward pass sets on modules is undone, too: Swin's layers would keep the smaller windows of a small
+    image. So rewrite a copy, not the model itself. Another thread waits until the model is free.
     """
     with _FREEZING:
         lock = _LOCKS.setdefault(model, RLock())

@@ -1,7 +1,7 @@
-"""Prepared models: a `forward` that others have put on the object, in the place of its class's.
+"""Prepared models: others have put a `forward` on the object, in the place of its class's.
 
-Saving keeps weights alone, so such a model computes something else than what is loaded of it. And a copy of the model
-keeps the function, which may well run the model that it was made for.
+Saving keeps only the weights, so the model that is loaded again computes something else. And a copy of the model keeps
+that function, which may well run the original.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A copy of a model on which `check_prepared` found nothing, that runs the forward of its class."""
+    """A copy of a model that runs the forward of its class; the model must have passed `check_prepared`."""
     copied = copy.deepcopy(model)
     unprepare(copied)
     return copied
@@ -23,13 +23,13 @@ def copy_of(model: nn.Module) -> nn.Module:
 def unprepare(model: nn.Module) -> None:
     """Let every module run its class's own `forward` again, as far as we know how, in place; returns nothing.
 
-    What Accelerate does for mixed precision (`Accelerator.prepare`, `Trainer`) and what torch.compile does goes;
-    Accelerate's hooks stay, for a model spread over devices needs them.
+    The wrappers of Accelerate for mixed precision (`Accelerator.prepare`, `Trainer`) and of torch.compile are removed.
+    Accelerate's hooks stay, as a model spread over devices needs them.
     """
     for module in model.modules():
         attributes = vars(module)
         forward = _unwrapped(module)
-        attributes.pop("_original_forward", None)  # of Accelerate: what to go back to
+        attributes.pop("_original_forward", None)  # where Accelerate keeps the forward to go back to
         if "_compiled_call_impl" in attributes:
             attributes["_compiled_call_impl"] = None
         if _is_own(module, forward):

@@ -23,8 +23,8 @@ from transformers.utils.logging import tqdm
 def state() -> PartialState:
     """Accelerate's state of the processes, made if nobody did.
 
-    Where processes were launched on the CPU it is made for that: left to itself, Accelerate takes each of them for a
-    single one.
+    For processes that were launched on the CPU, it is made with `cpu=True`: otherwise Accelerate takes each of them for
+    the only one.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     here = PartialState(cpu="LOCAL_RANK" in os.environ and on_cpu)
@@ -35,7 +35,7 @@ def state() -> PartialState:
 
 @functools.cache
 def _leave_at_exit() -> None:
-    """Have the group of processes closed at the end: with its threads running, an interpreter that ends may abort."""
+    """Have the group of processes closed at exit: while its threads run, an interpreter that ends may abort."""
     atexit.register(lambda: PartialState().destroy_process_group())
 
 
@@ -51,7 +51,7 @@ def process_count() -> int:
 
 def my_share(count: int) -> range:
     """Which of `count` batches (probes, groups) this process works on."""
-    here = state()  # its `split_between_processes` hands out things themselves; random streams go by their numbers
+    here = state()  # numbers, as random streams go by them; Accelerate's `split_between_processes` hands out things
     return range(here.process_index, count, here.num_processes)
 
 
@@ -73,7 +73,7 @@ def add_up(*tensors: Tensor) -> None:
     """Add every process's tensors to those of the others, in place; returns nothing."""
     if process_count() > 1:
         for tensor in tensors:
-            torch.distributed.all_reduce(tensor)  # Accelerate's `reduce` sums up a copy, of what may be large
+            torch.distributed.all_reduce(tensor)  # Accelerate's `reduce` would copy what may be large
 
 
 def take_from_main(*tensors: Tensor) -> None:

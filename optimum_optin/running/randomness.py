@@ -1,4 +1,4 @@
-"""Independent random streams: one for each minibatch, so that results do not depend on who works on which.
+"""Independent random streams: one for each minibatch, so that results do not depend on which process works on it.
 
 The user's own streams stay where they were.
 """
@@ -17,7 +17,7 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     """Generators of independent streams, on the CPU.
 
     Args:
-        seed: of them all.
+        seed: one seed for all of them.
         count: how many; the first ones do not depend on it.
     """
     seeds = torch.Generator().manual_seed(seed)
@@ -27,7 +27,7 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
 
 @contextmanager
 def kept_streams(data: Any) -> Iterator[None]:
-    """Afterwards, PyTorch's global generator and those of a `DataLoader` give what they would have given without.
+    """Put PyTorch's global generator and those of a `DataLoader` back into their states on exit.
 
     A loader that shuffles draws its order from them, and every loader a seed for its workers.
     """

@@ -1,4 +1,4 @@
-"""Around a model: what others wrap it in, and how to get at the model itself."""
+"""Wrappers that others put around a model, and how to get at the model itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-# Class, and the package it comes from -> what to give instead. By name: none of these packages is imported for it.
+# Class, and the package it comes from -> what to give instead. By name, so that no package is imported.
 _REMEDIES = {
     ("DataParallel", "torch"): "give its .module",
     ("DistributedDataParallel", "torch"): "give its .module",

@@ -1,4 +1,4 @@
-"""Scorers: how much the network's trajectory moves when a unit is masked."""
+"""Scorers: how much the network's trajectory and output move when a unit is removed."""
 
 from .exact import score_exact
 from .gauss_newton import score_gauss_newton

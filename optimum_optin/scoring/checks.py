@@ -1,4 +1,4 @@
-"""What scores must be to be believed: complete, of the model's shapes, finite, and at least 0."""
+"""Checks of scores: complete, of the model's shapes, finite, and at least 0."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from ..architectures.group import Group
 from .registry import Terms
 
-# Not booleans and complex numbers; of 8-bit floats, PyTorch cannot tell whether they are finite.
+# Not booleans and complex numbers, nor 8-bit floats, as PyTorch cannot tell whether these are finite.
 _NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _NUMBERS |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 def check_terms(terms: Terms, groups: Sequence[Group], source: str) -> None:
-    """Raise if these are not scores of every unit.
+    """Raise if these are not scores of all units.
 
     Args:
         terms: see `Terms`.
@@ -46,7 +46,7 @@ def check_terms(terms: Terms, groups: Sequence[Group], source: str) -> None:
 
 
 def check_merges(merges: Terms, layers: Iterable[str], source: str) -> None:
-    """Raise if these are not losses of merging tokens (`score_merges`); none at all are fine.
+    """Raise if these are not losses of merging tokens (`score_merges`); an empty dict is fine.
 
     Args:
         merges: term -> layer -> loss of each further pair.

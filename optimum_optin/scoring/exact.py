@@ -1,7 +1,7 @@
 """Exhaustive scoring (OPTIN, Algorithm 1): one masked forward pass per unit.
 
-The oracle. Layers before the masked one return their recorded outputs, so a unit of layer i costs
-only the layers from i on.
+This is the oracle of the other scorers. Layers before the masked one return their recorded outputs, so a unit of layer
+i costs only the layers from i on.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..architectures.find import groups_of
 from ..architectures.group import Group, Groups
 from ..config import OptinConfig
 from ..editing.masking import masked
-from ..passes.calibration import Calibration
+from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded, replayed
 from ..passes.losses import manifold_distance, output_distance
 from ..passes.outputs import compared_output
@@ -27,6 +28,7 @@ from .registry import Terms, means, register_scorer
 @torch.no_grad()
 def score_exact(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Terms:
     """I_ij of every unit, term by term, averaged over the batches; see `register_scorer`."""
+    groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
     layers = groups.layers
     totals: Terms = {}
     streams = generators(config.seed, len(calibration))

@@ -1,4 +1,4 @@
-"""A model's fingerprint: tells whether saved scores belong to it."""
+"""A model's fingerprint, which tells whether saved scores belong to it."""
 
 from __future__ import annotations
 

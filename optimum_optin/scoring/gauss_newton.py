@@ -1,7 +1,7 @@
 """Sketched Gauss-Newton scoring: all units of all layers from a few backward passes.
 
 The trajectory's loss is zero and stationary at mask = 1, so to second order removing unit u costs
-||J_u||^2, J_u being the derivative of the stacked features by u's mask. For random probes r,
+||J_u||^2, where J_u is the derivative of the stacked features by u's mask. For random probes r,
 E[(r . J_u)^2] = ||J_u||^2, and one backward pass gives r . J_u for every unit (docs/source/concepts/method.mdx).
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..architectures.find import groups_of
 from ..architectures.group import Groups
 from ..config import OptinConfig
 from ..editing.masking import gradients, masked
-from ..passes.calibration import Calibration
+from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded
 from ..passes.losses import probe_manifold, probe_output
 from ..passes.outputs import compared_output
@@ -29,6 +30,7 @@ from .registry import Terms, means, register_scorer
 @torch.enable_grad()
 def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Terms:
     """Estimates of `score_exact`'s terms; probe k sees batch k mod len(calibration). See `register_scorer`."""
+    groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
     streams = generators(config.seed, len(calibration) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
     rows = [draw_rows(real, config.rows, stream) for real, stream in zip(calibration.real, streams, strict=False)]

@@ -1,8 +1,8 @@
-"""What merging tokens after a layer costs, in the terms that units are scored by.
+"""Scores of merging: what merging tokens after a layer loses, in the terms that units are scored by.
 
-Layer by layer, a few numbers of pairs are merged after it alone, and what follows is compared with the dense model's:
-the features of all later layers, with merged tokens in the place of each that they stand for, and the output. Between
-the numbers tried, losses are taken as convex.
+A few numbers of pairs are merged after one layer at a time, and what follows is compared with the dense model's: the
+features of all later layers, where a merged token stands in the place of each of its tokens, and the output. Between
+the numbers that are tried, losses are taken as convex.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _PARTS = 4  # numbers of pairs that are tried, in equal steps up to all
 
 @torch.no_grad()
 def score_merges(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Terms:
-    """What each further pair of tokens costs that is merged after a layer.
+    """What each further pair of tokens loses that is merged after a layer.
 
     Args:
         model: the dense model, frozen.
         groups: its groups.
-        calibration: images.
+        calibration: its calibration, of images.
         config: rows, temperature and seed.
 
     Returns:
-        Term -> layer -> loss of one more pair, never falling, shape (pairs there are,), float64; the last layer, after
-        which there is nothing to save, is not there.
+        Term -> layer -> loss of the first, second, ... pair, never falling, shape (all pairs,), float64. The last
+        layer is left out: merging after it saves nothing.
     """
     layers = list(groups.layers)
     protected = prefix_tokens(model)
@@ -95,7 +95,7 @@ def _add_losses(
     temperature: float,
     bar: tqdm,
 ) -> None:
-    """Add the losses of each layer's schedules on one batch, in place; shape (terms, layers - 1, schedules)."""
+    """Add the losses of each layer's schedules on one batch, in place; `losses` is (terms, layers - 1, schedules)."""
     layers = groups.layers
     with recorded(model, layers) as outputs:
         final = compared_output(model, batch, rows)
@@ -120,7 +120,7 @@ def _add_losses(
 
 
 def _increments(tried: Sequence[int], losses: Tensor) -> Tensor:
-    """The loss of each further pair, never falling, of losses at some numbers of pairs: their lower convex hull."""
+    """The loss of each further pair, never falling, from losses at some numbers of pairs: their lower convex hull."""
     widths = torch.tensor([0, *tried]).diff()
     slopes = losses.diff(prepend=losses.new_zeros(1)) / widths
     slopes = torch.from_numpy(isotonic_regression(slopes.numpy(), weights=widths.numpy()).x)

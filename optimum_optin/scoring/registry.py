@@ -19,11 +19,11 @@ Terms = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a scorer may return instead of `Terms`, if its passes of the dense model serve the refit as well.
+    """What a scorer may return instead of `Terms`, if its passes of the dense model also serve the refit.
 
     Args:
         terms: the scores.
-        starts: for each batch, what a walk starts from; `None` where another process works on it.
+        starts: what the dense model says about each batch, see `Calibration.starts`.
     """
 
     terms: Terms
@@ -36,7 +36,7 @@ _SCORERS: dict[str, Scorer] = {}
 
 
 def means(totals: Terms, count: int) -> Terms:
-    """Every process's totals together, divided by the count of what they were taken over, on the CPU."""
+    """The totals of all processes, added up and divided by `count`, on the CPU."""
     for by_group in totals.values():
         add_up(*by_group.values())
     return {term: {key: (total / count).cpu() for key, total in by_group.items()} for term, by_group in totals.items()}
@@ -47,8 +47,8 @@ def register_scorer(name: str) -> Callable[[Scorer], Scorer]:
 
     The function gets the model in evaluation mode without parameter gradients, its groups in order of execution, its
     calibration, which iterates over batches on the model's device, and the configuration. It returns `Terms`: the
-    larger a score, the more the unit matters; a model without an output to compare has no `"output"` term. Or it
-    returns `Scored`.
+    larger a score, the more the unit matters; a model without an output to compare has no `"output"` term. It may also
+    return `Scored`. Our own scorers, which it may call, take lists of groups and of batches as well.
     """
 
     def register(scorer: Scorer) -> Scorer:
@@ -62,7 +62,7 @@ def get_scorer(name: str) -> Scorer:
     """The scorer registered under `name`.
 
     Raises:
-        ValueError: no such scorer; the message lists the known ones.
+        ValueError: no such scorer; lists the known ones.
     """
     if name not in _SCORERS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The optimal brain surgeon's removal order for the inputs of a linear (Hassibi & Stork 1993), block by block."""
+"""The order in which the optimal brain surgeon removes inputs of a linear, unit by unit (Hassibi & Stork 1993)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from torch import Tensor
 
 from ..passes.moments import cholesky
 
-_DAMPING = 1e-2  # of the mean diagonal of H
-_PARTS = 64  # a step removes this part of the units that are left, or one
-_CANDIDATES = 4  # how many times as many are weighed for it
-_COMPACT = 0.8  # removed units lose their place when fewer than this share are left
+_DAMPING = 1e-2  # share of the mean diagonal of H
+_PARTS = 64  # a step removes a 64th part of the units that are left, at least one
+_CANDIDATES = 4  # and chooses them among four times as many
+_COMPACT = 0.8  # removed units lose their places when fewer than this share are left
 
 
 def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor], width: int) -> list[Tensor]:
-    """What each unit costs when it is removed in greedy order and the rest is refitted each time.
+    """What each unit costs when units are removed in a greedy order, with a refit of the rest after each.
 
-    The order is greedy in the sum of the metrics; each metric has its own costs along it.
+    The order is greedy in the sum of the metrics; along it, each metric has its own costs.
 
     Args:
         weight: W of the consumer, shape (outputs, units * width).
-        covariance: H of its inputs, shape (units * width, units * width).
-        metrics: several Gamma at its outputs, each of shape (outputs, outputs), positive semi-definite.
+        covariance: H of the consumer's inputs, shape (units * width, units * width).
+        metrics: one or more Gamma at its outputs, each positive semi-definite, of shape (outputs, outputs).
         width: input columns per unit.
 
     Returns:
-        For each metric, cost of removal per unit, pooled so that it never falls along the order of removal, and made
-        strictly increasing by a hair so that ranking by it keeps the order; shape (units,), float64.
+        For each metric, the cost of removing each unit, shape (units,), float64. Costs are pooled so that they never
+        fall along the order, and made strictly increasing by a hair, so that ranking by them keeps the order.
+
+    Raises:
+        ValueError: a metric or the covariance is not finite.
     """
     if not all(metric.isfinite().all() for metric in metrics):
         raise ValueError("gradients at its output are not finite")
@@ -46,7 +49,7 @@ def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor]
         left -= count
     hair = torch.arange(1, units + 1, dtype=torch.float64, device=weight.device)
     scores = []
-    for costs in torch.cat(increments, dim=1):  # of one metric
+    for costs in torch.cat(increments, dim=1):  # one metric's
         pooled = _pool(costs) * (1 + 1e-9 * hair) + 1e-300 * hair
         score = torch.zeros_like(pooled)
         score[torch.cat(order)] = pooled
@@ -55,7 +58,7 @@ def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor]
 
 
 class _Removal:
-    """W and H^-1 after the refit, of the units that are left and some removed ones that still hold their place."""
+    """W and H^-1 after the refit, for the units that are left and some removed ones that still hold their places."""
 
     def __init__(self, weight: Tensor, covariance: Tensor, metrics: list[Tensor], width: int):
         self.width = width
@@ -69,10 +72,10 @@ class _Removal:
         self.inverse = torch.cholesky_inverse(cholesky(covariance, damping))
 
     def cheapest(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next `count` units to go, one after another: their places, and costs of shape (metrics, count).
+        """The next `count` units to remove, one after another: their places, and costs of shape (metrics, count).
 
-        Among the few times `count` units that are cheapest now, each removal updates the others' costs, so that of
-        two units that can replace each other only one goes.
+        They are chosen among a few times as many that are cheapest now. Each choice updates the costs of the others, so
+        that of two units that can replace each other only one goes.
         """
         costs = _costs(self.left, self.inverse, self.outputs, self.width)
         total = costs.sum(0).where(self.alive, torch.inf)

@@ -1,4 +1,4 @@
-"""Scores: computed once per model and data, saved, re-used for any budget."""
+"""Scores: computed once for a model and its data, saved, and used again for any budget."""
 
 from __future__ import annotations
 
@@ -31,13 +31,17 @@ class Scores:
 
     Args:
         terms: term -> group key -> score per unit, shape (units,), float64.
-        config: the configuration they were computed with.
-        fingerprint: of the model they belong to.
+        config: the configuration that they were computed with.
+        fingerprint: fingerprint of the model that they belong to.
         tokens: mean length of the calibration samples, in tokens, rounded.
         seconds: wall-clock time the scoring took.
-        merges: term -> layer -> what each further pair of tokens merged after it costs (`score_merges`); empty where
-            tokens are not merged.
-        calibration: that they were computed on, for compensation, with what the scorer found out on its way; not saved.
+        merges: term -> layer -> loss of each further pair of tokens merged after it (`score_merges`); empty if no
+            tokens are to be merged.
+        calibration: the calibration that they were computed on, for the refit, with the starts that the scorer left;
+            it is not saved.
+
+    Raises:
+        ValueError: tokens, seconds or fingerprint are none.
     """
 
     terms: Terms
@@ -71,13 +75,13 @@ class Scores:
         return self._combined(self.terms, output_weight)
 
     def combine_merges(self, output_weight: float | None = None) -> dict[str, Tensor]:
-        """One number per pair of tokens, combined as the units' scores are.
+        """One loss for each pair of tokens, combined like the units' scores.
 
         Args:
             output_weight: see `combine`.
 
         Returns:
-            Layer -> what each further pair merged after it costs, shape (pairs,).
+            Layer -> loss of each further pair merged after it, shape (pairs,).
         """
         return self._combined(self.merges, output_weight)
 
@@ -85,7 +89,7 @@ class Scores:
         weights = {"output": self.config.output_weight if output_weight is None else output_weight}
         combined: dict[str, Tensor] = {}
         for term, by_key in terms.items():
-            # Of a term that no unit is scored by, only the layers' shares can be told.
+            # A term that no unit is scored by is divided by its own sum.
             total = float(sum(score.double().sum() for score in self.terms.get(term, by_key).values()))
             scale = weights.get(term, 1.0) / max(total, 1e-300)
             for key, score in by_key.items():
@@ -93,7 +97,7 @@ class Scores:
         return combined
 
     def removed(self, masks: Masks) -> dict[str, float]:
-        """What removing units is expected to cost, term by term: the sum of their scores, a second-order estimate.
+        """What removing units is expected to lose, term by term: the sum of their scores, a second-order estimate.
 
         Args:
             masks: group key -> what is kept.
@@ -107,16 +111,16 @@ class Scores:
         }
 
     def check(self, model: nn.Module, config: OptinConfig | None = None, groups: Groups | None = None) -> None:
-        """Refuse scores of another model, a configuration they were not computed with, or numbers that are no scores.
+        """Raise if the scores are of another model, were computed with another configuration, or are no scores.
 
         Args:
             model: the dense model.
-            config: what it is to be pruned with; `None` leaves that out.
+            config: the configuration to prune it with; `None` leaves that out.
             groups: its groups; `None` finds them.
 
         Raises:
-            ValueError: they do not fit; the message says what differs.
-            TypeError: the model's fingerprint in its place, which earlier versions took.
+            ValueError: the scores do not fit; says what differs.
+            TypeError: `model` is no model (earlier versions took its fingerprint).
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"Scores.check takes the model, got {model!r:.80}.")
@@ -143,7 +147,7 @@ class Scores:
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write the scores as safetensors and JSON, without the data; complete or not at all.
 
-        Of several processes, the main one writes.
+        Where there are several processes, the main one writes.
         """
         if is_main():
             self.write(save_directory)
@@ -167,8 +171,8 @@ class Scores:
 
         Args:
             folder: a folder, or a repository on the Hub.
-            revision: its branch, tag or commit.
-            token: for a private one.
+            revision: the repository's branch, tag or commit.
+            token: token for a private repository.
             cache_dir: where to keep what is downloaded.
 
         Raises:
@@ -178,7 +182,7 @@ class Scores:
         terms, merges, metadata = read_scores(folder, revision=revision, token=token, cache_dir=cache_dir)
         try:
             return cls(terms, merges=merges, **{**metadata, "config": OptinConfig.from_dict(metadata["config"])})
-        except (ValueError, TypeError) as error:  # numbers, or a configuration, that are none
+        except (ValueError, TypeError) as error:  # entries that do not fit
             raise damaged(folder, error) from error
 
 
@@ -201,7 +205,7 @@ def score(model: nn.Module, groups: Groups, calibration: Calibration, config: Op
     started = time.perf_counter()
     with frozen(model):
         result = scorer(model, groups, calibration, config)
-        # Without a head no trial cut can tell how many to merge, so none are.
+        # Without a head, no trial cut can tell how many tokens to merge, so none are.
         merging = merges_tokens(model, config) and has_head(model, calibration[0])
         merges = score_merges(model, groups, calibration, config) if merging else {}
     scored = result if isinstance(result, Scored) else Scored(result)

@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 TENSORS_FILE = "optin_scores.safetensors"
 METADATA_FILE = "optin_scores.json"
-SCORES_FOLDER = "optin_scores"  # of a repository on the Hub
+SCORES_FOLDER = "optin_scores"  # in a repository on the Hub
 _MERGES = ".tokens"  # ends a layer's name on disk
 _FIELDS = {"config", "fingerprint", "tokens", "seconds"}
 
@@ -34,10 +34,10 @@ def write_scores(folder: str | os.PathLike, terms: Terms, merges: Terms, metadat
     """Write scores into a folder, completely or not at all.
 
     Args:
-        folder: made if missing.
+        folder: the folder, made if missing.
         terms: see `Scores`.
         merges: see `Scores`.
-        metadata: what else there is of `Scores`, JSON-able: config, fingerprint, tokens, seconds.
+        metadata: the other fields of `Scores`, as JSON takes them: config, fingerprint, tokens, seconds.
     """
     tensors = {
         f"{term}/{key}{suffix}": score.contiguous().clone()  # a scorer's tensors may share memory
@@ -56,7 +56,7 @@ def read_scores(folder: str | os.PathLike, **options: Any) -> tuple[Terms, Terms
 
     Args:
         folder: where they are.
-        **options: revision, token and cache_dir of a repository.
+        **options: revision, token and cache_dir for a repository.
 
     Returns:
         Terms, merges and metadata, as `write_scores` takes them.
@@ -84,7 +84,7 @@ def read_scores(folder: str | os.PathLike, **options: Any) -> tuple[Terms, Terms
 
 
 def damaged(folder: str | os.PathLike, error: Exception) -> ValueError:
-    """The error to raise for scores that cannot be what was saved."""
+    """The error for scores that are not as they were saved."""
     return ValueError(f"the scores in {folder} are damaged, or of another version: {error!r}.")
 
 

@@ -1,4 +1,4 @@
-"""Trajectory-weighted surgeon: what a unit costs after the kept ones have taken over what they can.
+"""Trajectory-weighted surgeon: what removing a unit costs after the kept ones have taken over what they can.
 
 After a refit of its consumer, removing a unit costs only what the kept units cannot express. With H the covariance of
 the consumer's inputs and Gamma = E[g g^T] the covariance of the probes' gradients at its output, removing column j of
@@ -14,10 +14,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..architectures.find import groups_of
 from ..architectures.group import Groups
 from ..config import OptinConfig
 from ..editing.masking import gradients
-from ..passes.calibration import Calibration
+from ..passes.calibration import Calibration, calibration_of
 from ..passes.losses import probe_manifold, probe_output
 from ..passes.moments import Moments
 from ..passes.starts import DensePass, Start, real_rows, run_dense
@@ -31,11 +32,12 @@ from .removal import removal_scores
 @register_scorer("surgeon")
 @torch.inference_mode(False)
 def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Scored:
-    """Costs of removal after a refit, one term for each metric, and what the refit starts from; see `register_scorer`.
+    """Costs of removal after a refit, one term for each metric, with the starts of the refit; see `register_scorer`.
 
-    Half of `config.probes`, and at least one for every minibatch: a probe has a gradient for every token here. Probe
-    k sees batch k mod len(calibration).
+    It takes half of `config.probes`, but at least one for every minibatch: here a probe has a gradient at every token.
+    Probe k sees batch k mod len(calibration).
     """
+    groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
     sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
     probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
@@ -53,7 +55,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
 
 
 def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, generator: torch.Generator) -> Start:
-    """Add a pass's minibatch, and one probe of each term on it, to the sums, in place; return where a walk starts."""
+    """Add the minibatch of a pass, and one probe of each term, to the sums, in place; return the start of its walk."""
     features = trajectory_features(ran.layers, ran.rows, ran.real)
     functionals = {}
     if ran.output is not None:  # drawn first, as in `dense_pass`
@@ -72,7 +74,7 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
 
 
 def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], probes: int) -> Terms:
-    """One order of removal per group, by the mean of the terms, each normalised to one; and its costs in each term."""
+    """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one."""
     names = list(sums[groups[0].key].metrics)
     traces = {
         name: max(sum(float(sums[group.key].metrics[name].trace()) for group in groups), 1e-300) for name in names
@@ -97,7 +99,7 @@ def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], 
 
 
 def _rows(values: Tensor, real: Tensor | None) -> Tensor:
-    """The real tokens' rows; of a model spread over devices, on the layer's own."""
+    """The rows of the real tokens, on the device of the values (a model may be spread over devices)."""
     return values.flatten(0, 1) if real is None else values[real.to(values.device)]
 
 

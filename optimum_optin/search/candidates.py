@@ -1,4 +1,4 @@
-"""What a budget can be spent on: heads, neurons and tokens, by their scores."""
+"""Candidates: what to keep and what to merge under a budget, by the scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .macs import cost_tables, dense_cost, matching_cost, token_costs
 from .masks import check_budget, check_kept, search, search_uniform
 from .selection import limits_of
 
-_MERGING_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget: the FLOPs that merging alone would leave
+_MERGING_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget, for the share of FLOPs that merging alone is to leave
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Choice:
 
     Args:
         masks: group key -> what is kept.
-        output_weight: weight of the output term that they come from.
-        schedule: tokens to merge; `None` for none.
+        output_weight: weight of the output term that the masks come from.
+        schedule: how many tokens to merge; `None` for none.
     """
 
     masks: Masks
@@ -43,18 +43,18 @@ def ranked(
     schedule: TokenSchedule | None = None,
     output_weight: float | None = None,
 ) -> Choice:
-    """What a search of the combined scores keeps under the budget beside a schedule of token merging.
+    """Search by the combined scores, under the budget that a schedule leaves.
 
     Args:
         model: the dense model.
         groups: its groups.
-        scores: of its units.
+        scores: its scores.
         config: budget, layout and what may go.
-        schedule: tokens to merge; `None` for none.
+        schedule: how many tokens are merged; `None` for none.
         output_weight: see `Scores.combine`; `None` takes the configuration's.
 
     Raises:
-        ValueError: the budget does not pay for the least that must stay.
+        ValueError: the budget does not pay for the floors; or a floor of a role that the model does not have.
     """
     weight = config.output_weight if output_weight is None else output_weight
     combined = scores.combine(weight)
@@ -70,17 +70,17 @@ def ranked(
 def priced(
     model: nn.Module, groups: Groups, tokens: int, config: OptinConfig, schedule: TokenSchedule | None
 ) -> tuple[dict[str, Tensor], float]:
-    """The costs of units beside a schedule (`cost_tables`), and what they may add up to under the budget."""
+    """The costs of units beside a schedule (`cost_tables`), and the budget that is left for them, in MACs."""
     dense = dense_cost(cost_tables(model, groups, tokens))
     budget = config.flops * dense - matching_cost(model, groups, tokens, schedule)
     return cost_tables(model, groups, tokens, schedule), budget
 
 
 def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) -> None:
-    """Raise if the configuration asks for a choice of schedules that the scores were not made for.
+    """Raise if the configuration leaves the schedule to us, but the scores have no losses of merging.
 
     Raises:
-        ValueError: the scores were made with another setting of `merging`.
+        ValueError: the scores were made without `merging="auto"`.
     """
     if merges_tokens(model, config) and not merges_tokens(model, scores.config):
         raise ValueError(
@@ -90,10 +90,10 @@ def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) ->
 
 
 def fixed_schedule(model: nn.Module, groups: Groups, config: OptinConfig, tokens: int) -> TokenSchedule | None:
-    """The schedule that a configuration prescribes by numbers, `None` if it does not.
+    """The schedule that a configuration gives in numbers; `None` if it gives none.
 
     Raises:
-        ValueError: it does not fit the model.
+        ValueError: the numbers do not fit the model.
     """
     if isinstance(config.merging, str):
         return None
@@ -110,7 +110,7 @@ def fixed_schedule(model: nn.Module, groups: Groups, config: OptinConfig, tokens
 
 
 def schedules(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig) -> list[TokenSchedule | None]:
-    """The schedules of token merging to choose among, distinct; the first, `None`, merges none."""
+    """The schedules to choose among, all different, the first `None` (no merging); or the one that was configured."""
     if config.merging != "auto" or not scores.merges:
         return [fixed_schedule(model, groups, config, scores.tokens)]
     costs = token_costs(model, groups, scores.tokens)
@@ -127,7 +127,7 @@ def schedules(model: nn.Module, groups: Groups, scores: Scores, config: OptinCon
 
 
 def _affordable(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, schedule: TokenSchedule) -> bool:
-    """Whether the budget pays for the least that must stay of the units beside a schedule."""
+    """Whether the budget pays for the floors beside a schedule."""
     try:
         check_budget(*priced(model, groups, scores.tokens, config, schedule), limits_of(config, groups))
     except ValueError:

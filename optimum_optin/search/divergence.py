@@ -1,4 +1,4 @@
-"""How far a pruned model's output is from the dense one's."""
+"""Divergence: how far a pruned model's output is from the dense model's."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ..running.processes import add_up, my_share, process_count
 def measure_divergence(
     dense: nn.Module, pruned: Sequence[nn.Module], groups: Groups, calibration: Calibration, held_out: bool = True
 ) -> list[Divergence]:
-    """Compare logits, or without a head the last layer's hidden states, of each pruned model; batch by batch.
+    """Compare each pruned model's logits (without a head, the last layer's hidden states) with the dense model's.
 
     Args:
         dense: the model before pruning.
-        pruned: models after it.
+        pruned: models that were made from it.
         groups: groups of the dense model.
-        calibration: what to run, on the models' device.
+        calibration: batches to run, on the models' device.
         held_out: see `Divergence`.
     """
-    # Fewer batches than processes are not worth sharing: everybody runs them all.
+    # Fewer batches than processes are not worth sharing: every process runs them all.
     shared = len(calibration) >= process_count()
     sums = [_Sums() for _ in pruned]
     with ExitStack() as stack:
@@ -53,7 +53,7 @@ def measure_divergence(
 
 
 class _Sums:
-    """Running sums over outputs, float64: their number, their distance, and what their kind needs for the agreement."""
+    """Running sums over outputs, float64: their number, their distance, and what the agreement needs."""
 
     def __init__(self) -> None:
         self.kind: OutputKind | None = None

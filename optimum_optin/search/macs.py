@@ -1,4 +1,4 @@
-"""What units cost: the budget's tables, and counts of whole models.
+"""MACs: what units cost, as tables for the search, and counts of whole models.
 
 The budget follows the paper and Kwon et al. 2022: multiply-accumulates (MACs) of the transformer
 layers' linears and attention for one sequence of the calibration set's mean length.
@@ -24,13 +24,13 @@ def cost_tables(
 ) -> dict[str, Tensor]:
     """MACs of keeping n units of each group.
 
-    Every unit of a group costs the same: what PyTorch's flop counter sees more of with one unit more (`unit_macs`).
+    Every unit of a group costs the same: the MACs that PyTorch's flop counter adds for one unit more (`unit_macs`).
 
     Args:
         model: the model as it is now.
         groups: its groups.
-        tokens: T, tokens of one sequence; of an image, tokens of the first layer; of a pair, of the text.
-        schedule: tokens that are merged on the way; `None` for none.
+        tokens: length of one sequence; for an image, the tokens of the first layer; for a pair, those of the text.
+        schedule: how many tokens are merged on the way; `None` for none.
 
     Returns:
         Group key -> MACs of keeping n units, float64, shape (units + 1,).
@@ -43,9 +43,9 @@ def token_costs(model: nn.Module, groups: Groups, tokens: int) -> TokenCosts:
     """What merging tokens saves and costs, in MACs.
 
     Args:
-        model: the model as it is now; see `check_mergeable`.
+        model: the model as it is now; it must pass `check_mergeable`.
         groups: its groups.
-        tokens: of the first layer.
+        tokens: tokens that the first layer sees.
     """
     totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in groups.layers}
     counts = torch.arange(tokens + 1).double()
@@ -54,7 +54,7 @@ def token_costs(model: nn.Module, groups: Groups, tokens: int) -> TokenCosts:
         linear, squared = by_length[group.key]
         totals[group.layer] += group.units * (linear * counts + squared * counts.square())
     channels = model.get_submodule(groups[0].consumer).out_features if len(groups) else 0
-    pair = dict.fromkeys(totals, float(channels))  # compared where there are no keys
+    pair = dict.fromkeys(totals, float(channels))  # outputs are compared where there are no keys
     pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
     return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)
 
@@ -67,13 +67,13 @@ def matching_cost(model: nn.Module, groups: Groups, tokens: int, schedule: Token
 def total_cost(
     model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None = None, masks: Masks | None = None
 ) -> float:
-    """MACs of the transformer layers, those of comparing tokens in order to merge them included.
+    """MACs of the transformer layers, including those of comparing tokens in order to merge them.
 
     Args:
         model: the model as it is now.
         groups: its groups.
         tokens: see `cost_tables`.
-        schedule: tokens that are merged on the way; `None` for none.
+        schedule: how many tokens are merged on the way; `None` for none.
         masks: group key -> units that are kept; `None` for all.
     """
     costs = cost_tables(model, groups, tokens, schedule)
@@ -82,12 +82,12 @@ def total_cost(
 
 
 def kept_cost(costs: Mapping[str, Tensor], masks: Masks) -> float:
-    """What the units that `masks` keep cost."""
+    """The cost of the units that `masks` keep."""
     return sum(float(table[int(masks[key].sum())]) for key, table in costs.items())
 
 
 def dense_cost(costs: Mapping[str, Tensor]) -> float:
-    """What keeping every unit costs."""
+    """The cost of all units."""
     return sum(float(table[-1]) for table in costs.values())
 
 
@@ -95,14 +95,14 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """MACs of one forward pass as PyTorch's flop counter sees them (linears, convolutions, attention).
 
     Args:
-        model: any model; the count is of what runs.
+        model: any model; what runs is counted.
         batch: its inputs.
     """
     return run_counted(model, batch).get_total_flops() // 2
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters of the model, shared ones once."""
+    """How many parameters a model has; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

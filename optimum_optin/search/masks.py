@@ -15,8 +15,8 @@ from ..architectures.group import HEADS
 from .limits import Limits, levelled, limit_of, numbers_of, role_of
 from .ranking import Ranking, level, rank, together
 
-_COMBINATIONS = 2**24  # of numbers of units, that are searched one by one
-_AT_ONCE = 2**20  # of them, in memory
+_COMBINATIONS = 2**24  # combinations of numbers of units that are tried one by one
+_AT_ONCE = 2**20  # combinations in memory
 
 
 def search(
@@ -27,13 +27,12 @@ def search(
 ) -> dict[str, Tensor]:
     """Keep the units with the largest total score that fit the budget.
 
-    Units of each role are ranked globally, among their own kind, by score per cost. For every number of heads, the
-    rest of the budget is filled with neurons; the best total wins. Of other roles, every
-    combination of numbers is tried of all roles but one, and that one fills the rest: the one with most units, never
-    the heads beside another. Beyond 2^24 combinations, which take seconds, the largest of the roles to try are ranked
-    together, until there are fewer; the total may then miss the best one by the score of one unit. Costs must be linear
-    in the units kept (MACs, parameters). Where a group keeps multiples of a number, that many of its units, the next
-    best, are ranked as one.
+    The units of each role are ranked over all groups by score per cost. For every number of heads, the rest of the
+    budget is filled with neurons; the best total wins. With further roles, one role fills the rest (the one with most
+    units, but never the heads), and every combination of the others' numbers is tried. Beyond 2^24 combinations, which
+    take seconds, the largest of the tried roles are ranked together until there are fewer; the total may then miss the
+    best one by the score of one unit. Costs must be linear in the units kept (MACs, parameters). Where a group keeps
+    multiples of a number, its units are ranked that many at a time, the best first.
 
     Args:
         scores: group key -> score per unit, shape (units,), higher = keep. A key ends in its role.
@@ -43,12 +42,12 @@ def search(
             all that holds for one group.
 
     Returns:
-        Group key -> boolean mask, shape (units,). Ties go to the earlier unit, and of equal totals to the one with more
-        heads, then with more units of the next role by name.
+        Group key -> boolean mask, shape (units,). Of equal units the earlier one is kept; of equal totals the one with
+        more heads wins, then the one with more units of the next role by name.
 
     Raises:
         ValueError: see `check_budget`; limits that no number of units meets; or scores that are not finite, below 0, or
-            not of the units that have costs.
+            for other units than the costs.
     """
     return _search(rank, scores, costs, budget, floors or {})
 
@@ -59,9 +58,9 @@ def search_uniform(
     budget: float,
     floors: Limits | None = None,
 ) -> dict[str, Tensor]:
-    """The same with equally many units of a role in every layer: each keeps its best by score.
+    """Search with equally many units of a role in every layer: each layer keeps its best by score.
 
-    What `search` says of one unit is here one of every layer.
+    It works as `search` does, with one unit of every layer in the place of a single unit.
 
     Args:
         scores: see `search`.
@@ -93,7 +92,7 @@ def check_budget(
         budget: see `search`.
         floors: see `search`.
         dense: the dense model's cost; `None` takes what all units cost.
-        spent: what else the budget has paid for; of the numbers that the error names, a part.
+        spent: what the budget has paid for besides; the shares that the error names include it.
 
     Raises:
         ValueError: names the least share of the dense cost that will do, and the groups that must stay whole; or limits
@@ -177,14 +176,14 @@ def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, R
 
 
 def _best_counts(tried: Sequence[Ranking], filled: Ranking, room: float) -> list[int]:
-    """Numbers of steps: of the tried kinds every combination, and of the last as many as the rest pays for."""
+    """The best numbers of steps: every combination of `tried`, and of `filled` as many as the rest pays for."""
     sizes = [len(ranking.spent) - ranking.forced for ranking in tried]
     best_total, best = -1.0, [0] * (len(tried) + 1)
     for first in range(0, math.prod(sizes), _AT_ONCE):
         index = torch.arange(first, min(first + _AT_ONCE, math.prod(sizes)))
         spent, gained = torch.zeros(2, len(index), dtype=torch.float64)
         counts = []
-        for number, ranking in enumerate(tried):  # the first kind's number moves slowest
+        for number, ranking in enumerate(tried):  # the first role's number moves slowest
             count = index // math.prod(sizes[number + 1 :]) % sizes[number] + ranking.forced
             spent, gained = spent + ranking.spent[count], gained + ranking.gained[count]
             counts.append(count)

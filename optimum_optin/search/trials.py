@@ -1,8 +1,8 @@
-"""Trial cuts: of several ways to spend a budget, take the one whose repaired model stays closest to the dense one.
+"""Trial cuts: of several ways to spend a budget, take the one whose refitted model stays closest to the dense one.
 
 Scores add up single removals, to second order, before the layers below are cut. What several removals do together, and
-how much of it the refit takes back, shows only on a model that is cut and refitted: so each candidate is, on a part of
-the calibration data, and its outputs are compared on samples that the refit has not seen.
+how much of it the refit takes back, shows only on a model that is cut and refitted. So each candidate is cut and
+refitted on a part of the calibration data, and its outputs are compared on samples that the refit has not seen.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ..scoring import Scores
 from .candidates import Choice, ranked, schedules
 from .divergence import measure_divergence
 
-STRENGTH = 1e-2  # of every regression: choosing it costs more than a comparison needs
-_WEIGHTS = (1.0, 0.1, 10.0)  # of the output term, times the configured one
-_TOKENS_PER_INPUT = 8  # of the widest consumer, in trials of schedules (docs/source/results.mdx)
+STRENGTH = 1e-2  # strength of every regression: choosing it would cost more than a comparison needs
+_WEIGHTS = (1.0, 0.1, 10.0)  # weights of the output term, times the configured one
+_TOKENS_PER_INPUT = 8  # tokens for each input of the widest consumer, in trials of schedules
 _AT_ONCE = 3  # models in memory
 _PART = 8  # trial cuts are refitted on this part of the batches
 logger = logging.get_logger(__name__)
@@ -46,17 +46,17 @@ def choose(
     starts: Sequence[Start | None],
     held_out: Calibration | None,
 ) -> Choice:
-    """The way to spend the budget that scores suggest or, if trial cuts can tell, the best of several.
+    """Choose how to spend the budget: by the scores alone or, if trial cuts can tell, the best of several ways.
 
-    First schedules of token merging are tried, then weights of the output term beside the best of them.
+    Schedules are tried first, then weights of the output term beside the best schedule.
 
     Args:
         model: the dense model; unchanged.
         groups: its groups.
-        scores: of its units, and of its tokens if some are to be merged.
-        config: the budget and the rest.
-        starts: for the trial refits (`dense_passes`); none for no refit.
-        held_out: what to compare outputs on; `None` for nothing.
+        scores: its scores.
+        config: the configuration.
+        starts: starts of the trial refits (`dense_passes`); empty for no refit.
+        held_out: what to compare outputs on; with `None`, nothing is tried.
     """
     found = schedules(model, groups, scores, config)
     choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
@@ -80,9 +80,9 @@ def choose(
 
 
 def _batches_for_schedules(groups: Groups, tokens: int) -> int:
-    """Batches of so many tokens that a fair trial of schedules takes.
+    """How many batches, of `tokens` tokens each, a fair trial of schedules takes.
 
-    They leave different numbers of units, and on too few tokens the refit of fewer does worse than it will on all.
+    Schedules leave different numbers of units, and on few tokens, a refit of fewer units does worse than on all data.
     """
     return math.ceil(_TOKENS_PER_INPUT * max(group.units * group.width for group in groups) / tokens)
 
@@ -93,7 +93,7 @@ class Trials:
     Args:
         dense: the model; unchanged.
         groups: its groups.
-        starts: for the trial refits (`dense_passes`); none for no refit.
+        starts: starts of the trial refits (`dense_passes`); empty for no refit.
         held_out: what to compare outputs on.
     """
 
@@ -105,7 +105,7 @@ class Trials:
         self._tried: list[tuple[Choice, float]] = []
 
     def best(self, choices: Sequence[Choice]) -> Choice:
-        """The choice whose refitted model diverges least; the first of equal ones."""
+        """The choice whose refitted model diverges least; if several do, the first."""
         if all(_same_cut(choice, choices[0]) for choice in choices):
             return choices[0]
         new: list[Choice] = []

@@ -1,4 +1,4 @@
-"""What a unit costs, measured: the MACs that PyTorch's flop counter sees more of in a copy with one unit more."""
+"""What a unit costs, measured: the MACs that one unit more adds to a copy, by PyTorch's flop counter."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ logger = logging.get_logger(__name__)
 def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) -> dict[str, int]:
     """MACs that a unit of each group adds to its layer in a forward pass; no tokens are merged.
 
-    A unit more rather than one fewer, for the last unit of a layer would take along what all of them share. What is
-    counted is a copy whose tensors hold nothing: no weight is copied or multiplied. Only a model whose forward looks at
-    what they hold is counted on a copy with weights.
+    One unit is added, not removed: the last unit of a layer would take along what all of them share. Counting runs a
+    copy whose tensors hold nothing, so that no weight is copied or multiplied. Only if the model's forward looks at
+    what tensors hold, the copy has weights.
 
     Args:
         model: the model as it is now.
-        groups: its groups; a layer has one of each role.
+        groups: its groups; a layer has at most one of each role.
         batch: inputs to count with.
-        repeats: how often the first layer gets its tokens, of a model that may merge some (`check_mergeable`).
+        repeats: how often to repeat the first layer's tokens; above 1, the model must pass `check_mergeable`.
 
     Returns:
         Group key -> MACs.
 
     Raises:
-        ValueError: a unit that costs nothing.
+        ValueError: a unit costs nothing; names its group.
     """
 
     def measure() -> dict[str, int]:
@@ -70,7 +70,7 @@ def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, f
     """Group key -> a and b of the MACs, a n + b n^2, that a unit adds to a layer of n tokens.
 
     Raises:
-        ValueError: see `check_mergeable`; in other models, other things than their number matter, such as windows.
+        ValueError: see `check_mergeable`; in other models, costs depend on more than the number of tokens (windows).
     """
     check_mergeable(model)
     image = usual_image(model)
@@ -91,10 +91,10 @@ def run_counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
 def _added_by_units(
     copied: nn.Module, groups: Groups, batch: Batch, repeats: int, running: AbstractContextManager
 ) -> dict[str, int]:
-    """Group key -> MACs that its layer does more with its first unit twice. One role after the other grows."""
+    """Group key -> MACs that its layer does more with the first unit there twice. One role after the other grows."""
     detach_merging(copied)
     if getattr(copied.config, "_attn_implementation", "eager") not in ("sdpa", "eager"):
-        copied.set_attn_implementation("eager")  # the counter does not know everybody's kernels
+        copied.set_attn_implementation("eager")  # the counter does not know all kernels
     if repeats > 1:
         first = copied.get_submodule(next(iter(groups.layers.values())))
         first.register_forward_pre_hook(lambda module, args: (args[0].repeat(1, repeats, 1), *args[1:]))
@@ -117,7 +117,7 @@ def _added_by_units(
 
 
 def _skeleton(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
-    """A copy of a model with the shapes of its parameters and buffers, that runs the forward of its class."""
+    """A copy of a model whose parameters and buffers have shapes only, and which runs the forward of its class."""
     memo: dict[int, Any] = {id(tensor): _shape_of(tensor, fake) for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
@@ -126,7 +126,7 @@ def _skeleton(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
 
 
 def _shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
-    """A tensor that holds nothing. Transformers takes it for that of a tracer, and does not look into it."""
+    """A tensor of the same shape that holds nothing; transformers takes it for a tracer's and does not look inside."""
     return fake.from_tensor(tensor.detach().to("meta"))
 
 

@@ -1,1 +1,1 @@
-"""A pruned model on disk, and its way back through transformers."""
+"""Pruned models on disk, and how transformers loads them."""

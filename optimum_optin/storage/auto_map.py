@@ -8,11 +8,11 @@ REMOTE_FILE = "modeling_optin.py"
 
 
 def own_code(config: PreTrainedConfig, name: str | None = None) -> dict[str, str]:
-    """The code that `auto_map` names, that of our own remote code left out: Auto class -> file and class.
+    """The code that `auto_map` names, without our own remote code: Auto class -> file and class.
 
     Args:
-        config: of a model.
-        name: of a class, to have its code alone.
+        config: a model's config.
+        name: name of a class, to have its code alone.
     """
     ours = f"{REMOTE_FILE.removesuffix('.py')}."
     auto_map = getattr(config, "auto_map", None) or {}

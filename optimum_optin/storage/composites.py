@@ -1,8 +1,8 @@
-"""Pruned models inside others (an encoder with a decoder, towers of a dual model): refused where they are saved.
+"""Pruned models inside others (an encoder with a decoder, towers of a dual model): refused when they are saved.
 
 transformers looks for a pruned structure in the config of the model that is loaded, not in those of its parts. So a
-composite would be saved, maybe after long training, and never be loaded again. There is no place in transformers to say
-so but `save_pretrained` itself, which importing this package wraps.
+composite could be saved, maybe after long training, and never be loaded again. transformers has no place to say so but
+`save_pretrained` itself, so importing this package wraps it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def check_composite(model: PreTrainedModel) -> None:
 
 
 def _is_rebuilt(model: PreTrainedModel) -> bool:
-    """Whether the model's class, somebody's own, cuts its parts itself, so that it can be loaded."""
+    """Whether the model's class (the user's own) cuts its parts itself, so that it can be loaded."""
     merging = any(schedule_of_model(part) for part in model.modules() if isinstance(part, PreTrainedModel))
     return not merging and is_rebuilt(model)
 
 
 def _structure(config: PreTrainedConfig) -> Mapping[str, Mapping[str, Any]] | None:
-    """The structure that a config notes, in its JSON form; `None` of a dense model."""
+    """The structure that a config notes, in its JSON form; `None` for a dense model."""
     entry: Any = getattr(config, "quantization_config", None)
     data = entry if isinstance(entry, Mapping) else vars(entry) if entry else {}
     return data.get("structure") if data.get("quant_method") == METHOD else None

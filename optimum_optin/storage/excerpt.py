@@ -1,4 +1,4 @@
-"""Excerpts of this package's sources: definitions with all that they need, as a text that stands alone."""
+"""Excerpts of this package's sources: definitions, with all that they need, as a text that stands alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def excerpt(names: Iterable[Name]) -> tuple[list[str], list[str]]:
     Docstrings are cut to their first line, and comments between definitions are left out.
 
     Args:
-        names: where to start.
+        names: the definitions to start from.
 
     Returns:
         The import statements of other packages, sorted; and the definitions' texts, imported modules before those that
         import them.
 
     Raises:
-        RuntimeError: two modules define one name, which would mean two things in one text.
+        RuntimeError: two modules define the same name, which one text cannot hold.
     """
     files: dict[str, _File] = {}  # a module comes after those it imports
     pending, imports, homes = list(names), set(), {}
@@ -66,7 +66,8 @@ class _File:
     Attributes:
         defined: name -> its definition, and for a `singledispatch` function the module's own cases of it.
         internal: name -> where in this package it is imported from.
-        external: name -> the module outside that it is imported from (`None` for `import name`), and as what.
+        external: name -> the module outside this package that it is imported from (`None` for `import name`), and the
+            import's own words (`name` or `name as other`).
     """
 
     def __init__(self, module: str):

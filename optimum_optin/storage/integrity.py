@@ -1,7 +1,7 @@
-"""Whether a model is what its class makes of its config, with weights of its own: then what is saved is the model.
+"""Integrity: whether a model is what its class makes of its config, so that saving it loses nothing.
 
-Saving keeps a config and weights by name. Whatever else is on a model, adapters, computed or quantized weights, other
-modules, is lost or changed without a word by the time that it is loaded again.
+Saving keeps a config, and weights by name. Whatever else a model has (adapters, computed or quantized weights, other
+modules) is lost or changed without a word when it is loaded again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MERGE = (
     "its base: PeftModel.from_pretrained(base, adapter).merge_and_unload()), or take them off"
 )
 _DEQUANTIZE = "prune the unquantized model, then quantize the result"
-# How the names of the modules that define a class begin -> what it is, what to do. By name: none is imported for it.
+# Beginning of the name of a class's module -> what the class is, what to do. By name, so that none is imported.
 _FOREIGN = (
     ("peft.", ("of an adapter", _MERGE)),
     ("adapters.", ("of an adapter", _MERGE)),
@@ -52,7 +52,7 @@ _FOREIGN = (
 
 
 def check_own(model: PreTrainedModel) -> None:
-    """Raise if there is something on a model, wherever it sits, that would not be saved with it, or not as it is.
+    """Raise if a model has something, wherever it sits, that would not be saved with it, or not as it is.
 
     Raises:
         ValueError: names the module or weight, and what to do.
@@ -92,8 +92,8 @@ def check_own(model: PreTrainedModel) -> None:
 
 
 def difference(model: PreTrainedModel) -> str | None:
-    """How names and shapes of the weights, which of them are one, or activations differ from what the model's class
-    makes of its config; `None` where they do not, or the class takes more than a config, so that nobody can tell.
+    """How a model differs from what its class makes of its config: in names and shapes of weights, in which of them are
+    shared, or in activations. `None` if it does not, or if the class takes more than a config, so that nobody can tell.
     """
     tied, seen = getattr(model, "all_tied_weights_keys", None) or {}, {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -135,7 +135,7 @@ def check_rebuilt(model: PreTrainedModel) -> None:
 
 
 def save_model(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Save a model, if what is loaded of it will be the model.
+    """Save a model, and make sure that what is loaded will be the same model.
 
     Raises:
         ValueError: see `check_rebuilt` and `check_saved`.
@@ -178,7 +178,7 @@ def reloaded(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedMod
 
 
 def _foreign(model: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Path of each module of another package that we know not to be saved as it is -> what it is, what to do."""
+    """Modules of other packages that are not saved as they are: pairs of a path and (what it is, what to do)."""
     for path, module in model.named_modules():
         for kind in type(module).__mro__:
             found = next((entry for prefix, entry in _FOREIGN if kind.__module__.startswith(prefix)), None)
@@ -188,7 +188,7 @@ def _foreign(model: nn.Module) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _computed(module: nn.Module) -> str | None:
-    """Name of what a module computes one of its weights from, `None` if it computes none."""
+    """Name of the parameter that a module computes one of its weights from; `None` if it computes none."""
     if parametrized := getattr(module, "parametrizations", None):
         return f"parametrizations.{next(iter(parametrized))}.original"
     for hook in module._forward_pre_hooks.values():
@@ -208,7 +208,7 @@ def _get(model: nn.Module, name: str) -> Tensor | None:
 
 
 class _Made(NamedTuple):
-    """What a class makes of a config, without memory, and the switches that it was told beside it."""
+    """What a class makes of a config: a skeleton on the meta device, and the switches that were set for it."""
 
     options: dict[str, bool]
     skeleton: PreTrainedModel
@@ -220,10 +220,10 @@ class _Made(NamedTuple):
 
 
 def _made_by_class(model: PreTrainedModel) -> _Made | None:
-    """What the model's class makes of its config, without memory; `None` if it cannot be told.
+    """What the model's class makes of its config; `None` if that cannot be told.
 
-    Encoders without a pooler are made by a switch of their class (`add_pooling_layer=False`), which no config notes:
-    of all settings of such switches, that counts which gives the weights that the model has.
+    Encoders without a pooler are made by a switch of their class (`add_pooling_layer=False`), which no config notes: of
+    all settings of such switches, the one counts that gives the weights that the model has.
     """
     parameters = inspect.signature(type(model).__init__).parameters.values()
     switches = {each.name: each.default for each in parameters if isinstance(each.default, bool)}
@@ -267,7 +267,7 @@ def _other_function(model: PreTrainedModel, skeleton: PreTrainedModel) -> str | 
 
 
 def _values(module: nn.Module) -> Tensor | None:
-    """What a module of one argument makes of some numbers, in evaluation mode; `None` if it is of another kind."""
+    """What a module returns for some numbers, in evaluation mode; `None` if it takes or returns something else."""
     numbers = torch.linspace(-4, 4, 33, device="cpu").expand(2, -1)
     try:
         output = copy.deepcopy(module).eval()(numbers)

@@ -1,4 +1,4 @@
-"""Load what a folder or Hub id holds: the model's class, the model, its processor."""
+"""Loading from a folder or the Hub: the model's class, the model, its processor."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
         **kwargs: passed to `from_pretrained`.
 
     Raises:
-        ValueError: unknown task, or damaged weights.
+        ValueError: see `model_class`, or damaged weights.
     """
     try:
         loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
-    except SafetensorError as error:  # which does not say of what
+    except SafetensorError as error:  # it does not say which file
         raise ValueError(f"the weights of {model} are damaged: {error}.") from error
     if "device_map" not in kwargs:
         loaded = loaded.to(state().device)
@@ -63,11 +63,11 @@ def check_loaded(model: nn.Module) -> None:
 
 
 def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
-    """The class to load a checkpoint with; arguments as of `load_model`.
+    """The class to load a checkpoint with; arguments as for `load_model`.
 
     Raises:
-        ValueError: unknown task, or an adapter; or without a task, the checkpoint brings code that is not trusted, or
-            names a class that is not here.
+        ValueError: an unknown task, or an adapter; or, without a task, a checkpoint that brings code which is not
+            trusted, or names a class that transformers does not have.
     """
     if Path(model, "adapter_config.json").is_file():
         raise ValueError(
@@ -107,12 +107,12 @@ def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -
 
 
 def load_processor(model: str | os.PathLike, modality: Modality = TEXTS, **kwargs) -> Any:
-    """The checkpoint's processor, `None` with a warning if it has none.
+    """The checkpoint's processor; `None`, with a warning, if it has none.
 
     Args:
         model: Hub id or local folder.
-        modality: of the model; one of images alone needs one part of what a dual model's checkpoint has.
-        **kwargs: as of `load_model`; the Hub's options are used.
+        modality: the model's modality, which says which processor to load.
+        **kwargs: as for `load_model`; only the Hub's options are used.
     """
     try:
         processor = modality.auto_processor.from_pretrained(model, **_hub_options(kwargs))

@@ -37,7 +37,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
     Args:
         structure: JSON form of the structure, see `optimum_optin.storage.structure`.
         format_version: version of that form.
-        tokens: JSON form of the schedule of token merging (`TokenSchedule.to_json`); `None` for none.
+        tokens: JSON form of the schedule of merging tokens (`TokenSchedule.to_json`); `None` for none.
 
     Raises:
         ValueError: a newer format, or a damaged entry.
@@ -133,8 +133,8 @@ def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenS
 
     Args:
         model: a dense model, or one whose groups have the units that `structure` counts.
-        structure: what to keep; groups it does not name stay as they are.
-        schedule: tokens to merge while it runs; `None` for none.
+        structure: what to keep; groups that it does not name stay as they are.
+        schedule: how many tokens to merge; `None` for none.
 
     Raises:
         ValueError: the structure or the schedule does not fit the model; the message names the entry.
@@ -160,7 +160,7 @@ def merge_tokens_of(model: PreTrainedModel, schedule: TokenSchedule) -> None:
 
 
 def schedule_of_model(model: PreTrainedModel) -> TokenSchedule | None:
-    """The tokens that a model merges, `None` if it merges none."""
+    """The schedule by which a model merges tokens; `None` if it merges none."""
     entry: Any = getattr(model.config, "quantization_config", None)
     data = entry if isinstance(entry, Mapping) else vars(entry) if entry else {}
     tokens = data.get("tokens") if data.get("quant_method") == METHOD else None
@@ -184,7 +184,7 @@ def structure_of_model(model: PreTrainedModel) -> Structure:
 
 
 def record_structure(model: PreTrainedModel, later: Structure) -> Structure:
-    """Note in the model's config what was just cut, on top of earlier prunings; returns the whole."""
+    """Note in the model's config what was just cut, on top of earlier prunings; return the whole structure."""
     structure = compose(structure_of_model(model), later)
     schedule = schedule_of_model(model)
     tokens = None if schedule is None else schedule.to_json()
@@ -199,8 +199,8 @@ def check_structure(model: PreTrainedModel) -> None:
     """Raise if the model's modules are not what its config says earlier prunings left.
 
     Raises:
-        ValueError: names the first entry that does not fit; or the model merges tokens, on top of which nothing can be
-            pruned.
+        ValueError: an entry does not fit, which is named; or the model merges tokens, and then it cannot be pruned any
+            more.
     """
     if schedule_of_model(model) is not None:
         raise ValueError("this model merges tokens already, which comes last: prune the model that it was made from.")
@@ -224,7 +224,7 @@ def check_units(model: PreTrainedModel, groups: Iterable[Group]) -> None:
 
 
 def _forget_remote_code(model: PreTrainedModel) -> None:
-    """Saving a model of an ordinary class does not save the code that `auto_map` names."""
+    """Take our own remote code out of `auto_map`, in place: a model of an ordinary class is saved without it."""
     others = own_code(model.config)
     vars(model.config).pop("auto_map", None)
     if others:

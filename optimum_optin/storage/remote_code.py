@@ -28,11 +28,10 @@ from .tasks import class_of
 
 
 def check_remote_code(model: PreTrainedModel) -> None:
-    """Raise if a folder with this model, pruned, could not bring code to load it with.
+    """Raise if a folder with this model, once it is pruned, could not bring the code to load it.
 
     Raises:
-        ValueError: the model's class is not part of transformers (one of the same name neither), or made by none of its
-            Auto classes.
+        ValueError: the model's class is not part of transformers (even if its name is), or no Auto class makes it.
     """
     if class_of(model) is None:
         kind = f"{type(model).__module__}.{type(model).__name__}"
@@ -52,8 +51,8 @@ def write_remote_code(folder: str | os.PathLike) -> None:
             works with transformers alone.
 
     Raises:
-        ValueError: the folder holds no pruned structure, or a model whose class is not part of transformers or made by
-            none of its Auto classes.
+        ValueError: the folder holds no pruned structure, or a model whose class is not part of transformers, or one
+            that no Auto class makes.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -85,7 +84,7 @@ def _check_named(config: PreTrainedConfig) -> None:
 
 
 def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, str]:
-    """Name of each Auto class that knows this kind of model -> name of the class it makes, one of `made` if it can."""
+    """Each Auto class that knows this config -> the class that it makes, by name; one of `made` if it can."""
     if not type(config).__module__.startswith("transformers."):
         raise ValueError(
             f"remote_code=True needs a model that is part of transformers, but {type(config).__name__} comes from "

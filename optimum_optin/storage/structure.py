@@ -24,7 +24,7 @@ class Kept:
 
     Args:
         units: units of the dense model's group.
-        kept: their ascending indices that stay.
+        kept: indices of the units that stay, ascending.
     """
 
     units: int
@@ -50,10 +50,10 @@ def compose(earlier: Structure, later: Structure) -> Structure:
 
 
 def masks_of(structure: Structure, groups: Iterable[Group]) -> dict[str, torch.Tensor]:
-    """Masks that cut a dense model to `structure`; groups it does not name stay whole.
+    """Masks that cut a dense model to `structure`; groups that it does not name stay whole.
 
     Raises:
-        ValueError: a structure that does not fit the groups. The message names the entry.
+        ValueError: an entry does not fit the groups; names it.
     """
     groups = {group.key: group for group in groups}
     for key, entry in structure.items():
@@ -83,7 +83,7 @@ def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
     """Read the JSON form; nothing is allocated from a number that was not checked.
 
     Raises:
-        ValueError: a damaged entry. The message names it.
+        ValueError: an entry is damaged; names it.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"structure must map group names to entries, got {type(data).__name__}.")

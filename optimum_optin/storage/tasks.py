@@ -1,4 +1,4 @@
-"""What a model is for: its Hub task and the auto class that loads it."""
+"""What a model is for: its task on the Hub, and the Auto class that loads it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 
 def class_of(model: PreTrainedModel) -> type[PreTrainedModel] | None:
-    """The class of `transformers` that a model is of, `None` if it is of somebody's own, whatever its name."""
-    # Of a folder's `modeling_optin.py`, it is what that derives from.
+    """The class of `transformers` that a model is of; `None` if its class is the user's own, whatever its name."""
+    # A class in a folder's `modeling_optin.py` derives from it.
     kind = type(model).__mro__[1] if "optin_convert" in vars(type(model)) else type(model)
     return kind if getattr(transformers, kind.__name__, None) is kind else None
 
@@ -24,7 +24,7 @@ def task_of(model: PreTrainedModel) -> str | None:
 
 
 def auto_class_of(model: PreTrainedModel) -> str:
-    """The class of `transformers` to load the model with: an auto class, or its own where no task is known."""
+    """Name of the class to load the model with: an Auto class of `transformers`, or its own if none fits."""
     from optimum.exporters.tasks import TasksManager  # slow to import
 
     task = task_of(model)

@@ -1,4 +1,4 @@
-"""The uniform layout: equal numbers in every layer, written to the model's own config.
+"""The uniform layout: equally many units in every layer, written into the model's own config.
 
 The classes of transformers read sizes from the config, one number for all layers, so a model pruned this way loads with
 transformers alone. A role whose architecture row names no `config_fields` cannot be expressed there and stays whole.
@@ -20,7 +20,8 @@ def check_uniform(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     """Raise if the model cannot be pruned with layout='uniform'.
 
     Raises:
-        ValueError: the architecture has no number in its config that could be smaller, or the layers differ already.
+        ValueError: no group of the architecture names `config_fields`, or the model was pruned before, so that its
+            layers differ.
     """
     if not any(group.config_fields for group in groups):
         able = [name for name in known_architectures() if _expressible(name)]
@@ -37,7 +38,7 @@ def check_uniform(model: PreTrainedModel, groups: Iterable[Group]) -> None:
 
 
 def uniform_floors(groups: Iterable[Group], floors: Mapping[str, int]) -> dict[str, int]:
-    """`floors` for a uniform search: everything of a role that must stay whole, of others at least one unit.
+    """`floors` for a uniform search: all units of a role that must stay whole, at least one unit of other roles.
 
     Args:
         groups: the model's groups.
@@ -53,7 +54,7 @@ def record_sizes(model: PreTrainedModel, groups: Iterable[Group], masks: Masks) 
     """Note in the model's config what every layer kept, in place.
 
     Args:
-        model: the rewritten model; its config still has the sizes of before.
+        model: the rewritten model; its config still has the earlier sizes.
         groups: its groups before they were cut.
         masks: what was kept; equally many units in all groups of a role.
     """

@@ -257,6 +257,19 @@ def test_a_row_that_does_not_fit_the_model_says_where():
         architectures._ARCHITECTURES.pop("misfit")
 
 
+def test_a_unit_of_a_feed_forward_sublayer_may_be_several_columns_wide():
+    from optimum_optin.architectures import registry as architectures
+
+    blocks = neurons(["intermediate.dense"], "output.dense", width=8)
+    register_architecture("blocks", Stack("encoder.layer", (blocks,)))
+    try:
+        model = tiny_model("bert")
+        model.config.model_type = "blocks"
+        assert [(group.units, group.width) for group in find_groups(model)] == [(6, 8)] * 3
+    finally:
+        architectures._ARCHITECTURES.pop("blocks")
+
+
 def test_stacks_need_distinct_names():
     with pytest.raises(ValueError, match="distinct names"):
         register_architecture("twins", Stack("a", ()), Stack("b", ()))

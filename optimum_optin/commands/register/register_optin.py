@@ -1,7 +1,7 @@
-"""`optimum-cli optin ...`: what Optimum's command line reads at start-up, so it imports nothing heavy.
+"""Registers `optimum-cli optin ...`. Optimum's command line reads it at start-up, so it imports nothing heavy.
 
-Installed as `optimum/commands/register/register_optin.py` (setup.py says how). The commands themselves, with their
-arguments, are in `optimum_optin/commands/` and imported when one is run.
+It is installed as `optimum/commands/register/register_optin.py` (setup.py says how). The commands themselves, with
+their arguments, are in `optimum_optin/commands/` and imported when one is run.
 """
 
 import argparse
@@ -21,13 +21,13 @@ COMMANDS = {
 
 
 class OptinCommand(BaseOptimumCLICommand):
-    """Hands the words after `optin` on to the command they name."""
+    """Hands the words after `optin` on to the command that they name."""
 
     COMMAND = CommandInfo(name="optin", help="Prune transformers in one shot, without training.")
 
     @staticmethod
     def parse_args(parser):
-        """The command and, untouched, its arguments."""
+        """Add the command and, untouched, its arguments."""
         width = max(map(len, COMMANDS))
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.usage = f"optimum-cli optin {{{','.join(COMMANDS)}}} ..."
