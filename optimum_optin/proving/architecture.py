@@ -6,7 +6,6 @@ import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -25,7 +24,7 @@ from ..running.wrappers import check_model
 from ..storage.integrity import check_own
 from ..storage.loading import check_loaded
 from .cuts import cut_trials, without_effect
-from .linears import running_problems
+from .linears import counter_problems, running_problems
 from .observation import Observation, observe, rounding_of
 from .repeats import check_repeats
 from .samples import made_up_sample
@@ -124,14 +123,16 @@ def _proofs(
     model: nn.Module, groups: Groups, sample: Batch, dense: Observation, rounding: float
 ) -> tuple[tuple[GroupProof, ...], float]:
     """What was proved of each group, and the largest difference that was taken for rounding."""
-    cut = running_problems(groups, dense)
-    running = replace(groups, members=tuple(group for group in groups if group.key not in cut))
+    odd = running_problems(groups, dense)
+    running = replace(groups, members=tuple(group for group in groups if group.key not in odd))
     trials = cut_trials(model, running, sample, rounding) if len(running) else {}
-    cut |= {key: trial.problem for key, trial in trials.items() if trial.problem}
-    refit = refit_problems(model, groups, dense, rounding)
-    if len(running) and all(dense.calls.values()):
-        idle = without_effect(model, running, sample, dense)
-        cut = {key: _IDLE.format(layer=key.rpartition(".")[0]) for key in idle} | cut
+    cut = {key: trial.problem for key, trial in trials.items() if trial.problem}
+    refit = refit_problems(model, groups, odd, dense, rounding)
+    idle = without_effect(model, running, sample, dense)
+    # What is worst comes last.
+    cut = (
+        {key: _IDLE.format(layer=key.rpartition(".")[0]) for key in idle} | cut | counter_problems(model, groups) | odd
+    )
     proofs = []
     for group in groups:
         least = trials[group.key].least if group.key in trials else 1
@@ -141,7 +142,7 @@ def _proofs(
 
 _IDLE = (
     "with all of its units masked, {layer} returns for this sample what it returns with none: nothing can be proved of "
-    "units without effect. Its row names linears that do not matter, or it is switched off by weights or a layer scale of 0"
+    "units without effect. Its row names linears that do not matter, or weights or a layer scale of 0 switch it off"
 )
 
 
@@ -152,7 +153,7 @@ def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
         others = [name for name in inspect.signature(model.forward).parameters if name not in sample]
         raise ValueError(
             f"it does not run on {' and '.join(sample)} ({type(error).__name__}: {error}). Its forward takes also "
-            f"{', '.join(others) or 'nothing'}: what of that it needs, calibration data must hold, or a subclass make up"
+            f"{', '.join(others) or 'nothing'}: what it needs of that, data must hold, or a subclass make up"
         ) from error
     for name, state in dense.states.items():
         if not state.isfinite().all():

@@ -13,7 +13,7 @@ from ..architectures.group import Group, Groups
 from ..editing.masking import masked
 from ..editing.surgery import rewrite
 from ..running.batch import Batch
-from .observation import Observation, States, difference, differences, fed, states_of
+from .observation import Observation, difference, differences, fed, states_of
 
 _HALF, _ONE, _NONE = "every second unit", "all units but one", "all units"  # what is cut, one after the other
 
@@ -63,7 +63,9 @@ def without_effect(model: nn.Module, groups: Groups, sample: Batch, dense: Obser
         sample: what to run it on.
         dense: what it was seen to do with the sample; every layer reads what it read there.
     """
-    found = set()
+    found: set[str] = set()
+    if not all(dense.calls.get(name) and name in dense.states for name in groups.layers):
+        return found  # nothing can be fed to them
     for role in dict.fromkeys(group.role for group in groups):
         members = groups.of_role(role)
         masks = {group.key: torch.zeros(group.units) for group in members}

@@ -1,13 +1,33 @@
-"""How the linears of a group run: once in a pass, and on what a mask can be put on."""
+"""How a group stands in a pass: its linears run once, on what a mask can be put on; its counters count its units."""
 
 from __future__ import annotations
+
+from torch import nn
 
 from ..architectures.group import Group, Groups
 from .observation import Observation
 
 
+def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
+    """Group key -> which of its counters does not count what is there; none where all do.
+
+    Args:
+        model: the model.
+        groups: its groups.
+    """
+    found = {}
+    for group in groups:
+        for path, kind in group.cut.counters.items():
+            count = group.units * (group.width if kind == "features" else 1)
+            module, _, name = path.rpartition(".")
+            held = getattr(model.get_submodule(module), name, None)
+            if held != count:
+                found.setdefault(group.key, f"its counter {path} is {held!r}, where its row says {kind}: {count}")
+    return found
+
+
 def running_problems(groups: Groups, dense: Observation) -> dict[str, str]:
-    """Group key -> why scores, costs and masks would be wrong for how its layer and linears run; none where they are not.
+    """Group key -> why scores, costs or masks would be wrong for how layer and linears run; none where they would not.
 
     Args:
         groups: the model's groups.
@@ -23,8 +43,8 @@ def _problem(group: Group, layer: str, dense: Observation) -> str | None:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
         if dense.runs[path] > 1:
             return (
-                f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, refitted and counted as if "
-                "it ran once. Layers that share their weights cannot be pruned yet"
+                f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, counted and refitted as "
+                "if it ran once. What several layers or steps share cannot be pruned yet"
             )
     for path in (*(producer.path for producer in group.producers), group.consumer):
         read = dense.reads[path]

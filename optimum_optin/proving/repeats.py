@@ -37,7 +37,7 @@ def check_repeats(model: nn.Module, groups: Groups, sample: Batch, first: States
     cause = (
         "random numbers are drawn there (with torch.manual_seed before each pass they agree)"
         if _agrees_when_seeded(model, groups, sample, rounding)
-        else "it depends on other things than its inputs (random numbers of other libraries, or what calls leave behind)"
+        else "it depends on more than its inputs (random numbers of other libraries, or what calls leave behind)"
     )
     raise ValueError(
         f"two passes of one sample through this {type(model).__name__} differ, in {state} by {off[state]:.2g} of its "

@@ -17,22 +17,29 @@ _ROW = "its row is wrong about pre_norm, stream, scale or normed_output, or it i
 
 
 @torch.no_grad()
-def refit_problems(model: nn.Module, groups: Groups, dense: Observation, rounding: float) -> dict[str, str]:
+def refit_problems(
+    model: nn.Module, groups: Groups, odd: Mapping[str, str], dense: Observation, rounding: float
+) -> dict[str, str]:
     """Group key -> why it cannot be refitted; none for those that can.
 
     Args:
         model: the model, frozen; unchanged.
         groups: its groups.
+        odd: groups whose linears do not run as they should, by key: what is said of them; see `running_problems`.
         dense: what a pass was seen to do.
         rounding: the largest difference, as a share, between two ways to compute the same.
     """
-    problems = {group.key: _inputs_problem(group, dense) for group in groups}
+    problems = {group.key: _inputs_problem(group, dense) for group in groups if group.key not in odd}
     for stack in dict.fromkeys(map(stack_of, groups.layers)):
         layers = {name: path for name, path in groups.layers.items() if stack_of(name) == stack}
         members = [group for group in groups if stack_of(group.layer) == stack]
-        found, blocked = _walked(model, layers, members, dense, rounding)
+        strange = next((group.key for group in members if group.key in odd), None)
+        if strange is None:
+            found, blocked = _walked(model, layers, members, dense, rounding)
+        else:
+            found, blocked = {}, f"a refit takes all that it walks through to run once, and {strange} does not"
         for group in members:
-            problems[group.key] = problems[group.key] or blocked or found.get(group.key)
+            problems[group.key] = problems.get(group.key) or blocked or found.get(group.key)
     return {key: problem for key, problem in problems.items() if problem}
 
 
@@ -42,8 +49,8 @@ def _inputs_problem(group: Group, dense: Observation) -> str | None:
     for other in others:
         if difference(dense.reads[other.path], dense.reads[first.path]) > 0:
             return (
-                f"its producers {first.path} and {other.path} read different inputs (as in cross-attention), and a refit "
-                "corrects all of them for one"
+                f"its producers {first.path} and {other.path} read different inputs, as in cross-attention, and a refit "
+                "corrects all of them for what the first reads"
             )
     return None
 

@@ -92,8 +92,8 @@ class ArchitectureProof:
         unfit = [each for each in self.groups if each.refit]
         if refits and unfit:
             raise ValueError(
-                f"{unfit[0].group.key} of {name} can be cut, but what is left cannot be refitted: {unfit[0].refit}. Set "
-                f"compensation='none' to prune it without.{_others(unfit)}"
+                f"{unfit[0].group.key} of {name} can be cut, but what is left cannot be refitted: {unfit[0].refit}. "
+                f"compensation='none' prunes it without.{_others(unfit)}"
             )
 
     def to_dict(self) -> dict:
@@ -109,24 +109,28 @@ class ArchitectureProof:
         if self.problem:
             return f"{heading}\nnothing is proved: {self.problem}."
         proved = sum(each.proved for each in self.groups)
-        return "\n".join(
-            [
-                heading,
-                f"{proved} of {len(self.groups)} groups are proved: masked and cut models differ by {self.largest:.0e} at "
-                f"most (rounding: {self.rounding:.0e}), passes agree {'to the last bit' if self.repeatable else 'up to rounding'}",
-                *(_line(each) for each in self.groups),
-            ]
-        )
+        agree = "to the last bit" if self.repeatable else "up to rounding"
+        lines = [
+            heading,
+            f"{proved} of {len(self.groups)} groups are proved: passes agree {agree}, masked and cut models up to "
+            f"{self.largest:.0e} (what is taken for rounding: {self.rounding:.0e})",
+        ]
+        first: dict[str, str] = {}
+        for each in self.groups:
+            said, key = _said(each), each.group.key
+            same = first.setdefault(said, key)
+            lines.append(
+                f"{key:<20} {each.group.units:>6} units  {said if same == key or each.proved else f'as {same}'}"
+            )
+        return "\n".join(lines)
 
 
-def _line(proof: GroupProof) -> str:
+def _said(proof: GroupProof) -> str:
     if proof.cut:
-        said = f"cannot be cut: {proof.cut}"
-    elif proof.refit:
-        said = f"can be cut, but not refitted (compensation='none'): {proof.refit}"
-    else:
-        said = "proved" if proof.least == 0 else "proved, but for its last unit"
-    return f"{proof.group.key:<20} {proof.group.units:>6} units  {said}"
+        return f"cannot be cut: {proof.cut}"
+    if proof.refit:
+        return f"can be cut, but not refitted (compensation='none'): {proof.refit}"
+    return "proved" if proof.least == 0 else "proved, but for its last unit"
 
 
 def _others(proofs: list[GroupProof]) -> str:
