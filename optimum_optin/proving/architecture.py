@@ -149,14 +149,17 @@ _IDLE = (
 def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
     try:
         dense = observe(model, groups, sample)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a forward may raise
         others = [name for name in inspect.signature(model.forward).parameters if name not in sample]
         raise ValueError(
             f"it does not run on {' and '.join(sample)} ({type(error).__name__}: {error}). Its forward takes also "
             f"{', '.join(others) or 'nothing'}: what it needs of that, data must hold, or a subclass make up"
         ) from error
+    consumers = {group.key for group in groups}
     for name, state in dense.states.items():
-        if not state.isfinite().all():
+        if name not in consumers and not state.isfinite().all():
             raise ValueError(
                 f"the output of {name} is not finite on one sample: check the weights, and prefer float32 or bfloat16 "
                 "to float16"

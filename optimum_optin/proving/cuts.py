@@ -79,11 +79,13 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
     copied = _lean_copy(model)
     left, largest = groups, 0.0
     for what, masks, further in _masks(groups):
+        with masked(model, groups, masks):
+            expected = states_of(model, groups, sample)
         try:
-            with masked(model, groups, masks):
-                expected = states_of(model, groups, sample)
             rewrite(copied, left, further)
             found = states_of(copied, left, sample)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a forward may raise that cannot deal with it
             problem = f"with {what} cut, the model does not run ({type(error).__name__}: {error}): {_ROW}"
             return _ended(what, problem, largest)

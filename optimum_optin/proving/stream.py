@@ -49,8 +49,8 @@ def _inputs_problem(group: Group, dense: Observation) -> str | None:
     for other in others:
         if difference(dense.reads[other.path], dense.reads[first.path]) > 0:
             return (
-                f"its producers {first.path} and {other.path} read different inputs, as in cross-attention, and a refit "
-                "corrects all of them for what the first reads"
+                f"its producers {first.path} and {other.path} read different inputs, as in cross-attention, and a "
+                "refit corrects all of them for what the first reads"
             )
     return None
 
@@ -82,6 +82,8 @@ def _walked(
         try:
             with _read_in(model.get_submodule(layers[name])) as read:
                 walk.enter(name, model, layers[name], members)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a layer may raise that is called by itself
             return problems, f"{name} cannot be run by itself ({type(error).__name__}: {error})"
         off = difference(walk.hidden, dense.states[name])
