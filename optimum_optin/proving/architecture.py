@@ -60,8 +60,7 @@ def check_architecture(model: PreTrainedModel, sample: Batch | None = None) -> A
     """
     check_model(model)
     groups = sliceable_groups(model)
-    sample = made_up_sample(model) if sample is None else send_to_device(dict(sample), model.device)
-    return prove(model, groups, sample)
+    return prove(model, groups, None if sample is None else send_to_device(dict(sample), model.device))
 
 
 def sliceable_groups(model: PreTrainedModel) -> Groups:
@@ -93,7 +92,7 @@ def check_proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapp
     """
 
     def measure() -> ArchitectureProof:
-        proof = prove(model, groups, made_up_sample(model))
+        proof = prove(model, groups)
         proof.check(refits=refits, floors=floors)  # what is in the way may be mended on the same object
         return proof
 
@@ -101,22 +100,24 @@ def check_proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapp
 
 
 @torch.inference_mode(False)
-def prove(model: nn.Module, groups: Groups, sample: Batch) -> ArchitectureProof:
+def prove(model: nn.Module, groups: Groups, sample: Batch | None = None) -> ArchitectureProof:
     """Prove what can be proved of a model's groups on one sample; see `check_architecture`."""
     started = time.perf_counter()
     rounding = rounding_of(model)
-    shapes = {name: tuple(value.shape) for name, value in sample.items()}
-    unproved = ArchitectureProof(type(model).__name__, model.config.model_type, shapes, rounding=rounding)
+    found = ArchitectureProof(type(model).__name__, model.config.model_type, rounding=rounding)
     gpus = sorted({each.device.index for each in model.parameters() if each.is_cuda})
     with torch.random.fork_rng(gpus), frozen(model):
+        sample = made_up_sample(model) if sample is None else sample
         try:
             dense = _observed(model, groups, sample)
             repeatable = check_repeats(model, groups, sample, dense.states, rounding)
         except ValueError as error:
-            return replace(unproved, problem=str(error), seconds=time.perf_counter() - started)
-        proofs, largest = _proofs(model, groups, sample, dense, rounding)
-    seconds = time.perf_counter() - started
-    return replace(unproved, groups=proofs, repeatable=repeatable, largest=largest, seconds=seconds)
+            found = replace(found, problem=str(error))
+        else:
+            proofs, largest = _proofs(model, groups, sample, dense, rounding)
+            found = replace(found, groups=proofs, repeatable=repeatable, largest=largest)
+    shapes = {name: tuple(value.shape) for name, value in sample.items()}
+    return replace(found, sample=shapes, seconds=time.perf_counter() - started)
 
 
 def _proofs(

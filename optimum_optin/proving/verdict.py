@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..architectures.group import Group
 
@@ -53,7 +53,7 @@ class ArchitectureProof:
 
     model: str
     model_type: str
-    sample: Mapping[str, tuple[int, ...]]
+    sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     groups: tuple[GroupProof, ...] = ()
     problem: str | None = None
     repeatable: bool = False
