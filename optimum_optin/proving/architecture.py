@@ -96,7 +96,9 @@ def check_proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapp
         proof.check(refits=refits, floors=floors)  # what is in the way may be mended on the same object
         return proof
 
-    measured_once(model, ("proof", repr(groups)), measure).check(refits=refits, floors=floors)
+    attention = getattr(model.config, "_attn_implementation", None)
+    proof = measured_once(model, ("proof", repr(groups), model.dtype, attention), measure)
+    proof.check(refits=refits, floors=floors)
 
 
 @torch.inference_mode(False)
