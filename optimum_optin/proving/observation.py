@@ -108,9 +108,13 @@ def rounding_of(model: nn.Module) -> float:
     """What two ways to compute the same may differ by in the model's precision, as a share."""
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     least = max(_ROUNDING.get(kind, 1e-5) for kind in kinds)
+    return max(least, _ROUNDING[torch.float16]) if _multiplies_roughly(model) else least
+
+
+def _multiplies_roughly(model: nn.Module) -> bool:
+    """Whether float32 numbers are multiplied with 10 bits of each (TF32)."""
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-    rough = on_gpu and torch.get_float32_matmul_precision() != "highest"  # 10 bits of a number are multiplied
-    return max(least, _ROUNDING[torch.float16]) if rough else least
+    return on_gpu and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _reading_hook(seen: Observation, path: str) -> Callable[..., None]:

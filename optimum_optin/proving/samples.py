@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inputs.modalities import modality_of
-from ..inputs.probes import probe_batch
-from ..inputs.vision import image_tokens, usual_image
+from ..inputs.vision import usual_image
 from ..running.batch import Batch
 
 _TOKENS = 16  # of a text
@@ -18,10 +17,9 @@ def made_up_sample(model: nn.Module) -> Batch:
     generator = torch.Generator().manual_seed(0)
     modality = modality_of(model)
     if modality.holds_text:
-        tokens = min(_TOKENS, modality.most_tokens(model) or _TOKENS)
+        sample = dict(modality.probe(model, min(_TOKENS, modality.most_tokens(model) or _TOKENS)))
     else:
-        tokens = image_tokens(model, usual_image(model))
-    sample = dict(probe_batch(model, tokens))
+        sample = dict(usual_image(model))
     if "input_ids" in sample:
         sample["input_ids"] = _words(model, sample["input_ids"], generator)
     for name, value in sample.items():

@@ -280,12 +280,20 @@ class Boxes(tr.BertForSequenceClassification):
         return super().forward(input_ids, attention_mask=attention_mask).logits + boxes.sum()
 
 
+class BoxesOfImages(tr.ViTForImageClassification):
+    def forward(self, pixel_values=None, boxes=None):
+        return super().forward(pixel_values + boxes.sum()).logits
+
+
 def test_inputs_that_a_sample_lacks_are_named():
-    model = tiny_model(model_class=Boxes)
-    with pytest.raises(
-        ValueError, match=r"does not run on input_ids and attention_mask \(AttributeError.*also boxes: "
+    for model, inputs in (
+        (tiny_model("vit", model_class=BoxesOfImages), "pixel_values"),
+        (tiny_model(model_class=Boxes), "input_ids and attention_mask"),
     ):
-        OptinPruner(model).check(FAST)
+        with pytest.raises(
+            ValueError, match=rf"does not run on {inputs} \(AttributeError: .*takes also boxes: what it"
+        ):
+            OptinPruner(model).check(FAST)
     assert check_architecture(model, {**tiny_batch(model), "boxes": torch.ones(3)}).proved
 
 
