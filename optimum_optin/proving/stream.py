@@ -64,10 +64,8 @@ def _walked(
         if dense.runs[path] != 1:
             return {}, f"{name} ({path}) runs {_times(dense.runs[path])} in a pass, and a walk takes every layer once"
         if dense.calls[name] is None or name not in dense.states:
-            return (
-                {},
-                f"{name} ({path}) does not take hidden_states, first or by that name, and return them, first or alone",
-            )
+            form = "take hidden_states, first or by that name, and return them, first or alone"
+            return {}, f"{name} ({path}) does not {form}"
     hidden, calls = ({name: dense.calls[name][part] for name in names} for part in (0, 1))
     walk = Walk(Start({}, {stack_of(names[0]): hidden[names[0]]}, calls, {}), stack_of(names[0]))
     problems: dict[str, str] = {}

@@ -383,6 +383,15 @@ def test_the_copy_holds_only_what_is_cut():
         assert one is not other and one.data_ptr() == other.data_ptr()
 
 
+def test_scores_for_a_prune_without_refit_are_made_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("optimum_optin.commands.score.load_pruner", lambda arguments: OptinPruner(crossing(), None))
+    monkeypatch.setattr("optimum_optin.commands.score.load_calibration", lambda *arguments: tiny_samples())
+    words = ["model", "--calibration", "data", "--probes", "4", "--output", str(tmp_path / "scores")]
+    assert run("score", words) == 2
+    assert "compensation='none' prunes it without" in capsys.readouterr().err
+    assert run("score", [*words, "--compensation", "none"]) == 0
+
+
 def test_the_command_prints_it_and_says_so_by_its_exit_code(tmp_path, capsys):
     model = tiny_model()
     model.save_pretrained(tmp_path / "fits")
