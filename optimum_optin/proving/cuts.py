@@ -18,6 +18,8 @@ from .observation import Observation, difference, differences, fed, states_of
 _HALF, _ONE, _NONE = "every second unit", "all units but one", "all units"  # what is cut, one after the other
 
 _ROW = "its row names a wrong width, producer or consumer, or misses a counter, a table or a shared bias"
+_MUCH = 1e-3  # rounding, in half precision, that adds up over many layers
+_ROUGH = "; or more is lost to rounding than is usual: prove it in float32 (dtype='float32')"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
             if share > rounding:
                 problem = (
                     f"with {what} cut, {state} is {share:.2g} of its size off what it is with them masked (rounding: "
-                    f"{rounding:.0e}): {_ROW}"
+                    f"{rounding:.0e}): {_ROW}{_ROUGH if rounding >= _MUCH else ''}"
                 )
                 return _ended(what, problem, largest)
         largest = max(largest, *off.values())

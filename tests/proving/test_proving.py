@@ -103,7 +103,9 @@ def test_precision_says_what_is_rounding(dtype):
     assert proof.proved, str(proof)
     assert proof.largest < proof.rounding / 3
     wrong = bert(replace(heads(*BERT_HEADS), width=4), BERT_NEURONS).to(dtype)
-    assert not check_architecture(wrong).proved
+    proof = check_architecture(wrong)
+    assert not proof.proved
+    assert proof.groups[0].cut.endswith("prove it in float32 (dtype='float32')") == (dtype.itemsize == 2)
 
 
 def test_a_pruned_model_and_a_sample_of_ones_own_are_proved():
