@@ -9,17 +9,15 @@ from ..inputs.modalities import modality_of
 from ..inputs.vision import usual_image
 from ..running.batch import Batch
 
-_TOKENS = 16  # of a text
+_TOKENS = 16  # of a text, or what else may have any number
 
 
 def made_up_sample(model: nn.Module) -> Batch:
     """One sample of a model's modality, drawn with a fixed seed, on the model's device."""
     generator = torch.Generator().manual_seed(0)
     modality = modality_of(model)
-    if modality.holds_text:
-        sample = dict(modality.probe(model, min(_TOKENS, modality.most_tokens(model) or _TOKENS)))
-    else:
-        sample = dict(usual_image(model))
+    most = modality.most_tokens(model)  # `None` for images, whose tokens are counted by a pass
+    sample = dict(usual_image(model) if most is None else modality.probe(model, min(_TOKENS, most)))
     if "input_ids" in sample:
         sample["input_ids"] = _words(model, sample["input_ids"], generator)
     for name, value in sample.items():
