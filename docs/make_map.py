@@ -20,7 +20,7 @@ FLOORS = (
     ("pruner",),
     ("pipeline", "readiness"),
     ("search", "publishing"),
-    ("scoring", "compensation", "evaluation", "report"),
+    ("scoring", "compensation", "proving", "evaluation", "report"),
     ("passes", "storage"),
     ("inputs", "merging"),
     ("editing", "reading", "config"),

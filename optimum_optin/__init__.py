@@ -11,6 +11,7 @@ from .architectures.stacks import Stack, heads, neurons
 from .config import OptinConfig
 from .editing.masking import masked
 from .files.folders import NotSavedError
+from .proving import ArchitectureProof, GroupProof, check_architecture
 from .pruner import OptinPruner
 from .report import PruningPlan, PruningReport
 from .scoring import Scores, register_scorer
@@ -19,7 +20,9 @@ from .storage.plugin import convert_model
 from .version import __version__
 
 __all__ = [
+    "ArchitectureProof",
     "Group",
+    "GroupProof",
     "NotSavedError",
     "OptinConfig",
     "OptinPruner",
@@ -29,6 +32,7 @@ __all__ = [
     "Scores",
     "Stack",
     "__version__",
+    "check_architecture",
     "convert_model",
     "find_groups",
     "heads",

@@ -32,7 +32,7 @@ from .publishing.card import decoded, model_card, own_card
 from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
-from .readiness import check_affordable, check_cut, prunable_groups
+from .readiness import check_affordable, check_cut, proved_groups, prunable_groups
 from .reading.columns import named
 from .reading.sources import find_source, load_calibration, note_source, source_of
 from .report import PruningPlan, PruningReport, commit_title, layers_of
@@ -172,7 +172,8 @@ class OptinPruner:
         return drawn
 
     def check(self, config: OptinConfig | None = None) -> None:
-        """Raise if the model cannot be pruned as configured. It needs no data; `prune` checks the same.
+        """Raise if the model cannot be pruned as configured; no data are needed, for one sample is made up. `score` and
+        `prune` begin with it, `plan` with what takes no pass of the model. `check_architecture` tells more.
 
         Args:
             config: configuration to take instead of the pruner's own.
@@ -185,6 +186,7 @@ class OptinPruner:
         prunable_groups(self.model, config)
         if config.remote_code:
             check_remote_code(self.model)
+        proved_groups(self.model, config)
 
     def score(
         self,
@@ -206,7 +208,7 @@ class OptinPruner:
         _check_type("config", config, OptinConfig)
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
-        groups = prunable_groups(self.model, config)
+        groups = proved_groups(self.model, config)
         return score(self.model, groups, self._calibrate(calibration, config, text_columns), config)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
@@ -271,7 +273,7 @@ class OptinPruner:
         config = self._config(config, scores, flops)
         if save_dir is not None:
             save_dir = self.check_save_directory(save_dir)
-        groups = prunable_groups(self.model, config)
+        groups = proved_groups(self.model, config)
         if save_dir is not None:
             check_rebuilt(self.model)
         elif found := difference(self.model):

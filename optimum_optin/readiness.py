@@ -5,20 +5,16 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures.find import find_groups, stack_inputs
 from .architectures.group import Groups
 from .config import OptinConfig
-from .editing.surgery import check_sliceable
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
-from .running.forward import check_forward
-from .running.prepared import check_prepared
+from .proving.architecture import check_proved, sliceable_groups
 from .search.candidates import priced
+from .search.limits import numbers_of
 from .search.macs import matching_cost, total_cost
 from .search.masks import check_budget
 from .search.selection import limits_of
-from .storage.integrity import check_own
-from .storage.loading import check_loaded
 from .storage.remote_code import check_remote_code
 from .storage.uniform import check_uniform
 
@@ -31,15 +27,23 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     Raises:
         ValueError: says what is in the way, and what to do.
     """
-    check_loaded(model)
-    check_forward(model, stack_inputs(model).values())
-    groups = find_groups(model)
-    check_sliceable(model, groups)
-    check_own(model)
-    check_prepared(model)
+    groups = sliceable_groups(model)
     if config.layout == "uniform":
         check_uniform(model, groups)
     limits_of(config, groups)
+    return groups
+
+
+def proved_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
+    """The model's groups, if it was proved on one sample that they can be cut and, if configured, refitted.
+
+    Raises:
+        ValueError: says what is in the way, and what to do.
+    """
+    groups = prunable_groups(model, config)
+    limits = limits_of(config, groups)
+    floors = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
+    check_proved(model, groups, refits=config.compensation != "none", floors=floors)
     return groups
 
 

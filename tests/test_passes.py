@@ -25,6 +25,8 @@ SUBLAYERS = 2
 REFIT = 2 * SUBLAYERS + 1  # of a layer: up to where each sublayer reads and writes, and once whole
 CONFIG = OptinConfig(flops=0.5, batch_size=4, num_samples=4 * BATCHES, probes=2 * BATCHES)
 
+PROOF = 2 + 3 + SUBLAYERS + 1  # of one sample, twice; masked; with each role masked; a walk from layer to layer
+CUTS = 3  # of the copy that is cut beside the masked model
 SCORE = BATCHES
 CUT = 1 + HELD_OUT + 1  # does it have a head; divergence; its MACs
 COMPENSATE = FIT
@@ -73,7 +75,8 @@ def test_scoring_takes_a_pass_of_every_batch_and_planning_none(road):
     name, pruner, data = road
     with counted(pruner.model) as calls:
         scores = pruner.score(data)
-    assert _passes(calls, "dense") == SCORE + BEFORE.get(name, 0)
+    assert _passes(calls, "dense") == PROOF + SCORE + BEFORE.get(name, 0)
+    assert _passes(calls, "pruned") == CUTS
     with counted(pruner.model) as calls:
         pruner.plan(scores)
         pruner.plan(scores, flops=0.7)
@@ -87,7 +90,7 @@ def test_pruning_runs_the_dense_model_once_for_scores_and_once_to_refit(given, r
     scores = pruner.score(data) if "scores" in given else None
     dense = PRUNE
     if given == "data":
-        dense += SCORE + BEFORE.get(name, 0)
+        dense += PROOF + SCORE + BEFORE.get(name, 0)
     elif given == "data and scores":  # the same data: what scoring saw of them serves
         dense += BEFORE.get(name, 0)
     elif given == "data and scores from disk":
@@ -97,7 +100,7 @@ def test_pruning_runs_the_dense_model_once_for_scores_and_once_to_refit(given, r
     with counted(pruner.model) as calls:
         pruner.prune(data if "data" in given else None, scores=scores)
     assert _passes(calls, "dense") == dense
-    assert _passes(calls, "pruned") <= PRUNED + 1
+    assert _passes(calls, "pruned") <= PRUNED + 1 + (CUTS if given == "data" else 0)
 
 
 def test_other_data_than_the_scores_are_seen_once_more():
@@ -131,14 +134,23 @@ def test_the_exact_scorer_runs_a_part_of_the_model_for_every_unit():
     units = sum(group.units for group in find_groups(model))
     with counted(model) as calls:
         OptinPruner(model).score(tiny_samples(8), OptinConfig(scorer="exact"))
-    assert _passes(calls, "dense") == 1 + units  # replayed layers are called, too, but do not run
+    assert _passes(calls, "dense") == PROOF + 1 + units  # replayed layers are called, too, but do not run
 
 
 def test_gauss_newton_takes_a_pass_for_every_probe():
     model = tiny_model()
     with counted(model) as calls:
         OptinPruner(model).score(tiny_samples(64), OptinConfig(scorer="gauss_newton", probes=12))
-    assert _passes(calls, "dense") == 12
+    assert _passes(calls, "dense") == PROOF + 12
+
+
+def test_what_was_proved_is_not_proved_again():
+    pruner = OptinPruner(tiny_model(), config=CONFIG)
+    with counted(pruner.model) as calls:
+        pruner.check()
+        pruner.check()
+        OptinPruner(pruner.model).check()
+    assert (_passes(calls, "dense"), _passes(calls, "pruned")) == (PROOF, CUTS)
 
 
 def test_groups_and_layers_are_found_once_and_handed_down(road, monkeypatch):
@@ -180,10 +192,10 @@ def test_the_command_line_runs_the_model_as_often(tmp_path):
     options += ["--num-samples", str(4 * BATCHES), "--probes", str(2 * BATCHES)]
     scores = ["--scores", str(tmp_path / "scores")]
     budgets = {  # the counter takes the loaded dense model for another one
-        ("score", *options, "--output", str(tmp_path / "scores")): SCORE,
+        ("score", *options, "--output", str(tmp_path / "scores")): PROOF + CUTS + SCORE,
         ("plan", str(tmp_path / "dense"), *scores, "--flops", "0.7", "0.5"): 0,
-        ("prune", *options, *scores, "--output", str(tmp_path / "pruned")): FIT + PRUNE + PRUNED,
-        ("prune", *options, "--output", str(tmp_path / "pruned")): SCORE + PRUNE + PRUNED,
+        ("prune", *options, *scores, "--output", str(tmp_path / "pruned")): PROOF + CUTS + FIT + PRUNE + PRUNED,
+        ("prune", *options, "--output", str(tmp_path / "pruned")): PROOF + CUTS + SCORE + PRUNE + PRUNED,
     }
     for (command, *arguments), budget in budgets.items():
         with counted(model) as calls:

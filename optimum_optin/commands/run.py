@@ -10,11 +10,12 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from ..commands import benchmark, evaluate, info, plan, prune, push, score
+from ..commands import benchmark, check, evaluate, info, plan, prune, push, score
 from ..files.folders import NotSavedError
 from ..running.processes import is_main
 
 COMMANDS = {
+    "check": check,
     "prune": prune,
     "score": score,
     "plan": plan,
@@ -23,7 +24,8 @@ COMMANDS = {
     "info": info,
     "push": push,
 }
-"""Name -> module with `add_arguments(parser)` and `run(arguments)`, which returns `(dict for JSON, text)`."""
+"""Name -> module with `add_arguments(parser)` and `run(arguments)`, which returns `(JSON-able dict, text)`, or these
+and the exit code."""
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -36,7 +38,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         arguments: the words that follow it.
 
     Returns:
-        The exit code: 0, 1 for a failure, 2 for bad input, 130 if interrupted.
+        The exit code: 0, 1 for a failure or where `check` finds one, 2 for bad input, 130 if interrupted.
 
     Raises:
         SystemExit: wrong usage (2), or `--help` (0).
@@ -45,7 +47,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     try:
         with redirect_stdout(sys.stderr):
-            data, text = COMMANDS[command].run(parsed)
+            data, text, *code = COMMANDS[command].run(parsed)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -56,7 +58,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     except Exception as error:
         return _report(parser, parsed, error, 2 if _is_bad_input(error) else 1)
     _print(parsed, data, text)
-    return 0
+    return code[0] if code else 0
 
 
 def make_parser(command: str) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to save the scores to")
     add_calibration(parser)
-    add_config(parser, (*SCORING_FIELDS, "unreadable", "merging"))
+    add_config(parser, (*SCORING_FIELDS, "compensation", "unreadable", "merging"))
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:

@@ -22,11 +22,19 @@ from .trajectory import Rows, draw_rows, hidden_states
 
 
 @dataclass
-class _Call:
+class Call:
     """The arguments that a layer was called with, but for its hidden states."""
 
     args: tuple
     kwargs: dict[str, Any]
+
+    @classmethod
+    def split(cls, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+        """The hidden states that a layer is called with, and the rest."""
+        if args:
+            return args[0], cls(args[1:], kwargs)
+        others = dict(kwargs)
+        return others.pop("hidden_states"), cls(args, others)
 
     def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         return hidden_states(layer(hidden, *self.args, **self.kwargs))
@@ -46,7 +54,7 @@ class Start:
 
     real: TokenMasks
     hidden: dict[str, Tensor]
-    calls: dict[str, _Call]
+    calls: dict[str, Call]
     weights: dict[str, Tensor]
 
 
@@ -92,7 +100,7 @@ class DensePass:
     layers: Mapping[str, Any]
     output: Output | None
     hidden: dict[str, Tensor]
-    calls: dict[str, _Call]
+    calls: dict[str, Call]
 
     def written(self) -> list[Tensor]:
         """What each consumer wrote, shape (batch, tokens, channels) or (batch * windows, tokens, channels)."""
@@ -180,19 +188,14 @@ def dense_pass(
 
 
 @contextmanager
-def _called(model: nn.Module, layers: Mapping[str, str]) -> Iterator[tuple[dict[str, Tensor], dict[str, _Call]]]:
+def _called(model: nn.Module, layers: Mapping[str, str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Call]]]:
     """Collect every stack's first input and how every layer is called in the one forward pass inside."""
     first: dict[str, Tensor] = {}
-    calls: dict[str, _Call] = {}
+    calls: dict[str, Call] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if args:
-                hidden, args = args[0], args[1:]
-            else:
-                kwargs = dict(kwargs)
-                hidden = kwargs.pop("hidden_states")
-            calls[name] = _Call(args, kwargs)
+            hidden, calls[name] = Call.split(args, kwargs)
             first.setdefault(stack_of(name), hidden)
 
         return record

@@ -10,6 +10,7 @@ import sys
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 COMMANDS = {
+    "check": "prove that a model can be pruned, or show what is in the way",
     "prune": "prune a model and save the smaller one",
     "score": "score a model's units and save the scores, for any number of budgets",
     "plan": "show what budgets would keep, from saved scores",

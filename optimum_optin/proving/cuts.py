@@ -1,0 +1,134 @@
+"""Mask equals cut: the one fact that scoring, evaluation and rewriting rest on, put to the test on a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures.group import Group, Groups
+from ..editing.masking import masked
+from ..editing.surgery import rewrite
+from ..running.batch import Batch
+from .observation import Observation, difference, differences, fed, states_of
+
+_HALF, _ONE, _NONE = "every second unit", "all units but one", "all units"  # what is cut, one after the other
+
+_ROW = "its row names a wrong width, producer or consumer, or misses a counter, a table or a shared bias"
+_MUCH = 1e-3  # rounding, in half precision, that adds up over many layers
+_ROUGH = "; or more is lost to rounding than is usual: prove it in float32 (dtype='float32')"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a model that was cut did beside the masked one.
+
+    Args:
+        problem: what was different, `None` if nothing was.
+        least: how few units of each group may stay.
+        largest: the largest difference that was taken for rounding.
+    """
+
+    problem: str | None = None
+    least: int = 0
+    largest: float = 0.0
+
+
+def cut_trials(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> dict[str, Trial]:
+    """Group key -> how its cuts did: all groups at once, and one by one only to tell which of them is to blame.
+
+    Args:
+        model: the model, frozen; unchanged.
+        groups: the groups to cut, with the model's layers.
+        sample: what to run masked and cut models on.
+        rounding: the largest difference, as a share, between two ways to compute the same.
+    """
+    together = _trial(model, groups, sample, rounding)
+    if together.problem is None and together.least == 0:
+        return {group.key: together for group in groups}
+    alone = {group.key: _trial(model, replace(groups, members=(group,)), sample, rounding) for group in groups}
+    if together.problem is not None and all(trial.problem is None for trial in alone.values()):
+        problem = f"alone it can be cut, but together with all other groups it cannot: {together.problem}"
+        return {key: replace(trial, problem=problem) for key, trial in alone.items()}
+    return alone
+
+
+def without_effect(model: nn.Module, groups: Groups, sample: Batch, dense: Observation) -> set[str]:
+    """Keys of the groups whose masks change nothing of what their layer returns.
+
+    Args:
+        model: the model, frozen; unchanged.
+        groups: its groups.
+        sample: what to run it on.
+        dense: what it was seen to do with the sample; every layer reads what it read there.
+    """
+    found: set[str] = set()
+    if not all(dense.calls.get(name) and name in dense.states for name in groups.layers):
+        return found  # nothing can be fed to them
+    for role in dict.fromkeys(group.role for group in groups):
+        members = groups.of_role(role)
+        masks = {group.key: torch.zeros(group.units) for group in members}
+        with masked(model, members, masks), fed(model, groups, dense.calls):
+            states = states_of(model, replace(groups, members=()), sample)
+        found |= {group.key for group in members if difference(states[group.layer], dense.states[group.layer]) == 0}
+    return found
+
+
+def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> Trial:
+    copied = _lean_copy(model)
+    left, largest = groups, 0.0
+    for what, masks, further in _masks(groups):
+        with masked(model, groups, masks):
+            expected = states_of(model, groups, sample)
+        try:
+            rewrite(copied, left, further)
+            found = states_of(copied, left, sample)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a forward may raise that cannot deal with it
+            problem = f"with {what} cut, the model does not run ({type(error).__name__}: {error}): {_ROW}"
+            return _ended(what, problem, largest)
+        off = differences(found, expected)
+        for state, share in off.items():
+            if share > rounding:
+                problem = (
+                    f"with {what} cut, {state} is {share:.2g} of its size off what it is with them masked (rounding: "
+                    f"{rounding:.0e}): {_ROW}{_ROUGH if rounding >= _MUCH else ''}"
+                )
+                return _ended(what, problem, largest)
+        largest = max(largest, *off.values())
+        left = replace(groups, members=tuple(_with(group, masks[group.key]) for group in groups))
+    return Trial(largest=largest)
+
+
+def _ended(what: str, problem: str, largest: float) -> Trial:
+    """A group that cannot lose its last unit can be cut; see `GroupProof.least`."""
+    return Trial(least=1, largest=largest) if what == _NONE else Trial(problem, least=1, largest=largest)
+
+
+def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
+    """What is cut, masks of the whole groups, and of what the masks before have left of them."""
+    before = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
+    for what in (_HALF, _ONE, _NONE):
+        masks = {group.key: _mask(group.units, what) for group in groups}
+        yield what, masks, {key: mask[before[key]] for key, mask in masks.items()}
+        before = masks
+
+
+def _mask(units: int, what: str) -> Tensor:
+    places = torch.arange(units)
+    last = (units - 1) // 2 * 2  # of every second one
+    return {_HALF: places % 2 == 0, _ONE: places == last, _NONE: places < 0}[what]
+
+
+def _with(group: Group, mask: Tensor) -> Group:
+    return replace(group, units=int(mask.sum()))
+
+
+def _lean_copy(model: nn.Module) -> nn.Module:
+    """A copy to cut, whose parameters are others that hold the same numbers, and take no memory until they are cut."""
+    memo: Mapping = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
+    return copy.deepcopy(model, memo)

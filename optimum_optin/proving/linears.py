@@ -1,0 +1,57 @@
+"""How a group stands in a pass: its linears run once, on what a mask can be put on; its counters count its units."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..architectures.group import Group, Groups
+from .observation import Observation
+
+
+def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
+    """Group key -> which of its counters does not count what is there; none where all do.
+
+    Args:
+        model: the model.
+        groups: its groups.
+    """
+    found = {}
+    for group in groups:
+        for path, kind in group.cut.counters.items():
+            count = group.units * (group.width if kind == "features" else 1)
+            module, _, name = path.rpartition(".")
+            held = getattr(model.get_submodule(module), name, None)
+            if held != count:
+                found.setdefault(group.key, f"its counter {path} is {held!r}, where its row says {kind}: {count}")
+    return found
+
+
+def running_problems(groups: Groups, dense: Observation) -> dict[str, str]:
+    """Group key -> why scores, costs or masks would be wrong for how layer and linears run; none where they would not.
+
+    Args:
+        groups: the model's groups.
+        dense: what a pass was seen to do.
+    """
+    found = {group.key: _problem(group, groups.layers[group.layer], dense) for group in groups}
+    return {key: problem for key, problem in found.items() if problem}
+
+
+def _problem(group: Group, layer: str, dense: Observation) -> str | None:
+    for path in (layer, *(producer.path for producer in group.producers), group.consumer):
+        if dense.runs[path] == 0:
+            return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
+        if dense.runs[path] > 1:
+            return (
+                f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, counted and refitted as "
+                "if it ran once. What several layers or steps share cannot be pruned yet"
+            )
+    for path in (*(producer.path for producer in group.producers), group.consumer):
+        read = dense.reads[path]
+        if read is None or read.dim() != 3:
+            what = "nothing by place" if read is None else f"a tensor of shape {tuple(read.shape)}"
+            return (
+                f"{path} reads {what}, where one of shape (batch, tokens, features) is expected: let its layer call it "
+                "with one"
+            )
+    return None

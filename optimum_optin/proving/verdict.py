@@ -1,0 +1,139 @@
+"""What was proved of a model, group by group, and why the rest was not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..architectures.group import Group
+
+
+@dataclass(frozen=True)
+class GroupProof:
+    """What was proved of a group.
+
+    Args:
+        group: the group.
+        least: how few of its units may stay, at least: 0 or 1.
+        cut: why it cannot be cut; `None` if it was proved that it can.
+        refit: why it cannot be refitted after a cut; `None` if it was proved that it can.
+    """
+
+    group: Group
+    least: int = 0
+    cut: str | None = None
+    refit: str | None = None
+
+    @property
+    def proved(self) -> bool:
+        """Whether it can be cut and refitted."""
+        return self.cut is None and self.refit is None
+
+    def to_dict(self) -> dict:
+        """All fields, JSON-able, with the number of units."""
+        return {"units": self.group.units, "least": self.least, "cut": self.cut, "refit": self.refit}
+
+
+@dataclass(frozen=True)
+class ArchitectureProof:
+    """What `check_architecture` found; prints as text.
+
+    Args:
+        model: the model's class.
+        model_type: its `config.model_type`.
+        sample: input -> its shape, of the sample that it was run on.
+        groups: its groups, proved or not; none where the model could not be run.
+        problem: why nothing could be proved of any group; `None` if that was not so.
+        repeatable: whether two passes agree to the last bit.
+        rounding: the largest difference, as a share, between two ways to compute the same, that was accepted.
+        largest: the largest that there was between a masked model and a cut one.
+        seconds: what it took.
+    """
+
+    model: str
+    model_type: str
+    sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    groups: tuple[GroupProof, ...] = ()
+    problem: str | None = None
+    repeatable: bool = False
+    rounding: float = 0.0
+    largest: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def proved(self) -> bool:
+        """Whether every group can be cut and refitted."""
+        return self.problem is None and all(each.proved for each in self.groups)
+
+    def check(self, *, refits: bool = True, floors: Mapping[str, int] | None = None) -> None:
+        """Raise if the model cannot be pruned.
+
+        Args:
+            refits: whether what is left is to be refitted (`compensation`).
+            floors: group key -> how many units it is to keep at least; `None` for one in every group.
+
+        Raises:
+            ValueError: names the first group that is in the way, the reason, and what to do.
+        """
+        name = f"this {self.model_type!r} model ({self.model})"
+        if self.problem:
+            raise ValueError(f"{name} cannot be pruned: {self.problem}.")
+        uncut = [each for each in self.groups if each.cut]
+        if uncut:
+            raise ValueError(f"{uncut[0].group.key} of {name} cannot be pruned: {uncut[0].cut}.{_others(uncut)}")
+        bare = [each for each in self.groups if each.least > (floors or {}).get(each.group.key, 1)]
+        if bare:
+            role = bare[0].group.role
+            raise ValueError(
+                f"{bare[0].group.key} of {name} cannot lose its last unit: set floors={{{role!r}: 1}}, or name the "
+                f"module to be replaced then as core= of its row.{_others(bare)}"
+            )
+        unfit = [each for each in self.groups if each.refit]
+        if refits and unfit:
+            raise ValueError(
+                f"{unfit[0].group.key} of {name} can be cut, but what is left cannot be refitted: {unfit[0].refit}. "
+                f"compensation='none' prunes it without.{_others(unfit)}"
+            )
+
+    def to_dict(self) -> dict:
+        """All fields, JSON-able; groups by their keys."""
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        groups = {each.group.key: each.to_dict() for each in self.groups}
+        shapes = {name: list(shape) for name, shape in self.sample.items()}
+        return {"proved": self.proved, **fields, "sample": shapes, "groups": groups}
+
+    def __str__(self) -> str:
+        inputs = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.sample.items())
+        heading = f"{self.model} ({self.model_type}), run on {inputs} in {self.seconds:.1f} s"
+        if self.problem:
+            return f"{heading}\nnothing is proved: {self.problem}."
+        proved = sum(each.proved for each in self.groups)
+        agree = "to the last bit" if self.repeatable else "up to rounding"
+        lines = [
+            heading,
+            f"{proved} of {len(self.groups)} groups are proved: passes agree {agree}, masked and cut models up to "
+            f"{self.largest:.0e} (what is taken for rounding: {self.rounding:.0e})",
+        ]
+        first: dict[str, str] = {}
+        for each in self.groups:
+            said, key = _said(each), each.group.key
+            same = first.setdefault(said, key)
+            lines.append(
+                f"{key:<20} {each.group.units:>6} units  {said if same == key or each.proved else f'as {same}'}"
+            )
+        return "\n".join(lines)
+
+
+def _said(proof: GroupProof) -> str:
+    if proof.cut:
+        return f"cannot be cut: {proof.cut}"
+    if proof.refit:
+        return f"can be cut, but not refitted (compensation='none'): {proof.refit}"
+    return "proved" if proof.least == 0 else "proved, but for its last unit"
+
+
+def _others(proofs: list[GroupProof]) -> str:
+    """Where to see the other groups of which the same is to be said."""
+    more = len(proofs) - 1
+    return f" print(check_architecture(model)) shows it, and {more} more." if more else ""
