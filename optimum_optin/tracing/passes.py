@@ -66,11 +66,11 @@ class Passes:
 
     def _run(self, mode: Recording | Barriers) -> list[Tensor]:
         self.count += 1
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(0)  # whatever is drawn is drawn alike in every pass
-            with mode:
-                outputs = call_model(self._model, self._inputs)
-        return _floats(outputs)
+        torch.default_generator.manual_seed(0)  # whatever is drawn is drawn alike in every pass
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(0)
+        with torch.no_grad(), mode:
+            return _floats(call_model(self._model, self._inputs))
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def watched(model: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Passes]:
     if missing := [name for name, each in model.named_parameters() if each.is_meta]:
         raise ValueError(f"{missing[0]} is on the meta device, without values: load the model's weights first.")
     fast = torch.backends.mha.get_fastpath_enabled()
-    with frozen(model), _eager_attention(model), sdpa_kernel(SDPBackend.MATH):
+    with torch.random.fork_rng(), frozen(model), _eager_attention(model), sdpa_kernel(SDPBackend.MATH):
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield Passes(model, inputs)

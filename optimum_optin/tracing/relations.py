@@ -9,7 +9,7 @@ if no such part has channels of one source, runs are spoilt one by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from .kinds import Reached, code_bits
 Measure = Callable[[Tensor], Mapping[str, Reached]]
 """Indices -> what each tensor reaches if these are spoilt in all."""
 
-_FEW, _MANY = 48, 1024  # runs: so many are spoilt one by one at once; more than so many never
+_FEW, _MANY = 16, 1024  # runs: so many are spoilt one by one at once; more than so many never
 # In how many parts channels of one source are looked for, and whether a part is a block or every so-many-th run.
 _PARTS = ((1, "blocks"), (2, "blocks"), (3, "blocks"), (2, "turns"), (3, "turns"))
 
@@ -46,11 +46,13 @@ class Relation:
 
 
 def points(size: int) -> list[int]:
-    """Indices that are looked at by themselves: the first, the middle one, the last."""
-    return sorted({0, size // 2, size - 1})
+    """Indices that are looked at by themselves: the first and the middle one."""
+    return [0, size // 2]
 
 
-def relations(measure: Measure, names: list[str], dim: int, size: int) -> list[Relation] | None:
+def relations(
+    measure: Measure, names: list[str], dim: int, size: int, lengths: Iterable[int]
+) -> list[Relation] | None:
     """What the indices of like tensors reach; `None` if that cannot be told in a reasonable number of passes.
 
     Args:
@@ -58,10 +60,11 @@ def relations(measure: Measure, names: list[str], dim: int, size: int) -> list[R
         names: the tensors, of which no two reach the same reader.
         dim: the dimension.
         size: its size.
+        lengths: of runs in other tensors, which are looked for first.
     """
     alone = {point: measure(torch.tensor([point])) for point in points(size)}
     flooded = set.intersection(*(_whole(reached) for reached in alone.values()))
-    runs = torch.arange(size).view(-1, _run_length(measure, size, alone))
+    runs = torch.arange(size).view(-1, _run_length(measure, size, alone, lengths))
     edges = _one_by_one(measure, names, runs) if len(runs) <= _FEW else _in_parts(measure, names, runs, flooded)
     if edges is None and len(runs) <= _MANY:
         edges = _one_by_one(measure, names, runs)
@@ -72,13 +75,16 @@ def _whole(reached: Mapping[str, Reached]) -> set[Reader]:
     return {reader for readers in reached.values() for reader, mask in readers.items() if mask.all()}
 
 
-def _run_length(measure: Measure, size: int, alone: Mapping[int, Mapping[str, Reached]]) -> int:
+def _run_length(
+    measure: Measure, size: int, alone: Mapping[int, Mapping[str, Reached]], lengths: Iterable[int]
+) -> int:
     """How many indices in a row reach the same channels: the longest that divides `size` and fits where most are reached.
 
     Args:
         measure: see `Measure`.
         size: how many indices there are.
         alone: some indices, and what each of them reaches.
+        lengths: what may well be the length.
     """
     start = max(alone, key=lambda point: (_channels(alone[point]), -point))
 
@@ -88,6 +94,9 @@ def _run_length(measure: Measure, size: int, alone: Mapping[int, Mapping[str, Re
     neighbour = start + 1 if start + 1 < size else start - 1
     if not same(min(start, neighbour), max(start, neighbour)):
         return 1
+    for length in lengths if start == 0 else ():
+        if size % length == 0 and same(0, length - 1) and (length == size or not same(0, length)):
+            return length
     last = _furthest(lambda point: same(start, point), start, size - 1)
     first = start - _furthest(lambda step: same(start - step, start), 0, start)
     return math.gcd(size, first, last + 1)

@@ -57,6 +57,8 @@ class _Search:
         self._passes = passes
         self.relations: list[Relation] = []
         self.left_out: list[LeftOut] = []
+        self._lengths: list[int] = []
+        self._known: dict[tuple, Reached] = {}
 
     def add(self, names: tuple[str, ...], written: set[Reader] | None = None) -> None:
         """Trace every dimension of like tensors; with `written`, only those that reach some of these readers in part."""
@@ -69,6 +71,7 @@ class _Search:
                 self._leave_out(names, dim, f"the forward pass stops when it is spoilt ({error})")
 
     def _add_dimension(self, names: tuple[str, ...], dim: int, size: int, written: set[Reader] | None) -> None:
+        self._known.clear()
         probes = {point: self._reach(names, dim, torch.tensor([point])) for point in points(size)}
         self._compare_with_noise(names, dim, size // 2, probes[size // 2])
         partial = {reader for reached in probes.values() for reader, mask in reached.items() if not mask.all()}
@@ -82,10 +85,13 @@ class _Search:
         owners = apart(readers_by_name(names, lambda chosen: self._reach(chosen, dim, every)))
         for owner in owners:
             own = list(dict.fromkeys(owner.values()))
-            found = relations(self._measure(owner, dim), own, dim, size)
+            found = relations(self._measure(owner, dim), own, dim, size, self._lengths)
             if found is None:
                 self._leave_out(own, dim, "which index reaches which channels follows no order that was tried")
-            self.relations += found or []
+                continue
+            self.relations += found
+            length = found[0].runs.shape[1]
+            self._lengths = [length, *(each for each in self._lengths if each != length)] if length > 1 else self._lengths
 
     def _measure(self, owner: Mapping[Reader, str], dim: int) -> Measure:
         names = list(dict.fromkeys(owner.values()))
@@ -108,8 +114,14 @@ class _Search:
                 self._leave_out(names, dim, reason)
 
     def _reach(self, names: Iterable[str], dim: int, index: Tensor, noise: bool = False) -> Reached:
-        index = index.to(self._passes.device)
-        return self._passes.reach({name: (dim, index) for name in names}, noise)
+        names = tuple(names)
+        spoilt = {name: (dim, index.to(self._passes.device)) for name in names}
+        key = (names, int(index[0]), noise) if len(index) == 1 else None  # single indices are asked for again
+        if key is None:
+            return self._passes.reach(spoilt, noise)
+        if key not in self._known:
+            self._known[key] = self._passes.reach(spoilt, noise)
+        return self._known[key]
 
     def _leave_out(self, names: Iterable[str], dim: int, reason: str) -> None:
         self.left_out.append(LeftOut(tuple(f"{name}[{dim}]" for name in names), reason))
