@@ -170,7 +170,7 @@ def _spoil(tensor: Tensor, dim: int, index: Tensor, noise: float | None) -> Tens
     if noise is None:
         return copy.index_fill_(dim, index, torch.nan)
     part = copy.index_select(dim, index)
-    return copy.index_copy_(dim, index, part + noise * (1 + tensor.abs().max()) * torch.randn_like(part))
+    return copy.index_copy_(dim, index, part + noise * (1 + part.abs().max()) * torch.randn_like(part))
 
 
 def _tells(contraction: Contraction, name: str, dim: int) -> bool:

@@ -17,7 +17,7 @@ from .found import LeftOut, Trace
 from .kinds import Reached, apart, kinds_of, readers_by_name
 from .passes import Passes, watched
 from .relations import Measure, Relation, points, relations
-from .units import groups_of
+from .units import groups_of, partly_read
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
@@ -37,8 +37,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         weights = [names for names in kinds if passes.tensors.by_name[names[0]].dim() > 1]
         for names in progress(weights, "Tracing weights", "kind"):
             search.add(names)
-        found, _ = groups_of(search.relations, passes.readers)
-        written = {reader for reader in passes.readers for group in found for each in group.reads if each.tensor == reader.tensor}
+        written = partly_read(search.relations, passes.readers)
         others = [names for names in kinds if passes.tensors.by_name[names[0]].dim() == 1]
         for names in progress(others, "Tracing biases", "kind"):
             search.add(names, written)

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .barriers import Reader
 from .found import FoundGroup, LeftOut, Slice
 from .relations import Relation
+
+_OUTPUT = "it reaches the model's output by channel, whose shape must stay"
+_WHOLE = "it also reaches all channels of another weight at once, as behind a normalisation"
+_SINGLE = "there is one unit only, and nothing to choose"
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Runs of a tensor's indices, or a reader's channels, and the unit that each belongs to, -1 for none."""
+
+    tensor: str
+    dim: int
+    runs: Tensor  # (runs, indices per run)
+    units: Tensor  # (runs,)
+    reads: bool
+
+
+def partly_read(relations: Iterable[Relation], readers: Mapping[Reader, int]) -> set[Reader]:
+    """The readers of which something reaches a part of the channels."""
+    return {reader for each in relations for reader, (runs, _) in _partial(each, readers).items() if len(runs)}
 
 
 def groups_of(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tuple[list[FoundGroup], list[LeftOut]]:
@@ -24,148 +47,138 @@ def groups_of(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> t
         The groups, in the order of the readers, and what is no unit of a group, with reasons.
     """
     chosen = _one_dimension_each(relations, readers)
-    channels = _Channels(readers, chosen)
-    slices: dict[int, dict[tuple[str, int], list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    reasons: dict[int, str] = {}
-    for relation in chosen:
-        for run, unit in channels.units_of(relation).items():
-            slices[unit][relation.tensor, relation.dim].append(relation.runs[run])
-        reasons |= channels.barred(relation)
-    alike: dict[tuple, list[int]] = defaultdict(list)
-    for unit, own in slices.items():
-        signature = tuple((place, sum(map(len, runs))) for place, runs in own.items())
-        alike[signature, channels.signature(unit), reasons.get(unit)].append(unit)
+    places, count = _places(chosen, readers)
+    reasons = _reasons(chosen, places, readers, count)
+    signatures = _signatures([*places, *reasons.values()], count)
+    touched = defaultdict(list)
+    for place in places:
+        for signature in signatures[place.units[place.units >= 0]].unique().tolist():
+            touched[signature].append(place)
     found, left = [], []
-    for (signature, read, reason), units in alike.items():
+    for signature, own in touched.items():
+        units = (signatures == signature).nonzero().flatten()
+        reason = next((why for why, place in reasons.items() if torch.isin(units[0], place.units)), None)
         if reason is None and len(units) == 1:
-            reason = "a single unit, so that there is nothing to choose"
+            reason = _SINGLE
         if reason is None:
-            found.append(_group(units, slices, channels))
+            found.append(_group(units, own, count))
         else:
-            left.append(LeftOut(_names([place for place, _ in signature], read), reason))
+            left.append(LeftOut(tuple(f"{each.tensor}[{each.dim}]" for each in own), reason))
     order = {reader.tensor: place for place, reader in enumerate(readers)}
     return sorted(found, key=lambda group: min(order[each.tensor] for each in group.reads)), left
 
 
-class _Channels:
-    """All readers' channels, numbered, and in one set those that belong to one unit."""
+def _partial(relation: Relation, readers: Mapping[Reader, int]) -> dict[Reader, tuple[Tensor, Tensor]]:
+    """Edges of the runs that reach some of a reader's channels and not all."""
+    edges = {}
+    for reader, (runs, channels) in relation.edges.items():
+        keep = torch.bincount(runs, minlength=len(relation.runs))[runs] < readers[reader]
+        if not reader.is_output:
+            edges[reader] = runs[keep], channels[keep]
+    return edges
 
-    def __init__(self, readers: Mapping[Reader, int], relations: Iterable[Relation]) -> None:
-        self._first, count = {}, 0
-        for reader, size in readers.items():
-            self._first[reader] = count
-            count += size
-        self._readers = readers
-        self._parent = list(range(count))
-        self._partial = {id(relation): self._partial_edges(relation) for relation in relations}
-        for edges in self._partial.values():
-            for _, channels in edges:
-                for channel in channels[1:]:
-                    self._parent[self._root(channel)] = self._root(channels[0])
-        self._members: dict[int, list[int]] = defaultdict(list)
-        for channel in {channel for edges in self._partial.values() for _, part in edges for channel in part}:
-            self._members[self._root(channel)].append(channel)
 
-    def units_of(self, relation: Relation) -> dict[int, int]:
-        """Run -> its unit, of the runs that belong to one."""
-        return {run: self._root(channels[0]) for run, channels in self._partial[id(relation)]}
+def _places(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tuple[list[_Place], int]:
+    """All that units are made of, and how many units there are: sets of runs and channels that are connected."""
+    first, count = {}, 0
+    for reader, size in readers.items():
+        first[reader] = count
+        count += size
+    channels = count
+    pairs = [torch.empty(2, 0, dtype=torch.long)]
+    for relation in relations:
+        for reader, edge in _partial(relation, readers).items():
+            pairs.append(torch.stack([edge[0] + count, edge[1] + first[reader]]))
+        count += len(relation.runs)
+    one, other = torch.cat(pairs, 1).numpy()
+    _, labels = connected_components(coo_array(([True] * len(one), (one, other)), shape=(count, count)), directed=False)
+    linked = torch.zeros(count, dtype=torch.bool)
+    linked[one], linked[other] = True, True
+    labels = torch.from_numpy(labels).long()
+    names, compact = labels[linked].unique(return_inverse=True)
+    units = torch.full((count,), -1)
+    units[linked] = compact
+    places, start = [], channels
+    for relation in relations:
+        end = start + len(relation.runs)
+        places.append(_Place(relation.tensor, relation.dim, relation.runs, units[start:end], reads=False))
+        start = end
+    for reader, size in readers.items():
+        own = units[first[reader] : first[reader] + size]
+        runs = torch.arange(size)[:: reader.inner, None] // reader.inner
+        places.append(_Place(reader.tensor, reader.dim, runs, own[:: reader.inner], reads=True))
+    return places, len(names)
 
-    def signature(self, unit: int) -> tuple[tuple[Reader, int], ...]:
-        """How many channels of which reader a unit owns."""
-        return tuple((reader, len(own)) for reader, own in self.of(unit).items())
 
-    def of(self, unit: int) -> dict[Reader, list[int]]:
-        """The channels of a unit, by reader."""
-        own: dict[Reader, list[int]] = {}
-        members = sorted(self._members[unit])
-        place, bounds = 0, list(self._first.items())
-        for channel in members:
-            while place + 1 < len(bounds) and bounds[place + 1][1] <= channel:
-                place += 1
-            reader, first = bounds[place]
-            own.setdefault(reader, []).append(channel - first)
-        return own
-
-    def barred(self, relation: Relation) -> dict[int, str]:
-        """Unit -> why it cannot be removed."""
-        units, reasons = self.units_of(relation), {}
+def _reasons(
+    relations: Sequence[Relation], places: Sequence[_Place], readers: Mapping[Reader, int], count: int
+) -> dict[str, _Place]:
+    """Why units cannot be removed: reason -> the units, in the form of a place."""
+    barred: dict[str, list[Tensor]] = {_OUTPUT: [], _WHOLE: []}
+    for relation, place in zip(relations, places, strict=False):
+        partial = _partial(relation, readers)
         for reader, (runs, _) in relation.edges.items():
-            counts = torch.bincount(runs, minlength=len(relation.runs))
-            for run in (counts > 0).nonzero().flatten().tolist():
-                if run in units and reader.is_output:
-                    reasons[units[run]] = "it reaches the model's output by channel, whose shape must stay"
-                elif run in units and counts[run] == self._readers[reader] and not self._split(relation, run, reader):
-                    reasons[units[run]] = (
-                        f"it also reaches all channels of {reader.tensor} at once, as behind a normalisation"
-                    )
-        return reasons
-
-    def _split(self, relation: Relation, run: int, whole: Reader) -> bool:
-        """Whether the run reaches part of another dimension of the same weight."""
-        others = [each for each in relation.edges if each.tensor == whole.tensor and each != whole]
-        return any((relation.edges[each][0] == run).sum() < self._readers[each] for each in others)
-
-    def _partial_edges(self, relation: Relation) -> list[tuple[int, list[int]]]:
-        """Run -> numbers of the channels that it reaches, where it does not reach all of a reader's."""
-        reached: dict[int, list[int]] = defaultdict(list)
-        for reader, (runs, channels) in relation.edges.items():
             if reader.is_output:
-                continue
-            counts = torch.bincount(runs, minlength=len(relation.runs))
-            keep = counts[runs] < self._readers[reader]
-            for run, channel in zip(runs[keep].tolist(), (channels[keep] + self._first[reader]).tolist(), strict=True):
-                reached[run].append(channel)
-        return list(reached.items())
+                barred[_OUTPUT].append(place.units[runs.unique()])
+            elif not any(each.tensor == reader.tensor and len(edge[0]) for each, edge in partial.items()):
+                barred[_WHOLE].append(place.units[runs.unique()])
+    reasons = {}
+    for why, parts in barred.items():
+        units = torch.cat([torch.empty(0, dtype=torch.long), *parts]).unique()
+        reasons[why] = _Place(why, 0, units[:, None], units, reads=False)
+    return reasons
 
-    def _root(self, channel: int) -> int:
-        parent = self._parent
-        while parent[channel] != channel:
-            parent[channel] = parent[parent[channel]]
-            channel = parent[channel]
-        return channel
+
+def _signatures(places: Iterable[_Place], count: int) -> Tensor:
+    """A number for each unit, the same for units that have the same number of runs in every place."""
+    signatures, following = torch.zeros(count, dtype=torch.long), 1
+    for place in places:
+        units, runs = place.units[place.units >= 0].unique(return_counts=True)
+        if len(units):
+            pairs = torch.stack([signatures[units], runs], 1)
+            kinds, inverse = pairs.unique(dim=0, return_inverse=True)
+            signatures[units] = following + inverse
+            following += len(kinds)
+    return signatures
+
+
+def _group(units: Tensor, places: Iterable[_Place], count: int) -> FoundGroup:
+    reads = [place for place in places if place.reads]
+    first = torch.full((count,), len(reads[0].units))
+    kept = reads[0].units >= 0
+    first.scatter_reduce_(0, reads[0].units[kept], kept.nonzero().flatten(), "amin")
+    units = units[first[units].argsort()]  # by their first channel
+    position = torch.full((count + 1,), -1)  # the last entry is for what belongs to no unit
+    position[units] = torch.arange(len(units))
+    slices: dict[bool, list[Slice]] = {False: [], True: []}
+    for place in places:
+        own = position[place.units]
+        order = own.argsort(stable=True)[(own < 0).sum() :]
+        indices = place.runs[order].reshape(len(units), -1).sort(1).values
+        slices[place.reads].append(Slice(place.tensor, place.dim, indices))
+    names = [each.tensor for each in (*slices[False], *slices[True])]
+    return FoundGroup(_common_module(names), tuple(slices[False]), tuple(slices[True]))
 
 
 def _one_dimension_each(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> list[Relation]:
     """Of a tensor's dimensions the one that leaves most units: a weight (inputs, heads, width) has two."""
     by_tensor: dict[str, list[Relation]] = defaultdict(list)
     for relation in relations:
-        by_tensor[relation.tensor].append(relation)
+        if any(len(runs) for runs, _ in _partial(relation, readers).values()):
+            by_tensor[relation.tensor].append(relation)
     chosen = [own[0] for own in by_tensor.values() if len(own) == 1]
     for own in by_tensor.values():
         if len(own) > 1:
             beside = [each for each in chosen if set(each.edges) & set(own[0].edges)]
-            chosen.append(max(own, key=lambda one: _count_units([*beside, one], one, readers)))
+            chosen.append(max(own, key=lambda one: _places([*beside, one], readers)[1]))
     return chosen
 
 
-def _count_units(relations: list[Relation], one: Relation, readers: Mapping[Reader, int]) -> int:
-    return len(set(_Channels(readers, relations).units_of(one).values()))
-
-
-def _group(units: list[int], slices: Mapping, channels: _Channels) -> FoundGroup:
-    own = {unit: channels.of(unit) for unit in units}
-    units = sorted(units, key=lambda unit: next(iter(own[unit].values())))
-    writes = []
-    for tensor, dim in slices[units[0]]:
-        indices = [torch.cat(slices[unit][tensor, dim]).sort().values for unit in units]
-        writes.append(Slice(tensor, dim, torch.stack(indices)))
-    reads = []
-    for reader in own[units[0]]:
-        entries = torch.tensor([own[unit][reader] for unit in units])
-        reads.append(Slice(reader.tensor, reader.dim, entries[:, :: reader.inner] // reader.inner))
-    names = [each.tensor for each in (*writes, *reads)]
-    return FoundGroup(_common_module(names), tuple(writes), tuple(reads))
-
-
-def _common_module(names: list[str]) -> str:
-    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+def _common_module(names: Iterable[str]) -> str:
+    """Path of the smallest module around tensors of these names."""
     common = []
-    for level in levels:
+    for level in zip(*(name.split(".")[:-1] for name in names), strict=False):
         if len(set(level)) > 1:
             break
         common.append(level[0])
     return ".".join(common)
-
-
-def _names(places: Iterable[tuple[str, int]], read: Iterable[tuple[Reader, int]]) -> tuple[str, ...]:
-    return tuple(f"{tensor}[{dim}]" for tensor, dim in dict.fromkeys([*places, *(each[:2] for each, _ in read)]))
