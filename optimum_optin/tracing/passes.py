@@ -19,6 +19,10 @@ from .tensors import Tensors
 _NOISE = 10.0
 
 
+class Untraceable(Exception):
+    """A pass with spoilt tensors says nothing, or does not come to its end."""
+
+
 class Passes:
     """Runs a model again and again, with other tensors spoilt each time.
 
@@ -54,7 +58,12 @@ class Passes:
         if noise and not self._steady:
             return {}
         barriers = Barriers(self.tensors, self._record, taint, _NOISE if noise else None)
-        outputs = self._run(barriers)
+        try:
+            outputs = self._run(barriers)
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # of a model that checks its values
+            raise Untraceable(f"the model's forward pass stops when it is spoilt: {error}") from error
+        if len(outputs) != len(self._clean):
+            raise Untraceable("the model has other outputs when it is spoilt")
         for place, (output, clean) in enumerate(zip(outputs, self._clean, strict=True)):
             changed = output.isnan() & ~clean.isnan() if output.shape == clean.shape else torch.ones_like(output) > 0
             if noise and output.shape == clean.shape:

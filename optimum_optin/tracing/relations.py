@@ -9,7 +9,8 @@ if no such part has channels of one source, runs are spoilt one by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,19 @@ _FEW, _MANY = 16, 1024  # runs: so many are spoilt one by one at once; more than
 # In how many parts channels of one source are looked for, and whether a part is a block or every so-many-th run.
 _PARTS = ((1, "blocks"), (2, "blocks"), (3, "blocks"), (2, "turns"), (3, "turns"))
 
-Edges = Mapping[Reader, tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """What runs reach, by reader.
+
+    Args:
+        edges: runs and channels, two vectors as long as there are pairs of a run and a channel that it reaches; without
+            the runs that reach all channels.
+        whole: the runs that reach all channels.
+    """
+
+    edges: Mapping[Reader, tuple[Tensor, Tensor]]
+    whole: Mapping[Reader, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +49,13 @@ class Relation:
         tensor: its name.
         dim: the dimension.
         runs: indices that reach the same channels, shape (runs, indices per run).
-        edges: reader -> runs and channels, two vectors as long as there are pairs of a run and a channel that it reaches.
+        links: what the runs reach.
     """
 
     tensor: str
     dim: int
     runs: Tensor
-    edges: Edges
+    links: Links
 
 
 def points(size: int) -> list[int]:
@@ -65,10 +78,10 @@ def relations(
     alone = {point: measure(torch.tensor([point])) for point in points(size)}
     flooded = set.intersection(*(_whole(reached) for reached in alone.values()))
     runs = torch.arange(size).view(-1, _run_length(measure, size, alone, lengths))
-    edges = _one_by_one(measure, names, runs) if len(runs) <= _FEW else _in_parts(measure, names, runs, flooded)
-    if edges is None and len(runs) <= _MANY:
-        edges = _one_by_one(measure, names, runs)
-    return edges and [Relation(name, dim, runs, edges[name]) for name in names]
+    links = _one_by_one(measure, names, runs) if len(runs) <= _FEW else _in_parts(measure, names, runs, flooded)
+    if links is None and len(runs) <= _MANY:
+        links = _one_by_one(measure, names, runs)
+    return links and [Relation(name, dim, runs, links[name]) for name in names]
 
 
 def _whole(reached: Mapping[str, Reached]) -> set[Reader]:
@@ -124,19 +137,15 @@ def _equal(one: Mapping[str, Reached], other: Mapping[str, Reached]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[reader], right[reader]) for reader in left)
 
 
-def _one_by_one(measure: Measure, names: list[str], runs: Tensor) -> dict[str, Edges]:
-    rows: dict[str, dict[Reader, list[Tensor]]] = {name: {} for name in names}
+def _one_by_one(measure: Measure, names: list[str], runs: Tensor) -> dict[str, Links]:
+    found: dict[str, list[Links]] = {name: [] for name in names}
     for number, run in enumerate(runs):
         for name, readers in measure(run).items():
-            for reader, mask in readers.items():
-                channels = mask.nonzero().flatten()
-                rows[name].setdefault(reader, []).append(torch.stack([torch.full_like(channels, number), channels]))
-    return {
-        name: {reader: tuple(torch.cat(pairs, 1)) for reader, pairs in readers.items()} for name, readers in rows.items()
-    }
+            found[name].append(_links(torch.tensor([number]), readers))
+    return {name: _joined(links) for name, links in found.items()}
 
 
-def _in_parts(measure: Measure, names: list[str], runs: Tensor, flooded: set[Reader]) -> dict[str, Edges] | None:
+def _in_parts(measure: Measure, names: list[str], runs: Tensor, flooded: set[Reader]) -> dict[str, Links] | None:
     numbers = torch.arange(len(runs))
     for count, form in _PARTS:
         if len(runs) % count:
@@ -149,40 +158,57 @@ def _in_parts(measure: Measure, names: list[str], runs: Tensor, flooded: set[Rea
                 break
             decoded.append(one)
         else:
-            return {name: dict(_joined([each[name] for each in decoded])) for name in names}
+            return {name: _joined([each[name] for each in decoded]) for name in names}
     return None
 
 
 def _by_codes(
     measure: Measure, names: list[str], runs: Tensor, part: Tensor, flooded: set[Reader]
-) -> dict[str, Edges] | None:
-    """Edges of some runs, if every channel is reached by one of them at most; otherwise `None`."""
+) -> dict[str, Links] | None:
+    """What some runs reach, if every channel is reached by one of them at most; otherwise `None`."""
     places = torch.arange(len(part))
-    codes: dict[str, dict[Reader, Tensor]] = {name: {} for name in names}
+    codes: dict[tuple[str, Reader], list[tuple[Tensor, Tensor]]] = {}
+    whole: dict[str, dict[Reader, Tensor]] = {name: {} for name in names}
     bits = code_bits(len(part))
     for bit in range(bits):
         halves = [measure(runs[part[places >> bit & 1 == value]].flatten()) for value in (0, 1)]
         for name in names:
-            for reader in halves[0].get(name, {}).keys() | halves[1].get(name, {}).keys():
+            for reader in halves[0][name].keys() | halves[1][name].keys():
                 if reader in flooded:
+                    whole[name][reader] = part
                     continue
-                zero, one = (half.get(name, {}).get(reader) for half in halves)
-                zero, one = (torch.zeros_like(one) if zero is None else zero), one
-                one = torch.zeros_like(zero) if one is None else one
-                code = codes[name].setdefault(reader, torch.full((len(zero),), -1 if bit else 0))
-                if (zero & one).any() or ((zero | one) != (code >= 0) if bit else torch.zeros_like(zero)).any():
+                some = next(half[name][reader] for half in halves if reader in half[name])
+                zero, one = (half[name].get(reader, torch.zeros_like(some)) for half in halves)
+                if (zero & one).any():
                     return None
-                code += one.long() << bit
-                code[~(zero | one)] = -1
-    return {
-        name: {
-            reader: (part[code[code >= 0]], (code >= 0).nonzero().flatten()) for reader, code in readers.items()
-        }
-        for name, readers in codes.items()
-    }
+                codes.setdefault((name, reader), []).append((zero, one))
+    edges: dict[str, dict[Reader, tuple[Tensor, Tensor]]] = {name: {} for name in names}
+    for (name, reader), pairs in codes.items():
+        reached = [zero | one for zero, one in pairs]
+        if len(pairs) < bits or any(not torch.equal(each, reached[0]) for each in reached):
+            return None  # which is reached depends on what else is spoilt
+        numbers = sum(one.long() << bit for bit, (_, one) in enumerate(pairs))
+        channels = reached[0].nonzero().flatten()
+        if len(channels) == len(numbers) and (numbers == numbers[0]).all():
+            whole[name][reader] = part[numbers[:1]]
+        else:
+            edges[name][reader] = part[numbers[channels]], channels
+    return {name: Links(edges[name], whole[name]) for name in names}
 
 
-def _joined(edges: list[Edges]) -> Iterator[tuple[Reader, tuple[Tensor, Tensor]]]:
-    for reader in dict.fromkeys(reader for each in edges for reader in each):
-        pairs = [each[reader] for each in edges if reader in each]
-        yield reader, (torch.cat([runs for runs, _ in pairs]), torch.cat([channels for _, channels in pairs]))
+def _links(run: Tensor, readers: Reached) -> Links:
+    channels = {reader: mask.nonzero().flatten() for reader, mask in readers.items() if not mask.all()}
+    edges = {reader: (run.expand(len(own)), own) for reader, own in channels.items()}
+    return Links(edges, {reader: run for reader, mask in readers.items() if mask.all()})
+
+
+def _joined(links: list[Links]) -> Links:
+    edges: dict[Reader, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    whole: dict[Reader, list[Tensor]] = defaultdict(list)
+    for each in links:
+        for reader, edge in each.edges.items():
+            edges[reader].append(edge)
+        for reader, runs in each.whole.items():
+            whole[reader].append(runs)
+    joined = {reader: tuple(map(torch.cat, zip(*parts, strict=True))) for reader, parts in edges.items()}
+    return Links(joined, {reader: torch.cat(parts) for reader, parts in whole.items()})

@@ -15,7 +15,7 @@ from ..running.processes import progress
 from .barriers import Reader
 from .found import LeftOut, Trace
 from .kinds import Reached, apart, kinds_of, readers_by_name
-from .passes import Passes, watched
+from .passes import Passes, Untraceable, watched
 from .relations import Measure, Relation, points, relations
 from .units import groups_of, partly_read
 
@@ -37,7 +37,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         weights = [names for names in kinds if passes.tensors.by_name[names[0]].dim() > 1]
         for names in progress(weights, "Tracing weights", "kind"):
             search.add(names)
-        written = partly_read(search.relations, passes.readers)
+        written = partly_read(search.relations)
         others = [names for names in kinds if passes.tensors.by_name[names[0]].dim() == 1]
         for names in progress(others, "Tracing biases", "kind"):
             search.add(names, written)
@@ -66,8 +66,8 @@ class _Search:
                 continue
             try:
                 self._add_dimension(names, dim, size, written)
-            except (RuntimeError, ValueError, IndexError) as error:  # of the model's own code, where it cannot bear NaN
-                self._leave_out(names, dim, f"the forward pass stops when it is spoilt ({error})")
+            except Untraceable as error:
+                self._leave_out(names, dim, str(error))
 
     def _add_dimension(self, names: tuple[str, ...], dim: int, size: int, written: set[Reader] | None) -> None:
         self._known.clear()
@@ -99,7 +99,7 @@ class _Search:
             reached: dict[str, dict[Reader, Tensor]] = {name: {} for name in names}
             for reader, mask in self._reach(names, dim, index).items():
                 if reader not in owner:
-                    raise ValueError(f"what runs depends on values: {reader.tensor} is reached now and then")
+                    raise Untraceable(f"what runs depends on values: {reader.tensor} is reached now and then")
                 reached[owner[reader]][reader] = mask
             return reached
 

@@ -31,9 +31,9 @@ class _Place:
     reads: bool
 
 
-def partly_read(relations: Iterable[Relation], readers: Mapping[Reader, int]) -> set[Reader]:
+def partly_read(relations: Iterable[Relation]) -> set[Reader]:
     """The readers of which something reaches a part of the channels."""
-    return {reader for each in relations for reader, (runs, _) in _partial(each, readers).items() if len(runs)}
+    return {reader for each in relations for reader in each.links.edges}
 
 
 def groups_of(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tuple[list[FoundGroup], list[LeftOut]]:
@@ -48,7 +48,7 @@ def groups_of(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> t
     """
     chosen = _one_dimension_each(relations, readers)
     places, count = _places(chosen, readers)
-    reasons = _reasons(chosen, places, readers, count)
+    reasons = _reasons(chosen, places)
     signatures = _signatures([*places, *reasons.values()], count)
     touched = defaultdict(list)
     for place in places:
@@ -68,16 +68,6 @@ def groups_of(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> t
     return sorted(found, key=lambda group: min(order[each.tensor] for each in group.reads)), left
 
 
-def _partial(relation: Relation, readers: Mapping[Reader, int]) -> dict[Reader, tuple[Tensor, Tensor]]:
-    """Edges of the runs that reach some of a reader's channels and not all."""
-    edges = {}
-    for reader, (runs, channels) in relation.edges.items():
-        keep = torch.bincount(runs, minlength=len(relation.runs))[runs] < readers[reader]
-        if not reader.is_output:
-            edges[reader] = runs[keep], channels[keep]
-    return edges
-
-
 def _places(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tuple[list[_Place], int]:
     """All that units are made of, and how many units there are: sets of runs and channels that are connected."""
     first, count = {}, 0
@@ -87,8 +77,9 @@ def _places(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tup
     channels = count
     pairs = [torch.empty(2, 0, dtype=torch.long)]
     for relation in relations:
-        for reader, edge in _partial(relation, readers).items():
-            pairs.append(torch.stack([edge[0] + count, edge[1] + first[reader]]))
+        for reader, (runs, reached) in relation.links.edges.items():
+            if not reader.is_output:
+                pairs.append(torch.stack([runs + count, reached + first[reader]]))
         count += len(relation.runs)
     one, other = torch.cat(pairs, 1).numpy()
     _, labels = connected_components(coo_array(([True] * len(one), (one, other)), shape=(count, count)), directed=False)
@@ -110,23 +101,21 @@ def _places(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tup
     return places, len(names)
 
 
-def _reasons(
-    relations: Sequence[Relation], places: Sequence[_Place], readers: Mapping[Reader, int], count: int
-) -> dict[str, _Place]:
+def _reasons(relations: Sequence[Relation], places: Sequence[_Place]) -> dict[str, _Place]:
     """Why units cannot be removed: reason -> the units, in the form of a place."""
     barred: dict[str, list[Tensor]] = {_OUTPUT: [], _WHOLE: []}
     for relation, place in zip(relations, places, strict=False):
-        partial = _partial(relation, readers)
-        for reader, (runs, _) in relation.edges.items():
+        edges = relation.links.edges
+        for reader, (runs, _) in edges.items():
             if reader.is_output:
-                barred[_OUTPUT].append(place.units[runs.unique()])
-            elif not any(each.tensor == reader.tensor and len(edge[0]) for each, edge in partial.items()):
-                barred[_WHOLE].append(place.units[runs.unique()])
-    reasons = {}
-    for why, parts in barred.items():
-        units = torch.cat([torch.empty(0, dtype=torch.long), *parts]).unique()
-        reasons[why] = _Place(why, 0, units[:, None], units, reads=False)
-    return reasons
+                barred[_OUTPUT].append(place.units[runs])
+        for reader, runs in relation.links.whole.items():
+            # In a product by batches, a run may reach all of one dimension of a weight, and a part of the other.
+            partly = [others for each, (others, _) in edges.items() if each.tensor == reader.tensor]
+            other = runs[~torch.isin(runs, torch.cat(partly))] if partly else runs
+            barred[_OUTPUT if reader.is_output else _WHOLE].append(place.units[other])
+    units = {why: torch.cat(parts).unique() for why, parts in barred.items() if parts}
+    return {why: _Place(why, 0, own[:, None], own, reads=False) for why, own in units.items()}
 
 
 def _signatures(places: Iterable[_Place], count: int) -> Tensor:
@@ -164,12 +153,12 @@ def _one_dimension_each(relations: Sequence[Relation], readers: Mapping[Reader, 
     """Of a tensor's dimensions the one that leaves most units: a weight (inputs, heads, width) has two."""
     by_tensor: dict[str, list[Relation]] = defaultdict(list)
     for relation in relations:
-        if any(len(runs) for runs, _ in _partial(relation, readers).values()):
+        if any(not reader.is_output for reader in relation.links.edges):
             by_tensor[relation.tensor].append(relation)
     chosen = [own[0] for own in by_tensor.values() if len(own) == 1]
     for own in by_tensor.values():
         if len(own) > 1:
-            beside = [each for each in chosen if set(each.edges) & set(own[0].edges)]
+            beside = [each for each in chosen if each.links.edges.keys() & own[0].links.edges.keys()]
             chosen.append(max(own, key=lambda one: _places([*beside, one], readers)[1]))
     return chosen
 
