@@ -44,12 +44,12 @@ class Record:
 
     Args:
         calls: reader -> input and output of each call.
-        plain: tensors that other operations than contractions read.
+        plain: tensors that other operations than contractions read, and which operations.
         summed: dimensions of tensors that contractions sum over.
     """
 
     calls: dict[Reader, list[tuple[Tensor, Tensor]]] = field(default_factory=lambda: defaultdict(list))
-    plain: set[str] = field(default_factory=set)
+    plain: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     summed: set[tuple[str, int]] = field(default_factory=set)
 
 
@@ -72,7 +72,8 @@ class Recording(TorchDispatchMode):
             )
         output = operation(*arguments, **(options or {}))
         if contraction is None:
-            self.record.plain |= set() if operation.is_view else names
+            for name in () if operation.is_view else names:
+                self.record.plain[name].add(operation._schema.name.removeprefix("aten::"))
             return output
         if inputs.isnan().any():
             raise ValueError(f"{contraction.summed.tensor} reads NaN in the sample: give one without, of full length.")

@@ -17,6 +17,8 @@ from .barriers import OUTPUT, Barriers, Reader, Record, Recording, Taint
 from .tensors import Tensors
 
 _NOISE = 10.0
+# What a weight goes through where it is no plain view in a product: of such a product's inputs nothing is known.
+_UNKNOWN = {"clone", "_to_copy", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "mv", "lstm", "gru", "mkldnn_rnn_layer"}
 
 
 class Untraceable(Exception):
@@ -49,6 +51,15 @@ class Passes:
     def sums_over(self, name: str, dim: int) -> bool:
         """Whether all that is done along a tensor's dimension is to sum over it, so that no index differs from another."""
         return (name, dim) in self._record.summed and name not in self._record.plain
+
+    def unseen(self) -> dict[str, str]:
+        """Weights whose products are not recognised, as they are copied or rearranged before: name -> the operation."""
+        found = {}
+        for name, operations in self._record.plain.items():
+            unknown = sorted(operations & _UNKNOWN)
+            if unknown and self.tensors.by_name[name].dim() > 1:
+                found[name] = unknown[0]
+        return found
 
     def reach(self, taint: Taint, noise: bool = False) -> dict[Reader, Tensor]:
         """Reader -> which of its channels change, a mask; those that no channel of changes are left out.

@@ -19,6 +19,8 @@ from .passes import Passes, Untraceable, watched
 from .relations import Measure, Relation, points, relations
 from .units import groups_of, partly_read
 
+_UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
+
 
 def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     """Find a model's groups of removable units.
@@ -42,7 +44,8 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         for names in progress(others, "Tracing biases", "kind"):
             search.add(names, written)
         found, left = groups_of(search.relations, passes.readers)
-    return Trace(tuple(found), (*search.left_out, *left), passes.count)
+        unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]
+    return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count)
 
 
 class _Search:
@@ -109,8 +112,12 @@ class _Search:
         """Name what lets a large change through, but no NaN."""
         for reader, mask in self._reach(names, dim, torch.tensor([point]), noise=True).items():
             if reader not in reached or (mask & ~reached[reader]).any():
-                reason = f"an operation before {reader.tensor} swallows NaN, so that what it reaches cannot be told"
+                reason = (
+                    f"more of {reader.tensor} changes with it than NaN arrives at: an operation before swallows NaN, or "
+                    "what runs depends on values; what it reaches cannot be told"
+                )
                 self._leave_out(names, dim, reason)
+                return
 
     def _reach(self, names: Iterable[str], dim: int, index: Tensor, noise: bool = False) -> Reached:
         names = tuple(names)
