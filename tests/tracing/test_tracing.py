@@ -229,7 +229,7 @@ def test_channels_of_convolutions_through_batch_norm_and_shortcuts():
         if "convolution" in each.tensor
     }
     (last,) = [each for each in found.left_out if "the model's output by channel" in each.reason]
-    assert "encoder.stages.1.layers.1.layer.1.convolution.weight[0]" in last.tensors
+    assert "encoder.stages.1.layers.0.shortcut.convolution.weight[0]" in last.tensors
 
 
 def _indices(kind, settings, tensor):
