@@ -23,7 +23,7 @@ FLOORS = (
     ("scoring", "compensation", "evaluation", "report"),
     ("passes", "storage"),
     ("inputs", "merging"),
-    ("editing", "reading", "config"),
+    ("editing", "reading", "tracing", "config"),
     ("architectures", "running", "files", "figures", "hub_id", "moved", "version"),
 )
 

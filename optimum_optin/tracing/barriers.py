@@ -1,4 +1,4 @@
-"""Barriers: every contraction with a parameter returns what it returned at first, and notes which input channels changed.
+"""Barriers: every contraction with a parameter returns what it returned at first, and notes what changed in its input.
 
 So taint ends where it is first read, layers cannot confuse each other, and a pass costs little more than its cheap
 operations. The model itself is never written to: operations that read a tainted tensor get a tainted copy of it.
@@ -26,7 +26,7 @@ OUTPUT = "the model's output"
 
 
 class Reader(NamedTuple):
-    """What reads channels: a dimension of a weight, of which one index has `inner` channels; or one of the model's outputs."""
+    """What reads channels: a dimension of a weight, one index of which has `inner` channels; or a model's output."""
 
     tensor: str
     dim: int
@@ -109,7 +109,8 @@ class Barriers(TorchDispatchMode):
         reader, inputs = reader_of(contraction.summed), read_input(arguments, contraction)
         call, calls = self._calls[reader], self.record.calls[reader]
         self._calls[reader] += 1
-        if call >= len(calls) or calls[call][0].shape != inputs.shape:  # values decided what runs: all may depend on them
+        if call >= len(calls) or calls[call][0].shape != inputs.shape:
+            # Values decided what runs, so that all may depend on them.
             self._note(contraction, torch.ones_like(inputs, dtype=torch.bool))
             return operation(*arguments, **(options or {}))
         clean, output = calls[call]

@@ -1,4 +1,4 @@
-"""Contractions with a parameter (linears, convolutions, matrix products), recognised among the operations of a forward pass.
+"""Contractions with a parameter (linears, convolutions, matrix products) among the operations of a forward pass.
 
 Whatever a module or a function is called, PyTorch runs it as one of a handful of operations: these are the table here.
 A convolution in groups mixes no channels of different groups, so it is left to be an operation like any other.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .tensors import Axis, Tensors
 
@@ -67,7 +66,7 @@ def _product_with_bias(arguments: Sequence[Any], tensors: Tensors) -> Contractio
 
 
 def _product_by_group(arguments: Sequence[Any], tensors: Tensors) -> Contraction | None:
-    """Rows of the input in groups, each with a matrix of its own: experts, (rows, inputs) and (experts, inputs, outputs)."""
+    """Rows of the input in groups, each with its expert's matrix: (rows, inputs) and (experts, inputs, outputs)."""
     inputs, weight = arguments[:2]
     summed = tensors.axis(weight, -2)
     if inputs.dim() != 2 or weight.dim() != 3 or summed is None or tensors.name_of(inputs):

@@ -19,8 +19,8 @@ class _Inexpressible(Exception):
 def as_groups(model: nn.Module, found: Iterable[FoundGroup]) -> tuple[list[Group], list[LeftOut]]:
     """Groups of linears with one consumer each.
 
-    They are named by the path of the smallest numbered module around them (`"encoder.layer.3.heads"`). What a walk through
-    the layers must know (`residual`), counters and the attention module (`core`) is not found by tracing.
+    They are named by the path of the smallest numbered module around them (`"encoder.layer.3.heads"`). What a walk
+    through the layers must know (`residual`), counters and the attention module (`core`) is not found by tracing.
 
     Args:
         model: that was traced.
@@ -47,18 +47,18 @@ def _as_group(model: nn.Module, found: FoundGroup) -> Group:
     if linear is None or read.dim != 1 or not is_rising(read.indices):
         raise _Inexpressible(f"{read.tensor} is not the weight of a linear that reads one unit after the other")
     width = read.indices.shape[1]
-    producers, tables = [], {}
+    producers, tables, parameters = [], {}, dict(model.named_parameters())
     for write in found.writes:
         path, linear = _linear(model, write)
         parts = write.indices.shape[1] // width
         if linear is not None and write.dim == 0 and _is_in_parts(write, width, linear.out_features):
             producers += [Producer(path, parts)] if write.tensor.endswith(".weight") else []
-        elif is_rising(write.indices) and write.indices.shape[1] == 1 and write.tensor in dict(model.named_parameters()):
+        elif is_rising(write.indices) and write.indices.shape[1] == 1 and write.tensor in parameters:
             tables[write.tensor] = write.dim
         else:
             raise _Inexpressible(
-                f"what the units own of {write.tensor} is neither one row of a table, nor equal blocks of {width} rows of "
-                "a linear"
+                f"what the units own of {write.tensor} is neither one row of a table, nor equal blocks of {width} rows "
+                "of a linear"
             )
     _check_biases(model, producers, found)
     layer = re.match(r"(.*\.)?\d+(?=\.|$)", found.module)

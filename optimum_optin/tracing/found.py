@@ -1,4 +1,4 @@
-"""What tracing finds in a model: groups of removable units as slices of tensors, and what was left out (no model inside)."""
+"""What tracing finds: groups of removable units as slices of tensors, and what was left out (no model inside)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FoundGroup:
     Args:
         module: path of the smallest module around all the tensors.
         writes: the slices that make the units' channels.
-        reads: the slices of the contractions that take these channels in; dimension and indices are those of the weight.
+        reads: the slices of the weights that take these channels in, along the dimension that is summed over.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""Passes of a tiny sample through a model that is left as it was: which channels does it reach if these indices are spoilt?"""
+"""Passes of a tiny sample through a model that is left as it was: which channels change if these indices are spoilt?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from .tensors import Tensors
 
 _NOISE = 10.0
 # What a weight goes through where it is no plain view in a product: of such a product's inputs nothing is known.
-_UNKNOWN = {"clone", "_to_copy", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "mv", "lstm", "gru", "mkldnn_rnn_layer"}
+_UNKNOWN = {
+    "clone",
+    "_to_copy",
+    "mm",
+    "mv",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "_grouped_mm",
+    "lstm",
+    "gru",
+    "mkldnn_rnn_layer",
+}
 
 
 class Untraceable(Exception):
@@ -39,9 +51,9 @@ class Passes:
         recording = Recording(self.tensors)
         self._clean = self._run(recording)
         self._record: Record = recording.record
-        self._steady = True
+        self.steady = True
         self.readers: dict[Reader, int] = {}
-        self._steady = not self.reach({}, noise=True)
+        self.steady = not self.reach({}, noise=True)
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +61,7 @@ class Passes:
         return next(iter(self.tensors.by_name.values())).device
 
     def sums_over(self, name: str, dim: int) -> bool:
-        """Whether all that is done along a tensor's dimension is to sum over it, so that no index differs from another."""
+        """Whether all that is done along a dimension is to sum over it, so that no index differs from another."""
         return (name, dim) in self._record.summed and name not in self._record.plain
 
     def unseen(self) -> dict[str, str]:
@@ -66,7 +78,7 @@ class Passes:
 
         With `noise`, nothing, where passes without any differ from each other.
         """
-        if noise and not self._steady:
+        if noise and not self.steady:
             return {}
         barriers = Barriers(self.tensors, self._record, taint, _NOISE if noise else None)
         try:

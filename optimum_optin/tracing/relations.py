@@ -1,9 +1,9 @@
 """Which index of a tensor reaches which channels, exactly, in few passes.
 
-Indices come in runs that reach the same channels: all rows of an attention head's queries reach the head, an FFN neuron is a
-run of one. Runs are told apart by binary codes, 2 log2(n) passes for n runs, which is exact where every channel has one
-source. Where a channel has several (packed projections), halves, thirds, and every second one are tried by themselves;
-if no such part has channels of one source, runs are spoilt one by one.
+Indices come in runs that reach the same channels: all rows of an attention head's queries reach the head, an FFN neuron
+is a run of one. Runs are told apart by binary codes, 2 log2(n) passes for n runs, which is exact where every channel
+has one source. Where a channel has several (packed projections), halves, thirds, and every second one are tried by
+themselves; if no such part has channels of one source, runs are spoilt one by one.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def points(size: int) -> list[int]:
     return [0, size // 2]
 
 
-def relations(
-    measure: Measure, names: list[str], dim: int, size: int, lengths: Iterable[int]
-) -> list[Relation] | None:
+def relations(measure: Measure, names: list[str], dim: int, size: int, lengths: Iterable[int]) -> list[Relation] | None:
     """What the indices of like tensors reach; `None` if that cannot be told in a reasonable number of passes.
 
     Args:
@@ -88,10 +86,8 @@ def _whole(reached: Mapping[str, Reached]) -> set[Reader]:
     return {reader for readers in reached.values() for reader, mask in readers.items() if mask.all()}
 
 
-def _run_length(
-    measure: Measure, size: int, alone: Mapping[int, Mapping[str, Reached]], lengths: Iterable[int]
-) -> int:
-    """How many indices in a row reach the same channels: the longest that divides `size` and fits where most are reached.
+def _run_length(measure: Measure, size: int, alone: Mapping[int, Mapping[str, Reached]], lengths: Iterable[int]) -> int:
+    """How many indices in a row reach the same channels: measured where most are reached, and a divisor of `size`.
 
     Args:
         measure: see `Measure`.

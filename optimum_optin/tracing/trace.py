@@ -1,7 +1,8 @@
-"""Groups of removable units of any model, found by taint: no operation and no architecture is known beforehand.
+"""Groups of removable units of any model, found by taint: nothing is known of its architecture.
 
-NaN is put into some indices of one dimension of a tensor, and a tiny sample is run: which input channels of which linear
-or convolution are NaN tells what these indices feed. Behind a normalisation over channels all are, and that says nothing.
+NaN is put into some indices of one dimension of a tensor, and a tiny sample is run: which input channels of which
+linear or convolution are NaN tells what these indices feed. Behind a normalisation over channels all are, and that says
+nothing. What is found is not proved yet: cutting may need attributes that tracing does not know, or be impossible.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .relations import Measure, Relation, points, relations
 from .units import groups_of, partly_read
 
 _UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
+_UNSTEADY = "its passes differ from each other, so that operations that swallow NaN were not looked for"
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
@@ -35,7 +37,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     with watched(model, inputs) as passes:
         search = _Search(passes)
         kinds = kinds_of(passes.tensors.by_name)
-        # Scales and biases alone make no unit: they are asked only what of the channels that a weight writes they reach.
+        # Scales and biases alone make no unit: they are asked only which channels that a weight writes they reach.
         weights = [names for names in kinds if passes.tensors.by_name[names[0]].dim() > 1]
         for names in progress(weights, "Tracing weights", "kind"):
             search.add(names)
@@ -44,6 +46,8 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         for names in progress(others, "Tracing biases", "kind"):
             search.add(names, written)
         found, left = groups_of(search.relations, passes.readers)
+        if not passes.steady:
+            search.left_out.append(LeftOut((type(model).__name__,), _UNSTEADY))
         unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]
     return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count)
 
@@ -63,7 +67,7 @@ class _Search:
         self._known: dict[tuple, Reached] = {}
 
     def add(self, names: tuple[str, ...], written: set[Reader] | None = None) -> None:
-        """Trace every dimension of like tensors; with `written`, only those that reach some of these readers in part."""
+        """Trace every dimension of like tensors; with `written`, only what reaches a part of one of these readers."""
         for dim, size in enumerate(self._passes.tensors.by_name[names[0]].shape):
             if size < 2 or all(self._passes.sums_over(name, dim) for name in names):
                 continue
@@ -93,7 +97,8 @@ class _Search:
                 continue
             self.relations += found
             length = found[0].runs.shape[1]
-            self._lengths = [length, *(each for each in self._lengths if each != length)] if length > 1 else self._lengths
+            if length > 1:
+                self._lengths = [length, *(each for each in self._lengths if each != length)]
 
     def _measure(self, owner: Mapping[Reader, str], dim: int) -> Measure:
         names = list(dict.fromkeys(owner.values()))
@@ -113,8 +118,8 @@ class _Search:
         for reader, mask in self._reach(names, dim, torch.tensor([point]), noise=True).items():
             if reader not in reached or (mask & ~reached[reader]).any():
                 reason = (
-                    f"more of {reader.tensor} changes with it than NaN arrives at: an operation before swallows NaN, or "
-                    "what runs depends on values; what it reaches cannot be told"
+                    f"more of {reader.tensor} changes with it than NaN arrives at: an operation before swallows NaN, "
+                    "or what runs depends on values; what it reaches cannot be told"
                 )
                 self._leave_out(names, dim, reason)
                 return

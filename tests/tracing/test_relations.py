@@ -1,4 +1,4 @@
-"""Which index reaches which channels, against arrangements that are known; views of tensors, against what lies in them."""
+"""Which index reaches which channels, against known arrangements; views of tensors, against what lies in them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Groups found by running a model: those of the table where there is a row, those written down by hand where there is none."""
+"""Groups found by running a model: those of the table, and of models without a row those written down by hand."""
 
 import re
 
@@ -31,12 +31,12 @@ LLAMA = {
 }
 
 
-def _packed(module, name, output, units, each, dim=0):
+def _packed(module, name, output, rows, *, dim=0):
     """Packed queries, keys and values, with a bias."""
-    return f"{module} {units}: {name}.weight[{dim}] x {each}, {name}.bias[0] x {each} -> {output}.weight[{1 - dim}] x 8"
+    return f"{module} 4: {name}.weight[{dim}] x {rows}, {name}.bias[0] x {rows} -> {output}.weight[{1 - dim}] x 8"
 
 
-def _neurons(module, first, second, units, dim=0):
+def _neurons(module, first, second, units, *, dim=0):
     return f"{module} {units}: {first}.weight[{dim}] x 1, {first}.bias[0] x 1 -> {second}.weight[{1 - dim}] x 1"
 
 
@@ -64,19 +64,19 @@ def _tiny(kind, inputs=IDS, **settings):
 OTHERS = {
     "gpt2": (
         _tiny("GPT2", vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_inner=48),
-        {_packed("h.#.attn", "c_attn", "c_proj", 4, 24, 1), _neurons("h.#.mlp", "c_fc", "c_proj", 48, 1)},
+        {_packed("h.#.attn", "c_attn", "c_proj", 24, dim=1), _neurons("h.#.mlp", "c_fc", "c_proj", 48, dim=1)},
     ),
     "gpt_neox": (
         _tiny("GPTNeoX", **TEXT),
         {
-            _packed("layers.#.attention", "query_key_value", "dense", 4, 24),
+            _packed("layers.#.attention", "query_key_value", "dense", 24),
             _neurons("layers.#.mlp", "dense_h_to_4h", "dense_4h_to_h", 48),
         },
     ),
     "bloom": (
         _tiny("Bloom", vocab_size=99, hidden_size=32, n_layer=2, n_head=4),
         {
-            _packed("h.#.self_attention", "query_key_value", "dense", 4, 24),
+            _packed("h.#.self_attention", "query_key_value", "dense", 24),
             _neurons("h.#.mlp", "dense_h_to_4h", "dense_4h_to_h", 128),
         },
     ),
@@ -105,7 +105,12 @@ OTHERS = {
     ),
     "deberta-v2": (
         _tiny(
-            "DebertaV2", relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], conv_kernel_size=3, **TEXT
+            "DebertaV2",
+            relative_attention=True,
+            position_buckets=8,
+            pos_att_type=["p2c", "c2p"],
+            conv_kernel_size=3,
+            **TEXT,
         ),
         {
             _with_biases(
@@ -172,7 +177,8 @@ def _described(group):
 
 
 def _facts(group):
-    return group.consumer, group.role, group.units, group.width, frozenset(group.producers), tuple(group.cut.tables.items())
+    tables = tuple(group.cut.tables.items())
+    return group.consumer, group.role, group.units, group.width, frozenset(group.producers), tables
 
 
 @pytest.mark.parametrize("model_type", CASES, ids=CASES)
@@ -201,7 +207,8 @@ def test_units_of_models_that_have_no_row(name):
 
 
 def test_a_bias_that_a_stack_shares_makes_one_group_of_its_layers():
-    config = tr.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    sizes = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = tr.T5Config(decoder_start_token_id=0, **sizes)
     found = trace(_perturbed(tr.T5Model(config)), {**IDS, "decoder_input_ids": IDS["input_ids"]}).groups
     reads = [[each.tensor for each in group.reads] for group in found]
     self_attention = "block.{}.layer.0.SelfAttention.o.weight"
@@ -244,7 +251,8 @@ def test_which_rows_belong_to_a_head():
         return [[start + step for start in own for step in range(length)] for own in starts]
 
     gpt2 = {"vocab_size": 99, "n_embd": 32, "n_layer": 1, "n_head": 4}
-    assert _indices("GPT2", gpt2, "h.0.attn.c_attn.weight") == rows(*((8 * u, 32 + 8 * u, 64 + 8 * u) for u in range(4)))
+    expected = rows(*((8 * u, 32 + 8 * u, 64 + 8 * u) for u in range(4)))
+    assert _indices("GPT2", gpt2, "h.0.attn.c_attn.weight") == expected
     neox = _indices("GPTNeoX", {**TEXT, "num_hidden_layers": 1}, "layers.0.attention.query_key_value.weight")
     assert neox == rows((0,), (24,), (48,), (72,), length=24)
     one = {**GROUPED, "num_hidden_layers": 1}
