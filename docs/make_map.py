@@ -23,7 +23,7 @@ FLOORS = (
     ("scoring", "compensation", "proving", "evaluation", "report"),
     ("passes", "storage"),
     ("inputs", "merging"),
-    ("editing", "reading", "config"),
+    ("editing", "reading", "tracing", "config"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "version"),
 )
 

@@ -1,0 +1,98 @@
+"""What tracing finds: groups of removable units as slices of tensors, and what was left out (no model inside)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One dimension of one tensor, and the indices that each unit owns there.
+
+    Args:
+        tensor: name of the parameter or buffer, e.g. `"encoder.layer.3.attention.self.query.weight"`.
+        dim: the dimension.
+        indices: the indices of each unit in rising order, shape (units, indices per unit).
+    """
+
+    tensor: str
+    dim: int
+    indices: Tensor
+
+    def __post_init__(self) -> None:
+        if self.indices.dim() != 2 or self.indices.unique().numel() != self.indices.numel():
+            raise ValueError(
+                f"{self.tensor}[{self.dim}]: indices of shape {tuple(self.indices.shape)} must be (units, indices per "
+                "unit), and no index may belong to two units."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}] x {self.indices.shape[1]}"
+
+
+@dataclass(frozen=True, eq=False)
+class FoundGroup:
+    """Units that touch the same tensors, each in as many places.
+
+    Multiplying what the `reads` take in by a mask does the same as cutting all slices.
+
+    Args:
+        module: path of the smallest module around all the tensors.
+        writes: the slices that make the units' channels.
+        reads: the slices of the weights that take these channels in, along the dimension that is summed over.
+    """
+
+    module: str
+    writes: tuple[Slice, ...]
+    reads: tuple[Slice, ...]
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return len(self.reads[0].indices)
+
+    def __str__(self) -> str:
+        sides = (", ".join(map(str, side)) for side in (self.writes, self.reads))
+        return f"{self.units} units in {self.module or 'the model'}: {' -> '.join(sides)}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was found, and is in no group.
+
+    Args:
+        tensors: tensors with their dimensions, e.g. `"norm.weight[0]"`.
+        reason: why.
+    """
+
+    tensors: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.tensors)}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All that was found in a model.
+
+    Args:
+        groups: in the order in which the model runs what reads them.
+        left_out: the rest, each with a reason.
+        passes: how many forward passes it took.
+    """
+
+    groups: tuple[FoundGroup, ...]
+    left_out: tuple[LeftOut, ...]
+    passes: int
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.groups), *(f"left out: {each}" for each in self.left_out)])
+
+
+def is_rising(indices: Tensor) -> bool:
+    """Whether the units own one run of indices after the other, from 0 on and without a gap."""
+    return torch.equal(indices.flatten(), torch.arange(indices.numel()))

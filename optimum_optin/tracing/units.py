@@ -1,0 +1,173 @@
+"""From what reaches what to groups: slices that share channels are one unit, units of like slices one group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from .barriers import Reader
+from .found import FoundGroup, LeftOut, Slice
+from .relations import Relation
+
+_OUTPUT = "it reaches the model's output by channel, whose shape must stay"
+_WHOLE = "it also reaches all channels of another weight at once, as behind a normalisation"
+_SINGLE = "there is one unit only, and nothing to choose"
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Runs of a tensor's indices, or a reader's channels, and the unit that each belongs to, -1 for none."""
+
+    tensor: str
+    dim: int
+    runs: Tensor  # (runs, indices per run)
+    units: Tensor  # (runs,)
+    reads: bool
+
+
+def partly_read(relations: Iterable[Relation]) -> set[Reader]:
+    """The readers of which something reaches a part of the channels."""
+    return {reader for each in relations for reader in each.links.edges}
+
+
+def groups_of(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tuple[list[FoundGroup], list[LeftOut]]:
+    """Units that share no channel, in groups of those that touch the same tensors.
+
+    Args:
+        relations: of all tensors.
+        readers: reader -> how many channels it has, in the order in which they run.
+
+    Returns:
+        The groups, in the order of the readers, and what is no unit of a group, with reasons.
+    """
+    chosen = _one_dimension_each(relations, readers)
+    places, count = _places(chosen, readers)
+    reasons = _reasons(chosen, places)
+    signatures = _signatures([*places, *reasons.values()], count)
+    touched = defaultdict(list)
+    for place in places:
+        for signature in signatures[place.units[place.units >= 0]].unique().tolist():
+            touched[signature].append(place)
+    found, left = [], []
+    for signature, own in touched.items():
+        units = (signatures == signature).nonzero().flatten()
+        reason = next((why for why, place in reasons.items() if torch.isin(units[0], place.units)), None)
+        if reason is None and len(units) == 1:
+            reason = _SINGLE
+        if reason is None:
+            found.append(_group(units, own, count))
+        else:
+            left.append(LeftOut(tuple(f"{each.tensor}[{each.dim}]" for each in own), reason))
+    order = {reader.tensor: place for place, reader in enumerate(readers)}
+    return sorted(found, key=lambda group: min(order[each.tensor] for each in group.reads)), left
+
+
+def _places(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> tuple[list[_Place], int]:
+    """All that units are made of, and how many units there are: sets of runs and channels that are connected."""
+    first, count = {}, 0
+    for reader, size in readers.items():
+        first[reader] = count
+        count += size
+    channels = count
+    pairs = [torch.empty(2, 0, dtype=torch.long)]
+    for relation in relations:
+        for reader, (runs, reached) in relation.links.edges.items():
+            if not reader.is_output:
+                pairs.append(torch.stack([runs + count, reached + first[reader]]))
+        count += len(relation.runs)
+    one, other = torch.cat(pairs, 1).numpy()
+    _, labels = connected_components(coo_array(([True] * len(one), (one, other)), shape=(count, count)), directed=False)
+    linked = torch.zeros(count, dtype=torch.bool)
+    linked[one], linked[other] = True, True
+    labels = torch.from_numpy(labels).long()
+    names, compact = labels[linked].unique(return_inverse=True)
+    units = torch.full((count,), -1)
+    units[linked] = compact
+    places, start = [], channels
+    for relation in relations:
+        end = start + len(relation.runs)
+        places.append(_Place(relation.tensor, relation.dim, relation.runs, units[start:end], reads=False))
+        start = end
+    for reader, size in readers.items():
+        own = units[first[reader] : first[reader] + size]
+        runs = torch.arange(size)[:: reader.inner, None] // reader.inner
+        places.append(_Place(reader.tensor, reader.dim, runs, own[:: reader.inner], reads=True))
+    return places, len(names)
+
+
+def _reasons(relations: Sequence[Relation], places: Sequence[_Place]) -> dict[str, _Place]:
+    """Why units cannot be removed: reason -> the units, in the form of a place."""
+    barred: dict[str, list[Tensor]] = {_OUTPUT: [], _WHOLE: []}
+    for relation, place in zip(relations, places, strict=False):
+        edges = relation.links.edges
+        for reader, (runs, _) in edges.items():
+            if reader.is_output:
+                barred[_OUTPUT].append(place.units[runs])
+        for reader, runs in relation.links.whole.items():
+            # In a product by batches, a run may reach all of one dimension of a weight, and a part of the other.
+            partly = [others for each, (others, _) in edges.items() if each.tensor == reader.tensor]
+            other = runs[~torch.isin(runs, torch.cat(partly))] if partly else runs
+            barred[_OUTPUT if reader.is_output else _WHOLE].append(place.units[other])
+    units = {why: torch.cat(parts).unique() for why, parts in barred.items() if parts}
+    return {why: _Place(why, 0, own[:, None], own, reads=False) for why, own in units.items()}
+
+
+def _signatures(places: Iterable[_Place], count: int) -> Tensor:
+    """A number for each unit, the same for units that have the same number of runs in every place."""
+    signatures, following = torch.zeros(count, dtype=torch.long), 1
+    for place in places:
+        units, runs = place.units[place.units >= 0].unique(return_counts=True)
+        if len(units):
+            pairs = torch.stack([signatures[units], runs], 1)
+            kinds, inverse = pairs.unique(dim=0, return_inverse=True)
+            signatures[units] = following + inverse
+            following += len(kinds)
+    return signatures
+
+
+def _group(units: Tensor, places: Iterable[_Place], count: int) -> FoundGroup:
+    reads = [place for place in places if place.reads]
+    first = torch.full((count,), len(reads[0].units))
+    kept = reads[0].units >= 0
+    first.scatter_reduce_(0, reads[0].units[kept], kept.nonzero().flatten(), "amin")
+    units = units[first[units].argsort()]  # by their first channel
+    position = torch.full((count + 1,), -1)  # the last entry is for what belongs to no unit
+    position[units] = torch.arange(len(units))
+    slices: dict[bool, list[Slice]] = {False: [], True: []}
+    for place in places:
+        own = position[place.units]
+        order = own.argsort(stable=True)[(own < 0).sum() :]
+        indices = place.runs[order].reshape(len(units), -1).sort(1).values
+        slices[place.reads].append(Slice(place.tensor, place.dim, indices))
+    names = [each.tensor for each in (*slices[False], *slices[True])]
+    return FoundGroup(_common_module(names), tuple(slices[False]), tuple(slices[True]))
+
+
+def _one_dimension_each(relations: Sequence[Relation], readers: Mapping[Reader, int]) -> list[Relation]:
+    """Of a tensor's dimensions the one that leaves most units: a weight (inputs, heads, width) has two."""
+    by_tensor: dict[str, list[Relation]] = defaultdict(list)
+    for relation in relations:
+        if any(not reader.is_output for reader in relation.links.edges):
+            by_tensor[relation.tensor].append(relation)
+    chosen = [own[0] for own in by_tensor.values() if len(own) == 1]
+    for own in by_tensor.values():
+        if len(own) > 1:
+            beside = [each for each in chosen if each.links.edges.keys() & own[0].links.edges.keys()]
+            chosen.append(max(own, key=lambda one: _places([*beside, one], readers)[1]))
+    return chosen
+
+
+def _common_module(names: Iterable[str]) -> str:
+    """Path of the smallest module around tensors of these names."""
+    common = []
+    for level in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return ".".join(common)

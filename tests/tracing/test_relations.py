@@ -1,0 +1,89 @@
+"""Which index reaches which channels, against known arrangements; views of tensors, against what lies in them."""
+
+import pytest
+import torch
+
+from optimum_optin.tracing.barriers import Reader
+from optimum_optin.tracing.relations import relations
+from optimum_optin.tracing.tensors import Tensors
+
+READER = Reader("consumer.weight", 1)
+
+
+def _head_of(rows):
+    """Matrix of rows and channels, from the head of every row; 8 channels a head."""
+    return torch.tensor([[channel // 8 == head for channel in range(32)] for head in rows])
+
+
+EYE = torch.eye(256, dtype=torch.bool)
+ARRANGEMENTS = {
+    "neurons": EYE,
+    "gate and up, one after the other": torch.cat([EYE, EYE]),
+    "gate and up in turns": EYE.repeat_interleave(2, 0),
+    "three in turns": EYE.repeat_interleave(3, 0),
+    "heads": _head_of(row // 8 for row in range(32)),
+    "packed heads": _head_of(row // 8 % 4 for row in range(96)),
+    "heads of queries, keys and values": _head_of(row // 24 for row in range(96)),
+    "heads in turns": _head_of(row % 4 for row in range(32)),
+    "no order at all": _head_of((row * row // 3) % 4 for row in range(97)),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_relations_are_those_of_the_arrangement(name):
+    truth, passes = ARRANGEMENTS[name], []
+
+    def measure(index):
+        passes.append(len(index))
+        reached = truth[index].any(0)
+        return {"producer.weight": {READER: reached} if reached.any() else {}}
+
+    (found,) = relations(measure, ["producer.weight"], 0, len(truth), [])
+    got = torch.zeros_like(truth)
+    for run, channel in zip(*found.links.edges[READER], strict=True):
+        got[found.runs[run], channel] = True
+    assert torch.equal(got, truth)
+    assert len(passes) < (110 if len(truth) != 97 else 220)
+
+
+def test_what_follows_no_order_is_given_up():
+    torch.manual_seed(0)
+    truth = torch.rand(1100, 64) < 0.5
+
+    def measure(index):
+        return {"producer.weight": {READER: truth[index].any(0)}}
+
+    assert relations(measure, ["producer.weight"], 0, 1100, []) is None
+
+
+@pytest.mark.parametrize(
+    ("view", "axis"),
+    [
+        (lambda t: t.transpose(0, 2), 0),
+        (lambda t: t[:, 2:5], 1),
+        (lambda t: t[3], 1),
+        (lambda t: t.view(6, 40), 1),
+        (lambda t: t.view(30, 8), 0),
+        (lambda t: t.unsqueeze(0).expand(2, -1, -1, -1), 2),
+    ],
+    ids=["transposed", "a part", "one of a list", "two in one", "the first two in one", "expanded"],
+)
+def test_axes_of_views(view, axis):
+    model = torch.nn.Module()
+    model.register_parameter("weight", torch.nn.Parameter(torch.arange(240.0).view(6, 5, 8)))
+    seen = view(model.weight.detach())
+    found = Tensors(model).axis(seen, axis)
+    assert found.tensor == "weight" and found.count == seen.shape[axis]
+    for dim in found.dims:
+        chosen = torch.tensor([0, 2])
+        spoilt = model.weight.detach().clone().index_fill_(dim, chosen, torch.nan)
+        expected = view(spoilt).isnan().movedim(axis, 0).flatten(1).any(1)
+        assert torch.equal(found.touched(dim, chosen), expected)
+
+
+def test_a_copy_is_no_view():
+    model = torch.nn.Linear(4, 4)
+    tensors = Tensors(model)
+    assert tensors.name_of(model.weight.t()) == "weight"
+    assert tensors.name_of(model.weight.clone()) is None
+    assert tensors.axis(model.weight.detach().t().reshape(-1), 0) is None

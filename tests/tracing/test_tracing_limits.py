@@ -1,0 +1,136 @@
+"""What tracing leaves as it was, what it refuses, and what it names."""
+
+import copy
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_model
+from torch import nn
+
+from optimum_optin.tracing import trace
+
+
+class Block(nn.Module):
+    """Two linears with something between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.between = nn.Linear(6, 8), nn.Linear(8, 3), between
+
+    def forward(self, features):
+        return self.second(self.between(self.first(features)))
+
+
+def _state(model):
+    """Everything of a model and of PyTorch that a trace might leave changed."""
+    configs = {name: vars(module.config).copy() for name, module in model.named_modules() if hasattr(module, "config")}
+    return {
+        "weights": {
+            name: (id(value), value._version, value.tolist())
+            for name, value in model.state_dict(keep_vars=True).items()
+        },
+        "training": {name: module.training for name, module in model.named_modules()},
+        "gradients": [parameter.requires_grad for parameter in model.parameters()],
+        "configs": copy.deepcopy(configs),
+        "random": torch.get_rng_state().tolist(),
+        "global": (
+            torch.backends.mha.get_fastpath_enabled(),
+            torch.is_grad_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+        ),
+    }
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_model_is_the_same_afterwards(error):
+    model = tiny_model("bert").train()
+    model.set_attn_implementation("sdpa")
+    before, passes = _state(model), []
+
+    def stop(*_):
+        passes.append(1)
+        if error and len(passes) == 60:
+            raise error("stop")
+
+    handle = model.bert.encoder.layer[1].register_forward_pre_hook(stop)
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            trace(model, tiny_batch(model, samples=1))
+    else:
+        left_out = trace(model, tiny_batch(model, samples=1)).left_out
+        assert any("stops when it is spoilt: stop" in each.reason for each in left_out) == (error is not None)
+    handle.remove()
+    assert _state(model) == before
+
+
+class Swallow(nn.Module):
+    def forward(self, features):
+        return features.nan_to_num()
+
+
+class Check(nn.Module):
+    def forward(self, features):
+        if features.isnan().any():
+            raise ValueError("no NaN here")
+        return features.relu()
+
+
+class Turn(nn.Module):
+    """Rearranges a weight before it is used, in a product that is no plain one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 2, 4))
+
+    def forward(self, features):
+        return torch.einsum("bi,ijk->bkj", features, self.weight).flatten(1) @ self.weight.permute(2, 1, 0).reshape(
+            8, 8
+        )
+
+
+SAMPLE = {"features": torch.linspace(-2, 2, 24).view(4, 6)}
+
+
+@pytest.mark.parametrize(
+    ("between", "name", "reason"),
+    [
+        (Swallow(), "first.weight[0]", "swallows NaN"),
+        (Check(), "first.weight[0]", "stops when it is spoilt: no NaN here"),
+        (Turn(), "between.weight", "goes through 'clone' first"),
+    ],
+    ids=["swallows NaN", "checks for NaN", "rearranges its weight"],
+)
+def test_what_cannot_be_told_is_named(between, name, reason):
+    model = Block(between).eval()
+    found = trace(model, SAMPLE)
+    assert any(name in each.tensors and reason in each.reason for each in found.left_out), str(found)
+
+
+def test_what_is_no_unit_is_in_no_group():
+    found = trace(Block(nn.Sequential(nn.ReLU(), nn.LayerNorm(8))).eval(), SAMPLE)
+    assert not found.groups  # the first linear's rows reach all channels at once, and nothing writes the norm's
+    assert "between.1.weight[0]" in str(found)
+    found = trace(Block(nn.GroupNorm(2, 8)).eval(), SAMPLE)
+    assert [(group.units, group.reads[0].indices.tolist()) for group in found.groups] == [
+        (2, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    ]
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1))
+
+    def forward(self, features):
+        self.total += features.sum()
+        return features
+
+
+def test_models_and_samples_that_cannot_be_traced_are_refused():
+    with pytest.raises(ValueError, match="forward pass writes to between.total"):
+        trace(Block(Counter()).eval(), SAMPLE)
+    with pytest.raises(ValueError, match="first.weight reads NaN in the sample"):
+        trace(Block(nn.ReLU()).eval(), {"features": torch.full((4, 6), torch.nan)})
+    with pytest.raises(ValueError, match="first.weight is on the meta device"):
+        trace(Block(nn.ReLU()).to("meta"), SAMPLE)
