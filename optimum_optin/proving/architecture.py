@@ -132,21 +132,12 @@ def _proofs(
     cut = {key: trial.problem for key, trial in trials.items() if trial.problem}
     refit = refit_problems(model, groups, odd, dense, rounding)
     idle = without_effect(model, running, sample, dense)
-    # What is worst comes last.
-    cut = (
-        {key: _IDLE.format(layer=key.rpartition(".")[0]) for key in idle} | cut | counter_problems(model, groups) | odd
-    )
+    cut |= counter_problems(model, groups) | odd  # what is worst comes last
     proofs = []
     for group in groups:
         least = trials[group.key].least if group.key in trials else 1
-        proofs.append(GroupProof(group, least, cut.get(group.key), refit.get(group.key)))
+        proofs.append(GroupProof(group, least, cut.get(group.key), refit.get(group.key), group.key not in idle))
     return tuple(proofs), max((trial.largest for trial in trials.values()), default=0.0)
-
-
-_IDLE = (
-    "with all of its units masked, {layer} returns for this sample what it returns with none: nothing can be proved of "
-    "units without effect. Its row names linears that do not matter, or weights or a layer scale of 0 switch it off"
-)
 
 
 def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:

@@ -18,12 +18,15 @@ class GroupProof:
         least: how few of its units may stay, at least: 0 or 1.
         cut: why it cannot be cut; `None` if it was proved that it can.
         refit: why it cannot be refitted after a cut; `None` if it was proved that it can.
+        effect: whether its layer returns something else for the sample with all of its units masked. A group without
+            effect can go: weights or a layer scale of 0 switch it off, or its row names linears that do not matter.
     """
 
     group: Group
     least: int = 0
     cut: str | None = None
     refit: str | None = None
+    effect: bool = True
 
     @property
     def proved(self) -> bool:
@@ -32,7 +35,13 @@ class GroupProof:
 
     def to_dict(self) -> dict:
         """All fields, JSON-able, with the number of units."""
-        return {"units": self.group.units, "least": self.least, "cut": self.cut, "refit": self.refit}
+        return {
+            "units": self.group.units,
+            "least": self.least,
+            "cut": self.cut,
+            "refit": self.refit,
+            "effect": self.effect,
+        }
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,9 @@ def _said(proof: GroupProof) -> str:
         return f"cannot be cut: {proof.cut}"
     if proof.refit:
         return f"can be cut, but not refitted (compensation='none'): {proof.refit}"
-    return "proved" if proof.least == 0 else "proved, but for its last unit"
+    last = "" if proof.least == 0 else ", but for its last unit"
+    idle = "" if proof.effect else "; masking all of its units changes nothing for this sample"
+    return f"proved{last}{idle}"
 
 
 def _others(proofs: list[GroupProof]) -> str:

@@ -318,20 +318,30 @@ def test_a_layer_that_does_not_run_is_named():
     assert proof.groups[0].refit == "a refit takes all that it walks through to run once, and layers.2.heads does not"
 
 
-def test_units_without_effect_prove_nothing():
+def test_units_without_effect_are_named_and_may_go():
+    model = tiny_model()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.zero_()
+    proof = check_architecture(model)
+    assert [each.group.key for each in proof.groups if not each.effect] == ["layers.1.neurons"]
+    assert proof.proved and "layers.1.neurons" in str(proof) and "changes nothing for this sample" in str(proof)
+    pruner = OptinPruner(model)
+    pruner.prune(tiny_samples(16), replace(FAST, flops=0.7))
+    assert pruner.report.layers["layers.1"]["neurons"]["kept"] == 0
+
+
+def test_a_refusal_is_not_remembered():
     model = tiny_model()
     weight = model.bert.encoder.layer[1].output.dense.weight
     kept = weight.detach().clone()
     with torch.no_grad():
-        weight.zero_()
+        weight.fill_(torch.nan)
     pruner = OptinPruner(model)
-    with pytest.raises(
-        ValueError, match=r"layers\.1\.neurons .* masked, layers\.1 returns .* what it returns with none"
-    ):
+    with pytest.raises(ValueError, match=r"the output of layers\.1 is not finite"):
         pruner.check(FAST)
     with torch.no_grad():
         weight.copy_(kept)
-    pruner.check(FAST)  # a refusal is not remembered
+    pruner.check(FAST)
 
 
 def test_a_group_that_cannot_lose_its_last_unit_keeps_it():
@@ -398,14 +408,14 @@ def test_the_command_prints_it_and_says_so_by_its_exit_code(tmp_path, capsys):
     model = tiny_model()
     model.save_pretrained(tmp_path / "fits")
     with torch.no_grad():
-        model.bert.encoder.layer[1].output.dense.weight.zero_()
-    model.save_pretrained(tmp_path / "idle")
+        model.bert.encoder.layer[1].output.dense.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "damaged")
     assert run("check", [str(tmp_path / "fits")]) == 0
     assert "6 of 6 groups are proved: passes agree to the last bit" in capsys.readouterr().out
-    assert run("check", [str(tmp_path / "idle"), "--json"]) == 1
+    assert run("check", [str(tmp_path / "damaged"), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
     assert printed["proved"] is False and printed["sample"] == {"input_ids": [1, 16], "attention_mask": [1, 16]}
-    assert [key for key, group in printed["groups"].items() if group["cut"]] == ["layers.1.neurons"]
-    assert run("check", [str(tmp_path / "idle")]) == 1
-    assert "layers.1.neurons         48 units  cannot be cut: with all of its units masked" in capsys.readouterr().out
+    assert printed["problem"].startswith("the output of layers.1 is not finite")
+    assert run("check", [str(tmp_path / "damaged")]) == 1
+    assert "nothing is proved: the output of layers.1 is not finite on one sample" in capsys.readouterr().out
     assert run("check", [str(tmp_path / "nowhere")]) == 2
