@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 import transformers as tr
+from optimum_optin.tracing.convert import as_groups
 from tiny import CASES, tiny_batch, tiny_model
 from torch import nn
 
 from optimum_optin import find_groups
 from optimum_optin.tracing import trace
-from optimum_optin.tracing.convert import as_groups
 
 # What tracing finds and no row names: poolers and heads between two linears, the network of SwinV2's position bias.
 BEYOND = re.compile(r".*(classifier|classifier\.out_proj|head\.mlp\.fc2|continuous_position_bias_mlp\.2)")
