@@ -41,7 +41,9 @@ def page_with(table):
 
 
 def _consumers(stacks, role):
-    return [f"`{sublayer.linears.consumer}`" for stack in stacks for sublayer in stack.sublayers if sublayer.role == role]
+    return [
+        f"`{sublayer.linears.consumer}`" for stack in stacks for sublayer in stack.sublayers if sublayer.role == role
+    ]
 
 
 def _remarks(stacks):

@@ -20,7 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..architectures.group import Group
-from ..discovery.find import find_groups
+from ..discovery.declared import declared_groups as find_groups
 from ..editing.surgery import rewrite
 from ..merging.hooks import attach_merging, check_attachable
 from ..merging.schedule import TokenSchedule
