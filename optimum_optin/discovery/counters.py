@@ -1,7 +1,7 @@
 """Counters: attributes that must follow when units go, found by cutting a copy and comparing it with a masked model.
 
 Which of a module's numbers count units, no one says: a head count may be what a reshape goes by, or not be read at all.
-So a layer is cut to half of its units, and to a few, with some of the candidates set, until it does what it does masked.
+So a layer is cut to half of its units, and to a few, with some candidates set, until it does what it does masked.
 """
 
 from __future__ import annotations
