@@ -43,6 +43,9 @@ def _as_group(model: nn.Module, found: FoundGroup) -> Group:
     if len(found.reads) > 1:
         raise _Inexpressible(f"{len(found.reads)} weights read the units, and a group has one consumer")
     (read,) = found.reads
+    if found.shared:
+        names = ", ".join(part.tensor for part in found.shared)
+        raise _Inexpressible(f"{names} is shared with the units of other layers")
     consumer, linear = _linear(model, read)
     if linear is None or read.dim != 1 or not is_rising(read.indices):
         raise _Inexpressible(f"{read.tensor} is not the weight of a linear that reads one unit after the other")

@@ -43,11 +43,14 @@ class FoundGroup:
         module: path of the smallest module around all the tensors.
         writes: the slices that make the units' channels.
         reads: the slices of the weights that take these channels in, along the dimension that is summed over.
+        shared: slices of tables that other layers' units have a part in as well (a position bias of a whole stack):
+            they are cut only if the same units are cut there, and otherwise each layer picks its own from them.
     """
 
     module: str
     writes: tuple[Slice, ...]
     reads: tuple[Slice, ...]
+    shared: tuple[Slice, ...] = ()
 
     @property
     def units(self) -> int:
