@@ -119,8 +119,8 @@ class Barriers(TorchDispatchMode):
         spoilt = [name for name in map(self.tensors.name_of, tensors_in(arguments)) if name in self.taint]
         if not spoilt:
             return output.clone()
-        if self.noise is None and all(_tells(contraction, name, self.taint[name][0]) for name in spoilt):
-            return self._with_nan(output.clone(), contraction, spoilt)
+        if all(_tells(contraction, name, self.taint[name][0]) for name in spoilt):
+            return self._marked(output.clone(), contraction, spoilt)
         arguments = list(arguments)
         arguments[contraction.place] = clean.clone()
         return operation(*self._spoilt(arguments), **options)
@@ -175,16 +175,25 @@ class Barriers(TorchDispatchMode):
     def _see(self, reader: Reader, channels: Tensor) -> None:
         self.seen[reader] = self.seen[reader] | channels if reader in self.seen else channels
 
-    def _with_nan(self, output: Tensor, contraction: Contraction, spoilt: list[str]) -> Tensor:
-        """What the contraction would return: NaN in all that is written by spoilt rows, and nowhere else."""
+    def _marked(self, output: Tensor, contraction: Contraction, spoilt: list[str]) -> Tensor:
+        """What the contraction would return: spoilt in all that is written by spoilt rows, and nowhere else."""
         for name in spoilt:
             dim, index = self.taint[name]
             if _lies_in(contraction.summed, name, dim):
-                return output.fill_(torch.nan) if contraction.summed.touched(dim, index).any() else output
+                if contraction.summed.touched(dim, index).any():
+                    self._mark(output, slice(None))
+                continue
             for place, axis in contraction.written:
                 if _lies_in(axis, name, dim):
-                    output.movedim(place, 0)[axis.touched(dim, index)] = torch.nan
+                    self._mark(output.movedim(place, 0), axis.touched(dim, index))
         return output
+
+    def _mark(self, output: Tensor, rows: Tensor | slice) -> None:
+        if self.noise is None:
+            output[rows] = torch.nan
+        else:
+            part = output[rows]
+            output[rows] = part + self.noise * (1 + output.abs().max()) * torch.randn_like(part)
 
     def _spoilt(self, value: Any) -> Any:
         """Arguments of an operation, with tainted copies for tainted tensors."""
