@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from .recording import Record, Recording, WritesError
 from .tensors import Tensors, bits_in
 
 _NOISE = 10.0
+# Outputs for inspection and for later passes: that they have an axis of heads says nothing against fewer heads.
+_BESIDE = re.compile(r".*(attentions|attention_weights|attn_weights|key_values|cache|cache_params)")
 # What a weight goes through where it is no plain view in a product: of such a product's inputs nothing is known.
 _UNKNOWN = {
     "clone",
@@ -93,6 +96,11 @@ class Passes:
         """Whether a tensor is in no product itself, neither as it is nor rearranged."""
         ours = (*self._record.summed, *((product.reader.tensor, 0) for product in self._record.rearranged.values()))
         return all(name != other for other, _ in ours)
+
+    @property
+    def used(self) -> set[str]:
+        """The tensors that the model's pass reads."""
+        return self._record.used
 
     def unseen(self) -> dict[str, str]:
         """Weights whose products are not recognised, as they are copied or rearranged before: name -> the operation."""
@@ -252,11 +260,11 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 def _floats(outputs: Any) -> list[Tensor]:
-    """The floating-point tensors among a model's outputs, in order; caches are no outputs."""
+    """The floating-point tensors among a model's outputs, in order; caches and maps of attention are none."""
     if isinstance(outputs, Tensor):
         return [outputs] if outputs.is_floating_point() else []
     if dataclasses.is_dataclass(outputs) and not isinstance(outputs, Mapping):
-        outputs = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
+        outputs = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     if isinstance(outputs, Mapping):
-        outputs = list(outputs.values())
+        outputs = [value for name, value in outputs.items() if not _BESIDE.fullmatch(str(name))]
     return [each for part in outputs for each in _floats(part)] if isinstance(outputs, (list, tuple)) else []

@@ -31,6 +31,7 @@ class Record:
         weighs: reader -> the same of the weight that it multiplies with, where that was rearranged before.
         rearranged: number of a product of two activations, or so it seems -> what it is with a rearranged weight.
         outputs: the same bits for each of the model's outputs.
+        used: tensors that any operation reads.
     """
 
     calls: dict[Reader, list[tuple[Tensor, Tensor]]] = field(default_factory=lambda: defaultdict(list))
@@ -40,6 +41,7 @@ class Record:
     weighs: dict[Reader, int] = field(default_factory=lambda: defaultdict(int))
     rearranged: dict[int, Rearranged] = field(default_factory=dict)
     outputs: list[int] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
 
 
 class WritesError(Exception):
@@ -79,9 +81,11 @@ class Recording(TorchDispatchMode):
         contraction = contraction_of(operation, arguments, self.tensors)
         read = tensors_in([*arguments, *options.values()])
         sources, pure = self._sources(read)
+        names = {name for name in map(self.tensors.name_of, read) if name}
+        if not operation.is_view:
+            self.record.used |= names
         if contraction is not None:
             return self._contract(operation, arguments, options, contraction)
-        names = {name for name in map(self.tensors.name_of, read) if name}
         if written := (names & _written_names(operation, arguments, options, self.tensors)) - self._loose:
             raise WritesError(written)
         for name in () if operation.is_view else names:

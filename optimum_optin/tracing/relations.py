@@ -92,9 +92,9 @@ def points(size: int) -> list[int]:
 def confirm(known: Relation, tensor: str, dim: int) -> Asking[Relation | None]:
     """The relation of a tensor whose indices reach what those of another one do, of its own readers; else `None`.
 
-    First all is spoilt, which tells the readers. Then, in every draw, one index out of each of some runs is spoilt; so a
-    run is neither a part of one that is longer, nor several of them. So many are drawn that about half of the channels
-    are reached.
+    First all is spoilt, which tells the readers. Then, in every draw, one index out of each of some runs is spoilt; so
+    a run is neither a part of one that is longer, nor several of them. So many are drawn that about half of the
+    channels are reached.
 
     Args:
         known: of the other tensor, whose dimension is as large.

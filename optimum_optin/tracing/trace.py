@@ -12,12 +12,14 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .cache import cached
 from .found import LeftOut, Trace
 from .kinds import Reached, kind_of, kinds_of
 from .passes import Passes, watched
 from .readers import Reader
 from .relations import Asking, Relation, alike, confirm, explore, points
 from .schedule import NAN, NOISE, Question, Spoil, ask, by
+from .siblings import groups_of_siblings
 from .units import groups_of, partly_read
 
 _UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
@@ -28,15 +30,19 @@ _TRIED = 3  # known relations that are tried before a tensor is explored
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
-    """Find a model's groups of removable units.
+    """Find a model's groups of removable units; of like models (`cache.py`), the first in a process is run.
 
     Args:
         model: any module; it runs in evaluation mode, is never written to, and is as before afterwards.
         inputs: one tiny sample, name of an argument of `forward` -> tensor, on the model's device.
 
     Raises:
-        ValueError: weights without values, a forward pass that writes to the model, a sample that gives NaN.
+        ValueError: weights without values, a sample that gives NaN.
     """
+    return cached(model, inputs, lambda: _trace(model, inputs))
+
+
+def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     with watched(model, inputs) as passes:
         search = _Search(passes)
         kinds = kinds_of(passes.tensors.by_name)
@@ -45,6 +51,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         written = partly_read(search.relations)
         search.add([names for names in kinds if passes.tensors.by_name[names[0]].dim() == 1], written)
         found, left = groups_of(search.relations, passes)
+        found += groups_of_siblings(model, found, passes.tensors, passes.used)
         if not passes.steady:
             search.left_out.append(LeftOut((type(model).__name__,), _UNSTEADY))
         unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]

@@ -8,6 +8,7 @@ from tiny import tiny_batch, tiny_model
 from torch import nn
 
 from optimum_optin.tracing import trace
+from optimum_optin.tracing.cache import forget
 
 
 class Block(nn.Module):
@@ -146,11 +147,75 @@ class Counter(nn.Module):
 
 
 def test_a_state_that_passes_write_is_as_before():
+    forget()
     model = Block(Counter()).eval()
     total = model.between.total
     found = trace(model, SAMPLE)
     assert [group.units for group in found.groups] == [8]
     assert model.between.total is total and total.tolist() == [0.0]
+
+
+class Experts(nn.Module):
+    """Every token goes to the expert of its largest feature."""
+
+    def __init__(self, count=4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(count))
+        self.router = nn.Linear(6, count)
+
+    def forward(self, features):
+        chosen = self.router(features).argmax(-1)
+        output = torch.zeros_like(features)
+        for number in chosen.unique().tolist():
+            output[chosen == number] += self.experts[number](features[chosen == number])
+        return {"logits": output, "attentions": output}
+
+
+def test_experts_that_no_token_goes_to_have_the_groups_of_the_others():
+    model = Experts().eval()
+    sample = torch.linspace(-2, 2, 6)[None]
+    with torch.no_grad():
+        only = int(model.router(sample).argmax())
+    found = trace(model, {"features": sample}).groups
+    assert {group.module: group.like for group in found} == {
+        f"experts.{number}": None if number == only else f"experts.{only}" for number in range(4)
+    }
+    for group in found:
+        assert [str(each) for each in (*group.writes, *group.reads)] == [
+            f"{group.module}.{name} x 1" for name in ("0.weight[0]", "0.bias[0]", "2.weight[1]")
+        ]
+
+
+class Attention(nn.Module):
+    """One layer, which returns its map of attention."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(6, 36), nn.Linear(12, 6)
+
+    def forward(self, features):
+        query, key, value = self.qkv(features).view(1, -1, 3, self.heads, 12 // self.heads).transpose(1, 3).unbind(2)
+        weights = (query @ key.transpose(-1, -2)).softmax(-1)
+        return {"logits": self.out((weights @ value).transpose(1, 2).flatten(2)), "attentions": weights}
+
+
+def test_a_trace_serves_like_models_and_no_others():
+    forget()
+    sample = {"features": SAMPLE["features"][None]}
+    first = trace(Attention(4), sample)
+    assert first.passes > 0 and [group.units for group in first.groups] == [4]  # the map of attention bars nothing
+    again = trace(Attention(4), sample)
+    assert again.passes == 0 and str(again) == str(first)
+    other = trace(Attention(2), sample)  # the same shapes, but other heads
+    assert other.passes > 0 and [group.units for group in other.groups] == [2]
+    assert trace(Attention(4), {"features": SAMPLE["features"][None, :3]}).passes > 0
+    hooked = Attention(4)
+    hooked.out.register_forward_hook(lambda *_: None)
+    assert trace(hooked, sample).passes > 0
+    own = Attention(4)
+    own.forward = lambda features: {"logits": own.out(own.qkv(features)[..., :12])}
+    assert [group.units for group in trace(own, sample).groups] == [12]
 
 
 def test_models_and_samples_that_cannot_be_traced_are_refused():
