@@ -129,7 +129,7 @@ from __future__ import annotations
 
 {imports}'''
 
-_REGISTRATION = """# The package, or the file of another pruned model, may be there already, and does the same unless it is older.
+_REGISTRATION = """# The package or another such file may be there already, and does the same if it is no older.
 if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < FORMAT_VERSION:
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer"""
