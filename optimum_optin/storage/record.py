@@ -18,7 +18,7 @@ from ..merging.schedule import TokenSchedule
 from .auto_map import forget_remote_code, ordinary_class
 from .entry import FORMAT_VERSION, OptinStructureConfig, entry_of, schedule_of_model, structure_of_model
 from .plugin import EARLIER_FORMATS
-from .rebuild import Names, base_path, holds_count, holds_module, holds_tensor, is_saved, tensor_at, value_at
+from .rebuild import Names, base_path, holds_count, holds_module, holds_tensor, is_saved, note, tensor_at, value_at
 from .structure import Structure, compose, masks_of, ranges_to_json, structure_from_json, structure_to_json
 
 logger = logging.get_logger(__name__)

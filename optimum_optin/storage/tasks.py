@@ -38,7 +38,7 @@ def auto_class_of(model: PreTrainedModel) -> str:
 
 
 def maker_of(model: PreTrainedModel) -> type:
-    """The class to load a model with: `AutoModel` or another Auto class that makes it, or its own where there is none."""
+    """The class to load a model with: an Auto class that makes it, `AutoModel` before others, or its own."""
     kind = class_of(model)
     autos = dict(inspect.getmembers(modeling_auto, inspect.isclass)) if kind else {}
     for name in sorted(autos, key=lambda name: (name != "AutoModel", name)):

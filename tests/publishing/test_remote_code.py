@@ -18,9 +18,9 @@ from transformers import AutoModelForSequenceClassification
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.modalities import IMAGES, PAIRS, modality_of
-from optimum_optin.storage.excerpt import excerpt
+from optimum_optin.publishing.excerpt import excerpt
+from optimum_optin.publishing.remote_code import write_remote_code
 from optimum_optin.storage.record import record_structure
-from optimum_optin.storage.remote_code import write_remote_code
 from optimum_optin.storage.structure import structure_of
 
 LOAD_ALONE = Path(__file__).parents[1].joinpath("load_alone.py")

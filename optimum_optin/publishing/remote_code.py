@@ -16,13 +16,13 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from ..storage import plugin
+from ..storage.auto_map import REMOTE_FILE, own_code
+from ..storage.entry import FORMAT_VERSION, METHOD, OptinStructureConfig
+from ..storage.record import upgraded
+from ..storage.tasks import class_of
 from ..version import __version__
-from . import plugin
-from .auto_map import REMOTE_FILE, own_code
-from .entry import FORMAT_VERSION, METHOD, OptinStructureConfig
 from .excerpt import excerpt
-from .record import upgraded
-from .tasks import class_of
 
 
 def check_remote_code(model: PreTrainedModel) -> None:
