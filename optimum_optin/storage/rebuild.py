@@ -87,6 +87,8 @@ class Names:
     def __init__(self, model: PreTrainedModel, entry: OptinStructureConfig):
         self._model, self._version = model, entry.transformers
         self._saved, self._here = (f"{path}." if path else "" for path in (entry.base, base_path(model)))
+        # Of another class than the one that was saved, parts may be missing: a head, or a decoder.
+        self._other = type(model).__name__ not in (model.config.architectures or ())
         self._ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
 
     def here(self, name: str, holds: Callable[[nn.Module, str], bool]) -> str | None:
@@ -96,14 +98,14 @@ class Names:
         return next((each for each in found if holds(self._model, each)), None)
 
     def found(self, name: str, holds: Callable[[nn.Module, str], bool]) -> str | None:
-        """The name that something has in the model; `None` if it is part of a head that the model does not have.
+        """The name that something has in the model; `None` if it is part of what its class leaves out.
 
         Raises:
             ValueError: it is not there, and should be.
         """
         here = self.here(name, holds)
-        of_a_head = not name.startswith(self._saved)
-        if here is None and not of_a_head and not any(each.search(name) for each in self._ignored):
+        of_a_head = not name.startswith(self._saved) or any(each.search(name) for each in self._ignored)
+        if here is None and not (self._other and of_a_head):
             raise ValueError(
                 f"config.json names {name}, which a {type(self._model).__name__} does not have. The model was saved "
                 f"with transformers {self._version}, and this is {transformers_version}, where modules may have other "
