@@ -12,8 +12,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architectures.find import find_groups, stack_inputs
 from ..architectures.group import Groups
+from ..discovery.find import find_groups, stack_inputs
 from ..editing.surgery import check_sliceable
 from ..running.batch import Batch
 from ..running.facts import measured_once

@@ -17,12 +17,13 @@ def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
     """
     found = {}
     for group in groups:
-        for path, kind in group.cut.counters.items():
-            count = group.units * (group.width if kind == "features" else 1)
+        for path, amount in group.cut.counters.items():
+            count = group.units * amount
             module, _, name = path.rpartition(".")
             held = getattr(model.get_submodule(module), name, None)
             if held != count:
-                found.setdefault(group.key, f"its counter {path} is {held!r}, where its row says {kind}: {count}")
+                said = f"{group.units} units, {amount} for each: {count}"
+                found.setdefault(group.key, f"its counter {path} is {held!r}, where its row says {said}")
     return found
 
 

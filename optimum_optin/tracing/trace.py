@@ -20,12 +20,11 @@ from .readers import Reader
 from .relations import Asking, Relation, alike, confirm, explore, points
 from .schedule import NAN, NOISE, Question, Spoil, ask, by
 from .siblings import groups_of_siblings
-from .units import groups_of, partly_read
+from .units import UNWRITTEN, groups_of, partly_read
 
 _UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
 _UNSTEADY = "its passes differ from each other, so that operations that swallow NaN were not looked for"
 _NO_ORDER = "which index reaches which channels follows no order that was tried"
-_UNWRITTEN = "it scales or shifts channels that no weight writes by itself"
 _TRIED = 3  # known relations that are tried before a tensor is explored
 
 
@@ -107,7 +106,7 @@ class _Search:
         if not partial:
             return []
         if written is not None and not partial & written:
-            self._leave_out(probe, _UNWRITTEN)
+            self._leave_out(probe, UNWRITTEN)
             return []
         bits = self._passes.bits_of(partial)
         size = self._passes.tensors.by_name[probe.names[0]].shape[probe.dim]

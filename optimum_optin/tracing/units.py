@@ -19,6 +19,7 @@ from .relations import Relation
 _OUTPUT = "it reaches the model's output by channel, whose shape must stay"
 _WHOLE = "it also reaches all channels of another weight at once, as behind a normalisation"
 _UNCUT = "the weight that reads it is rearranged first, and none of its indices is one of the channels read"
+UNWRITTEN = "it scales or shifts channels that no weight writes by itself"
 _SINGLE = "there is one unit only, and nothing to choose"
 
 
@@ -74,6 +75,8 @@ def groups_of(relations: Sequence[Relation], passes: Passes) -> tuple[list[Found
             reason = _SINGLE
         if reason is None and not _can_be_cut(own):
             reason = _UNCUT
+        if reason is None and not _are_written(own, passes):
+            reason = UNWRITTEN
         if reason is None:
             found += _groups(units, own, count, passes)
         else:
@@ -130,6 +133,13 @@ def _can_be_cut(places: Sequence[_Place]) -> bool:
     """Whether there is a slice for every reader, also for those of rearranged weights."""
     covered = {reader for place in places if place.reads for reader in place.links}
     return all(place.is_slice or place.reader in covered for place in places)
+
+
+def _are_written(places: Sequence[_Place], passes: Passes) -> bool:
+    """Whether a weight or a table writes what each reader reads, rather than a norm's scale and bias alone."""
+    weights = [each for each in places if each.reader is None and passes.tensors.by_name[each.tensor].dim() > 1]
+    written = {reader for place in weights for reader in place.links}
+    return all(place.reader is None or place.reader in written for place in places)
 
 
 def _reasons(relations: Sequence[Relation], places: Sequence[_Place]) -> dict[str, _Place]:

@@ -71,10 +71,10 @@ def bert(*sublayers, **options):
 
 
 def changed(model_type, **changes):
-    """A tiny model whose row has other fields of `Cut`, `Residual` or `Stack`."""
+    """A tiny model whose row has other fields of `Linears`, `Residual` or `Stack`."""
     (stack,) = registry.row_of(model_type)
     for name in list(changes):
-        for part in ("cut", "residual"):
+        for part in ("linears", "residual"):
             if hasattr(getattr(stack.sublayers[0], part), name):
                 value = changes[name]
                 sublayers = (
@@ -188,7 +188,7 @@ CUTS = {
     "a counter forgotten": (lambda: changed("swinv2", counters={}), "the model does not run"),
     "a counter that counts something else": (
         lambda: changed("distilbert", counters={"attention.dim": "units"}),
-        r"counter distilbert\.transformer\.layer\.0\.attention\.dim is 32, where its row says units: 4",
+        r"counter distilbert\.transformer\.layer\.0\.attention\.dim is 32, where its row says 4 units, 1 for each: 4",
     ),
     "a table forgotten": (lambda: changed("swin", tables={}), "the model does not run"),
     "a shared bias forgotten": (lambda: changed("mpnet", shared_bias=None), "the model does not run"),

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from .group import Group, Groups, Producer, attribute
-from .registry import known_architectures, row_of
-from .stacks import Stack, Sublayer
+from ..architectures.group import Blocks, Cut, Group, Groups, Producer, attribute
+from ..architectures.registry import known_architectures, row_of
+from ..architectures.stacks import Linears, Stack, Sublayer
 
 
 def stack_inputs(model: nn.Module) -> dict[str, str]:
@@ -93,28 +93,56 @@ def key_projection(model: nn.Module) -> str:
 
 
 def _group(model: nn.Module, layer: str, path: str, stack: Stack, sublayer: Sublayer) -> Group | None:
-    cut = sublayer.cut.below(path)
-    linears = (cut.consumer, *(producer.path for producer in cut.producers))
-    if sublayer.otherwise and not all(_holds(model, each) for each in linears):
+    linears = sublayer.linears
+    paths = [f"{path}.{each}" for each in (linears.consumer, *(producer.path for producer in linears.producers))]
+    if sublayer.otherwise and not all(_holds(model, each) for each in paths):
         return _group(model, layer, path, stack, sublayer.otherwise)
     try:
-        consumer = model.get_submodule(cut.consumer)
+        consumer = model.get_submodule(paths[0])
         if consumer.in_features == 0:
             return None
         width = sublayer.width if isinstance(sublayer.width, int) else attribute(model, f"{path}.{sublayer.width}")
-        for producer in cut.producers:
-            _check_producer(model.get_submodule(producer.path), producer, consumer)
+        for producer, place in zip(linears.producers, paths[1:], strict=True):
+            _check_producer(model.get_submodule(place), place, producer.parts, consumer)
         if not isinstance(width, int) or width < 1 or consumer.in_features % width:
-            raise AttributeError(f"{consumer.in_features} inputs of {cut.consumer} are no multiple of {width!r}")
+            raise AttributeError(f"{consumer.in_features} inputs of {paths[0]} are no multiple of {width!r}")
     except AttributeError as error:
         raise ValueError(
             f"{layer} of this {model.config.model_type!r} model is not built as its architecture row says: {error}."
         ) from error
-    cut = replace(cut, tables={name: dim for name, dim in cut.tables.items() if _holds(model, name)})
+    cut = _cut(model, path, linears, width)
     residual = sublayer.residual.below(path)
     residual = replace(residual, pre_norm=stack.pre_norm or residual.pre_norm)
     units = consumer.in_features // width
     return Group(layer, sublayer.role, units, width, cut, residual, sublayer.config_fields)
+
+
+def _cut(model: nn.Module, path: str, linears: Linears, width: int) -> Cut:
+    """What is sliced in the layer at a path."""
+    producers = tuple(Producer(f"{path}.{each.path}", each.parts) for each in linears.producers)
+    tables = {f"{path}.{name}": dim for name, dim in linears.tables.items()}
+    tables = {name: dim for name, dim in tables.items() if _holds(model, name)}
+    writes = [
+        Blocks(f"{producer.path}.{name}", 0, (width,) * producer.parts)
+        for producer in producers
+        for name in ("weight", "bias")
+        if getattr(model.get_submodule(producer.path), name) is not None
+    ]
+    core = linears.core and f"{path}.{linears.core}"
+    apart = [name.rpartition(".")[0] for name in tables if core and not name.startswith(f"{core}.")]
+    return Cut(
+        f"{path}.{linears.consumer}",
+        producers,
+        (*writes, *(Blocks(name, dim, (1,)) for name, dim in tables.items())),
+        (Blocks(f"{path}.{linears.consumer}.weight", 1, (width,)),),
+        {f"{path}.{name}": _PER_UNIT[kind](width) for name, kind in linears.counters.items()},
+        core,
+        linears.shared_bias and f"{path}.{linears.shared_bias}",
+        tuple(apart),
+    )
+
+
+_PER_UNIT = {"units": lambda width: 1, "features": lambda width: width}  # what a counter counts
 
 
 def _holds(module: nn.Module, path: str) -> bool:
@@ -124,11 +152,10 @@ def _holds(module: nn.Module, path: str) -> bool:
     return module is not None
 
 
-def _check_producer(module: nn.Module, producer: Producer, consumer: nn.Module) -> None:
-    if module.out_features != producer.parts * consumer.in_features:
+def _check_producer(module: nn.Module, path: str, parts: int, consumer: nn.Module) -> None:
+    if module.out_features != parts * consumer.in_features:
         raise AttributeError(
-            f"{producer.path} writes {module.out_features} features for a consumer of "
-            f"{producer.parts} x {consumer.in_features}"
+            f"{path} writes {module.out_features} features for a consumer of {parts} x {consumer.in_features}"
         )
 
 
