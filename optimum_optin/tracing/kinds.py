@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .readers import Reader
+from ..tainting.readers import Reader
 
 Reached = Mapping[Reader, Tensor]
 

@@ -20,8 +20,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..tainting.readers import Reader
 from .kinds import Reached, code_bits, kind_of
-from .readers import Reader
 
 Found = TypeVar("Found")
 Asking = Generator[Tensor, Reached, Found]

@@ -12,11 +12,11 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..tainting.passes import Passes, watched
+from ..tainting.readers import Reader
 from .cache import cached
 from .found import LeftOut, Trace
 from .kinds import Reached, kind_of, kinds_of
-from .passes import Passes, watched
-from .readers import Reader
 from .relations import Asking, Relation, alike, confirm, explore, points
 from .schedule import NAN, NOISE, Question, Spoil, ask, by
 from .siblings import groups_of_siblings

@@ -11,9 +11,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from ..tainting.passes import Passes
+from ..tainting.readers import Reader
 from .found import FoundGroup, LeftOut, Slice
-from .passes import Passes
-from .readers import Reader
 from .relations import Relation
 
 _OUTPUT = "it reaches the model's output by channel, whose shape must stay"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from optimum_optin.tracing.readers import Reader
+from optimum_optin.tainting.readers import Reader
+from optimum_optin.tainting.tensors import Tensors
 from optimum_optin.tracing.relations import confirm, explore
-from optimum_optin.tracing.tensors import Tensors
 
 READER = Reader("consumer.weight", 1)
 
