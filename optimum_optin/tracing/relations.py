@@ -196,6 +196,11 @@ def explore(tensor: str, dim: int, size: int, lengths: Iterable[int]) -> Asking[
     return links and Relation(tensor, dim, runs, links)
 
 
+def one_run(tensor: str, dim: int, size: int, reached: Reached) -> Relation:
+    """The relation of a dimension whose indices are not told apart."""
+    return Relation(tensor, dim, torch.arange(size)[None], _links(torch.zeros(1, dtype=torch.long), reached))
+
+
 def _run_length(size: int, alone: Mapping[int, Reached], lengths: Iterable[int]) -> Asking[int]:
     """How many indices in a row reach the same channels: measured where most are reached, and a divisor of `size`.
 

@@ -7,7 +7,9 @@ nothing. What is found is not proved yet: cutting may need attributes that traci
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from ..tainting.readers import Reader
 from .cache import cached
 from .found import LeftOut, Trace
 from .kinds import Reached, kind_of, kinds_of
-from .relations import Asking, Relation, alike, confirm, explore, points
+from .relations import Asking, Relation, alike, confirm, explore, one_run, points
 from .schedule import NAN, NOISE, Question, Spoil, ask, by
 from .siblings import groups_of_siblings
 from .units import UNWRITTEN, groups_of, partly_read
@@ -102,7 +104,7 @@ class _Search:
         if probe.error is not None:
             self._leave_out(probe, probe.error)
             return []
-        partial, taints = probe.answer
+        partial, flooded, taints = probe.answer
         if not partial:
             return []
         if written is not None and not partial & written:
@@ -111,13 +113,26 @@ class _Search:
         bits = self._passes.bits_of(partial)
         size = self._passes.tensors.by_name[probe.names[0]].shape[probe.dim]
         return [
-            Question((name,), probe.dim, readers, lambda name=name: by(taints, self._relation(name, probe.dim, size)))
+            Question(
+                (name,),
+                probe.dim,
+                readers,
+                lambda name=name: by(taints, self._relation(name, probe.dim, size, flooded)),
+            )
             for name in probe.names
             if (readers := self._passes.readers_of([name])) & bits
         ]
 
-    def _relation(self, name: str, dim: int, size: int) -> Asking[Relation | None]:
-        """What a tensor reaches: what a like one does, if that can be confirmed."""
+    def _relation(self, name: str, dim: int, size: int, flooded: set[Reader]) -> Asking[Relation | None]:
+        """What a tensor reaches: what a like one does, if that can be confirmed.
+
+        Where an index reaches all of one of the `flooded` readers, none can be cut, and they are not told apart.
+        """
+        alone = (yield torch.tensor([size // 2])) if flooded else {}
+        if flooded & {reader for reader, mask in alone.items() if mask.all()}:
+            found = one_run(name, dim, size, (yield torch.arange(size)))
+            self.relations.append(found)
+            return found
         found = None
         for known in self._like(name, dim, size):
             found = yield from confirm(known, name, dim)
@@ -147,11 +162,22 @@ class _Search:
         self.left_out.append(LeftOut(tuple(f"{name}[{question.dim}]" for name in question.names), reason))
 
 
-def _probe(size: int, taints: Sequence[bool] = (NAN,)) -> Generator[Spoil, Reached, tuple[set[Reader], Sequence[bool]]]:
-    """The readers that single indices reach a part of, and by what to look for them.
+class _Probed(NamedTuple):
+    """What single indices reach.
 
-    Where noise reaches what NaN does not, an operation swallows NaN, and both are taken.
+    Args:
+        partial: readers of which one of them reaches a part.
+        flooded: those of which each of them reaches all, and no part of another dimension of the weight.
+        taints: by what to look for what is reached.
     """
+
+    partial: set[Reader]
+    flooded: set[Reader]
+    taints: Sequence[bool]
+
+
+def _probe(size: int, taints: Sequence[bool] = (NAN,)) -> Generator[Spoil, Reached, _Probed]:
+    """Look at single indices. Where noise reaches what NaN does not, an operation swallows NaN, and both are taken."""
     alone = yield from by(taints, _alone(size))
     if NOISE not in taints:
         loud = yield Spoil(torch.tensor([size // 2]), NOISE)
@@ -159,8 +185,12 @@ def _probe(size: int, taints: Sequence[bool] = (NAN,)) -> Generator[Spoil, Reach
         if any(reader not in quiet or (mask & ~quiet[reader]).any() for reader, mask in loud.items()):
             taints = (NAN, NOISE)
             alone = yield from by(taints, _alone(size))
-    partial = {reader for reached in alone.values() for reader, mask in reached.items() if not mask.all()}
-    return {reader for reader in partial if not reader.is_output}, taints
+    seen = [(reader, bool(mask.all())) for reached in alone.values() for reader, mask in reached.items()]
+    partial = {reader for reader, is_whole in seen if not is_whole}
+    whole = Counter(reader for reader, is_whole in seen if is_whole)
+    tensors = {reader.tensor for reader in partial}
+    flooded = {reader for reader, count in whole.items() if count == len(alone) and reader.tensor not in tensors}
+    return _Probed({reader for reader in partial if not reader.is_output}, flooded, taints)
 
 
 def _alone(size: int) -> Asking[dict[int, Reached]]:
