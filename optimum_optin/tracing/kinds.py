@@ -26,6 +26,11 @@ def kind_of(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
+def is_scale(tensor: Tensor) -> bool:
+    """Whether a tensor has one number for each channel, in whatever shape: a scale or a bias, and no weight."""
+    return sum(size > 1 for size in tensor.shape) < 2
+
+
 def code_bits(count: int) -> int:
     """How many bits tell so many things apart."""
     return max(1, (count - 1).bit_length())

@@ -8,7 +8,7 @@ nothing. What is found is not proved yet: cutting may need attributes that traci
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,9 @@ from .units import UNWRITTEN, groups_of, partly_read
 
 _UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
 _UNSTEADY = "its passes differ from each other, so that operations that swallow NaN were not looked for"
+_FLOODS = (
+    "each index reaches all channels of what reads it, such as {}: it writes a stream that is normalised as a whole"
+)
 _NO_ORDER = "which index reaches which channels follows no order that was tried"
 _TRIED = 3  # known relations that are tried before a tensor is explored
 
@@ -51,12 +54,18 @@ def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         search.add([names for names in kinds if passes.tensors.by_name[names[0]].dim() > 1])
         written = partly_read(search.relations)
         search.add([names for names in kinds if passes.tensors.by_name[names[0]].dim() == 1], written)
-        found, left = groups_of(search.relations, passes)
+        found, left = groups_of(sorted(search.relations, key=_place_in(passes.tensors.by_name)), passes)
         found += groups_of_siblings(model, found, passes.tensors, passes.used)
         if not passes.steady:
             search.left_out.append(LeftOut((type(model).__name__,), _UNSTEADY))
         unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]
     return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count)
+
+
+def _place_in(tensors: Mapping[str, Tensor]) -> Callable[[Relation], tuple[bool, int]]:
+    """A relation's place, in the order of the model's tensors, weights before scales and biases."""
+    order = {name: place for place, name in enumerate(tensors)}
+    return lambda relation: (tensors[relation.tensor].dim() == 1, order[relation.tensor])
 
 
 class _Search:
@@ -106,6 +115,8 @@ class _Search:
             return []
         partial, flooded, taints = probe.answer
         if not partial:
+            if flooded and not all(map(self._passes.is_plain, probe.names)):
+                self._leave_out(probe, _FLOODS.format(next(iter(flooded)).tensor))
             return []
         if written is not None and not partial & written:
             self._leave_out(probe, UNWRITTEN)
@@ -139,7 +150,7 @@ class _Search:
             if found is not None:
                 break
         if found is None:
-            found = yield from explore(name, dim, size, list(self._lengths))
+            found = yield from explore(name, dim, size, list(self._lengths), self._passes.cuts(size))
         if found is not None:
             self.relations.append(found)
             length = found.runs.shape[1]

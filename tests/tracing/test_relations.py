@@ -70,6 +70,17 @@ def test_a_known_arrangement_is_confirmed_of_a_like_tensor_and_of_no_other(name)
             assert found is None, other
 
 
+def test_parts_that_the_model_cuts_are_taken_by_themselves():
+    """Gates, inputs, two rows for all channels, and a row for each of 4 heads of 300, as in a state space."""
+    heads, each = torch.eye(4, dtype=torch.bool), torch.eye(1200, dtype=torch.bool)
+    truth = torch.cat([each, each, torch.ones(2, 1200, dtype=torch.bool), heads.repeat_interleave(300, 1)])
+    found, passes = _asked(explore("in.weight", 0, len(truth), [], [0, 1200, 2400, 2402, 2406]), truth)
+    got = _matrix(found, truth)
+    got[found.links.whole[READER]] = True
+    assert torch.equal(got, truth) and passes < 70
+    assert _asked(explore("in.weight", 0, len(truth), []), truth)[0] is None  # without the cuts
+
+
 def test_what_follows_no_order_is_given_up():
     torch.manual_seed(0)
     assert _asked(explore("producer.weight", 0, 1100, []), torch.rand(1100, 64) < 0.5)[0] is None
