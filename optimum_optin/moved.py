@@ -55,7 +55,7 @@ _MOVED = {
     "walk": ("passes.starts", "passes.walk"),
 }
 # Package that is still there -> where names are now that it had.
-_SCATTERED = {"architectures": ("discovery.find",)}
+_SCATTERED = {"architectures": ("discovery",)}
 
 
 def _reads(*inputs: str) -> Callable[[Any], bool]:

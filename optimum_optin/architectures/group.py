@@ -152,6 +152,7 @@ class Group:
         residual: what a walk through the layers must know.
         config_fields: what a uniform layout must know: attributes of the model's config from which transformers' own
             class reads this size, each proportional to `units`; empty if that class cannot be built with fewer units.
+        least: how few units may stay, as far as that was found out.
     """
 
     layer: str
@@ -161,6 +162,7 @@ class Group:
     cut: Cut
     residual: Residual = Residual()
     config_fields: tuple[str, ...] = ()
+    least: int = 0
 
     @property
     def key(self) -> str:
@@ -188,11 +190,15 @@ class Groups:
         members: the groups.
         layers: every layer in order of execution, those without units included: name -> module path.
         inputs: every stack in order of execution: name -> the model input that the stack's tokens are made of.
+        left_whole: what was found and is in no group, because it cannot be cut or was not proved: name -> reason.
+        sample: what the model was traced with, a batch of one sample; `None` if it was not traced.
     """
 
     members: tuple[Group, ...]
     layers: Mapping[str, str]
     inputs: Mapping[str, str]
+    left_whole: Mapping[str, str] = field(default_factory=dict)
+    sample: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.members)

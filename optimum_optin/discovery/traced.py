@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -40,23 +40,63 @@ def blocks_of(part: Slice) -> Blocks:
     return Blocks(part.tensor, part.dim, widths, start)
 
 
-def cut_of(model: nn.Module, found: FoundGroup) -> tuple[Cut, str, int]:
-    """What is cut with a found group's units; their role; and the consumer's inputs for each of them.
+@dataclass(frozen=True)
+class Part:
+    """A group without a name.
+
+    Args:
+        path: of the smallest module around all that the units own.
+        role: what the units are.
+        units: how many there are.
+        width: consumer inputs for each of them.
+        cut: what is sliced.
+        tables: tables that other layers' units have a part in as well.
+    """
+
+    path: str
+    role: str
+    units: int
+    width: int
+    cut: Cut
+    tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Named:
+    """Groups with names.
+
+    Args:
+        groups: the groups.
+        apart: paths of the groups that lie in no layer, if others do.
+        parts: group key -> what it was made of.
+        layers: name -> module path of all layers of the lists that groups lie in, in order of execution.
+    """
+
+    groups: tuple[Group, ...]
+    apart: tuple[str, ...]
+    parts: Mapping[str, Part]
+    layers: Mapping[str, str]
+
+
+def part_of(model: nn.Module, found: FoundGroup) -> Part:
+    """A found group as a `Part`.
 
     Raises:
         Inexpressible: see `blocks_of`.
     """
     writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
-    consumer = _consumer(model, reads, found.units)
+    readers = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in reads]
+    width = sum(reads[0].widths)
+    role = CHANNELS if any(isinstance(each, _CONVOLUTIONS) for each in readers) else NEURONS if width == 1 else HEADS
     producers = [
         Producer(part.tensor.rpartition(".")[0], len(part.widths))
         for part in writes
-        if part.tensor.endswith(".weight") and _dims(model, part) == (part.dim, 1 - part.dim)
+        # One row for a whole head makes a bias or a gate of it, from something else than what heads are made of.
+        if part.tensor.endswith(".weight") and _dims(model, part) and (width == 1 or sum(part.widths) > 1)
     ]
-    modules = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in (*writes, *reads)]
-    width = sum(reads[0].widths)
-    role = CHANNELS if any(isinstance(each, _CONVOLUTIONS) for each in modules) else NEURONS if width == 1 else HEADS
-    return Cut(consumer, tuple(producers), tuple(writes), tuple(reads)), role, width
+    tables = tuple(part.tensor for part in found.shared)
+    cut = Cut(_consumer(model, reads, found.units), tuple(producers), tuple(writes), tuple(reads))
+    return Part(found.module, role, found.units, width, cut, tables)
 
 
 def _consumer(model: nn.Module, reads: list[Blocks], units: int) -> str | None:
@@ -74,43 +114,51 @@ def _dims(model: nn.Module, part: Blocks) -> tuple[int, int] | None:
     return next((dims for kind, dims in _LINEARS.items() if isinstance(module, kind)), None)
 
 
-def named_groups(model: nn.Module, cuts: Mapping[str, list[tuple[Cut, str, int, int]]]) -> tuple[list[Group], dict]:
-    """Groups with names, and the layers that these are made of.
+def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
+    """Parts with names.
 
     A layer is a module in a list of modules of one class. If lists lie in each other, the outermost counts that holds a
     group of its own outside of inner ones: the blocks of a stage, and not the stages; a layer, and not its experts.
 
     Args:
         model: the model.
-        cuts: path of the smallest module around a group -> what is cut of it, role, width and number of units.
-
-    Returns:
-        The groups, and layer -> module path of all layers of their lists, in order of execution.
+        parts: what was found, in order of execution.
     """
-    lists = _lists(model)
-    chains = {path: [each for each in _prefixes(path) if each in lists] for path in cuts}
-    inner = {chain[-1] for chain in chains.values() if chain}
-    homes = {path: next((each for each in chain if each in inner), None) for path, chain in chains.items()}
-    forms = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".#", home) for home in homes.values() if home)
-    names = _stack_names(list(forms))
+    parts, lists = list(parts), _lists(model)
+    chains = [[each for each in _prefixes(part.path) if each in lists] for part in parts]
+    inner = {chain[-1] for chain in chains if chain}
+    homes = [next((each for each in chain if each in inner), None) for chain in chains]
+    names = _stack_names(list(dict.fromkeys(_form(home) for home in homes if home)))
     layers: dict[str, str] = {}
     for form, stack in names.items():
-        members = [path for path in lists if re.sub(r"\.\d+(?=\.|$)", ".#", path) == form]
-        layers |= {f"{stack}.{place}": path for place, path in enumerate(sorted(members, key=_numbers))}
+        members = sorted((path for path in lists if _form(path) == form), key=_numbers)
+        layers |= {f"{stack}.{place}": path for place, path in enumerate(members)}
     name_of = {path: name for name, path in layers.items()}
-    groups = []
-    for path, parts in cuts.items():
-        home = homes[path]
-        layer = name_of[home] if home else (path.replace(".", "_") or "model")
-        layers.setdefault(layer, home or path)
-        groups += [(layer, path, *part) for part in parts]
-    taken: Counter[tuple[str, str]] = Counter()
-    found = []
-    for layer, path, cut, role, width, units in groups:
-        taken[layer, role] += 1
-        own = role if taken[layer, role] == 1 else f"{_inside(path, layers[layer])}{taken[layer, role]}_{role}"
-        found.append(Group(layer, own, units, width, cut))
-    return found, layers
+    groups: list[Group] = []
+    parts_of: dict[str, Part] = {}
+    apart = [
+        part.path
+        for part, home in zip(parts, homes, strict=True)
+        if layers and not home and not any(path.startswith(f"{part.path}.") for path in inner)
+    ]
+    for part, home in zip(parts, homes, strict=True):
+        if part.path in apart:
+            continue
+        layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
+        layers.setdefault(layer, home or part.path)
+        role = part.role
+        if f"{layer}.{role}" in parts_of:
+            role = f"{_inside(part.path, layers[layer])}{role}"
+        while f"{layer}.{role}" in parts_of:
+            role = f"more_{role}"
+        groups.append(Group(layer, role, part.units, part.width, part.cut))
+        parts_of[groups[-1].key] = part
+    return Named(tuple(groups), tuple(apart), parts_of, layers)
+
+
+def _form(path: str) -> str:
+    """A path with # for its numbers."""
+    return re.sub(r"(?<![^.])\d+(?=\.|$)", "#", path)
 
 
 def _lists(model: nn.Module) -> list[str]:

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..architectures.group import HEADS, Groups
 from ..config import OptinConfig
-from ..discovery.find import key_projection
+from ..discovery.declared import key_projection
 from .matching import match_tokens, merge_tokens, most_merges, take_tokens
 from .schedule import TokenSchedule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..architectures.group import Group, Groups
-from .observation import Observation
+from .observation import Observation, linears_of
 
 
 def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
@@ -28,7 +28,7 @@ def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
 
 
 def running_problems(groups: Groups, dense: Observation) -> dict[str, str]:
-    """Group key -> why scores, costs or masks would be wrong for how layer and linears run; none where they would not.
+    """Group key -> why its units cannot be scored, for how layer and linears run; none where they can.
 
     Args:
         groups: the model's groups.
@@ -39,7 +39,10 @@ def running_problems(groups: Groups, dense: Observation) -> dict[str, str]:
 
 
 def _problem(group: Group, layer: str, dense: Observation) -> str | None:
-    for path in (layer, *(producer.path for producer in group.producers), group.consumer):
+    if group.consumer is None:
+        names = " and ".join(part.tensor for part in group.cut.reads)
+        return f"its units are read by {names}, which is not the weight of one linear that reads them alone"
+    for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
         if dense.runs[path] > 1:
@@ -47,7 +50,7 @@ def _problem(group: Group, layer: str, dense: Observation) -> str | None:
                 f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, counted and refitted as "
                 "if it ran once. What several layers or steps share cannot be pruned yet"
             )
-    for path in (*(producer.path for producer in group.producers), group.consumer):
+    for path in linears_of(group):
         read = dense.reads[path]
         if read is None or read.dim() != 3:
             what = "nothing by place" if read is None else f"a tensor of shape {tuple(read.shape)}"

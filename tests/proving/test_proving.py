@@ -313,8 +313,8 @@ class Unused(tr.BertForSequenceClassification):
 
 def test_a_layer_that_does_not_run_is_named():
     proof = check_architecture(tiny_model(model_class=Unused))
-    assert proof.groups[-1].cut.startswith("bert.encoder.layer.2 does not run for this sample")
-    assert [each.cut is None for each in proof.groups] == [True] * 4 + [False] * 2
+    assert proof.groups[-1].score.startswith("bert.encoder.layer.2 does not run for this sample")
+    assert [each.score is None for each in proof.groups] == [True] * 4 + [False] * 2
     assert proof.groups[0].refit == "a refit takes all that it walks through to run once, and layers.2.heads does not"
 
 
