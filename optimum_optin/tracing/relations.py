@@ -197,7 +197,7 @@ def explore(
     flooded = set.intersection(*({reader for reader, mask in each.items() if mask.all()} for each in alone.values()))
     runs = torch.arange(size).view(-1, (yield from _run_length(size, alone, lengths)))
     every = torch.arange(len(runs))
-    links = yield from _one_by_one(runs, every) if len(runs) <= _FEW else _in_parts(runs, flooded, cuts)
+    links = yield from _one_by_one(runs, every) if len(runs) <= _FEW else _in_parts(runs, flooded, cuts, lengths)
     if links is None and len(runs) <= _MANY:
         links = yield from _one_by_one(runs, every)
     return links and Relation(tensor, dim, runs, links)
@@ -257,8 +257,9 @@ def _one_by_one(runs: Tensor, part: Tensor) -> Asking[Links]:
     return _joined(found)
 
 
-def _in_parts(runs: Tensor, flooded: set[Reader], cuts: Sequence[int]) -> Asking[Links | None]:
-    for parts in _partitions(len(runs), [place // runs.shape[1] for place in cuts if place % runs.shape[1] == 0]):
+def _in_parts(runs: Tensor, flooded: set[Reader], cuts: Sequence[int], lengths: Iterable[int]) -> Asking[Links | None]:
+    whole = [place // runs.shape[1] for place in cuts if place % runs.shape[1] == 0]
+    for parts in _partitions(len(runs), whole, lengths if runs.shape[1] == 1 else ()):
         decoded = []
         for part in parts:
             one = yield from _one_by_one(runs, part) if len(part) <= _FEW else _by_codes(runs, part, flooded)
@@ -270,7 +271,7 @@ def _in_parts(runs: Tensor, flooded: set[Reader], cuts: Sequence[int]) -> Asking
     return None
 
 
-def _partitions(count: int, cuts: Sequence[int]) -> Iterator[list[Tensor]]:
+def _partitions(count: int, cuts: Sequence[int], lengths: Iterable[int]) -> Iterator[list[Tensor]]:
     """Runs in parts, in each of which channels may have one source."""
     numbers = torch.arange(count)
     if 2 < len(cuts) <= _CUTS:
@@ -278,6 +279,9 @@ def _partitions(count: int, cuts: Sequence[int]) -> Iterator[list[Tensor]]:
     for parts, form in _PARTS:
         if count % parts == 0:
             yield list(numbers.view(parts, -1) if form == "blocks" else numbers.view(-1, parts).T)
+    for length in lengths:  # rotary positions mix the first half of each head with the second
+        if count % length == 0 and length % 2 == 0:
+            yield [half.flatten() for half in numbers.view(-1, length).chunk(2, 1)]
 
 
 def _by_codes(runs: Tensor, part: Tensor, flooded: set[Reader]) -> Asking[Links | None]:

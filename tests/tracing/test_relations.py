@@ -81,6 +81,16 @@ def test_parts_that_the_model_cuts_are_taken_by_themselves():
     assert _asked(explore("in.weight", 0, len(truth), []), truth)[0] is None  # without the cuts
 
 
+def test_halves_of_heads_that_are_mixed_with_each_other_are_told_apart():
+    """Four heads of 64 rows; row i and row i + 32 of a head reach the same two channels, as rotary values do."""
+    truth = torch.zeros(256, 256, dtype=torch.bool)
+    for row in range(256):
+        other = row + 32 if row % 64 < 32 else row - 32
+        truth[row, [row, other]] = True
+    found, passes = _asked(explore("value.weight", 0, 256, [64]), truth)
+    assert torch.equal(_matrix(found, truth), truth) and passes < 70
+
+
 def test_what_follows_no_order_is_given_up():
     torch.manual_seed(0)
     assert _asked(explore("producer.weight", 0, 1100, []), torch.rand(1100, 64) < 0.5)[0] is None
