@@ -186,13 +186,24 @@ class Counter(nn.Module):
         return features
 
 
-def test_a_state_that_passes_write_is_as_before():
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["to its end", "interrupted"])
+def test_a_state_that_passes_write_is_as_before(is_stopped):
     forget()
-    model = Block(Counter()).eval()
-    total = model.between.total
-    found = trace(model, SAMPLE)
-    assert [group.units for group in found.groups] == [8]
-    assert model.between.total is total and total.tolist() == [0.0]
+    model, passes = Block(Counter()).eval(), []
+    total, version = model.between.total, model.between.total._version
+
+    def stop(*_):
+        passes.append(1)
+        if len(passes) == 9:
+            raise KeyboardInterrupt
+
+    if is_stopped:
+        model.second.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            trace(model, SAMPLE)
+    else:
+        assert [group.units for group in trace(model, SAMPLE).groups] == [8]
+    assert model.between.total is total and total.tolist() == [0.0] and total._version == version
 
 
 class Experts(nn.Module):
