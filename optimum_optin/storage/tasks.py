@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 import transformers
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from .auto_map import ordinary_class
 
 
 def class_of(model: PreTrainedModel) -> type[PreTrainedModel] | None:
     """The class of `transformers` that a model is of; `None` if its class is the user's own, whatever its name."""
-    # A class in a folder's `modeling_optin.py` derives from it.
-    kind = type(model).__mro__[1] if "optin_convert" in vars(type(model)) else type(model)
+    kind = ordinary_class(type(model))
     return kind if getattr(transformers, kind.__name__, None) is kind else None
 
 
@@ -31,3 +35,16 @@ def auto_class_of(model: PreTrainedModel) -> str:
     if task is None or class_of(model) is None:  # an Auto class would make another class of it
         return type(model).__name__
     return TasksManager.get_model_class_for_task(task, model_type=model.config.model_type).__name__
+
+
+def maker_of(model: PreTrainedModel) -> type:
+    """The class to load a model with: an Auto class that makes it, `AutoModel` before others, or its own."""
+    kind = class_of(model)
+    autos = dict(inspect.getmembers(modeling_auto, inspect.isclass)) if kind else {}
+    for name in sorted(autos, key=lambda name: (name != "AutoModel", name)):
+        mapping = getattr(autos[name], "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None and type(model.config) in mapping:
+            made = mapping[type(model.config)]
+            if made is kind:  # of several, the config decides
+                return autos[name]
+    return type(model)
