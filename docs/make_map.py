@@ -25,7 +25,7 @@ FLOORS = (
     ("inputs", "merging"),
     ("discovery",),
     ("editing", "reading", "tracing", "config"),
-    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "version"),
+    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
 )
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..architectures.group import Groups
 from ..discovery.find import find_groups, is_declared, stack_inputs
 from ..editing.surgery import check_sliceable
+from ..reasons import reasons_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import check_forward
@@ -125,7 +126,7 @@ def proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[st
 
 
 def _tried(groups: Groups) -> str:
-    left = [f"{name}: {reason}" for name, reason in groups.left_whole.items()]
+    left = list(map(str, reasons_of(groups.left_whole)))
     return "; ".join(left[:_FEW]) or "tracing found no units, only weights that all channels go through"
 
 
