@@ -211,17 +211,21 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 def _undone(model: nn.Module) -> Iterator[None]:
     """Take back, on exit, whatever was set on a model's modules inside."""
     before = [
-        (module, type(module), dict(vars(module)), dict(module._parameters), dict(module._buffers))
+        (module, type(module), dict(vars(module)), {name: dict(each) for name, each in _dicts(module)})
         for module in model.modules()
     ]
     try:
         yield
     finally:
-        for module, kind, attributes, parameters, buffers in before:
+        for module, kind, attributes, dicts in before:
             module.__class__ = kind
             vars(module).clear()
             vars(module).update(attributes)
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for name, each in _dicts(module):
+                each.clear()
+                each.update(dicts[name])
+
+
+def _dicts(module: nn.Module) -> list[tuple[str, dict]]:
+    """What a module keeps by name: parameters, buffers, modules and hooks."""
+    return [(name, each) for name, each in vars(module).items() if isinstance(each, dict)]

@@ -50,6 +50,7 @@ class Part:
         units: how many there are.
         width: consumer inputs for each of them.
         cut: what is sliced.
+        tables: tables that other layers' units have a part in as well.
     """
 
     path: str
@@ -57,6 +58,7 @@ class Part:
     units: int
     width: int
     cut: Cut
+    tables: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ class Named:
     Args:
         groups: the groups.
         apart: paths of the groups that lie in no layer, if others do.
-        parts: group key -> path of the smallest module around it.
+        parts: group key -> what it was made of.
         layers: name -> module path of all layers of the lists that groups lie in, in order of execution.
     """
 
     groups: tuple[Group, ...]
     apart: tuple[str, ...]
-    parts: Mapping[str, str]
+    parts: Mapping[str, Part]
     layers: Mapping[str, str]
 
 
@@ -92,7 +94,8 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     width = sum(reads[0].widths)
     role = CHANNELS if any(isinstance(each, _CONVOLUTIONS) for each in readers) else NEURONS if width == 1 else HEADS
     cut = Cut(_consumer(model, reads, found.units), tuple(producers), tuple(writes), tuple(reads))
-    return Part(found.module, role, found.units, width, cut)
+    tables = tuple(part.tensor for part in found.shared)
+    return Part(found.module, role, found.units, width, cut, tables)
 
 
 def _consumer(model: nn.Module, reads: list[Blocks], units: int) -> str | None:
@@ -131,7 +134,7 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
         layers |= {f"{stack}.{place}": path for place, path in enumerate(members)}
     name_of = {path: name for name, path in layers.items()}
     groups: list[Group] = []
-    paths: dict[str, str] = {}
+    parts_of: dict[str, Part] = {}
     apart = [
         part.path
         for part, home in zip(parts, homes, strict=True)
@@ -143,13 +146,13 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
         layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
         layers.setdefault(layer, home or part.path)
         role = part.role
-        if f"{layer}.{role}" in paths:
+        if f"{layer}.{role}" in parts_of:
             role = f"{_inside(part.path, layers[layer])}{role}"
-        while f"{layer}.{role}" in paths:
+        while f"{layer}.{role}" in parts_of:
             role = f"more_{role}"
         groups.append(Group(layer, role, part.units, part.width, part.cut))
-        paths[groups[-1].key] = part.path
-    return Named(tuple(groups), tuple(apart), paths, layers)
+        parts_of[groups[-1].key] = part
+    return Named(tuple(groups), tuple(apart), parts_of, layers)
 
 
 def _form(path: str) -> str:
