@@ -113,7 +113,12 @@ def test_an_evaluation_need_not_name_the_configuration_of_its_data_set():
 
 
 def test_the_form_on_disk_is_that_of_plain_dicts(tmp_path):
-    rest = {"merges": {"layers.0": 2}, "left_whole": LEFT_WHOLE, "seconds": {"score": 0.5}, "config": {"flops": 0.5, "tokens": (2, 0)}}
+    rest = {
+        "merges": {"layers.0": 2},
+        "left_whole": LEFT_WHOLE,
+        "seconds": {"score": 0.5},
+        "config": {"flops": 0.5, "tokens": (2, 0)},
+    }
     report = _report(**rest)
     assert json.dumps(report.to_dict()) == json.dumps(
         {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES}

@@ -12,12 +12,13 @@ from torch import nn
 from ..architectures.group import Group, Groups
 from ..running.batch import Batch
 from ..running.freezing import frozen
+from ..running.memory import is_out_of_memory
 from ..running.processes import progress
 from ..tracing import trace
 from ..tracing.found import FoundGroup, Trace
 from .biases import bias_arguments, together
 from .counters import Counters, NotCut, counters_of
-from .samples import tiny_sample
+from .samples import checked_sample, tiny_sample
 from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
@@ -37,10 +38,12 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
         Its groups; what is left whole, with reasons, is their `left_whole`.
 
     Raises:
-        ValueError: see `trace` and `tiny_sample`.
+        ValueError: see `trace`, `tiny_sample` and `checked_sample`.
+        MemoryError: says what tracing needs.
     """
-    sample = tiny_sample(model) if sample is None else dict(sample)
-    traced = trace(model, sample)
+    with frozen(model):
+        sample = tiny_sample(model) if sample is None else checked_sample(model, sample)
+    traced = _traced(model, sample)
     with frozen(model):
         counting = _Counting(model, sample)
         members, left, layers, uncut = counting.groups_of(traced.groups)
@@ -110,6 +113,22 @@ class _Counting:
             inside = {name.removeprefix(f"{part.path}."): amount for name, amount in counters.items()}
             return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."))
         return problem
+
+
+def _traced(model: nn.Module, sample: Batch) -> Trace:
+    try:
+        return trace(model, sample)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        weights = sum(each.numel() * each.element_size() for each in model.parameters())
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
+        raise MemoryError(
+            f"{type(model).__name__} is too large to be traced in this memory ({error}). Beside its "
+            f"{weights / 1e9:.2f} GB of weights, tracing holds what every contraction reads and writes in a pass of one sample, and a "
+            f"spoilt copy of that: the sample here is {shapes}. Give a smaller one (find_groups(model, sample)), or "
+            "trace it where there is more memory, in bfloat16 if need be."
+        ) from error
 
 
 @dataclass(frozen=True)

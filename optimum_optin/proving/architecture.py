@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from ..editing.surgery import check_sliceable
 from ..reasons import reasons_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
-from ..running.forward import check_forward
+from ..running.forward import check_forward, why_not_run
 from ..running.freezing import frozen
 from ..running.prepared import check_prepared
 from ..running.wrappers import check_model
@@ -182,11 +181,7 @@ def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a forward may raise
-        others = [name for name in inspect.signature(model.forward).parameters if name not in sample]
-        raise ValueError(
-            f"it does not run on {' and '.join(sample)} ({type(error).__name__}: {error}). Its forward takes also "
-            f"{', '.join(others) or 'nothing'}: what it needs of that, data must hold, or a subclass make up"
-        ) from error
+        raise ValueError(f"it {why_not_run(model, sample, error)}") from error
     consumers = {group.key for group in groups}
     for name, state in dense.states.items():
         if name not in consumers and not state.isfinite().all():
