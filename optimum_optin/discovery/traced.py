@@ -87,16 +87,17 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     for part in (*found.writes, *found.reads):
         _check_kept(model, part.tensor)
     writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
-    producers = [
-        Producer(part.tensor.rpartition(".")[0], len(part.widths))
-        for part in writes
-        if part.tensor.endswith(".weight") and _dims(model, part) == (part.dim, 1 - part.dim)
-    ]
     readers = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in reads]
     width = sum(reads[0].widths)
     role = CHANNELS if any(isinstance(each, _CONVOLUTIONS) for each in readers) else NEURONS if width == 1 else HEADS
-    cut = Cut(_consumer(model, reads, found.units), tuple(producers), tuple(writes), tuple(reads))
+    producers = [
+        Producer(part.tensor.rpartition(".")[0], len(part.widths))
+        for part in writes
+        # One row for a whole head makes a bias or a gate of it, from something else than what heads are made of.
+        if part.tensor.endswith(".weight") and _dims(model, part) and (width == 1 or sum(part.widths) > 1)
+    ]
     tables = tuple(part.tensor for part in found.shared)
+    cut = Cut(_consumer(model, reads, found.units), tuple(producers), tuple(writes), tuple(reads))
     return Part(found.module, role, found.units, width, cut, tables)
 
 
