@@ -17,8 +17,8 @@ class Block(nn.Module):
 
     def forward(self, x):
         batch, tokens, _ = x.shape
-        normed = self.norm1(x)
-        q, k, v = (part(normed).view(batch, tokens, self.heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v))
+        written = (part(self.norm1(x)) for part in (self.q, self.k, self.v))
+        q, k, v = (each.view(batch, tokens, self.heads, -1).transpose(1, 2) for each in written)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
         x = x + self.o(attended)
         return x + self.down(F.gelu(self.up(self.norm2(x))))

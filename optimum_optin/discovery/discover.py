@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -38,9 +39,10 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
         Its groups; what is left whole, with reasons, is their `left_whole`.
 
     Raises:
-        ValueError: see `trace`, `tiny_sample` and `checked_sample`.
+        ValueError: the model cannot be copied; or see `trace`, `tiny_sample` and `checked_sample`.
         MemoryError: says what tracing needs.
     """
+    _check_copyable(model)
     with frozen(model):
         sample = tiny_sample(model) if sample is None else checked_sample(model, sample)
     traced = _traced(model, sample)
@@ -121,13 +123,25 @@ def _traced(model: nn.Module, sample: Batch) -> Trace:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        weights = sum(each.numel() * each.element_size() for each in model.parameters())
+        weights = sum(each.numel() * each.element_size() for each in model.parameters()) / 1e9
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
         raise MemoryError(
-            f"{type(model).__name__} is too large to be traced in this memory ({error}). Beside its "
-            f"{weights / 1e9:.2f} GB of weights, tracing holds what every contraction reads and writes in a pass of one sample, and a "
-            f"spoilt copy of that: the sample here is {shapes}. Give a smaller one (find_groups(model, sample)), or "
-            "trace it where there is more memory, in bfloat16 if need be."
+            f"{type(model).__name__} is too large to be traced in this memory ({error}). Beside {weights:.2f} GB of "
+            "weights, tracing holds what every contraction reads and writes in a pass of one sample, and a spoilt "
+            f"copy of that: the sample here is {shapes}. Give a smaller one (find_groups(model, sample)), or trace it "
+            "where there is more memory, in bfloat16 if need be."
+        ) from error
+
+
+def _check_copyable(model: nn.Module) -> None:
+    """Raise if there can be no copy of a model to cut."""
+    try:
+        copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+    except Exception as error:  # whatever modules may hold
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied, and what is to be pruned is proved on copies "
+            f"({type(error).__name__}: {error}). If a weight is computed from others, remove norms and masks of "
+            "weights first (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)."
         ) from error
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..running.batch import Batch
-from ..running.forward import check_runs
+from ..running.forward import check_runs, check_sequences
 
 _TOKENS, _FEWER = 10, 7  # of a text, and of what a decoder is given beside it
 _PIXELS = 64
@@ -30,6 +30,7 @@ def tiny_sample(model: nn.Module) -> Batch:
     Raises:
         ValueError: the model reads something else, or does not run on what was made up; names what it takes.
     """
+    check_sequences(model)
     main = getattr(model, "main_input_name", None)
     takes = inspect.signature(model.forward).parameters
     if main not in _MAKERS:

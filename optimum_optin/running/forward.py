@@ -137,12 +137,7 @@ def check_forward(model: nn.Module, names: Iterable[str]) -> None:
             reads several sequences per sample (multiple choice).
     """
     kind, signature = type(model).__name__, inspect.signature(model.forward).parameters
-    if any(each.__name__.endswith("ForMultipleChoice") for each in type(model).__mro__):
-        raise ValueError(
-            f"{kind} reads several sequences per sample, (batch, choices, tokens), which is not supported: prune its "
-            "encoder (task='feature-extraction', or model.base_model), or the same checkpoint as a "
-            "...ForSequenceClassification, whose samples are (batch, tokens)."
-        )
+    check_sequences(model)
     names = list(names)
     if missing := [name for name in names if not takes(model, name)]:
         raise ValueError(
@@ -158,6 +153,20 @@ def check_forward(model: nn.Module, names: Iterable[str]) -> None:
         raise ValueError(
             f"{kind}.forward cannot be called without {', '.join(extra)}, of which we know nothing: give "
             f"{'it a default' if len(extra) == 1 else 'them defaults'}, e.g. None."
+        )
+
+
+def check_sequences(model: nn.Module) -> None:
+    """Raise if a model reads several sequences per sample.
+
+    Raises:
+        ValueError: says what to prune instead.
+    """
+    if any(each.__name__.endswith("ForMultipleChoice") for each in type(model).__mro__):
+        raise ValueError(
+            f"{type(model).__name__} reads several sequences per sample, (batch, choices, tokens), which is not "
+            "supported: prune its encoder (task='feature-extraction', or model.base_model), or the same checkpoint as "
+            "a ...ForSequenceClassification, whose samples are (batch, tokens)."
         )
 
 
