@@ -17,7 +17,7 @@ from ..figures import CalibrationSource
 from ..reasons import reasons_of
 from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
-from ..storage.plugin import METHOD
+from ..storage.entry import METHOD
 from ..storage.tasks import auto_class_of, class_of, task_of
 from ..version import __version__
 
