@@ -12,7 +12,7 @@ from torch import nn
 
 from ..architectures.group import Group, Groups
 from ..running.batch import Batch
-from ..running.freezing import frozen
+from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
 from ..running.processes import progress
 from ..tracing import trace
@@ -43,10 +43,9 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
         MemoryError: says what tracing needs.
     """
     _check_copyable(model)
-    with frozen(model):
+    with frozen(model), kept_buffers(model):
         sample = tiny_sample(model) if sample is None else checked_sample(model, sample)
-    traced = _traced(model, sample)
-    with frozen(model):
+        traced = _traced(model, sample)
         counting = _Counting(model, sample)
         members, left, layers, uncut = counting.groups_of(traced.groups)
         if uncut:  # layers that cannot pick their own heads from a bias of all lose the same ones
@@ -135,6 +134,8 @@ def _traced(model: nn.Module, sample: Batch) -> Trace:
 
 def _check_copyable(model: nn.Module) -> None:
     """Raise if there can be no copy of a model to cut."""
+    if missing := [name for name, each in model.named_parameters() if each.is_meta]:
+        raise ValueError(f"{missing[0]} is on the meta device, without values: load the model's weights first.")
     try:
         copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
     except Exception as error:  # whatever modules may hold

@@ -18,7 +18,7 @@ from ..reasons import reasons_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import check_forward, why_not_run
-from ..running.freezing import frozen
+from ..running.freezing import frozen, kept_buffers
 from ..running.prepared import check_prepared
 from ..running.wrappers import check_model
 from ..storage.integrity import check_own
@@ -78,12 +78,20 @@ def sliceable_groups(model: nn.Module, sample: Batch | None = None) -> Groups:
     check_loaded(model)
     if is_declared(model):
         check_forward(model, stack_inputs(model).values())
+    else:
+        _check_as_made(model)  # tracing takes a while
     groups = find_groups(model, sample)
     check_sliceable(model, groups)
+    if is_declared(model):
+        _check_as_made(model)
+    return groups
+
+
+def _check_as_made(model: nn.Module) -> None:
+    """Raise if a model is not what its class makes, or runs what is not saved with it."""
     if isinstance(model, PreTrainedModel):
         check_own(model)
     check_prepared(model)
-    return groups
 
 
 def proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[str, int]) -> Groups:
@@ -140,7 +148,7 @@ def prove(model: nn.Module, groups: Groups, sample: Batch | None = None) -> Arch
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     found = ArchitectureProof(type(model).__name__, model_type, rounding=rounding, left_whole=groups.left_whole)
     gpus = sorted({each.device.index for each in model.parameters() if each.is_cuda})
-    with torch.random.fork_rng(gpus), frozen(model):
+    with torch.random.fork_rng(gpus), frozen(model), kept_buffers(model):
         sample = made_up_sample(model, groups) if sample is None else sample
         try:
             dense = _observed(model, groups, sample)

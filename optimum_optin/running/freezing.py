@@ -8,7 +8,7 @@ from threading import Lock, RLock
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .prepared import unprepare
 
@@ -25,6 +25,24 @@ def frozen(model: nn.Module) -> Iterator[None]:
         lock = _LOCKS.setdefault(model, RLock())
     with lock, _frozen(model):
         yield
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Take back, on exit, whatever forward passes write into the model's buffers: some count their calls there."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                if not _same(buffer, values):
+                    buffer.copy_(values)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same, to the last bit."""
+    return torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isnan(), other.isnan())
 
 
 _FREEZING = Lock()

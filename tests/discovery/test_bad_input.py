@@ -1,5 +1,6 @@
 """What discovery cannot deal with is refused, or left whole with a reason; models are as before, whatever happens."""
 
+import importlib
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 import transformers as tr
 from test_untouched import _attributes, state_of
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from toys import Pictures, TorchEncoder, Transformer, perturbed, token_ids
 
 from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
@@ -99,7 +101,7 @@ class Quantized(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
-        self.scale = float(linear.weight.abs().max()) / 127
+        self.scale = float(linear.weight.detach().abs().max()) / 127
         self.register_buffer("weight", (linear.weight.detach() / self.scale).round().to(torch.int8))
         self.bias = linear.bias
 
@@ -138,11 +140,11 @@ def test_an_adapter_goes_along_with_what_it_adapts():
 
 
 def _parametrized(linear):
-    return nn.utils.parametrizations.weight_norm(linear)
+    return parametrizations.weight_norm(linear)
 
 
 def _hooked(linear):
-    return nn.utils.prune.random_unstructured(linear, "weight", 0.3)
+    return prune.random_unstructured(linear, "weight", 0.3)
 
 
 def test_a_weight_that_is_computed_from_others_is_left_whole_and_never_cut():
@@ -157,7 +159,7 @@ def test_a_model_that_cannot_be_copied_is_refused_with_what_to_do():
 
 
 def test_adapters_and_parametrizations_in_a_model_of_transformers_are_refused_before_it_is_traced(monkeypatch):
-    monkeypatch.setattr("optimum_optin.discovery.discover.trace", None)
+    monkeypatch.setattr(importlib.import_module("optimum_optin.discovery.discover"), "trace", None)
     model = llama()
     _parametrized(model.layers[1].mlp.up_proj)
     with pytest.raises(ValueError, match=r"the weight of layers\.1\.mlp\.up_proj is computed from others"):
