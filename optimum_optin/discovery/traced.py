@@ -165,7 +165,7 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
         if part.path in apart:
             continue
         layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
-        layers.setdefault(layer, home or part.path)
+        layers.setdefault(layer, home or _running(model, part.path))
         role = part.role
         if f"{layer}.{role}" in parts_of:
             role = f"{_inside(part.path, layers[layer])}{role}"
@@ -174,6 +174,13 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
         groups.append(Group(layer, role, part.units, part.width, part.cut))
         parts_of[groups[-1].key] = part
     return Named(tuple(groups), tuple(apart), parts_of, layers)
+
+
+def _running(model: nn.Module, path: str) -> str:
+    """The module at a path, or the one around it if that is a mere list of modules, which never runs."""
+    while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _form(path: str) -> str:
