@@ -73,7 +73,8 @@ def perturbed(module):
     """The module in evaluation mode, with weights and statistics that are not those of the start."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for tensor in (*module.parameters(), *(each for each in module.buffers() if each.is_floating_point())):
+        statistics = [each for name, each in module.named_buffers() if "running_" in name]
+        for tensor in (*module.parameters(), *statistics):
             tensor.add_(0.1 * torch.rand_like(tensor))
     return module.eval()
 
