@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .multihead import running_plainly
 from .prepared import unprepare
 
 
@@ -17,7 +18,8 @@ from .prepared import unprepare
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, without gradients of parameters and without autocast; undone on exit.
 
-    Inside, every module runs the forward of its class (`unprepare`), and on all tokens at once rather than in chunks.
+    Inside, every module runs the forward of its class (`unprepare`), and on all tokens at once rather than in chunks;
+    PyTorch's own multi-head attention runs its linears as modules (`PlainHeads`).
     Whatever a forward pass sets on modules is undone, too: Swin's layers would keep the smaller windows of a small
     image. So rewrite a copy, not the model itself. Another thread waits until the model is free.
     """
@@ -65,7 +67,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         # Sums over tokens need the model's own precision: `dtype=` of from_pretrained chooses it.
         # Autocast does not know the meta device, where copies are counted.
         device = next((parameter.device.type for parameter in model.parameters() if not parameter.is_meta), "cpu")
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False), running_plainly(attributes):
             yield
     finally:
         for parameter in parameters:
