@@ -26,7 +26,7 @@ FLOORS = (
     ("discovery",),
     ("tracing",),
     ("editing", "reading", "tainting", "config"),
-    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "version"),
+    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
 )
 
 

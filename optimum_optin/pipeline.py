@@ -130,6 +130,7 @@ def report_of(
         params_pruned=count_parameters(pruned.model),
         layers=layers_of(pruned.structure),
         merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
+        left_whole=dict(groups.left_whole),
         seconds={"score": scores.seconds, **pruned.seconds},
         config=config.to_dict(),
         output_weight=pruned.output_weight,

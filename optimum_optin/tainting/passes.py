@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..running.forward import call_model
 from ..running.freezing import frozen
+from ..running.memory import is_out_of_memory
 from .barriers import Barriers, Copies, Taint
 from .readers import OUTPUT, Reader
 from .recording import Record, Recording, WritesError
@@ -135,6 +136,8 @@ class Passes:
             outputs = _floats(self._run(barriers))
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError) as error:
             # of a model that checks its values
+            if is_out_of_memory(error):
+                raise
             raise Untraceable(f"the model's forward pass stops when it is spoilt: {error}") from error
         if len(outputs) != len(self._clean):
             raise Untraceable("the model has other outputs when it is spoilt")
