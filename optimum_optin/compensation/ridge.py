@@ -105,13 +105,15 @@ def solve_ridge(
 
     Args:
         fit: rows to fit.
-        held_out: rows to choose by; if empty, a middling strength is used.
+        held_out: rows to choose by; if empty, a middling strength is used. Without any rows, nothing changes.
         intercept: whether a bias may change.
         strength: the strength, relative to the mean diagonal of the Gram matrix; `None` chooses one of `STRENGTHS`.
 
     Returns:
         Change of the weight, shape (outputs, inputs), and of the bias, shape (outputs,); float64.
     """
+    if not held_out.count + fit.count:
+        return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
     if strength is None and held_out.count and fit.count:
         strength = _best_strength(fit, held_out, intercept)
         if strength is None:

@@ -130,7 +130,7 @@ def _proofs(
     running = replace(groups, members=tuple(group for group in groups if group.key not in odd))
     trials = cut_trials(model, running, sample, rounding) if len(running) else {}
     cut = {key: trial.problem for key, trial in trials.items() if trial.problem}
-    refit = refit_problems(model, groups, odd, dense, rounding)
+    refit = refit_problems(model, groups, sample, dense, rounding)
     idle = without_effect(model, running, sample, dense)
     cut |= counter_problems(model, groups) | odd  # what is worst comes last
     proofs = []
