@@ -50,11 +50,12 @@ class Regression:
             errors: shape (rows, outputs).
             weights: how much each row counts, shape (rows,); `None` gives each the weight 1.
         """
-        errors = errors.float().to(inputs.device)
+        inputs = inputs.to(self.cross.device)
+        errors = errors.to(self.cross.device, torch.float32)
         weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
         self.cross += self.inputs.add(inputs, weights).T @ errors
-        self.error_sum += (errors * weights[:, None]).sum(0)
-        self.error_squares += (errors.double().square() * weights[:, None]).sum()
+        self.error_sum += weights @ errors
+        self.error_squares += weights.double() @ errors.square().sum(1).double()
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
