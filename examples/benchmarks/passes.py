@@ -3,9 +3,9 @@
     python examples/benchmarks/passes.py reactions      # a real 12 x 256 BERT
     python examples/benchmarks/passes.py bert-base      # BERT-base shape, random weights
 
-Every round runs all calibration batches once, scores, cuts and runs them again; each stage is divided by the mean of the
-two plain runs around it. The proof of the architecture, which is made once for a model, comes before the first round.
-Memory is the process's peak above the loaded model, in MB, of each stage in the first round.
+Every round runs all calibration batches once, scores, runs them again, cuts, and runs them again; each stage is divided
+by the mean of the two plain runs around it. The proof of the architecture, which is made once for a model, comes before
+the first round. Memory is the process's peak above the loaded model, in MB, after each stage of the first round.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Compensation: refit what is left to do the work of what was removed, in closed form and without labels.
 
-It goes sublayer by sublayer, on inputs that have passed the pruned sublayers below, with two ridge regressions for each.
-Its producers are corrected for what their input lacks, as far as the input itself tells. Its consumer is refitted to
-the dense model's output of the sublayer, and to make up for the error that the residual stream carries. Tokens weigh as
-much as they matter to the model's output (`token_weights.py`). Both changes are folded into weights and biases.
+It goes sublayer by sublayer, on inputs that have passed the pruned sublayers below, with two ridge regressions for
+each. Its producers are corrected for what their input lacks, as far as the input itself tells. Its consumer is refitted
+to the dense model's output of the sublayer, and to make up for the error that the residual stream carries. Tokens weigh
+as much as they matter to the model's output (`token_weights.py`). Both changes are folded into weights and biases.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def refit(
 ) -> dict[str, str]:
     """Refit producers and consumers of pruned models, in place.
 
-    Every batch goes through each model in one forward pass, and all passes wait for each other where a linear is refitted
-    (`walk.py`). Besides the models, memory holds what these passes hold at that place, the targets of one sublayer, and
-    the sums of one regression.
+    Every batch goes through each model in one forward pass, and all passes wait for each other where a linear is
+    refitted (`walk.py`). Besides the models, memory holds what these passes hold at that place, the targets of one
+    sublayer, and the sums of one regression.
 
     Args:
         dense: the model before pruning; unchanged.
@@ -92,7 +92,7 @@ def refit(
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))
         course = _course(dense, groups, starts).within((dense, *pruned))
-        stops = [[stop for stop in course.stops if _is_there(model, stop)] for model in pruned]
+        stops = [[stop for stop in course.stops if has_stop(model, stop)] for model in pruned]
         contexts.enter_context(watched(dense, course, course.stops))
         for model, there in zip(pruned, stops, strict=True):
             contexts.enter_context(watched(model, course, there))
@@ -108,7 +108,7 @@ def refit(
                 walk.leave(stop)
     reached = {stop.group.key for stop in course.stops if not stop.producers}
     notes = {group.key: UNREACHED for group in groups if group.key not in reached}
-    return notes | {key: ALONE for key in reached - course.joins.keys()}
+    return notes | dict.fromkeys(sorted(reached - course.joins.keys()), ALONE)
 
 
 def _course(dense: nn.Module, groups: Groups, starts: Sequence[Start | None]) -> Course:
@@ -122,8 +122,8 @@ def _kept(contexts: ExitStack, walk: Walk | PrunedWalk) -> Walk | PrunedWalk:
     return contexts.enter_context(closing(walk))
 
 
-def _is_there(model: nn.Module, stop: Stop) -> bool:
-    """Whether a pruned model has something to refit at a stop: producers go with the last unit."""
+def has_stop(model: nn.Module, stop: Stop) -> bool:
+    """Whether a pruned model has something to refit at a stop; producers go with the last unit."""
     producers = [find_module(model, path) for path in stop.producers]
     return None not in producers and all(producer.out_features for producer in producers)
 

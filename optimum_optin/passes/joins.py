@@ -194,11 +194,8 @@ class _Search(TorchDispatchMode):
         return found
 
     def _join(self, key: str, scale: Tensor | float, beside: Tensor | None) -> None:
-        if isinstance(scale, Tensor) or scale != 1:
-            scale = torch.as_tensor(scale, dtype=torch.float32)
-        else:
-            scale = None
-        self.joins[key] = Join((), scale)
+        plain = not isinstance(scale, Tensor) and scale == 1
+        self.joins[key] = Join((), None if plain else torch.as_tensor(scale, dtype=torch.float32))
         self._add_terms(key, beside)
 
     def _add_terms(self, key: str, beside: Tensor | None) -> None:

@@ -15,8 +15,8 @@ class HeldPass:
     """Work that stops where a hook in it calls `pause`, and goes on when it is told to.
 
     It runs in the caller's thread, on a stack of its own, so that a hook may stop it however deep in a forward pass.
-    Whatever it raises, Ctrl-C included, reaches the caller. What a forward switches on for a while (autocast, gradients,
-    kernels of attention) is put aside while it is stopped, and back for the rest of it.
+    Whatever it raises, Ctrl-C included, reaches the caller. What a forward switches on for a while (autocast,
+    gradients, kernels of attention) is put aside while it is stopped, and back for the rest of it.
 
     Args:
         work: runs the model; it begins with the first `go_on`.

@@ -17,7 +17,7 @@ from .hooks import Passage, observed, recorded
 from .losses import probe_output
 from .outputs import Output, compared_output
 from .token_weights import token_weights
-from .trajectory import Rows, draw_rows, hidden_states
+from .trajectory import Rows, draw_rows
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Start:
     Args:
         batch: the batch.
         real: its real tokens.
-        weights: group key -> weight of every row that its consumer writes, of the shape of that without channels: (batch,
-            tokens) or, where the consumer sees windows, (batch * windows, tokens).
+        weights: group key -> weight of every row that its consumer writes, of the shape of that without channels:
+            (batch, tokens) or, where the consumer sees windows, (batch * windows, tokens).
     """
 
     batch: Batch

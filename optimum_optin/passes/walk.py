@@ -1,4 +1,4 @@
-"""Walks: a calibration batch on its way through the dense and the pruned model, each in one forward pass that pauses."""
+"""Walks: a calibration batch on its way through the dense and the pruned model, in one pass of each that pauses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Walk:
         sources: path of each stop of producers that was reached -> what they read.
         targets: key of each group that was passed -> what the refit aims at: the residual stream after the sublayer or,
             where no join was found, its output alone.
-        filled: key of each group in windows -> which rows are tokens, rather than zeros that windows are filled up with.
+        filled: key of each group in windows -> which rows are tokens, rather than zeros that fill up windows.
     """
 
     def __init__(self, model: nn.Module, course: Course, start: Start):
@@ -168,9 +168,7 @@ class PrunedWalk:
     def _told(self, stop: Stop) -> tuple[Tensor, Tensor | None] | None:
         """Weights of the rows that producers read, and which of them are real tokens (`None` for all)."""
         weights, real = self._weights(stop.group), real_tokens(stop.group, self.dense.start.real)
-        if (
-            self.dense.course.reads(stop.group) > 1
-        ):  # some read another sequence, as in cross-attention: of which stack?
+        if self.dense.course.reads(stop.group) > 1:  # one may be another stack's sequence
             alike = [mask for mask in self.dense.start.real.values() if mask.shape == self._inputs.shape[:-1]]
             if not alike:
                 return None

@@ -21,9 +21,9 @@ def refit_problems(
 ) -> dict[str, str]:
     """Group key -> why it cannot be refitted; none for those that can.
 
-    A refit holds many passes at once, each stopped in the middle. A model whose modules keep what they compute for later
-    in the pass would mix them up. So the sample runs again, and stops wherever a refit would, while another one, the same
-    in reverse, comes as far.
+    A refit holds many passes at once, each stopped in the middle. A model whose modules keep what they compute for
+    later in the pass would mix them up. So the sample runs again, and stops wherever a refit would, while another one,
+    the same in reverse, comes as far.
 
     Args:
         model: the model, frozen; unchanged.
