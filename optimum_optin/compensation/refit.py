@@ -21,6 +21,7 @@ from ..passes.calibration import Calibration, dense_passes
 from ..passes.course import Course, Stop, find_course
 from ..passes.hooks import find_module
 from ..passes.joins import Join
+from ..passes.pauses import kept_modules
 from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Rows, Walk, watched
 from ..running.freezing import frozen
@@ -91,6 +92,7 @@ def refit(
     with ExitStack() as contexts:
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))
+            contexts.enter_context(kept_modules(model))
         course = _course(dense, groups, starts).within((dense, *pruned))
         stops = [[stop for stop in course.stops if has_stop(model, stop)] for model in pruned]
         contexts.enter_context(watched(dense, course, course.stops))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
+from torch import nn
 
 
 class HeldPass:
@@ -85,6 +86,22 @@ _RUNNING: ContextVar[HeldPass | None] = ContextVar("running_pass", default=None)
 def running_pass() -> HeldPass | None:
     """The pass that calls this; `None` outside of all."""
     return _RUNNING.get()
+
+
+@contextmanager
+def kept_modules(model: nn.Module) -> Iterator[None]:
+    """Put the modules of a model back in their places on exit.
+
+    A forward that changes them for a while, and puts back what it found, puts back what another pass has changed.
+    """
+    before = [(module, dict(module._modules)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, children in before:
+            if module._modules != children:
+                module._modules.clear()
+                module._modules.update(children)
 
 
 _KERNELS = {

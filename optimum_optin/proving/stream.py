@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Groups
-from ..passes.pauses import HeldPass, running_pass
+from ..passes.pauses import HeldPass, kept_modules, running_pass
 from ..running.batch import Batch
 from ..running.forward import run_model
 from .observation import Observation, difference
@@ -59,6 +59,7 @@ def _beside_another(model: nn.Module, groups: Groups, sample: Batch) -> Mapping[
     passes = [HeldPass(lambda batch=batch: run_model(model, batch)) for batch in (sample, other)]
     paths = {path for group in groups for path in (group.consumer, *(each.path for each in group.producers))}
     with ExitStack() as stack:
+        stack.enter_context(kept_modules(model))
         for path in paths:
             stack.callback(model.get_submodule(path).register_forward_pre_hook(_stop).remove)
         for each in passes:
