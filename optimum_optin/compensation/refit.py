@@ -25,6 +25,7 @@ from ..passes.pauses import kept_modules
 from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Rows, Walk, watched
 from ..running.freezing import frozen
+from ..running.linears import weight_of
 from ..running.processes import first_of_all, progress, take_from_main
 from .ridge import Regression, solve_ridge
 
@@ -127,7 +128,7 @@ def _kept(contexts: ExitStack, walk: Walk | PrunedWalk) -> Walk | PrunedWalk:
 def has_stop(model: nn.Module, stop: Stop) -> bool:
     """Whether a pruned model has something to refit at a stop; producers go with the last unit."""
     producers = [find_module(model, path) for path in stop.producers]
-    return None not in producers and all(producer.out_features for producer in producers)
+    return None not in producers and all(len(weight_of(producer)) for producer in producers)
 
 
 def _refit(model: nn.Module, stop: Stop, join: Join | None, walks: Walks, strength: float | None) -> None:
@@ -156,26 +157,27 @@ def check_tokens(groups: Groups, calibration: Calibration) -> None:
 def _refit_producers(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
     producers = [pruned.get_submodule(path) for path in stop.producers]
-    fit, held_out = _sums(producers[0], producers[0].in_features, walks, stop, PrunedWalk.input_errors)
+    inputs = weight_of(producers[0]).shape[1]
+    fit, held_out = _sums(producers[0], inputs, walks, stop, PrunedWalk.input_errors)
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = _solved(fit, held_out, intercept, strength)
         for producer in (each for each in producers if (each.bias is not None) == intercept):
-            weight = producer.weight.double()
-            producer.weight += (weight @ change).to(producer.weight)
+            weight = weight_of(producer).double()
+            weight_of(producer).add_((weight @ change).to(producer.weight))
             if intercept:
                 producer.bias += (weight @ shift).to(producer.bias)
 
 
 def _refit_consumer(pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None) -> None:
     consumer = pruned.get_submodule(stop.path)
-    fit, held_out = _sums(consumer, consumer.out_features, walks, stop, PrunedWalk.output_errors)
+    fit, held_out = _sums(consumer, len(weight_of(consumer)), walks, stop, PrunedWalk.output_errors)
     weight, bias = _solved(fit, held_out, consumer.bias is not None, strength)
     if scale is not None:  # the errors are those of the stream
         share = _inverse(scale, weight)
         weight, bias = weight * share[:, None], bias * share
-    if consumer.in_features:
-        consumer.weight += weight.to(consumer.weight)
+    if weight.numel():
+        weight_of(consumer).add_(weight.to(consumer.weight))
     if consumer.bias is not None:
         consumer.bias += bias.to(consumer.bias)
 
@@ -187,10 +189,11 @@ def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _sums(
-    linear: nn.Linear, outputs: int, walks: Walks, stop: Stop, rows_of: Callable[[PrunedWalk, Stop], Rows | None]
+    linear: nn.Module, outputs: int, walks: Walks, stop: Stop, rows_of: Callable[[PrunedWalk, Stop], Rows | None]
 ) -> tuple[Regression, Regression]:
     """The sums of all walks' rows, with the linear's inputs and `outputs` errors: (to fit, held out)."""
-    fit, held_out = (Regression(linear.in_features, outputs, linear.weight.device) for _ in range(2))
+    inputs = weight_of(linear).shape[1]
+    fit, held_out = (Regression(inputs, outputs, linear.weight.device) for _ in range(2))
     for index, walk in enumerate(walks):
         rows = rows_of(walk, stop) if walk is not None and walk.reach(stop) else None
         if rows is not None:

@@ -63,10 +63,10 @@ def find_course(model: nn.Module, groups: Sequence[Group], sample: Batch) -> Cou
 
     Args:
         model: the model, frozen.
-        groups: its groups, in any order.
+        groups: its groups, in any order; those without a consumer are passed over.
         sample: its inputs, of two samples or more if there are so many; groups that it does not reach have no stops.
     """
-    watch = _Watch()
+    watch, groups = _Watch(), [group for group in groups if group.consumer is not None]
     with ExitStack() as stack:
         joins = stack.enter_context(watched_joins(model, groups))
         for group in groups:

@@ -12,7 +12,7 @@ from ..architectures.group import Groups
 from ..passes.pauses import HeldPass, kept_modules, running_pass
 from ..running.batch import Batch
 from ..running.forward import run_model
-from .observation import Observation, difference
+from .observation import Observation, difference, linears_of
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def _beside_another(model: nn.Module, groups: Groups, sample: Batch) -> Mapping[
     """What the model returns for a sample, another one beside."""
     other = {name: value.flip(-1) if value.dim() > 1 else value for name, value in sample.items()}
     passes = [HeldPass(lambda batch=batch: run_model(model, batch)) for batch in (sample, other)]
-    paths = {path for group in groups for path in (group.consumer, *(each.path for each in group.producers))}
+    paths = {path for group in groups for path in linears_of(group)}
     with ExitStack() as stack:
         stack.enter_context(kept_modules(model))
         for path in paths:

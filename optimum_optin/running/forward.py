@@ -51,7 +51,7 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
         if name not in inputs and parameter.default is parameter.empty and name in _MADE_UP and "input_ids" in batch:
             inputs[name] = _MADE_UP[name](batch["input_ids"])
     # What a class that is not of transformers does with its `**kwargs` is unknown.
-    ours = inspect.unwrap(type(model).forward).__module__.startswith("transformers.")
+    ours = str(inspect.unwrap(type(model).forward).__module__).startswith("transformers.")
     options = {name: value for name, value in _OPTIONS.items() if name in signature or (ours and _any_name(model))}
     places = [name for name, parameter in signature.items() if parameter.kind is parameter.POSITIONAL_ONLY]
     given = []

@@ -19,8 +19,8 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..architectures.find import find_groups
 from ..architectures.group import Group
+from ..discovery.declared import declared_groups
 from ..editing.surgery import rewrite
 from ..merging.hooks import attach_merging, check_attachable
 from ..merging.schedule import TokenSchedule
@@ -139,7 +139,7 @@ def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenS
     Raises:
         ValueError: the structure or the schedule does not fit the model; the message names the entry.
     """
-    groups = find_groups(model)
+    groups = declared_groups(model)
     masks = masks_of(structure, groups)
     if schedule is not None:
         check_attachable(model, groups, schedule)
@@ -155,7 +155,7 @@ def merge_tokens_of(model: PreTrainedModel, schedule: TokenSchedule) -> None:
     Raises:
         ValueError: see `attach_merging`.
     """
-    attach_merging(model, find_groups(model), schedule)
+    attach_merging(model, declared_groups(model), schedule)
     model.config.quantization_config.tokens = schedule.to_json()
 
 
@@ -204,7 +204,7 @@ def check_structure(model: PreTrainedModel) -> None:
     """
     if schedule_of_model(model) is not None:
         raise ValueError("this model merges tokens already, which comes last: prune the model that it was made from.")
-    check_units(model, find_groups(model))
+    check_units(model, declared_groups(model))
 
 
 def check_units(model: PreTrainedModel, groups: Iterable[Group]) -> None:

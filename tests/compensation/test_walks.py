@@ -12,7 +12,7 @@ from tiny import SHAPE, random_masks, tiny_batch, tiny_model, tiny_samples
 from torch import nn
 
 from optimum_optin import OptinConfig, find_groups
-from optimum_optin.architectures.group import Cut, Group, Groups, Producer
+from optimum_optin.architectures.group import Blocks, Cut, Group, Groups, Producer
 from optimum_optin.compensation.refit import ALONE, UNREACHED, refit
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
@@ -36,10 +36,19 @@ def made(model_class, config):
     return model
 
 
-def group_of(model, layer, role, producers, consumer, *, width=1, **cut):
+def group_of(model, layer, role, producers, consumer, *, width=1, counters=None):
     """A group that nobody registered."""
     units = model.get_submodule(consumer).in_features // width
-    return Group(layer, role, units, width, Cut(consumer, tuple(map(Producer, producers)), **cut))
+    named = dict(model.named_parameters())
+    written = [f"{path}.{name}" for path in producers for name in ("weight", "bias") if f"{path}.{name}" in named]
+    cut = Cut(
+        consumer,
+        tuple(map(Producer, producers)),
+        tuple(Blocks(name, 0, (width,)) for name in written),
+        (Blocks(f"{consumer}.weight", 1, (width,)),),
+        counters or {},
+    )
+    return Group(layer, role, units, width, cut)
 
 
 def groups_of(layers, *members):
@@ -191,7 +200,7 @@ def test_layers_that_do_not_chain():
                 [f"{layer}.attention.self.{name}_proj" for name in ("query", "key", "value")],
                 f"{layer}.attention.output.dense",
                 width=8,
-                counters={f"{layer}.attention.self.num_attention_heads": "units"},
+                counters={f"{layer}.attention.self.num_attention_heads": 1},
             )
         )
         members.append(
@@ -223,7 +232,7 @@ def test_cross_attention():
             for role, attention in (("heads", "self_attn"), ("cross", "encoder_attn")):
                 if stack == "decoder" or role == "heads":
                     linears = [f"{path}.{attention}.{each}_proj" for each in ("q", "k", "v")]
-                    counters = {f"{path}.{attention}.num_heads": "units"}
+                    counters = {f"{path}.{attention}.num_heads": 1}
                     group = group_of(
                         dense, name, "heads", linears, f"{path}.{attention}.out_proj", width=8, counters=counters
                     )
