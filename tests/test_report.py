@@ -187,3 +187,15 @@ def test_info_shows_every_role(tmp_path, with_report):
         "stem                       -           5 / 64",
         "layers.0             48 / 48                -",
     ]
+
+
+def test_a_refit_to_an_output_alone_is_said(tmp_path):
+    pruner = OptinPruner(tiny_model("swin"))
+    pruner.prune(tiny_samples(model=pruner.model), OptinConfig(flops=0.6, probes=4))
+    assert set(pruner.report.refit) == {f"layers.{index}.heads" for index in range(3)}
+    assert "heads of 3 layers: refitted to what it writes alone, as no sum was found" in str(pruner.report)
+    pruner.report.save(tmp_path)
+    assert PruningReport.load(tmp_path) == pruner.report
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(), OptinConfig(flops=0.6, probes=4))
+    assert pruner.report.refit == {} and "refitted" not in str(pruner.report)

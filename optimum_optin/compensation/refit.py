@@ -34,8 +34,8 @@ logger = logging.get_logger(__name__)
 Walks = list[PrunedWalk | None]
 """One walk for each batch; `None` where another process has it."""
 
-ALONE = "refitted to its own output, as no sum was found that this joins"
-UNREACHED = "left as it is, as the calibration data do not come by it"
+ALONE = "refitted to what it writes alone, as no sum was found that this joins"
+UNREACHED = "not refitted, as the calibration data do not come by it"
 
 _LEAST_SCALE = 1e-3  # share of the mean scale
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
