@@ -5,8 +5,9 @@ import dataclasses
 import json
 
 import pytest
-from tiny import tiny_model
+from tiny import tiny_model, tiny_samples
 
+from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands import info
 from optimum_optin.figures import CalibrationSource, Evaluation, HubModel, Latency
 from optimum_optin.publishing.card import model_card
@@ -102,7 +103,7 @@ def test_the_form_on_disk_is_that_of_plain_dicts(tmp_path):
     rest = {"merges": {"layers.0": 2}, "seconds": {"score": 0.5}, "config": {"flops": 0.5, "tokens": (2, 0)}}
     report = _report(**rest)
     assert json.dumps(report.to_dict()) == json.dumps(
-        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES}
+        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES, "refit": {}}
     )
     assert report.to_dict()["layers"] is not report.layers
     report.save(tmp_path)

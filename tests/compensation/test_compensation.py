@@ -31,7 +31,8 @@ def _with_twins(model_type):
                 for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
                     parts = parameter.view(producer.parts, 2, half, -1)
                     parts[:, 1] = parts[:, 0]
-            for table in (each for each in group.cut.writes if each.tensor.endswith("table")):
+            linears = {producer.path for producer in group.producers}
+            for table in (each for each in group.cut.writes if each.tensor.rpartition(".")[0] not in linears):
                 first, second = attribute(model, table.tensor).chunk(2, table.dim)
                 second.copy_(first)
         for name, table in model.named_parameters():
