@@ -20,6 +20,7 @@ from ..tracing.found import FoundGroup, Trace
 from .biases import bias_arguments, together
 from .counters import Counters, NotCut, counters_of
 from .samples import checked_sample, tiny_sample
+from .silent import silent_weights
 from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
@@ -53,7 +54,8 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
             alike = [found for found in traced.groups if uncut & _tables(found)]
             members, left, layers, _ = counting.groups_of([*alone, *together(alike)])
         inputs = inputs_of(model, layers, sample)
-    return Groups(tuple(members), layers, inputs, {**_left_out(traced), **left}, sample)
+    left = {**_left_out(traced), **left, **silent_weights(model, traced, layers)}
+    return Groups(tuple(members), layers, inputs, left, sample)
 
 
 class _Counting:

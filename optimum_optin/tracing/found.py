@@ -91,11 +91,13 @@ class Trace:
         groups: in the order in which the model runs what reads them.
         left_out: the rest, each with a reason.
         passes: how many forward passes it took.
+        unread: tensors that no operation reads for this sample.
     """
 
     groups: tuple[FoundGroup, ...]
     left_out: tuple[LeftOut, ...]
     passes: int
+    unread: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.groups), *(f"left out: {each}" for each in self.left_out)])

@@ -55,7 +55,8 @@ def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         if not passes.steady:
             search.left_out.append(LeftOut((type(model).__name__,), _UNSTEADY))
         unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]
-    return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count)
+        unread = tuple(name for name in passes.tensors.by_name if name not in passes.used)
+    return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count, unread)
 
 
 class _Search:
