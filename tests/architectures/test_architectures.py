@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from tiny import CASES, TINY, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
+from transformers import AutoModel
 
 from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_architectures, masked, neurons
 from optimum_optin.architectures.registry import register_architecture, row_of
