@@ -24,7 +24,8 @@ FLOORS = (
     ("passes", "storage"),
     ("inputs", "merging"),
     ("discovery",),
-    ("editing", "reading", "tracing", "config"),
+    ("tracing",),
+    ("editing", "reading", "tainting", "config"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
 )
 

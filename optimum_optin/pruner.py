@@ -32,6 +32,7 @@ from .pipeline import prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
 from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
+from .publishing.remote_code import check_remote_code
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, proved_groups, prunable_groups
 from .reading.columns import named
@@ -47,7 +48,6 @@ from .storage.entry import structure_of_model
 from .storage.integrity import check_rebuilt, difference
 from .storage.loading import load_model, load_processor
 from .storage.record import check_structure, convert_model
-from .storage.remote_code import check_remote_code
 from .storage.structure import Structure, compose, structure_of
 
 logger = logging.get_logger(__name__)

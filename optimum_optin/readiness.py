@@ -11,12 +11,12 @@ from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
 from .proving.architecture import proved, sliceable_groups
+from .publishing.remote_code import check_remote_code
 from .search.candidates import priced
 from .search.limits import numbers_of
 from .search.macs import matching_cost, total_cost
 from .search.masks import check_budget
 from .search.selection import limits_of
-from .storage.remote_code import check_remote_code
 from .storage.uniform import check_uniform
 
 logger = logging.get_logger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,9 +81,11 @@ class PruningReport:
         latency: what `OptinPruner.benchmark` measured; `None` if nothing was.
         calibration: the data that it was pruned on; `None` if there were none.
         base: the dense model on the Hub; `None` if it came from elsewhere.
+        refit: what was different with the refit of some groups, by key; others were refitted to the residual stream, or
+            nothing was refitted.
 
-    The last five are dataclasses of `optimum_optin.figures`. They may be given as dicts, and can be read like dicts:
-    `report.latency["speedup"]`.
+    The five before the last are dataclasses of `optimum_optin.figures`. They may be given as dicts, and can be read
+    like dicts: `report.latency["speedup"]`.
     """
 
     flops_requested: float
@@ -103,6 +106,7 @@ class PruningReport:
     latency: Latency | None = None
     calibration: CalibrationSource | None = None
     base: HubModel | None = None
+    refit: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         read = {
@@ -154,6 +158,7 @@ class PruningReport:
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
                 *(str(figure) for figure in (self.divergence, *self.evaluations, self.latency) if figure is not None),
+                *_refit_lines(self.refit),
                 layer_table(self.layers, self.merges),
                 *(f"left whole: {reason}" for reason in reasons_of(self.left_whole)),
             ]
@@ -189,6 +194,12 @@ def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
         counts = "".join(f"{_count(roles, role):>{width}}" for role, width in widths.items())
         rows.append(f"{layer:<12}{counts}" + f"{merges.get(layer, 0):>16}" * bool(merges))
     return "\n".join(rows)
+
+
+def _refit_lines(notes: Mapping[str, str]) -> list[str]:
+    """A line for each role and what is to be said of it."""
+    counts = Counter((key.rpartition(".")[2], note) for key, note in notes.items())
+    return [f"{role} of {count} layers: {note}" for (role, note), count in counts.items()]
 
 
 def _predicted(losses: Mapping[str, float]) -> str:

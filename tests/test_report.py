@@ -5,8 +5,9 @@ import dataclasses
 import json
 
 import pytest
-from tiny import tiny_model
+from tiny import tiny_model, tiny_samples
 
+from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands import info
 from optimum_optin.figures import CalibrationSource, Evaluation, HubModel, Latency
 from optimum_optin.publishing.card import model_card
@@ -121,7 +122,7 @@ def test_the_form_on_disk_is_that_of_plain_dicts(tmp_path):
     }
     report = _report(**rest)
     assert json.dumps(report.to_dict()) == json.dumps(
-        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES}
+        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES, "refit": {}}
     )
     assert report.to_dict()["layers"] is not report.layers
     report.save(tmp_path)
@@ -248,3 +249,15 @@ def test_info_lists_what_is_left_whole(tmp_path):
     data, text = info.run(argparse.Namespace(folder=tmp_path))
     assert data["report"]["left_whole"] == LEFT_WHOLE
     assert text.split("\n")[-3:] == [f"left whole: {line}" for line in FOLDED]
+
+
+def test_a_refit_to_an_output_alone_is_said(tmp_path):
+    pruner = OptinPruner(tiny_model("swin"))
+    pruner.prune(tiny_samples(model=pruner.model), OptinConfig(flops=0.6, probes=4))
+    assert set(pruner.report.refit) == {f"layers.{index}.heads" for index in range(3)}
+    assert "heads of 3 layers: refitted to what it writes alone, as no sum was found" in str(pruner.report)
+    pruner.report.save(tmp_path)
+    assert PruningReport.load(tmp_path) == pruner.report
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(), OptinConfig(flops=0.6, probes=4))
+    assert pruner.report.refit == {} and "refitted" not in str(pruner.report)

@@ -173,7 +173,7 @@ def _proofs(
     trials = cut_trials(model, running, sample, rounding) if len(running) else {}
     cut = {key: trial.problem for key, trial in trials.items() if trial.problem} | counter_problems(model, groups)
     even = replace(groups, members=tuple(group for group in groups if group.key not in odd))
-    refit = refit_problems(model, groups, odd, dense, rounding)
+    refit = refit_problems(model, groups, sample, dense, rounding)
     without = without_effect(model, even, sample, dense)
     proofs = []
     for group in groups:

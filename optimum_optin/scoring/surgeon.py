@@ -20,7 +20,7 @@ from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.losses import probe_manifold, probe_output
-from ..passes.moments import Moments
+from ..passes.moments import Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
 from ..running.linears import weight_of
@@ -119,7 +119,7 @@ class _Sums:
 
     def add_gradients(self, term: str, gradients: Tensor) -> None:
         gradients = gradients.float()
-        self.metrics[term] = self.metrics.get(term, 0) + gradients.T @ gradients
+        self.metrics[term] = self.metrics.get(term, 0) + gram(gradients, gradients)
 
     def add_up(self) -> None:
         """Add the other processes' sums."""

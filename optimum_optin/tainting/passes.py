@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -102,6 +103,15 @@ class Passes:
     def used(self) -> set[str]:
         """The tensors that the model's pass reads."""
         return self._record.used
+
+    def cuts(self, size: int) -> list[int]:
+        """Where activations are cut along a dimension of a size, and their parts once more, in rising order."""
+        own = sorted({0, size, *(place for place in self._record.cuts.get(size, ()) if 0 < place < size)})
+        found = set(own)
+        for start, end in pairwise(own):
+            inner = self._record.cuts.get(end - start, ()) if end - start < size else ()
+            found |= {start + place for place in inner if 0 < place < end - start}
+        return sorted(found)
 
     def unseen(self) -> dict[str, str]:
         """Weights whose products are not recognised, as they are copied or rearranged before: name -> the operation."""
