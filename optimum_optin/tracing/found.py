@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+STREAM = "it writes a stream that is normalised as a whole"
+"""What ends the reason why weights are left out whose channels cannot be told apart."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slice:
