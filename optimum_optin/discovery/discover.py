@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..architectures.group import Group, Groups
+from ..architectures.group import Blocks, Group, Groups
 from ..running.batch import Batch
 from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
 from ..running.processes import progress
 from ..tracing import trace
-from ..tracing.found import FoundGroup, Trace
+from ..tracing.found import STREAM, FoundGroup, Slice, Trace
 from .biases import bias_arguments, together
 from .counters import Counters, NotCut, counters_of
 from .samples import checked_sample, tiny_sample
+from .silent import silent_weights
 from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
@@ -54,7 +55,8 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
             alike = [found for found in traced.groups if uncut & _tables(found)]
             members, left, layers, _ = counting.groups_of([*alone, *together(alike)])
         inputs = inputs_of(model, layers, sample)
-    return Groups(tuple(members), layers, inputs, {**_left_out(traced), **left}, sample)
+    left = {**_left_out(traced, layers), **left, **silent_weights(model, traced, layers)}
+    return Groups(tuple(members), layers, inputs, left, sample)
 
 
 class _Counting:
@@ -78,9 +80,9 @@ class _Counting:
             try:
                 parts.append(part_of(self._model, each))
             except Inexpressible as error:
-                left[each.module or "model"] = str(error)
+                left[_writers(each.writes)] = str(error)
         named = named_groups(self._model, parts)
-        left |= {path or "model": _APART for path in named.apart}
+        left |= {_writers(part.cut.writes): _APART for part in parts if part.path in named.apart}
         members, uncut = [], set()
         for group in progress(named.groups, "Counting units", "group"):
             part = named.parts[group.key]
@@ -182,11 +184,20 @@ def _kind(group: Group, part: Part) -> Hashable:
     return re.sub(r"\d+", "#", part.path), group.role, group.units, owned, part.tables
 
 
-def _left_out(traced: Trace) -> dict[str, str]:
+def _writers(parts: Iterable[Slice | Blocks]) -> str:
+    """What to call units that have no name: the modules that write them."""
+    return ", ".join(dict.fromkeys(part.tensor.rpartition(".")[0] or part.tensor for part in parts))
+
+
+def _left_out(traced: Trace, layers: Mapping[str, str]) -> dict[str, str]:
     """Tensors that are in no group, and why, without those that nobody would look for in one."""
     owned = {part.tensor for found in traced.groups for part in (*found.writes, *found.reads, *found.shared)}
-    return {
-        ", ".join(each.tensors): each.reason
-        for each in traced.left_out
-        if _NOT_UNITS not in each.reason and not {name.partition("[")[0] for name in each.tensors} <= owned
-    }
+    left = {}
+    for each in traced.left_out:
+        names = {name.partition("[")[0] for name in each.tensors}
+        inside = any(name.startswith(f"{path}.") for name in names for path in layers.values())
+        # Embeddings, and what else writes or reads the stream that the layers share, have no units of their own.
+        told = names <= owned or _NOT_UNITS in each.reason or (layers and not inside and STREAM in each.reason)
+        if not told:
+            left[", ".join(each.tensors)] = each.reason
+    return left
