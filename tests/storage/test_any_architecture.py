@@ -215,6 +215,32 @@ def test_a_trial_of_saving(name):
     assert not hasattr(model.config, "quantization_config")
 
 
+class Own(tr.PreTrainedModel):
+    """A class of one's own, of layers that PyTorch brings."""
+
+    config_class = tr.BertConfig
+    main_input_name = "states"
+
+    def __init__(self, config):
+        super().__init__(config)
+        layers = [torch.nn.TransformerEncoderLayer(32, 4, 48, batch_first=True, dropout=0.0) for _ in range(2)]
+        self.layers = torch.nn.ModuleList(layers)
+        self.config.model_type = "own"
+        self.post_init()
+
+    def forward(self, states):
+        for layer in self.layers:
+            states = layer(states)
+        return {"last_hidden_state": states}
+
+
+def test_a_trial_of_saving_a_class_of_ones_own():
+    model, sample = perturbed(Own(tr.BertConfig())), {"states": torch.randn(1, 7, 32)}
+    groups = find_groups(model, sample)
+    assert [group.role for group in groups] == ["heads", "neurons"] * 2
+    assert reload_problem(model, groups, sample) is None
+
+
 def test_a_trial_of_saving_finds_what_is_not_saved(monkeypatch):
     model, groups = traced("gpt2")
     monkeypatch.setattr(rebuilding, "set_attribute", lambda *_: None)
