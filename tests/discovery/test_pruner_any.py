@@ -10,6 +10,8 @@ from toys import perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
 from optimum_optin.commands.run import run
+from optimum_optin.passes.course import find_course
+from optimum_optin.running.freezing import frozen
 from optimum_optin.search.selection import limits_of
 
 TEXT = {
@@ -103,6 +105,20 @@ def test_every_group_is_pruned_or_left_whole_with_a_reason(name, pruners):
     card = pruner.create_model_card().text
     listed = bool(pruner.report.left_whole)
     assert ("What else was found is left whole" in card) == ("left whole" in str(pruner.report)) == listed
+
+
+def test_linears_that_write_units_may_run_for_positions_as_well(pruners):
+    pruner = pruners("deberta-v2")
+    assert all(set(roles) == {"heads", "neurons"} for roles in pruner.report.layers.values())
+    groups = find_groups(pruner.model)
+    batch = {"input_ids": torch.arange(5, 15)[None].repeat(2, 1)}
+    with frozen(pruner.model):
+        course = find_course(pruner.model, groups, batch)
+    heads = [stop for stop in course.stops if stop.group.role == "heads" and stop.producers]
+    layers = "deberta.encoder.layer"
+    assert [stop.producers for stop in heads] == [(f"{layers}.{i}.attention.self.value_proj",) for i in (0, 1)]
+    pruner.prune(samples(pruner.model), replace(CONFIG, compensation="ridge"))
+    assert pruner.report.divergence["agreement"] > 0.5
 
 
 def test_what_is_left_whole_is_in_the_report_the_card_and_info(pruners, tmp_path, capsys):
