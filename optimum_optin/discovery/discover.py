@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ class _Counting:
                 left[group.key] = counted
                 uncut |= set(part.tables)
             else:
-                members.append(counted.of(group, part.path, named.layers[group.layer]))
+                members.append(counted.of(group, part, named.layers[group.layer]))
         return members, left, named.layers, frozenset(uncut)
 
     def _counted(self, group: Group, part: Part, layer: str) -> _Counted | str:
@@ -106,15 +107,15 @@ class _Counting:
         problem = (
             f"{' and '.join(part.tables)} holds what all layers add for each head, and none is handed it by itself"
         )
-        for bias in biases:
-            trial = replace(group, cut=replace(group.cut, shared_bias=bias))
+        for bias, cut in itertools.product(biases, filter(None, (part.cut, part.otherwise))):
+            trial = replace(group, cut=replace(cut, shared_bias=bias))
             try:
                 counters, least = counters_of(self._model, trial, part.path, layer, self._sample)
             except NotCut as error:
                 problem = str(error)
                 continue
             inside = {name.removeprefix(f"{part.path}."): amount for name, amount in counters.items()}
-            return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."))
+            return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."), cut is part.cut)
         return problem
 
 
@@ -150,18 +151,26 @@ def _check_copyable(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Counted:
-    """What was found out about groups of one kind: counters with paths from the group's module, and the bias's from
-    the layer."""
+    """What was found out about groups of one kind.
+
+    Args:
+        counters: with paths from the group's module.
+        least: how few units may stay.
+        bias: the argument with the bias of all heads, with its path from the layer.
+        as_first: whether it is `Part.cut` that was proved, and not `Part.otherwise`.
+    """
 
     counters: Counters
     least: int
     bias: str | None
+    as_first: bool
 
-    def of(self, group: Group, part: str, layer: str) -> Group:
+    def of(self, group: Group, part: Part, layer: str) -> Group:
         """A group of this kind with what was found out."""
-        counters = {f"{part}.{name}".removeprefix("."): amount for name, amount in self.counters.items()}
+        counters = {f"{part.path}.{name}".removeprefix("."): amount for name, amount in self.counters.items()}
         bias = self.bias and f"{layer}.{self.bias}"
-        return replace(group, least=self.least, cut=replace(group.cut, counters=counters, shared_bias=bias))
+        cut = part.cut if self.as_first else part.otherwise
+        return replace(group, least=self.least, cut=replace(cut, counters=counters, shared_bias=bias))
 
 
 def _tables(found: FoundGroup) -> frozenset[str]:
