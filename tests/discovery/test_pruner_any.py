@@ -193,3 +193,23 @@ def test_merging_tokens_is_left_out_with_a_warning(pruners, caplog):
     pruner = pruners("vit_msn")
     pruner.prune(samples(pruner.model), replace(CONFIG, merging="auto", search="ranked"))
     assert pruner.report.merges == {}
+
+
+def test_check_on_the_command_line_folds_what_is_alike(pruners, tmp_path, capsys):
+    model = perturbed(tr.BertModel(tr.BertConfig(is_decoder=True, add_cross_attention=True, **TEXT)))
+    model.save_pretrained(tmp_path)
+    assert run("check", [str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "4 of 4 groups are proved" in shown
+    assert shown.count("left whole") == 1
+    assert "left whole: encoder.layer.0.crossattention and 1 more: no operation reads it for this sample" in shown
+    assert run("check", [str(tmp_path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["left_whole"]) == 2
+
+
+def test_an_image_is_made_up_for_an_encoder_decoder():
+    decoder = tr.BertLMHeadModel(tr.BertConfig(is_decoder=True, add_cross_attention=True, **TEXT))
+    model = perturbed(tr.VisionEncoderDecoderModel(encoder=tr.ViTModel(tr.ViTConfig(**IMAGE)), decoder=decoder))
+    groups = find_groups(model)
+    assert groups.sample["pixel_values"].shape == (1, 3, 16, 16)
+    assert {"encoder.0.heads", "decoder.0.heads", "decoder.0.crossattention_heads"} <= {group.key for group in groups}
