@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import resolve_name
 
@@ -12,13 +12,14 @@ Name = tuple[str, str]
 """A module of this package, and a name at its top level."""
 
 
-def excerpt(names: Iterable[Name]) -> tuple[list[str], list[str]]:
+def excerpt(names: Iterable[Name], instead: Mapping[Name, str] | None = None) -> tuple[list[str], list[str]]:
     """The definitions of `names` and of all that they use, across modules.
 
     Docstrings are cut to their first line, and comments between definitions are left out.
 
     Args:
         names: the definitions to start from.
+        instead: texts in the place of some definitions, so that what only those use is left out.
 
     Returns:
         The import statements of other packages, sorted; and the definitions' texts, imported modules before those that
@@ -27,6 +28,7 @@ def excerpt(names: Iterable[Name]) -> tuple[list[str], list[str]]:
     Raises:
         RuntimeError: two modules define the same name, which one text cannot hold.
     """
+    instead = instead or {}
     files: dict[str, _File] = {}  # a module comes after those it imports
     pending, imports, homes = list(names), set(), {}
     while pending:
@@ -38,11 +40,13 @@ def excerpt(names: Iterable[Name]) -> tuple[list[str], list[str]]:
             imports.add(file.external[name])
         elif name in file.defined and name not in homes:
             homes[name] = module
+            if (module, name) in instead:
+                continue
             pending += [(module, used) for node in file.defined[name] for used in _names_in(node)]
         elif homes.get(name, module) != module and name in file.defined:
             raise RuntimeError(f"{module} and {homes[name]} both define {name}: rename one.")
     texts = [
-        file.text(node)
+        instead.get((module, name)) or file.text(node)
         for module, file in files.items()
         for name, nodes in file.defined.items()
         if homes.get(name) == module

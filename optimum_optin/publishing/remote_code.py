@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from ..storage import plugin
 from ..storage.auto_map import REMOTE_FILE, own_code
 from ..storage.entry import FORMAT_VERSION, METHOD, OptinStructureConfig
+from ..storage.rebuild import rebuild
 from ..storage.record import upgraded
 from ..storage.tasks import class_of
 from ..version import __version__
@@ -64,7 +65,8 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     _check_named(config)
     classes = _auto_classes(config, config.architectures or [])
     module = REMOTE_FILE.removesuffix(".py")
-    (folder / REMOTE_FILE).write_text(_remote_code(set(classes.values())), encoding="utf-8")
+    text = _remote_code(set(classes.values()), merging=bool(entry.get("tokens")))
+    (folder / REMOTE_FILE).write_text(text, encoding="utf-8")
     data = json.loads(path.read_text(encoding="utf-8"))
     if entry["format_version"] < FORMAT_VERSION:  # which needs to know architectures, as the file does not
         kind = getattr(transformers, (config.architectures or sorted(classes.values()))[0])
@@ -106,10 +108,11 @@ def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, st
     return classes
 
 
-def _remote_code(classes: Iterable[str]) -> str:
-    """The text of `modeling_optin.py`: definitions, and a subclass of each class."""
+def _remote_code(classes: Iterable[str], merging: bool) -> str:
+    """The text of `modeling_optin.py`: definitions, merging tokens among them if need be, and subclasses."""
     names = ("OptinStructureConfig", "OptinHfQuantizer", "AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
-    imports, definitions = excerpt([(plugin.__name__, name) for name in names])
+    instead = {} if merging else {(rebuild.__module__, "_merge"): _NO_MERGING}
+    imports, definitions = excerpt([(plugin.__name__, name) for name in names], instead)
     parts = [
         _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
         *definitions,
@@ -134,6 +137,10 @@ _REGISTRATION = """# The package or another such file may be there already, and 
 if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < FORMAT_VERSION:
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer"""
+
+_NO_MERGING = '''def _merge(model, layers, schedule):
+    """This file came with a model that merges no tokens."""
+    raise ValueError("this model merges tokens: load it with its own remote code, or `import optimum_optin`.")'''
 
 _PRUNED = '''class Pruned:
     """What the classes below have beside what transformers' have."""

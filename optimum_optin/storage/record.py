@@ -43,6 +43,7 @@ def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenS
         )
     groups = find_groups(model)
     masks = masks_of(structure, groups)
+    check_recordable(model, _cut(groups, structure))
     if schedule is not None:
         check_attachable(model, groups, schedule)
     rewrite(model, groups, masks)
@@ -60,12 +61,10 @@ def record_structure(model: PreTrainedModel, later: Structure, groups: Iterable[
         groups: its groups as they were before.
 
     Raises:
-        ValueError: something that was cut is not saved (`unsavable`), or an earlier pruning had other groups.
+        ValueError: see `check_recordable`.
     """
-    groups = [group for group in groups if group.key in later and len(later[group.key].kept) < group.units]
-    for group in groups:
-        if reason := unsavable(model, group):
-            raise ValueError(f"{group.key} was cut, but {reason}: exclude it.")
+    groups = _cut(groups, later)
+    check_recordable(model, groups)
     earlier = _earlier(model)
     structure = compose(structure_from_json(earlier.structure), later)
     names = Names(model, earlier)
@@ -100,6 +99,24 @@ def merge_tokens_of(model: PreTrainedModel, schedule: TokenSchedule) -> None:
     attach_mergers(model, layers, schedule)
     entry.tokens, entry.merging = schedule.to_json(), [each._asdict() for each in layers]
     model.config.quantization_config = entry
+
+
+def check_recordable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+    """Raise if a model could not be saved once these groups are cut; may be asked before the cut.
+
+    Raises:
+        ValueError: something that their units own is not saved (`unsavable`), or an earlier pruning had other groups of
+            these names.
+    """
+    earlier = structure_of_model(model)
+    for group in groups:
+        if reason := unsavable(model, group):
+            raise ValueError(f"{group.key} cannot be cut, as {reason}: exclude it.")
+        if group.key in earlier and len(earlier[group.key].kept) != group.units:
+            raise ValueError(
+                f"{group.key} has {group.units} units, but an earlier pruning left {len(earlier[group.key].kept)} of "
+                "what had this name then: prune the dense model, or exclude it."
+            )
 
 
 def unsavable(model: nn.Module, group: Group) -> str | None:
@@ -216,6 +233,11 @@ def _earlier(model: PreTrainedModel) -> OptinStructureConfig:
             "remote_code=True to have it written anew."
         )
     return entry
+
+
+def _cut(groups: Iterable[Group], structure: Structure) -> list[Group]:
+    """The groups that lose units by a structure."""
+    return [group for group in groups if group.key in structure and len(structure[group.key].kept) < group.units]
 
 
 def _tensors_of(groups: Iterable[Group]) -> list[str]:

@@ -183,6 +183,15 @@ def test_a_known_structure_is_cut(tmp_path):
     same(tr.AutoModelForCausalLM.from_pretrained(tmp_path), model, tiny_sample(model))
 
 
+def test_a_group_that_has_the_name_of_an_earlier_one_is_not_cut():
+    model = copy.deepcopy(traced("gpt2")[0])
+    convert_model(model, {"layers.0.neurons": Kept(48, (0, 7, 8))})
+    model.config.quantization_config.structure["layers.0.neurons"]["kept"] = "0-1"
+    with pytest.raises(ValueError, match=r"layers\.0\.neurons has 3 units, but an earlier pruning left 2 of what had"):
+        convert_model(model, {"layers.0.neurons": Kept(3, (0,))})
+    assert model.transformer.h[0].mlp.c_proj.weight.shape == (3, 32)
+
+
 def test_nothing_is_traced_on_the_meta_device():
     with torch.device("meta"):
         model = tr.GPT2Model(MODELS["gpt2"][1])
@@ -234,7 +243,7 @@ def test_what_is_made_anew_on_loading_cannot_be_cut():
     assert "bert.encoder.layer.0.slopes, which its units own a part of, is not among" in unsavable(model, changed)
     masks = random_masks([changed])
     rewrite(model, [changed], masks)
-    with pytest.raises(ValueError, match=r"layers\.0\.heads was cut, but bert\.encoder\.layer\.0\.slopes"):
+    with pytest.raises(ValueError, match=r"layers\.0\.heads cannot be cut, as bert\.encoder\.layer\.0\.slopes"):
         record_structure(model, structure_of([changed], masks), [changed])
 
 

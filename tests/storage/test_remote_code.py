@@ -182,6 +182,7 @@ def test_the_file_imports_torch_and_transformers_only(models, tmp_path):
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
+    assert "TokenMerger" not in text, "it merges none"
     assert "mpnet.encoder" not in text and "register_architecture" not in text, "it knows no architecture"
     assert len(text.splitlines()) < 900, "it is to be read before it is trusted"
 
@@ -201,6 +202,7 @@ def test_an_architecture_without_a_row(tmp_path):
     shutil.copytree(FORMAT_1 / "vit-merging", tmp_path / "merging")
     write_remote_code(tmp_path / "upgraded")
     write_remote_code(tmp_path / "merging")
+    assert "TokenMerger" in (tmp_path / "merging" / "modeling_optin.py").read_text()
     for order in (("llama", "earlier", "upgraded", "merging"), ("earlier", "llama")):
         place = tmp_path / order[0]
         results = load_alone("without", [tmp_path / name for name in order], place)

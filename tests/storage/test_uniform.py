@@ -234,7 +234,5 @@ def test_the_docs_table_is_the_registry():
 def test_a_model_whose_groups_are_traced_is_refused_before_they_are(monkeypatch):
     monkeypatch.setattr("optimum_optin.discovery.find.discover", None)
     model = GPT2Model(GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=4, n_positions=64))
-    with pytest.raises(
-        ValueError, match="layout='uniform' cannot prune this 'gpt2' model: its groups are found by tra"
-    ):
+    with pytest.raises(ValueError, match="layout='uniform' cannot prune this 'gpt2' model: its groups are "):
         OptinPruner(model).check(OptinConfig(flops=0.5, layout="uniform"))
