@@ -119,7 +119,8 @@ def _ended_words(config: Any, generator: torch.Generator) -> Tensor:
 
 
 def _image(config: Any, generator: torch.Generator) -> Tensor:
-    vision = getattr(config, "vision_config", config)
+    parts = (getattr(config, name, None) for name in ("vision_config", "encoder"))
+    vision = next((part for part in parts if hasattr(part, "image_size")), getattr(config, "vision_config", config))
     size = _value(vision, ("image_size", "img_size", "input_size"), _PIXELS)
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     return torch.randn(1, _value(vision, ("num_channels", "in_chans"), 3), height, width, generator=generator)

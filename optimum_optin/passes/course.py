@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -76,19 +77,30 @@ def find_course(model: nn.Module, groups: Sequence[Group], sample: Batch) -> Cou
             hook = watch.ending_hook(group)
             stack.callback(model.get_submodule(group.consumer).register_forward_pre_hook(hook).remove)
         call_model(model, sample)
-    return Course(tuple(watch.stops), joins)
+    return Course(watch.stops_of_single_runs(), joins)
 
 
 class _Watch:
-    """Notes stops as a model runs; of a linear that runs several times, the first."""
+    """Notes stops as a model runs; of a consumer that runs several times, the first."""
 
     def __init__(self) -> None:
         self.stops: list[Stop] = []
+        self._runs: Counter[str] = Counter()
         self._read: dict[str, list[tuple[int, Tensor]]] = {}
         self._seen: set[str] = set()
 
+    def stops_of_single_runs(self) -> tuple[Stop, ...]:
+        """The stops without producers that run several times: what corrects them for one input spoils the others."""
+        stops = []
+        for stop in self.stops:
+            once = tuple(path for path in stop.producers if self._runs[path] == 1)
+            if once or not stop.producers:
+                stops.append(replace(stop, producers=once))
+        return tuple(stops)
+
     def reading_hook(self, group: Group, path: str):
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._runs[path] += 1
             if path in self._seen or group.consumer in self._seen:
                 return
             self._seen.add(path)

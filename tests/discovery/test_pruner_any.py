@@ -10,6 +10,8 @@ from toys import perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
 from optimum_optin.commands.run import run
+from optimum_optin.passes.course import find_course
+from optimum_optin.running.freezing import frozen
 from optimum_optin.search.selection import limits_of
 
 TEXT = {
@@ -105,6 +107,20 @@ def test_every_group_is_pruned_or_left_whole_with_a_reason(name, pruners):
     assert ("What else was found is left whole" in card) == ("left whole" in str(pruner.report)) == listed
 
 
+def test_linears_that_write_units_may_run_for_positions_as_well(pruners):
+    pruner = pruners("deberta-v2")
+    assert all(set(roles) == {"heads", "neurons"} for roles in pruner.report.layers.values())
+    groups = find_groups(pruner.model)
+    batch = {"input_ids": torch.arange(5, 15)[None].repeat(2, 1)}
+    with frozen(pruner.model):
+        course = find_course(pruner.model, groups, batch)
+    heads = [stop for stop in course.stops if stop.group.role == "heads" and stop.producers]
+    layers = "deberta.encoder.layer"
+    assert [stop.producers for stop in heads] == [(f"{layers}.{i}.attention.self.value_proj",) for i in (0, 1)]
+    pruner.prune(samples(pruner.model), replace(CONFIG, compensation="ridge"))
+    assert pruner.report.divergence["agreement"] > 0.5
+
+
 def test_what_is_left_whole_is_in_the_report_the_card_and_info(pruners, tmp_path, capsys):
     pruner = pruners("gpt2")
     reason = "transformer.h.0.attn.c_attn runs 2 times in a pass"
@@ -177,3 +193,23 @@ def test_merging_tokens_is_left_out_with_a_warning(pruners, caplog):
     pruner = pruners("vit_msn")
     pruner.prune(samples(pruner.model), replace(CONFIG, merging="auto", search="ranked"))
     assert pruner.report.merges == {}
+
+
+def test_check_on_the_command_line_folds_what_is_alike(pruners, tmp_path, capsys):
+    model = perturbed(tr.BertModel(tr.BertConfig(is_decoder=True, add_cross_attention=True, **TEXT)))
+    model.save_pretrained(tmp_path)
+    assert run("check", [str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "4 of 4 groups are proved" in shown
+    assert shown.count("left whole") == 1
+    assert "left whole: encoder.layer.0.crossattention and 1 more: no operation reads it for this sample" in shown
+    assert run("check", [str(tmp_path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["left_whole"]) == 2
+
+
+def test_an_image_is_made_up_for_an_encoder_decoder():
+    decoder = tr.BertLMHeadModel(tr.BertConfig(is_decoder=True, add_cross_attention=True, **TEXT))
+    model = perturbed(tr.VisionEncoderDecoderModel(encoder=tr.ViTModel(tr.ViTConfig(**IMAGE)), decoder=decoder))
+    groups = find_groups(model)
+    assert groups.sample["pixel_values"].shape == (1, 3, 16, 16)
+    assert {"encoder.0.heads", "decoder.0.heads", "decoder.0.crossattention_heads"} <= {group.key for group in groups}
