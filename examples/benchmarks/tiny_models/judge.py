@@ -1,0 +1,130 @@
+"""A judge of discovery: which attention and feed-forward groups a model has, by the graph that autograd records.
+
+A contraction whose input goes back, through an activation, to the output of another one is a feed-forward network; where
+it goes back through a product of two computed tensors, it is attention. Nothing here knows of taint, or of names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+ACTIVATION = re.compile(
+    r"(Gelu|Silu|Relu|Elu|LeakyRelu|Tanh|Sigmoid|Hardswish|Hardtanh|Softplus|Mish|Erf|Pow|Threshold|Clamp\w*"
+    r"|Hardsigmoid|Selu|Prelu\w*|LogSigmoid|Glu|HardswishBackward)Backward\d"
+)
+NORM = re.compile(r"(NativeLayerNorm|NativeGroupNorm|Mean|FusedRmsNorm|LinalgVectorNorm|Norm|Var)\w*Backward\d")
+SOFTMAX = re.compile(r"_?(LogSoftmax|Softmax|Topk|Sort|Index)\w*Backward\d")
+PRODUCT = re.compile(r"(Bmm|Baddbmm|ScaledDotProduct\w*)Backward\d")
+STATE_SPACE = re.compile(r"(?i).*(mamba|ssm|recurrent|delta|rwkv|lstm|mixer2|shortconv|lru|gru|kda|lightning).*")
+LIMIT = 400  # nodes between two contractions
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A group that should be found.
+
+    Args:
+        kind: `"attention"`, `"ffn"`, or a role of its own: `"conv"`, `"experts"`, `"state space"`.
+        written: names of the weights that write its channels.
+        read: name of the weight that reads them.
+    """
+
+    kind: str
+    written: tuple[str, ...]
+    read: str
+
+
+class _Contractions(TorchFunctionMode):
+    """Notes every product with a parameter: its name, the graph's node before it, and the one that it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._names = {each.untyped_storage().data_ptr(): name for name, each in model.named_parameters()}
+        self.calls: list[tuple[str, Any, bool]] = []
+        self.nodes: dict[Any, str] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name not in ("linear", "addmm", "matmul", "bmm", "mm", "__matmul__", "__rmatmul__", "einsum", "conv1d", "conv2d"):
+            return result
+        tensors = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Tensor)]
+        if name == "einsum":
+            tensors = [each for arg in args for each in (arg if isinstance(arg, (tuple, list)) else [arg])]
+            tensors = [each for each in tensors if isinstance(each, Tensor)]
+        weights = [self._names.get(each.untyped_storage().data_ptr()) for each in tensors if each.dim() > 1]
+        weights = [weight for weight in weights if weight]
+        inputs = [each for each in tensors if each.untyped_storage().data_ptr() not in self._names]
+        if isinstance(result, Tensor) and len(weights) == 1 and inputs and result.grad_fn is not None:
+            grouped = name.startswith("conv") and tensors[1].shape[1] < tensors[0].shape[1]  # depthwise: a way through
+            if not grouped:
+                self.nodes[result.grad_fn] = weights[0]
+                self.calls.append((weights[0], inputs[0].grad_fn, name.startswith("conv")))
+        return result
+
+
+def expected_groups(model: nn.Module, inputs: Mapping[str, Any]) -> list[Expected]:
+    """The groups of one pass, each read once."""
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()}
+    convolutions = {name for name, each in owners.items() if isinstance(each, nn.modules.conv._ConvNd)}
+    torch.manual_seed(0)
+    with torch.enable_grad(), _Contractions(model) as seen:
+        kept = model(**inputs)
+    found: dict[str, Expected] = {}
+    for read, before, _ in seen.calls:
+        attention, plain = _behind(before, seen.nodes)
+        written = tuple(sorted(attention or plain))
+        if not written or read in written or read in found:
+            continue
+        kind = "attention" if attention else "ffn"
+        if any("expert" in name for name in (read, *written)):
+            kind = "experts"
+        elif _inside(model, read, STATE_SPACE):
+            kind = "state space"
+        elif convolutions & {read, *written}:
+            kind = "conv"
+        found[read] = Expected(kind, written, read)
+    del kept
+    return list(found.values())
+
+
+def _behind(node: Any, contractions: Mapping[Any, str]) -> tuple[set[str], set[str]]:
+    """The weights behind a node: with a product in between, and with an activation only."""
+    attention: set[str] = set()
+    plain: set[str] = set()
+    waiting, seen = [(node, False, False)], set()
+    while waiting and len(seen) < LIMIT:
+        node, product, active = waiting.pop()
+        if node is None or (node, product, active) in seen:
+            continue
+        seen.add((node, product, active))
+        if node in contractions:
+            if product:
+                attention.add(contractions[node])
+            elif active:
+                plain.add(contractions[node])
+            continue
+        name = type(node).__name__
+        if SOFTMAX.fullmatch(name) or (NORM.fullmatch(name) and not product):
+            continue
+        inputs = [each for each, _ in node.next_functions]
+        if name.startswith("ScaledDotProduct"):
+            inputs = inputs[2:3]
+        waiting += [
+            (each, product or bool(PRODUCT.fullmatch(name)), active or bool(ACTIVATION.fullmatch(name))) for each in inputs
+        ]
+    return attention, plain
+
+
+def _inside(model: nn.Module, name: str, pattern: re.Pattern[str]) -> bool:
+    """Whether one of the two smallest modules around a tensor is of such a class."""
+    path = name.split(".")[:-1]
+    around = [model.get_submodule(".".join(path[:length])) for length in range(len(path), max(len(path) - 3, 0), -1)]
+    return any(pattern.fullmatch(type(each).__name__) for each in around)
