@@ -11,13 +11,13 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, ResNetConfig
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCAB = 4, 2, 16, 2, 128
 HIDDEN, INTERMEDIATE = HEADS * HEAD_DIM, 96
-EXPERTS, POSITIONS, PATCH, FLAT_IMAGE, STAGED_IMAGE = 6, 64, 4, 24, 64
+EXPERTS, POSITIONS, PATCH, FLAT_IMAGE, STAGED_IMAGE = 6, 64, 8, 32, 64
 MAMBA_HEADS = 2 * HIDDEN // HEAD_DIM
 
 AS_IT_IS = r"""
     hop_length | sampl\w*_rate | num_labels | .*(stride|kernel)\w* | num_channels | in_channels | in_chans
     | .*pretrain\w*size | num_(feat_extract|feature)_\w* | .*buckets | type_vocab_size | seed | .*_per_(step|frame)
-    | \w*_factor | codebook_dim | \w*_groups
+    | \w*_factor | codebook_dim | (?!num_groups|upsample_groups)\w*_groups
 """
 COUNTS = {  # name -> the largest number that is left; the first that fits
     r"(\w*_)?vocab(_size)?\w*|num_embeddings|codebook_size|num_code\w*vectors\w*|quantization_dim": VOCAB,
@@ -28,7 +28,10 @@ COUNTS = {  # name -> the largest number that is left; the first that fits
     r"num_experts_per_\w*|moe_(topk|top_k|k)|top_k|top_k_experts|num_selects|n_group|num_expert_group": 2,
     r"topk_group|first_k_dense_replace|num_dense_layers|num_nextn_predict_layers": 1,
     r"num_kv_shared_layers": 0,
-    r"num_groups|upsample_groups": 4,
+    r"num_groups": 4,
+    r"upsample_groups": HIDDEN,  # as many as channels
+    r"mm_tokens_per_image": 4,
+    r"context_size": 16,
     r"qk_(rope|nope)_head_dim|rotary_dim": HEAD_DIM // 2,
     r"\w*head_(dim|size)|attention_head_size|d_kv|mamba_(d_head|headdim)|kv_channels|dim_head|d_head": HEAD_DIM,
     r"\w*((?<!feat_extract_)layers|num_layer|n_layer|depth|n_blocks|num_blocks|num_mem_blocks)": LAYERS,
@@ -41,13 +44,13 @@ COUNTS = {  # name -> the largest number that is left; the first that fits
 }
 SWITCHED_OFF = {  # what a config leaves open, and the model cannot do without
     "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "topk_group": 1, "n_group": 1, "vocab_size": VOCAB,
-    "moe_num_shared_experts": 1, "n_shared_experts": 1, "num_shared_experts": 1,
+    "head_dim": HEAD_DIM, "moe_num_shared_experts": 1, "n_shared_experts": 1, "num_shared_experts": 1,
     "prediction_length": 8, "attn_layer_indices": [1], "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "vocabulary_map": {"<image>": 100, **{f"IMGIMG{chr(65 + k)}Z": k for k in range(20)}},
+    "vocabulary_map": {"<image>": 99, **{f"IMGIMG{chr(65 + k // 10)}{chr(65 + k % 10)}Z": 60 + k for k in range(32)}},
 }  # fmt: skip
 HIDDEN_NAMES = re.compile(
     r"(\w+_)?(hidden_size|hidden_dim|d_model|n_embd|embed_dim|model_dim|hidden_channels|embedding_dim|dim|d_embed)"
-    r"|out_hidden_size|projection_(dim|size)|text_hidden_size|word_embed_proj_dim|embedding_size|emb_dim"
+    r"|out_hidden_size|output_channels|projection_(dim|size)|text_hidden_size|word_embed_proj_dim|embedding_size|emb_dim"
 )
 INTERMEDIATE_NAMES = re.compile(
     r"(\w+_)?(intermediate_size\w*|ffn_dim|ffn_size|mlp_dim|d_ff|n_inner|ffn_hidden_size|dim_feedforward"
@@ -55,7 +58,7 @@ INTERMEDIATE_NAMES = re.compile(
 )
 WIDTH_NAMES = re.compile(
     r"\w*(dim|dims|size|sizes|channels|width|rank|features|filters|units|d_state|latent\w*|planes)|\w*_dim_\w*"
-    r"|\w*_channel_list|\w*_channels_\w*"
+    r"|\w*_channel_list|\w*_dim_per_\w+|\w*_channels_\w*"
 )
 NO_WIDTHS = re.compile(
     r".*(image|patch|kernel|stride|window|pool|crop|grid|block|batch|chunk|step|merge|context|train|shape|tile|cache"
@@ -71,9 +74,31 @@ TOKEN_ID = re.compile(r".*(_token_id|_token_index|_token_ids|_id|_idx|_index|_pa
 PER_LAYER = re.compile(r"\w*(layer_types|layers_block_type|_types|no_rope_layers|layer_rope_theta|block_types)")
 COUNTS_PER_STAGE = re.compile(r"depths|stage_\w*(layers|blocks)|blocks_per_stage|num_blocks|\w*num_block_repeats|layers")
 LAYER_INDICES = re.compile(r"\w*(layers|indices|indexes|idxs|layer_ids|layer|_idx|block_index\w*)")
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXCEPTIONS = {  # model type, or that of a config inside -> what no rule explains
     "efficientnet": {"width_coefficient": 0.25, "hidden_dim": 320},  # the stem and the head have widths in the code
     "align_vision_model": {"width_coefficient": 0.25, "hidden_dim": 320},
+    "align": {"projection_dim": 320},
+    "aria": {"projector_patch_to_query_dict": {16: 5}},
+    "chameleon_vqgan": {"num_embeddings": 32},
+    "depth_pro": {"patch_size": FLAT_IMAGE},
+    "esm": {"pad_token_id": 1},
+    "fun_asr_nano_adaptor": {"intermediate_size": HIDDEN // 4},
+    "glmasr_encoder": {"intermediate_size": 4 * HIDDEN},  # of which the projector makes one token
+    "voxtral_encoder": {"intermediate_size": 4 * HIDDEN},
+    "llama4_vision_model": {"intermediate_size": 4 * HIDDEN},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "mamba_d_head": HEAD_DIM},
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},  # four of the one and two of the other make the width
+    "levit": {"patch_size": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lilt": {"hidden_size": 96, "intermediate_size": 144},  # made of six equal parts
+    "mask2former": {"feature_size": HIDDEN, "mask_feature_size": HIDDEN},
+    "muse_spark_audio": {"num_hidden_layers": 4},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "seggpt": {"merge_index": 0},
+    "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 6400},
+    "xmod": {"default_language": "en_XX"},
     "efficientloftr": {"out_features": [16, 16, 32, 64]},  # left open by default
     "diffusion_gemma_text": {"num_experts": EXPERTS, "top_k_experts": 2, "moe_intermediate_size": 48},
     "clvp_encoder": {"num_attention_heads": 2},  # the rotary dimensions are at least 32
@@ -107,7 +132,7 @@ class _Shrinker:
         self.config, self.tokens = config, tokens
         self.values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
         self.staged = any(
-            isinstance(value, (list, tuple)) and len(value) > 1 and STAGES.fullmatch(name)
+            isinstance(value, (list, tuple)) and len(value) > 1 and isinstance(value[-1], int) and STAGES.fullmatch(name)
             for name, value in self.values.items()
         )
         self.depth, self.layers = self._depths()
@@ -129,6 +154,9 @@ class _Shrinker:
         for name, value in self.values.items():
             if name not in fields:
                 continue
+            if name == "rope_parameters" and value == {} and "layer_types" in self.values:
+                changed[name] = {kind: self._rope(None, 3) for kind in set(self.values["layer_types"])}
+                continue
             derived = fields[name].default is None and not isinstance(value, PreTrainedConfig)
             if derived and not PER_LAYER.fullmatch(name) and value is not None and _same(value, usual.get(name)):
                 continue  # made of other values, which are smaller now
@@ -141,8 +169,8 @@ class _Shrinker:
             changed["rope_parameters"] = self._rope(changed.get("rope_parameters") or self.values["rope_parameters"], 3)
         if getattr(self.config, "_out_indices", None) and "out_indices" not in changed:
             if list(self.config.out_indices) != list(type(self.config)().out_indices):
-                changed["out_indices"] = [min(each, self.layers) if not self.staged else each
-                                          for each in self.config.out_indices]
+                indices = self.config.out_indices
+                changed["out_indices"] = indices if self.staged else sorted({min(each, self.layers) for each in indices})
         changed.update(EXCEPTIONS.get(self.config.model_type, {}))
         return type(self.config)(**changed)
 
@@ -151,8 +179,6 @@ class _Shrinker:
             return shrink(value, self.tokens)
         if value is None and name in ("image_token_id", "image_token_index"):
             return self._token(10**9)
-        if value == {} and name == "rope_parameters" and "layer_types" in self.values:
-            return {kind: self._rope(None, 3) for kind in self.values["layer_types"]}
         if value is None and name in SWITCHED_OFF and (name != "rope_parameters" or "vocabulary_map" in self.values):
             return SWITCHED_OFF[name]
         if isinstance(value, bool) or value is None:
@@ -172,6 +198,10 @@ class _Shrinker:
     def _integer(self, name: str, value: int) -> int:
         if re.fullmatch(AS_IT_IS, name, re.VERBOSE):
             return value
+        if name == "window_size" and "downsample_rate" in self.values:
+            return value
+        if name == "head_dim" and value == self.values.get("qk_rope_head_dim"):
+            return HEAD_DIM // 2
         if name in DEPTHS:
             return min(value, self.layers)
         if name == "num_heads" and "expand" in self.values:
@@ -187,7 +217,7 @@ class _Shrinker:
         if SIZES.fullmatch(name):
             return min(value, STAGED_IMAGE if self.staged else FLAT_IMAGE)
         if name == "patch_size":
-            return FLAT_IMAGE if value > 64 else min(value, PATCH)  # depth_pro's patches are images of another model
+            return min(value, 4 if self.staged else PATCH)
         if INTERMEDIATE_NAMES.fullmatch(name) and not self.staged:
             return min(value, INTERMEDIATE)
         if HIDDEN_NAMES.fullmatch(name) and not self.staged:
@@ -206,22 +236,24 @@ class _Shrinker:
         if PER_LAYER.fullmatch(name) and len(value) >= self.depth:
             kinds = [each for place, each in enumerate(value) if each not in value[:place]]
             return (kinds + [kinds[-1]] * self.layers)[: self.layers]
+        if name == "image_grid_pinpoints":
+            return [[FLAT_IMAGE, 2 * FLAT_IMAGE], [2 * FLAT_IMAGE, FLAT_IMAGE]]
         if not integers:
             return value
         if COUNTS_PER_STAGE.fullmatch(name):
             return [min(each, LAYERS) for each in value]
         if LAYER_INDICES.fullmatch(name) and sorted(set(value)) == sorted(value):
             chosen = {
-                each if each < 0 else each * self.layers // max(self.depth, max(value) + 1) for each in value
+                max(each, -self.layers) if each < 0 else each * self.layers // max(self.depth, max(value) + 1) for each in value
             }
             return sorted(chosen)[1:] if len(chosen) == self.layers and len(value) < self.depth else sorted(chosen)
         if SIZES.fullmatch(name):
             return [min(each, STAGED_IMAGE if self.staged else FLAT_IMAGE) for each in value]
         if name == "patch_size":
-            return [min(each, PATCH) for each in value]
+            return value if "patch_stride" in self.values else [min(each, PATCH) for each in value]
         if "width_coefficient" in self.values:
             return value
-        if len(value) == self.depth and len(value) > 4 and not WIDTH_NAMES.fullmatch(name):
+        if len(value) == self.depth and len(value) > 4 and not self.staged:
             return [self._integer(name, each) for each in value[: self.layers]]
         return [self._width(name, each) for each in value]
 

@@ -79,7 +79,7 @@ class Inputs:
         codebooks = self.get("num_codebooks", "n_codebooks", default=0)
         length = LENGTH
         plain = self.ids(length)
-        packed = [plain[..., None].repeat(1, 1, codebooks), plain[:, None].repeat(1, codebooks, 1)] if codebooks else []
+        packed = [plain[..., None].repeat(1, 1, codebooks), plain[..., None].repeat(1, 1, codebooks + 1), plain[:, None].repeat(1, codebooks, 1)] if codebooks else []
         return [plain, *packed]
 
     def _decoder_input_ids(self) -> list[Any]:
@@ -106,6 +106,8 @@ class Inputs:
         }]
 
     def _hidden_states(self) -> list[Any]:
+        if "padding_cache" in self.arguments:
+            return [self.noise(1, self.get("hidden_size", default=64), LENGTH), self.noise(1, 1, 4000)]
         if "grid_thw" not in self.arguments:
             return []
         grids = [form for form in self._pixel_values() if "grid_thw" in form]
@@ -130,7 +132,7 @@ class Inputs:
         channels = channels if isinstance(channels, int) else 3
         patch = _pair(get(config, "patch_size", "spatial_patch_size", default=4))[0]
         frames = get(config, "num_frames", "frames_per_clip", default=2)
-        temporal = get(config, "temporal_patch_size", default=1) or 1
+        temporal = get(config, "temporal_patch_size", "patch_temporal", default=1) or 1
         temporal = temporal if isinstance(temporal, int) else 1
         plain = self.noise(1, channels, height, width)
         tiles = self.noise(1, 2, channels, height, width)
@@ -141,6 +143,9 @@ class Inputs:
             "image_grid_thw": torch.tensor([[1, side, side]]),
             "grid_thw": torch.tensor([[1, side, side]]),
             "image_grid_hws": torch.tensor([[side, side]]),
+            "image_merge_sizes": torch.tensor([2]),
+            "merge_sizes": torch.tensor([2]),
+            "target_sizes": torch.tensor([[side, side]]),
         }
         flat = {
             "pixel_values": self.noise(1, side * side, channels * patch * patch),
@@ -154,15 +159,33 @@ class Inputs:
             "image_sizes": torch.tensor([[height, width]]),
             "pixel_mask": torch.ones(1, height, width, dtype=torch.long),
         }
-        tiled = {"pixel_values": tiles, "image_sizes": torch.tensor([[height, width]])}
+        tiled = {"pixel_values": tiles, "image_attention_mask": torch.ones(1, LENGTH, 2, dtype=torch.long)}
+        tiled["pixel_attention_mask"] = torch.ones(1, 2, height, width, dtype=torch.long)
+        pinpoints = {"pixel_values": self.noise(1, 3, channels, height, width)}
+        pinpoints["image_sizes"] = torch.tensor([[height, 2 * width]])
+        aspects = {
+            "pixel_values": self.noise(1, 1, 4, channels, height, width),
+            "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),
+            "aspect_ratio_mask": torch.ones(1, 1, 4, dtype=torch.long),
+            "cross_attention_mask": torch.ones(1, LENGTH, 1, 4, dtype=torch.long),
+        }
+        strip = {"pixel_values": self.noise(1, channels, patch, side * side * patch)}
+        strip["target_sizes"] = torch.tensor([[side, side]])
         patches = {**grid, "pixel_values": self.noise(side * side, channels, patch, patch)}
-        forms: list[Any] = [sized, tiled, {"pixel_values": clip}, flat, grid, {"pixel_values": plain}]
+        many = {**patches, "pixel_values": patches["pixel_values"][None]}
+        forms: list[Any] = [sized, {"pixel_values": plain}, tiled, {"pixel_values": clip}, flat, grid]
         if {"image_grid_thw", "grid_thw", "image_grid_hws"} & set(self.arguments):
-            forms = [grid, flat, patches, *forms[:3]]
+            forms = [grid, flat, patches, many, *forms[:3]]
         elif {"spatial_shapes", "pixel_position_ids", "image_position_ids"} & set(self.arguments):
             forms = [flat, grid, *forms[:3]]
         elif hasattr(config, "num_frames") or hasattr(config, "frames_per_clip"):
             forms = [{"pixel_values": clip}, sized, tiled]
+        if "target_sizes" in self.arguments:
+            forms = [strip, grid, flat]
+        if "aspect_ratio_ids" in self.arguments:
+            forms = [aspects]
+        if hasattr(self.config, "image_grid_pinpoints"):
+            forms = [pinpoints, *forms]
         return forms
 
     def _pixel_values_videos(self) -> list[Any]:
@@ -174,7 +197,27 @@ class Inputs:
             forms.append(videos)
         return forms
 
-    _pixel_values_images = _pixel_values
+    def _pixel_values_images(self) -> list[Any]:
+        return [{"pixel_values_images": form["pixel_values"]} for form in self._pixel_values()]
+
+    def _visual_feats(self) -> list[Any]:
+        wide = self.get("visual_feat_dim", default=64)
+        return [{"visual_feats": self.noise(1, 4, wide), "visual_pos": self.noise(1, 4, 4).sigmoid()}]
+
+    def _inputs(self) -> list[Any]:
+        return [self.noise(1, LENGTH, self.get("d_model", default=64))]
+
+    def _task_inputs(self) -> list[Any]:
+        return [self.ids(self.get("task_seq_len", default=LENGTH))]
+
+    def _action_embeds(self) -> list[Any]:
+        return [self.noise(1, 4, self.get("hidden_size", default=64))]
+
+    def _past_values_padding(self) -> list[Any]:
+        return [torch.zeros(1, self._past_values()[0].shape[1])]
+
+    def _freq(self) -> list[Any]:
+        return [torch.zeros(1, 1, dtype=torch.long)]
 
     def _input_features(self) -> list[Any]:
         config = self.part(AUDIO)
@@ -187,8 +230,10 @@ class Inputs:
         rows = self.noise(1, frames, bins)
         mask = torch.ones(1, frames, dtype=torch.long)
         masks = {
-            "feature_attention_mask": mask, "input_features_mask": mask.bool(), "audio_feature_lengths": mask.sum(1),
+            "attention_mask": torch.ones(1, LENGTH, dtype=torch.long), "feature_attention_mask": mask, "input_features_mask": mask.bool(), "audio_feature_lengths": mask.sum(1),
         }
+        if "feature_attention_mask" not in self.arguments:
+            del masks["attention_mask"]
         return [{"input_features": each, **masks} for each in (rows.mT.contiguous(), rows, rows[:, None])]
 
     def _input_values(self) -> list[Any]:
@@ -196,7 +241,8 @@ class Inputs:
         config = self.part(AUDIO)
         bins = get(config, "num_mel_bins", default=16)
         length = get(config, "max_length", default=64)
-        return [wave, wave[:, None], self.noise(1, length, bins)]
+        masked = {"input_values": wave[:, None], "padding_mask": torch.ones(1, 4000, dtype=torch.long)}
+        return [wave, masked, self.noise(1, length, bins)]
 
     def _mm_token_type_ids(self) -> list[Any]:
         return [torch.zeros(1, LENGTH, dtype=torch.long)]
@@ -245,7 +291,9 @@ def with_placeholders(model: nn.Module, inputs: dict[str, Any], error: str) -> I
     """Inputs with as many placeholders of images or sounds among the tokens as an error message says are missing."""
     if "input_ids" not in inputs or not re.search(r"token|placeholder|feature|match|shape", error):
         return
-    counts = sorted({int(each) for each in re.findall(r"\d+", error) if 0 < int(each) <= 512})
+    numbers = [int(each) for each in re.findall(r"\d+", error.rpartition("@")[0])]
+    numbers += [each // 64 for each in numbers if each % 64 == 0]  # values of vectors as wide as the tiny models
+    counts = sorted({each for each in numbers if 0 < each <= 100}, reverse=True)
     kinds = ("image", "audio", "video", "image_patch", "speech")
     for kind in kinds:
         token = next(
@@ -264,6 +312,10 @@ def with_placeholders(model: nn.Module, inputs: dict[str, Any], error: str) -> I
             ids = ids[ids != token][None]
             ids = torch.cat([ids[:, :3], torch.full((1, count), token), ids[:, 3:]], 1)
             new = {**inputs, "input_ids": ids}
+            if "attention_mask" in inputs and "input_ids" in inputs:
+                new["attention_mask"] = torch.ones_like(ids)
+            if "image_attention_mask" in inputs:
+                new["image_attention_mask"] = torch.ones(*ids.shape, 2, dtype=torch.long)
             if "mm_token_type_ids" in inputs:
                 new["mm_token_type_ids"] = torch.zeros_like(ids).masked_fill(ids == token, 1 if kind == "image" else 2)
             yield new
