@@ -45,7 +45,8 @@ COUNTS = {  # name -> the largest number that is left; the first that fits
 SWITCHED_OFF = {  # what a config leaves open, and the model cannot do without
     "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "topk_group": 1, "n_group": 1, "vocab_size": VOCAB,
     "head_dim": HEAD_DIM, "moe_num_shared_experts": 1, "n_shared_experts": 1, "num_shared_experts": 1,
-    "prediction_length": 8, "attn_layer_indices": [1], "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "prediction_length": 8, "attn_layer_indices": [1],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     "vocabulary_map": {"<image>": 99, **{f"IMGIMG{chr(65 + k // 10)}{chr(65 + k % 10)}Z": 60 + k for k in range(32)}},
 }  # fmt: skip
 HIDDEN_NAMES = re.compile(
@@ -72,7 +73,9 @@ STAGES = re.compile(
 SIZES = re.compile(r".*image_size|img_size|input_size")
 TOKEN_ID = re.compile(r".*(_token_id|_token_index|_token_ids|_id|_idx|_index|_pad)")
 PER_LAYER = re.compile(r"\w*(layer_types|layers_block_type|_types|no_rope_layers|layer_rope_theta|block_types)")
-COUNTS_PER_STAGE = re.compile(r"depths|stage_\w*(layers|blocks)|blocks_per_stage|num_blocks|\w*num_block_repeats|layers")
+COUNTS_PER_STAGE = re.compile(
+    r"depths|stage_\w*(layers|blocks)|blocks_per_stage|num_blocks|\w*num_block_repeats|layers"
+)
 LAYER_INDICES = re.compile(r"\w*(layers|indices|indexes|idxs|layer_ids|layer|_idx|block_index\w*)")
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXCEPTIONS = {  # model type, or that of a config inside -> what no rule explains
@@ -87,6 +90,8 @@ EXCEPTIONS = {  # model type, or that of a config inside -> what no rule explain
     "glmasr_encoder": {"intermediate_size": 4 * HIDDEN},  # of which the projector makes one token
     "voxtral_encoder": {"intermediate_size": 4 * HIDDEN},
     "llama4_vision_model": {"intermediate_size": 4 * HIDDEN},
+    "florence_vision": {"projection_dim": HIDDEN},
+    "mllama_vision_model": {"intermediate_layers_indices": [1], "vision_output_dim": 2 * HIDDEN},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "mamba_d_head": HEAD_DIM},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},  # four of the one and two of the other make the width
@@ -132,7 +137,10 @@ class _Shrinker:
         self.config, self.tokens = config, tokens
         self.values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
         self.staged = any(
-            isinstance(value, (list, tuple)) and len(value) > 1 and isinstance(value[-1], int) and STAGES.fullmatch(name)
+            isinstance(value, (list, tuple))
+            and len(value) > 1
+            and isinstance(value[-1], int)
+            and STAGES.fullmatch(name)
             for name, value in self.values.items()
         )
         self.depth, self.layers = self._depths()
@@ -158,27 +166,32 @@ class _Shrinker:
                 changed[name] = {kind: self._rope(None, 3) for kind in set(self.values["layer_types"])}
                 continue
             derived = fields[name].default is None and not isinstance(value, PreTrainedConfig)
-            if derived and not PER_LAYER.fullmatch(name) and value is not None and _same(value, usual.get(name)):
+            derived = derived and not PER_LAYER.fullmatch(name) and name != "image_grid_pinpoints"
+            if derived and value is not None and _same(value, usual.get(name)):
                 continue  # made of other values, which are smaller now
             new = self._value(name, value)
             if isinstance(value, PreTrainedConfig) or not _same(new, usual.get(name)):
                 changed[name] = new
-        if "mrope_section" in getattr(self.config, "ignore_keys_at_rope_validation", ()) and "rope_parameters" in fields and not (
-            self.values["rope_parameters"] == {}
+        if (
+            "mrope_section" in getattr(self.config, "ignore_keys_at_rope_validation", ())
+            and "rope_parameters" in fields
+            and self.values["rope_parameters"] != {}
         ):
             changed["rope_parameters"] = self._rope(changed.get("rope_parameters") or self.values["rope_parameters"], 3)
         if getattr(self.config, "_out_indices", None) and "out_indices" not in changed:
             if list(self.config.out_indices) != list(type(self.config)().out_indices):
                 indices = self.config.out_indices
-                changed["out_indices"] = indices if self.staged else sorted({min(each, self.layers) for each in indices})
+                changed["out_indices"] = (
+                    indices if self.staged else sorted({min(each, self.layers) for each in indices})
+                )
         changed.update(EXCEPTIONS.get(self.config.model_type, {}))
         return type(self.config)(**changed)
 
     def _value(self, name: str, value: Any) -> Any:
         if isinstance(value, PreTrainedConfig):
             return shrink(value, self.tokens)
-        if value is None and name in ("image_token_id", "image_token_index"):
-            return self._token(10**9)
+        if value is None and name in ("image_token_id", "image_token_index", "audio_token_id"):
+            return self._token(10**9 + len(name))
         if value is None and name in SWITCHED_OFF and (name != "rope_parameters" or "vocabulary_map" in self.values):
             return SWITCHED_OFF[name]
         if isinstance(value, bool) or value is None:
@@ -200,6 +213,8 @@ class _Shrinker:
             return value
         if name == "window_size" and "downsample_rate" in self.values:
             return value
+        if name == "window_size" and value > 100:
+            return 4 * PATCH  # in pixels
         if name == "head_dim" and value == self.values.get("qk_rope_head_dim"):
             return HEAD_DIM // 2
         if name in DEPTHS:
@@ -207,7 +222,9 @@ class _Shrinker:
         if name == "num_heads" and "expand" in self.values:
             return MAMBA_HEADS
         if re.fullmatch(r"\w*(key_value|kv)_\w*heads|\w*kv_heads|\w*num_query_groups", name):
-            queries = [each for other, each in self.values.items() if other != name and re.fullmatch(r"\w*heads", other)]
+            queries = [
+                each for other, each in self.values.items() if other != name and re.fullmatch(r"\w*heads", other)
+            ]
             return min(value, HEADS if value in queries else KV_HEADS)
         for pattern, limit in COUNTS.items():
             if re.fullmatch(pattern, name):
@@ -244,7 +261,8 @@ class _Shrinker:
             return [min(each, LAYERS) for each in value]
         if LAYER_INDICES.fullmatch(name) and sorted(set(value)) == sorted(value):
             chosen = {
-                max(each, -self.layers) if each < 0 else each * self.layers // max(self.depth, max(value) + 1) for each in value
+                max(each, -self.layers) if each < 0 else each * self.layers // max(self.depth, max(value) + 1)
+                for each in value
             }
             return sorted(chosen)[1:] if len(chosen) == self.layers and len(value) < self.depth else sorted(chosen)
         if SIZES.fullmatch(name):
@@ -266,7 +284,9 @@ class _Shrinker:
 
     def _depths(self) -> tuple[int, int]:
         """How many layers there were, and how many are left: at least one of each type."""
-        types = [each for name, each in self.values.items() if PER_LAYER.fullmatch(name) and isinstance(each, (list, tuple))]
+        types = [
+            each for name, each in self.values.items() if PER_LAYER.fullmatch(name) and isinstance(each, (list, tuple))
+        ]
         dense = [self.values[name] for name in DEPTHS if isinstance(self.values.get(name), int)]
         kinds = max((len(set(map(repr, each))) for each in types), default=0)
         return (dense[0] if dense else 12), max(LAYERS, kinds)

@@ -16,7 +16,9 @@ LENGTH = 10
 VISION = re.compile(r".*(vision|visual|image|backbone|vit|pixel|encoder|detector|vq|perception).*")
 AUDIO = re.compile(r".*(audio|speech|acoustic|encoder|codec).*")
 VIDEO_ARGUMENTS = re.compile(r".*video.*|second_per_grid_ts")
-IMAGE_ARGUMENTS = re.compile(r"pixel_values\w*|image\w*|pixel_\w+|spatial_shapes|aspect_ratio\w*|tgt_sizes|patch_\w+|images\w*")
+IMAGE_ARGUMENTS = re.compile(
+    r"pixel_values\w*|image\w*|pixel_\w+|spatial_shapes|aspect_ratio\w*|tgt_sizes|patch_\w+|images\w*"
+)
 AUDIO_ARGUMENTS = re.compile(r"input_features\w*|input_values\w*|audio\w*|feature_\w+|speech\w*")
 
 
@@ -59,8 +61,7 @@ class Inputs:
         videos = {name for name in makers if VIDEO_ARGUMENTS.fullmatch(name)}
         text = {"input_ids", "mm_token_type_ids"} & set(makers)
         yield videos if images - videos or audio - videos or text else set()
-        for dropped in (videos | audio, videos | images, videos | images | audio, text | videos, text | audio | images):
-            yield dropped
+        yield from (videos | audio, videos | images, videos | images | audio, text | videos, text | audio | images)
 
     # What each argument may look like -----------------------------------------------------------------------------
 
@@ -79,7 +80,15 @@ class Inputs:
         codebooks = self.get("num_codebooks", "n_codebooks", default=0)
         length = LENGTH
         plain = self.ids(length)
-        packed = [plain[..., None].repeat(1, 1, codebooks), plain[..., None].repeat(1, 1, codebooks + 1), plain[:, None].repeat(1, codebooks, 1)] if codebooks else []
+        packed = (
+            [
+                plain[..., None].repeat(1, 1, codebooks),
+                plain[..., None].repeat(1, 1, codebooks + 1),
+                plain[:, None].repeat(1, codebooks, 1),
+            ]
+            if codebooks
+            else []
+        )
         return [plain, *packed]
 
     def _decoder_input_ids(self) -> list[Any]:
@@ -93,17 +102,24 @@ class Inputs:
     def _query_embeds(self) -> list[Any]:
         inner = self.get("encoder_hidden_size", default=64)
         queries = self.noise(1, 5, self.get("hidden_size", default=64))
-        return [] if "input_ids" in self.arguments else [
-            {"query_embeds": queries, "encoder_hidden_states": self.noise(1, LENGTH, inner)}
-        ]
+        return (
+            []
+            if "input_ids" in self.arguments
+            else [{"query_embeds": queries, "encoder_hidden_states": self.noise(1, LENGTH, inner)}]
+        )
 
     def _states(self) -> list[Any]:
         if "actions" not in self.arguments:
             return []
-        return [{
-            "states": self.noise(1, 5, self.config.state_dim), "actions": self.noise(1, 5, self.config.act_dim),
-            "rewards": self.noise(1, 5, 1), "returns_to_go": self.noise(1, 5, 1), "timesteps": torch.arange(5)[None],
-        }]
+        return [
+            {
+                "states": self.noise(1, 5, self.config.state_dim),
+                "actions": self.noise(1, 5, self.config.act_dim),
+                "rewards": self.noise(1, 5, 1),
+                "returns_to_go": self.noise(1, 5, 1),
+                "timesteps": torch.arange(5)[None],
+            }
+        ]
 
     def _hidden_states(self) -> list[Any]:
         if "padding_cache" in self.arguments:
@@ -158,6 +174,8 @@ class Inputs:
             "pixel_values": plain,
             "image_sizes": torch.tensor([[height, width]]),
             "pixel_mask": torch.ones(1, height, width, dtype=torch.long),
+            "pixel_attention_mask": torch.ones(1, height, width, dtype=torch.long),
+            "high_res_pixel_values": self.noise(1, channels, height, width),
         }
         tiled = {"pixel_values": tiles, "image_attention_mask": torch.ones(1, LENGTH, 2, dtype=torch.long)}
         tiled["pixel_attention_mask"] = torch.ones(1, 2, height, width, dtype=torch.long)
@@ -222,18 +240,30 @@ class Inputs:
     def _input_features(self) -> list[Any]:
         config = self.part(AUDIO)
         bins = get(
-            config, "num_mel_bins", "n_mels", "input_feat_per_channel", "feature_size", "input_feat_size",
-            "feature_projection_input_dim", "input_dim", default=16,
+            config,
+            "num_mel_bins",
+            "n_mels",
+            "input_feat_per_channel",
+            "feature_size",
+            "input_feat_size",
+            "feature_projection_input_dim",
+            "input_dim",
+            default=16,
         )
         positions = get(config, "max_source_positions", default=0)
         frames = 2 * positions if positions and positions <= 128 else 64
         rows = self.noise(1, frames, bins)
         mask = torch.ones(1, frames, dtype=torch.long)
         masks = {
-            "attention_mask": torch.ones(1, LENGTH, dtype=torch.long), "feature_attention_mask": mask, "input_features_mask": mask.bool(), "audio_feature_lengths": mask.sum(1),
+            "attention_mask": torch.ones(1, LENGTH, dtype=torch.long),
+            "feature_attention_mask": mask,
+            "input_features_mask": mask.bool(),
+            "audio_feature_lengths": mask.sum(1),
         }
         if "feature_attention_mask" not in self.arguments:
             del masks["attention_mask"]
+        if "input_features_mask" in self.arguments:
+            return [{"input_features": each, **more} for more in (masks, {}) for each in (rows.mT.contiguous(), rows)]
         return [{"input_features": each, **masks} for each in (rows.mT.contiguous(), rows, rows[:, None])]
 
     def _input_values(self) -> list[Any]:

@@ -1,7 +1,8 @@
 """A judge of discovery: which attention and feed-forward groups a model has, by the graph that autograd records.
 
-A contraction whose input goes back, through an activation, to the output of another one is a feed-forward network; where
-it goes back through a product of two computed tensors, it is attention. Nothing here knows of taint, or of names.
+A contraction whose input goes back, through an activation, to the output of another one is a feed-forward network;
+where it goes back through a product of two computed tensors, it is attention. A normalisation over all channels ends
+both. Nothing here knows of taint, or of names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 ACTIVATION = re.compile(
     r"(Gelu|Silu|Relu|Elu|LeakyRelu|Tanh|Sigmoid|Hardswish|Hardtanh|Softplus|Mish|Erf|Pow|Threshold|Clamp\w*"
@@ -21,6 +23,7 @@ ACTIVATION = re.compile(
 )
 NORM = re.compile(r"(NativeLayerNorm|NativeGroupNorm|Mean|FusedRmsNorm|LinalgVectorNorm|Norm|Var)\w*Backward\d")
 SOFTMAX = re.compile(r"_?(LogSoftmax|Softmax|Topk|Sort|Index)\w*Backward\d")
+SCALE = re.compile(r"(Rsqrt|Sqrt|Reciprocal|Add|Expand|ToCopy|Unsqueeze|View|Pow|Mul|Div|Clamp\w*)Backward\d")
 PRODUCT = re.compile(r"(Bmm|Baddbmm|ScaledDotProduct\w*)Backward\d")
 STATE_SPACE = re.compile(r"(?i).*(mamba|ssm|recurrent|delta|rwkv|lstm|mixer2|shortconv|lru|gru|kda|lightning).*")
 LIMIT = 400  # nodes between two contractions
@@ -53,7 +56,18 @@ class _Contractions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name not in ("linear", "addmm", "matmul", "bmm", "mm", "__matmul__", "__rmatmul__", "einsum", "conv1d", "conv2d"):
+        if name not in (
+            "linear",
+            "addmm",
+            "matmul",
+            "bmm",
+            "mm",
+            "__matmul__",
+            "__rmatmul__",
+            "einsum",
+            "conv1d",
+            "conv2d",
+        ):
             return result
         tensors = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Tensor)]
         if name == "einsum":
@@ -77,9 +91,10 @@ def expected_groups(model: nn.Module, inputs: Mapping[str, Any]) -> list[Expecte
     torch.manual_seed(0)
     with torch.enable_grad(), _Contractions(model) as seen:
         kept = model(**inputs)
+    widths = {name: _width(each, name, owners) for name, each in model.named_parameters()}
     found: dict[str, Expected] = {}
     for read, before, _ in seen.calls:
-        attention, plain = _behind(before, seen.nodes)
+        attention, plain = _behind(before, seen.nodes, widths[read])
         written = tuple(sorted(attention or plain))
         if not written or read in written or read in found:
             continue
@@ -95,8 +110,14 @@ def expected_groups(model: nn.Module, inputs: Mapping[str, Any]) -> list[Expecte
     return list(found.values())
 
 
-def _behind(node: Any, contractions: Mapping[Any, str]) -> tuple[set[str], set[str]]:
-    """The weights behind a node: with a product in between, and with an activation only."""
+def _behind(node: Any, contractions: Mapping[Any, str], width: int) -> tuple[set[str], set[str]]:
+    """The weights behind a node: with a product in between, and with an activation only.
+
+    Args:
+        node: of the graph, in front of a contraction.
+        contractions: node -> weight.
+        width: how many channels the contraction reads.
+    """
     attention: set[str] = set()
     plain: set[str] = set()
     waiting, seen = [(node, False, False)], set()
@@ -112,19 +133,65 @@ def _behind(node: Any, contractions: Mapping[Any, str]) -> tuple[set[str], set[s
                 plain.add(contractions[node])
             continue
         name = type(node).__name__
-        if SOFTMAX.fullmatch(name) or (NORM.fullmatch(name) and not product):
-            continue
         inputs = [each for each, _ in node.next_functions]
+        if SOFTMAX.fullmatch(name) or (not product and _normalises(node, width)):
+            continue
         if name.startswith("ScaledDotProduct"):
             inputs = inputs[2:3]
         waiting += [
-            (each, product or bool(PRODUCT.fullmatch(name)), active or bool(ACTIVATION.fullmatch(name))) for each in inputs
+            (each, product or bool(PRODUCT.fullmatch(name)), active or bool(ACTIVATION.fullmatch(name)))
+            for each in inputs
         ]
     return attention, plain
+
+
+def _width(weight: Tensor, name: str, owners: Mapping[str, nn.Module]) -> int:
+    """How many channels a weight reads, at least."""
+    if weight.dim() < 2:
+        return 1
+    return (
+        weight.shape[0]
+        if isinstance(owners[name], Conv1D)
+        else min(weight.shape[-2:])
+        if weight.dim() == 3
+        else (weight.shape[1])
+    )
+
+
+def _normalises(node: Any, width: int) -> bool:
+    """Whether all channels of a node's output depend on all that come in: a norm, or a product with a mean's inverse."""
+    name = type(node).__name__
+    if name.startswith("NativeLayerNorm"):
+        return node._saved_normalized_shape[-1] >= width
+    if NORM.fullmatch(name):
+        return _reduced(node) >= width
+    if not name.startswith(("Mul", "Div")):
+        return False
+    for each, _ in node.next_functions:
+        for _ in range(8):  # from a factor back to the mean that it is made of
+            if each is None:
+                break
+            if NORM.fullmatch(type(each).__name__):
+                if _reduced(each) >= width:
+                    return True
+                break
+            if not SCALE.fullmatch(type(each).__name__):
+                break
+            each = each.next_functions[0][0]  # noqa: PLW2901
+    return False
+
+
+def _reduced(node: Any) -> int:
+    """Over how many channels a node takes the mean, where it tells; otherwise more than there are."""
+    sizes, dims = getattr(node, "_saved_self_sym_sizes", None), getattr(node, "_saved_dim", None)
+    if sizes is None or not dims:
+        return 1 << 40
+    dims = [dim - (1 << 64) if dim >= 1 << 63 else dim for dim in dims]
+    return int(sizes[-1]) if -1 in dims or len(sizes) - 1 in dims else 1
 
 
 def _inside(model: nn.Module, name: str, pattern: re.Pattern[str]) -> bool:
     """Whether one of the two smallest modules around a tensor is of such a class."""
     path = name.split(".")[:-1]
     around = [model.get_submodule(".".join(path[:length])) for length in range(len(path), max(len(path) - 3, 0), -1)]
-    return any(pattern.fullmatch(type(each).__name__) for each in around)
+    return any(pattern.fullmatch(each) for each in [*(type(each).__name__ for each in around), *path[-2:]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ def perturb(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             fan = parameter[0].numel() if parameter.dim() > 1 else 25
-            parameter += torch.randn(parameter.shape, generator=generator) / max(fan, 1) ** 0.5
+            parameter.add_(torch.randn(parameter.shape, generator=generator) / max(fan, 1) ** 0.5)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
-            buffer += 0.2 * torch.randn(buffer.shape, generator=generator)
+            buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
         if name.endswith("running_var"):
-            buffer *= 1 + torch.rand(buffer.shape, generator=generator)
+            buffer.mul_(1 + torch.rand(buffer.shape, generator=generator))
 
 
 def tiny_inputs(model: nn.Module) -> dict[str, Any]:
@@ -96,8 +97,9 @@ def shapes_of(inputs: dict[str, Any]) -> str:
 
 
 def _short(error: Exception) -> str:
-    import traceback
 
     frames = traceback.extract_tb(error.__traceback__)
-    place = next((f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in reversed(frames) if "models/" in f.filename), "")
+    place = next(
+        (f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in reversed(frames) if "models/" in f.filename), ""
+    )
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} @ {place}"
