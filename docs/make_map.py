@@ -23,6 +23,7 @@ FLOORS = (
     ("scoring", "compensation", "proving", "evaluation", "report"),
     ("passes", "storage"),
     ("inputs", "merging"),
+    ("discovery",),
     ("editing", "reading", "tracing", "config"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "version"),
 )

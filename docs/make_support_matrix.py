@@ -41,7 +41,9 @@ def page_with(table):
 
 
 def _consumers(stacks, role):
-    return [f"`{sublayer.cut.consumer}`" for stack in stacks for sublayer in stack.sublayers if sublayer.role == role]
+    return [
+        f"`{sublayer.linears.consumer}`" for stack in stacks for sublayer in stack.sublayers if sublayer.role == role
+    ]
 
 
 def _remarks(stacks):
@@ -50,17 +52,17 @@ def _remarks(stacks):
     for stack in stacks:
         for sublayer in stack.sublayers:
             yield from (
-                f"`{each.path}` packs {each.parts} projections" for each in sublayer.cut.producers if each.parts > 1
+                f"`{each.path}` packs {each.parts} projections" for each in sublayer.linears.producers if each.parts > 1
             )
             if sublayer.residual.windowed:
                 yield "windows"
             if sublayer.residual.normed_output:
                 yield f"the output of {sublayer.role} is normalised"
-            if sublayer.cut.tables:
-                names = " and ".join(f"`{name}`" for name in sublayer.cut.tables)
-                yield f"{names} {'are' if len(sublayer.cut.tables) > 1 else 'is'} sliced with the heads"
-            if sublayer.cut.shared_bias:
-                owner, _, argument = sublayer.cut.shared_bias.rpartition(".")
+            if sublayer.linears.tables:
+                names = " and ".join(f"`{name}`" for name in sublayer.linears.tables)
+                yield f"{names} {'are' if len(sublayer.linears.tables) > 1 else 'is'} sliced with the heads"
+            if sublayer.linears.shared_bias:
+                owner, _, argument = sublayer.linears.shared_bias.rpartition(".")
                 of = f" of `{owner}`" if owner else ""
                 yield f"where layers share a bias, a hook in each picks its heads from `{argument}`{of}"
             if sublayer.otherwise:

@@ -4,11 +4,11 @@ Importing the package lets `AutoModel...from_pretrained` load pruned models.
 """
 
 from . import moved  # noqa: F401  (earlier import paths)
-from .architectures.find import find_groups
 from .architectures.group import Group, Producer
 from .architectures.registry import known_architectures, register_architecture
 from .architectures.stacks import Stack, heads, neurons
 from .config import OptinConfig
+from .discovery.find import find_groups
 from .editing.masking import masked
 from .files.folders import NotSavedError
 from .proving import ArchitectureProof, GroupProof, check_architecture

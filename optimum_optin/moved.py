@@ -54,11 +54,13 @@ _MOVED = {
     "uniform": ("storage.uniform",),
     "walk": ("passes.starts", "passes.walk"),
 }
+# Package that is still there -> where names are now that it had.
+_SCATTERED = {"architectures": ("discovery",)}
 
 
 def _reads(*inputs: str) -> Callable[[Any], bool]:
     def takes(model: Any) -> bool:
-        return set(import_module(f"{_PACKAGE}.architectures").stack_inputs(model).values()) == set(inputs)
+        return set(import_module(f"{_PACKAGE}.discovery").stack_inputs(model).values()) == set(inputs)
 
     return takes
 
@@ -94,4 +96,21 @@ class MovedModules:
         vars(module).update(_GONE.get(name, {}))
 
 
+def _elsewhere(package: str) -> Callable[[str], Any]:
+    """What a package does for a name that it does not have (PEP 562)."""
+
+    def look_up(name: str) -> Any:
+        for home in _SCATTERED[package]:
+            found = vars(import_module(f"{_PACKAGE}.{home}")).get(name)
+            if found is not None and not name.startswith("_"):
+                message = f"{_PACKAGE}.{package}.{name} has moved: import from {_PACKAGE}.{home}."
+                warnings.warn(message, FutureWarning, stacklevel=3)
+                return found
+        raise AttributeError(f"module {f'{_PACKAGE}.{package}'!r} has no attribute {name!r}")
+
+    return look_up
+
+
 sys.meta_path.append(MovedModules)
+for _package in _SCATTERED:
+    import_module(f"{_PACKAGE}.{_package}").__getattr__ = _elsewhere(_package)

@@ -9,7 +9,7 @@ from .architectures.group import Groups
 from .config import OptinConfig
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
-from .proving.architecture import check_proved, sliceable_groups
+from .proving.architecture import proved, sliceable_groups
 from .search.candidates import priced
 from .search.limits import numbers_of
 from .search.macs import matching_cost, total_cost
@@ -43,8 +43,7 @@ def proved_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     groups = prunable_groups(model, config)
     limits = limits_of(config, groups)
     floors = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
-    check_proved(model, groups, refits=config.compensation != "none", floors=floors)
-    return groups
+    return proved(model, groups, refits=config.compensation != "none", floors=floors)
 
 
 def check_cut(model: PreTrainedModel, groups: Groups, config: OptinConfig) -> None:

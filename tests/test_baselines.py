@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import random_masks, tiny_batch, tiny_model
 
-from optimum_optin.architectures.find import find_groups
 from optimum_optin.compensation.ridge import Regression
+from optimum_optin.discovery.find import find_groups
 from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.running.batch import samples_in
 from optimum_optin.scoring import registry

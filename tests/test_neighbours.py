@@ -28,7 +28,7 @@ from transformers import (
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.architectures.find import find_groups
+from optimum_optin.discovery.find import find_groups
 
 # Neighbours warn of each other's and their own deprecations, and of weights without elements.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -13,9 +13,9 @@ from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
-from optimum_optin.architectures import find
-from optimum_optin.architectures.find import find_layers
 from optimum_optin.commands import run
+from optimum_optin.discovery import find
+from optimum_optin.discovery.find import find_layers
 
 BATCHES = 16
 HELD_OUT = BATCHES // 8

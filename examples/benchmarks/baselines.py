@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
-from optimum_optin.architectures.find import find_groups
 from optimum_optin.architectures.group import HEADS, Groups, Masks
+from optimum_optin.discovery.find import find_groups
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.merging.schedule import constant_schedule, scored_schedule

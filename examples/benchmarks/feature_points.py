@@ -13,7 +13,7 @@ import torch
 from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig, find_groups, masked
-from optimum_optin.architectures.find import find_layers
+from optimum_optin.discovery.find import find_layers
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.inputs.tokens import token_masks

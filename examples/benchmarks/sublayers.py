@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from optimum_optin.architectures.find import find_layers
 from optimum_optin.compensation.ridge import Regression
+from optimum_optin.discovery.find import find_layers
 from optimum_optin.passes.hooks import observed, replayed
 from optimum_optin.running.batch import token_mask
 

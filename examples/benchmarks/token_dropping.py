@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from tasks import add_task_arguments, load_task
 
-from optimum_optin.architectures.find import find_groups, find_layers, key_projections
 from optimum_optin.architectures.group import HEADS
+from optimum_optin.discovery import find_groups, find_layers, key_projections
 from optimum_optin.inputs.vision import image_tokens, usual_image
 from optimum_optin.merging.hooks import merging
 from optimum_optin.merging.schedule import constant_schedule

@@ -2,7 +2,7 @@
 
 A unit is the smallest removable thing (an attention head, an FFN neuron). A group holds one
 sublayer's units; they share a consumer, the linear that reads them, and producers, the linears that
-write them. Multiplying the consumer's input by a mask equals slicing consumer and producers: scoring,
+write them. Multiplying the consumer's input by a mask equals slicing all tensors that units own a part of: scoring,
 evaluation and rewriting all rest on that one fact.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 HEADS = "heads"
@@ -41,7 +42,7 @@ class Producer:
 
     Args:
         path: module path, e.g. `"attention.self.query"`.
-        parts: how many equal blocks of units the rows hold, e.g. 3 for a packed q/k/v projection.
+        parts: in how many equal blocks its rows hold the units, e.g. 3 for a packed q/k/v projection.
     """
 
     path: str
@@ -49,37 +50,64 @@ class Producer:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What is sliced when units of a sublayer are removed; paths of modules, parameters and attributes.
+class Blocks:
+    """The indices that units own along one dimension of a tensor, in blocks that follow each other.
+
+    In a block, units follow each other, too: a packed q/k/v projection has three blocks of a head's width. What lies
+    outside of the blocks belongs to no unit, and stays.
 
     Args:
-        consumer: the linear that reads the units.
-        producers: the linears that write them.
-        core: the attention module, which is replaced when no unit is left; `None` where empty linears will do.
-        counters: attributes that are set to what is left: path -> `"units"` or `"features"` (units * width).
-        tables: learned tables with an entry per head: path of the parameter -> its dimension of heads; those that a
-            model does not have are passed over.
-        shared_bias: path of a module, then the name of its argument that carries the position bias of all heads, which
-            is one for the whole stack (MPNet); an argument of the layer itself has no path before it.
+        tensor: name of the parameter or buffer.
+        dim: the dimension.
+        widths: for each block, how many indices a unit owns there.
+        start: where the first block begins.
     """
 
-    consumer: str
-    producers: tuple[Producer, ...]
-    core: str | None = None
-    counters: Mapping[str, str] = field(default_factory=dict)
-    tables: Mapping[str, int] = field(default_factory=dict)
-    shared_bias: str | None = None
+    tensor: str
+    dim: int
+    widths: tuple[int, ...]
+    start: int = 0
 
-    def below(self, path: str) -> Cut:
-        """The same cut with paths from the model, where this one has paths from the layer at `path`."""
-        return Cut(
-            f"{path}.{self.consumer}",
-            tuple(Producer(f"{path}.{producer.path}", producer.parts) for producer in self.producers),
-            self.core and f"{path}.{self.core}",
-            {f"{path}.{name}": kind for name, kind in self.counters.items()},
-            {f"{path}.{name}": dim for name, dim in self.tables.items()},
-            self.shared_bias and f"{path}.{self.shared_bias}",
-        )
+    def indices(self, units: int, chosen: Tensor, size: int) -> Tensor:
+        """The indices of some units, and those of none.
+
+        Args:
+            units: how many units there are.
+            chosen: units, in the order that they are to have, shape (chosen,).
+            size: the tensor's size along the dimension.
+        """
+        found, start = [torch.arange(self.start, device=chosen.device)], self.start
+        for width in self.widths:
+            inside = torch.arange(width, device=chosen.device)
+            found.append((start + chosen[:, None] * width + inside).flatten())
+            start += units * width
+        return torch.cat([*found, torch.arange(start, size, device=chosen.device)])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is sliced when units are removed; names and paths from the model.
+
+    Args:
+        consumer: path of the linear that reads the units; `None` where it is no linear, or there are several.
+        producers: the linears that write them.
+        writes: what the units own of the tensors that write them.
+        reads: what they own of those that read them. To multiply what is read by a mask is to cut all of these.
+        counters: attributes that count units, and must follow: path -> how much one unit counts.
+        core: the attention module, which is replaced when no unit is left; `None` where empty linears will do.
+        shared_bias: path of a module, then the name of its argument that carries the position bias of all heads, which
+            is one for the whole stack (MPNet).
+        parts: modules that a bias of the units comes from, and that go with the last unit.
+    """
+
+    consumer: str | None
+    producers: tuple[Producer, ...]
+    writes: tuple[Blocks, ...] = ()
+    reads: tuple[Blocks, ...] = ()
+    counters: Mapping[str, int] = field(default_factory=dict)
+    core: str | None = None
+    shared_bias: str | None = None
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +152,7 @@ class Group:
         residual: what a walk through the layers must know.
         config_fields: what a uniform layout must know: attributes of the model's config from which transformers' own
             class reads this size, each proportional to `units`; empty if that class cannot be built with fewer units.
+        least: how few units may stay, as far as that was found out.
     """
 
     layer: str
@@ -133,6 +162,7 @@ class Group:
     cut: Cut
     residual: Residual = Residual()
     config_fields: tuple[str, ...] = ()
+    least: int = 0
 
     @property
     def key(self) -> str:
@@ -140,8 +170,8 @@ class Group:
         return f"{self.layer}.{self.role}"
 
     @property
-    def consumer(self) -> str:
-        """Path of the linear that reads the units."""
+    def consumer(self) -> str | None:
+        """Path of the linear that reads the units; `None` where it is no linear, or there are several."""
         return self.cut.consumer
 
     @property
@@ -160,11 +190,15 @@ class Groups:
         members: the groups.
         layers: every layer in order of execution, those without units included: name -> module path.
         inputs: every stack in order of execution: name -> the model input that the stack's tokens are made of.
+        left_whole: what was found and is in no group, because it cannot be cut or was not proved: name -> reason.
+        sample: what the model was traced with, a batch of one sample; `None` if it was not traced.
     """
 
     members: tuple[Group, ...]
     layers: Mapping[str, str]
     inputs: Mapping[str, str]
+    left_whole: Mapping[str, str] = field(default_factory=dict)
+    sample: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.members)

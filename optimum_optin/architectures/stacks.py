@@ -5,10 +5,33 @@ Paths are relative to the layer (sublayers) or to the base model (layers).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 
-from .group import HEADS, NEURONS, Cut, Producer, Residual
+from .group import HEADS, NEURONS, Producer, Residual
+
+
+@dataclass(frozen=True)
+class Linears:
+    """What is sliced when units of a sublayer are removed; paths of modules, parameters and attributes.
+
+    Args:
+        consumer: the linear that reads the units.
+        producers: the linears that write them.
+        core: the attention module, which is replaced when no unit is left; `None` where empty linears will do.
+        counters: attributes that are set to what is left: path -> `"units"` or `"features"` (units * width).
+        tables: learned tables with an entry per head: path of the parameter -> its dimension of heads; those that a
+            model does not have are passed over.
+        shared_bias: path of a module, then the name of its argument that carries the position bias of all heads, which
+            is one for the whole stack (MPNet); an argument of the layer itself has no path before it.
+    """
+
+    consumer: str
+    producers: tuple[Producer, ...]
+    core: str | None = None
+    counters: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, int] = field(default_factory=dict)
+    shared_bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -18,7 +41,7 @@ class Sublayer:
     Args:
         role: see `Group`.
         width: consumer input columns per unit, or the path of the attribute that holds the number.
-        cut: see `Group`.
+        linears: what reads and writes the units.
         residual: see `Group`.
         config_fields: see `Group`.
         otherwise: what a layer has instead in models that lack one of these linears.
@@ -26,7 +49,7 @@ class Sublayer:
 
     role: str
     width: int | str
-    cut: Cut
+    linears: Linears
     residual: Residual
     config_fields: tuple[str, ...] = ()
     otherwise: Sublayer | None = None
@@ -58,7 +81,7 @@ class Stack:
 
 
 def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
-    """Attention heads of the module at `core`; `options` are fields of `Cut`, `Residual` and `Sublayer`."""
+    """Attention heads of the module at `core`; `options` are fields of `Linears`, `Residual` and `Sublayer`."""
     return _sublayer(HEADS, width, producers, consumer, core=core, **options)
 
 
@@ -79,4 +102,4 @@ def _sublayer(
 ) -> Sublayer:
     linears = tuple(Producer(producer) if isinstance(producer, str) else producer for producer in producers)
     beside = {each.name: options.pop(each.name) for each in fields(Residual) if each.name in options}
-    return Sublayer(role, width, Cut(consumer, linears, **options), Residual(**beside), config_fields, otherwise)
+    return Sublayer(role, width, Linears(consumer, linears, **options), Residual(**beside), config_fields, otherwise)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Group, Masks, stack_of
+from ..architectures.group import Blocks, Group, Masks, stack_of
 
 
 @contextmanager
@@ -19,11 +19,17 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
         model: the model, not changed.
         groups: its groups; those without a mask stay whole.
         masks: group key -> mask of shape (units,), or (batch, units) for one mask per sample. A mask
-            may require gradients: its gradient is then the sensitivity of each unit.
+            may require gradients: its gradient is then the sensitivity of each unit. For a group without a consumer it
+            must be of shape (units,).
     """
     with ExitStack() as stack:
         for group in groups:
-            if group.key in masks:
+            if group.key not in masks:
+                continue
+            if group.consumer is None:
+                for part in group.cut.reads:
+                    stack.enter_context(_without(model, part, masks[group.key]))
+            else:
                 consumer = model.get_submodule(group.consumer)
                 hook = consumer.register_forward_pre_hook(_masking_hook(masks[group.key], group.width))
                 stack.callback(hook.remove)
@@ -63,6 +69,28 @@ def gradients(functional: Tensor, leaves: Sequence[Tensor], keep_graph: bool = F
             "need: let forward do without torch.no_grad, detach() and numpy, and use every sample and layer. "
             "(scorer='exact' with compensation='none' takes it as it is.)"
         ) from error
+
+
+@contextmanager
+def _without(model: nn.Module, part: Blocks, mask: Tensor) -> Iterator[None]:
+    """Let a module read its units by a copy of its weight, multiplied by a mask of shape (units,); undone on exit."""
+    path, _, name = part.tensor.rpartition(".")
+    module = model.get_submodule(path)
+    tensors = module._parameters if name in module._parameters else module._buffers
+    weight, dims = tensors[name], [1] * tensors[name].dim()
+    factors = torch.ones(weight.shape[part.dim], dtype=mask.dtype, device=mask.device)
+    place = part.start
+    for width in part.widths:
+        end = place + len(mask) * width
+        factors = torch.cat([factors[:place], mask.repeat_interleave(width), factors[end:]])
+        place = end
+    dims[part.dim] = -1
+    copied = weight.detach() * factors.to(weight).view(dims)
+    tensors[name] = nn.Parameter(copied, requires_grad=False) if name in module._parameters else copied
+    try:
+        yield
+    finally:
+        tensors[name] = weight
 
 
 def _masking_hook(mask: Tensor, width: int):

@@ -1,21 +1,22 @@
-"""Rewriting: slice producers and consumers to the kept units, in place.
+"""Rewriting: slice all tensors that units own a part of to the kept units, in place.
 
-What comes out is an ordinary model of smaller linears. Works on the meta device too, which is how a
+What comes out is an ordinary model of smaller modules. Works on the meta device too, which is how a
 saved model is rebuilt before its weights are loaded.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import singledispatch
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
 
-from ..architectures.group import Cut, Group, Masks, attribute
+from ..architectures.group import Blocks, Cut, Group, Masks
 
 
 def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
@@ -49,19 +50,14 @@ def take_units(model: nn.Module, group: Group, kept: Tensor) -> None:
         kept: indices of the units to keep, in their new order; a unit that is named twice is there twice.
     """
     cut = group.cut
-    size = group.units * group.width
-    columns = (kept[:, None] * group.width + torch.arange(group.width, device=kept.device)).flatten()
-    for producer in cut.producers:
-        rows = torch.cat([columns + part * size for part in range(producer.parts)])
-        slice_outputs(model.get_submodule(producer.path), rows)
-    slice_inputs(model.get_submodule(cut.consumer), columns)
-    for path, dim in cut.tables.items():
-        _set(model, path, _sliced(attribute(model, path), dim, kept))
-    for path, kind in cut.counters.items():
-        _set(model, path, len(columns) if kind == "features" else len(kept))
+    slices = (*cut.writes, *cut.reads)
+    for part in slices:
+        _slice(model, part, group.units, kept)
+    for path, amount in cut.counters.items():
+        set_attribute(model, path, amount * len(kept))
     if len(kept) == 0:
-        for path in (cut.consumer, *(producer.path for producer in cut.producers)):
-            empty(model.get_submodule(path))
+        for part in slices:
+            empty(model.get_submodule(part.tensor.rpartition(".")[0]))
     if cut.core and len(kept) == 0:
         _remove_core(model, cut)
     elif cut.shared_bias:
@@ -155,9 +151,29 @@ class HeadSelector:
         return bias if bias is None or bias.shape[1] == 1 else bias[:, self.kept]
 
 
-def _set(model: nn.Module, path: str, value: Any) -> None:
-    module, _, name = path.rpartition(".")
-    setattr(model.get_submodule(module), name, value)
+def set_attribute(model: nn.Module, path: str, value: Any) -> None:
+    """Set the attribute at a path, in place; what it belongs to, if it is no module, becomes the module's own copy."""
+    path, _, name = path.rpartition(".")
+    owner: Any = model
+    for place in path.split(".") if path else ():
+        inner = getattr(owner, place)
+        if not isinstance(inner, nn.Module):  # a config, which other modules read as well
+            inner = copy.copy(inner)
+            setattr(owner, place, inner)
+        owner = inner
+    setattr(owner, name, value)
+
+
+def _slice(model: nn.Module, part: Blocks, units: int, kept: Tensor) -> None:
+    path, _, name = part.tensor.rpartition(".")
+    module = model.get_submodule(path)
+    tensor = getattr(module, name)
+    index = part.indices(units, kept.to(tensor.device), tensor.shape[part.dim])
+    sliced = tensor.detach().index_select(part.dim, index)
+    if name in module._parameters:
+        sliced = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
+    setattr(module, name, sliced)
+    follow_shapes(module)
 
 
 def _remove_core(model: nn.Module, cut: Cut) -> None:
@@ -166,10 +182,9 @@ def _remove_core(model: nn.Module, cut: Cut) -> None:
     core = model.get_submodule(cut.core)
     removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
     model.set_submodule(cut.core, removed.train(core.training))
-    for path in cut.tables:
+    for path in cut.parts:
         # The module that makes a bias of a table cannot reshape an empty one; `None` says that there is no bias.
-        if not path.startswith(f"{cut.core}."):
-            _set(model, path.rpartition(".")[0], None)
+        set_attribute(model, path, None)
 
 
 def _select_heads(reader: nn.Module, argument: str, kept: Tensor) -> None:
@@ -182,7 +197,7 @@ def _select_heads(reader: nn.Module, argument: str, kept: Tensor) -> None:
 
 
 def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:
-    """Raise if something that `rewrite` would slice is not a plain module of its group's own.
+    """Raise if something that `rewrite` would slice is not a plain tensor of its group's own.
 
     Raises:
         ValueError: a module is of a kind that we cannot slice (an adapter's), has a weight that is computed from
@@ -190,68 +205,89 @@ def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:
     """
     seen: dict[nn.Module, str] = {}
     for group in groups:
-        parts = [(producer.path, slice_outputs) for producer in group.producers] + [(group.consumer, slice_inputs)]
-        for path, cut in parts:
+        for part in (*group.cut.writes, *group.cut.reads):
+            path, _, name = part.tensor.rpartition(".")
             module = model.get_submodule(path)
-            kind = f"{type(module).__module__}.{type(module).__name__}"
-            if cut.dispatch(type(module)) is cut.dispatch(object):
-                raise ValueError(
-                    f"{path} is a {kind}, which we cannot slice: merge adapters first (merge_and_unload), or "
-                    f"register a case with {cut.__name__}.register."
-                )
-            own = type(module) not in cut.registry and type(module).forward is not nn.Linear.forward
-            if isinstance(module, nn.Linear) and own:
-                raise ValueError(
-                    f"{path} is a {kind}, a linear with a forward of its own, which we cannot slice: merge adapters "
-                    f"first (merge_and_unload), or register a case with {cut.__name__}.register."
-                )
-            if isinstance(module, nn.Linear) and "weight" not in module._parameters:
-                raise ValueError(
-                    f"the weight of {path} ({kind}) is computed from others: remove parametrizations, norms and masks "
-                    "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
-                )
+            _check_plain(module, path, name)
             if seen.setdefault(module, path) != path:
                 raise ValueError(
                     f"{path} and {seen[module]} are one module, which we cannot cut for both: copy it first."
                 )
 
 
+def _check_plain(module: nn.Module, path: str, name: str) -> None:
+    kind = f"{type(module).__module__}.{type(module).__name__}"
+    linear, own = isinstance(module, nn.Linear), name in module._parameters or name in module._buffers
+    if (
+        linear
+        and type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear)
+        and type(module).forward is not nn.Linear.forward
+    ):
+        raise ValueError(
+            f"{path} is a {kind}, a linear with a forward of its own, which we cannot slice: merge adapters first "
+            "(merge_and_unload), or turn it into a plain nn.Linear."
+        )
+    if not own and linear:
+        raise ValueError(
+            f"the weight of {path} ({kind}) is computed from others: remove parametrizations, norms and masks "
+            "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)."
+        )
+    if not own:
+        raise ValueError(
+            f"{path} is a {kind}, which we cannot slice: merge adapters first (merge_and_unload), or keep the "
+            f"weights in a {name} of the module's own."
+        )
+
+
 @singledispatch
-def slice_outputs(module: nn.Module, rows: Tensor) -> None:
-    """Keep the output features `rows` of a producer, in place.
-
-    Raises:
-        TypeError: no function is registered for this kind of module.
-    """
-    raise TypeError(
-        f"cannot slice the outputs of {type(module).__name__}: register a case with slice_outputs.register."
-    )
+def follow_shapes(module: nn.Module) -> None:
+    """Set what a module says of the shapes of its tensors to what they are, in place; register a case for a class."""
 
 
-@singledispatch
-def slice_inputs(module: nn.Module, columns: Tensor) -> None:
-    """Keep the input features `columns` of a consumer, in place.
-
-    Raises:
-        TypeError: no function is registered for this kind of module.
-    """
-    raise TypeError(f"cannot slice the inputs of {type(module).__name__}: register a case with slice_inputs.register.")
+@follow_shapes.register
+def _(module: nn.Linear) -> None:
+    module.out_features, module.in_features = module.weight.shape
 
 
-@slice_outputs.register
-def _(module: nn.Linear, rows: Tensor) -> None:
-    module.weight = _sliced(module.weight, 0, rows)
-    if module.bias is not None:
-        module.bias = _sliced(module.bias, 0, rows)
-    module.out_features = len(rows)
+@follow_shapes.register
+def _(module: Conv1D) -> None:
+    module.nx, module.nf = module.weight.shape
 
 
-@slice_inputs.register
-def _(module: nn.Linear, columns: Tensor) -> None:
-    module.weight = _sliced(module.weight, 1, columns)
-    module.in_features = len(columns)
+@follow_shapes.register(nn.Conv1d)
+@follow_shapes.register(nn.Conv2d)
+@follow_shapes.register(nn.Conv3d)
+def _(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+    outputs, inputs = module.weight.shape[:2]
+    if module.groups > 1:  # groups go with the channels that they write
+        module.groups = module.groups * outputs // module.out_channels
+    module.out_channels, module.in_channels = outputs, inputs * module.groups
 
 
-def _sliced(parameter: nn.Parameter, dim: int, index: Tensor) -> nn.Parameter:
-    kept = parameter.detach().index_select(dim, index.to(parameter.device))
-    return nn.Parameter(kept, requires_grad=parameter.requires_grad)
+@follow_shapes.register(nn.BatchNorm1d)
+@follow_shapes.register(nn.BatchNorm2d)
+@follow_shapes.register(nn.BatchNorm3d)
+@follow_shapes.register(nn.SyncBatchNorm)
+def _(module: nn.Module) -> None:
+    module.num_features = len(module.weight if module.running_mean is None else module.running_mean)
+
+
+@follow_shapes.register(nn.LayerNorm)
+@follow_shapes.register(nn.RMSNorm)
+def _(module: nn.LayerNorm | nn.RMSNorm) -> None:
+    module.normalized_shape = tuple(module.weight.shape)
+
+
+@follow_shapes.register
+def _(module: nn.GroupNorm) -> None:
+    module.num_channels = len(module.weight)
+
+
+@follow_shapes.register
+def _(module: nn.Embedding) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+@follow_shapes.register
+def _(module: nn.PReLU) -> None:
+    module.num_parameters = len(module.weight)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..architectures.find import stack_inputs
+from ..discovery.find import stack_inputs
 from ..reading.columns import check_unused
 from ..running.batch import Batch, samples_in
 from .encoding import model_inputs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
 
-from ..architectures.find import stack_inputs
+from ..discovery.find import stack_inputs
 from ..running.batch import Batch, token_mask
 from .encoding import check_texts, max_tokens, probe_text, text_batches
 from .images import image_batches

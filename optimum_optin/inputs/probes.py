@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..architectures.find import stack_inputs
+from ..discovery.find import stack_inputs
 from ..running.batch import Batch, samples_in
 from .modalities import modality_of
 from .tokens import token_masks

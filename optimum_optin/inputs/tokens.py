@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..architectures.find import stack_inputs
+from ..discovery.find import stack_inputs
 from ..running.batch import Batch
 from .modalities import modality_of
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..architectures.find import find_layers, stack_inputs
 from ..architectures.group import stack_of
+from ..discovery.find import find_layers, stack_inputs
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import call_model, logits_of, run_model

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..architectures.find import key_projection
 from ..architectures.group import HEADS, Groups
 from ..config import OptinConfig
+from ..discovery.declared import key_projection
 from .matching import match_tokens, merge_tokens, most_merges, take_tokens
 from .schedule import TokenSchedule
 

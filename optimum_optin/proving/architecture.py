@@ -12,8 +12,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architectures.find import find_groups, stack_inputs
 from ..architectures.group import Groups
+from ..discovery.find import find_groups, is_declared, stack_inputs
 from ..editing.surgery import check_sliceable
 from ..running.batch import Batch
 from ..running.facts import measured_once
@@ -25,30 +25,30 @@ from ..storage.integrity import check_own
 from ..storage.loading import check_loaded
 from .cuts import cut_trials, without_effect
 from .linears import counter_problems, running_problems
-from .observation import Observation, observe, rounding_of
+from .observation import Observation, linears_of, observe, rounding_of
 from .repeats import check_repeats
 from .samples import made_up_sample
 from .stream import refit_problems
 from .verdict import ArchitectureProof, GroupProof
 
 
-def check_architecture(model: PreTrainedModel, sample: Batch | None = None) -> ArchitectureProof:
-    """Prove that a model can be pruned as its row in the table of architectures says, or say why it cannot.
+def check_architecture(model: nn.Module, sample: Batch | None = None) -> ArchitectureProof:
+    """Prove that a model can be pruned as its row says, or as it was traced, or say why it cannot.
 
     Some ten passes of one sample and a copy that holds what is cut; the model is the same afterwards. `OptinPruner`
     does the same before it scores or prunes.
 
     Args:
-        model: a model of transformers.
+        model: a model of transformers, or any other module, then with a sample.
         sample: inputs of the model, a batch of one sample or more; `None` makes one up. What is proved holds for what
-            the model does with this sample.
+            the model does with this sample. A model of a type that is not registered is traced with it (`find_groups`).
 
     Returns:
         What was proved of each group, and why the rest was not. See `ArchitectureProof.check`.
 
     Raises:
-        ValueError: the architecture is unknown, or there is something else on the model that cannot be cut.
-        TypeError: not a model of transformers.
+        ValueError: the model cannot be traced, or there is something on it that cannot be cut.
+        TypeError: not a model of transformers, and no sample.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -58,28 +58,39 @@ def check_architecture(model: PreTrainedModel, sample: Batch | None = None) -> A
         >>> check_architecture(BertModel(shape)).proved
         True
     """
-    check_model(model)
-    groups = sliceable_groups(model)
-    return prove(model, groups, None if sample is None else send_to_device(dict(sample), model.device))
+    if sample is None or not isinstance(model, nn.Module):
+        check_model(model)
+    if sample is not None:
+        sample = send_to_device(dict(sample), next(model.parameters()).device)
+    return prove(model, sliceable_groups(model, sample), sample)
 
 
-def sliceable_groups(model: PreTrainedModel) -> Groups:
-    """The model's groups, if nothing that can be seen without a pass is in the way of a cut.
+def sliceable_groups(model: nn.Module, sample: Batch | None = None) -> Groups:
+    """The model's groups, if nothing that can be seen is in the way of a cut.
+
+    Args:
+        model: the model.
+        sample: see `find_groups`.
 
     Raises:
         ValueError: says what is in the way, and what to do.
     """
     check_loaded(model)
-    check_forward(model, stack_inputs(model).values())
-    groups = find_groups(model)
+    if is_declared(model):
+        check_forward(model, stack_inputs(model).values())
+    groups = find_groups(model, sample)
     check_sliceable(model, groups)
-    check_own(model)
+    if isinstance(model, PreTrainedModel):
+        check_own(model)
     check_prepared(model)
     return groups
 
 
-def check_proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[str, int]) -> None:
-    """Raise if it cannot be proved that a model can be pruned; once for each model object and row, if it can.
+def proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[str, int]) -> Groups:
+    """The groups that it was proved of that they can be pruned; proved once for each model object and its groups.
+
+    Of a model whose row says what its groups are, all must be. Of one that was traced, the others are left whole, and
+    said to be in `Groups.left_whole`.
 
     Args:
         model: the model, unchanged.
@@ -88,17 +99,37 @@ def check_proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapp
         floors: see `ArchitectureProof.check`.
 
     Raises:
-        ValueError: see `ArchitectureProof.check`.
+        ValueError: see `ArchitectureProof.check`; or nothing could be proved.
     """
 
     def measure() -> ArchitectureProof:
         proof = prove(model, groups)
-        proof.check(refits=refits, floors=floors)  # what is in the way may be mended on the same object
+        if is_declared(model):
+            proof.check(refits=refits, floors=floors)  # what is in the way may be mended on the same object
         return proof
 
-    attention = getattr(model.config, "_attn_implementation", None)
-    proof = measured_once(model, ("proof", repr(groups), model.dtype, attention), measure)
-    proof.check(refits=refits, floors=floors)
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    proof = measured_once(model, ("proof", repr(groups), next(model.parameters()).dtype, attention), measure)
+    if is_declared(model):
+        proof.check(refits=refits, floors=floors)
+        return groups
+    usable = proof.usable(refits=refits)
+    if not usable:
+        proof.check(refits=refits, floors=floors)
+        raise ValueError(f"nothing of this {proof.model_type!r} model ({proof.model}) can be pruned: {_tried(groups)}.")
+    return replace(
+        groups,
+        members=tuple(group for group in groups if group.key in usable),
+        left_whole={**groups.left_whole, **proof.reasons(refits=refits)},
+    )
+
+
+def _tried(groups: Groups) -> str:
+    left = [f"{name}: {reason}" for name, reason in groups.left_whole.items()]
+    return "; ".join(left[:_FEW]) or "tracing found no units, only weights that all channels go through"
+
+
+_FEW = 3  # reasons in an error
 
 
 @torch.inference_mode(False)
@@ -106,10 +137,11 @@ def prove(model: nn.Module, groups: Groups, sample: Batch | None = None) -> Arch
     """Prove what can be proved of a model's groups on one sample; see `check_architecture`."""
     started = time.perf_counter()
     rounding = rounding_of(model)
-    found = ArchitectureProof(type(model).__name__, model.config.model_type, rounding=rounding)
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    found = ArchitectureProof(type(model).__name__, model_type, rounding=rounding, left_whole=groups.left_whole)
     gpus = sorted({each.device.index for each in model.parameters() if each.is_cuda})
     with torch.random.fork_rng(gpus), frozen(model):
-        sample = made_up_sample(model) if sample is None else sample
+        sample = made_up_sample(model, groups) if sample is None else sample
         try:
             dense = _observed(model, groups, sample)
             repeatable = check_repeats(model, groups, sample, dense.states, rounding)
@@ -127,16 +159,19 @@ def _proofs(
 ) -> tuple[tuple[GroupProof, ...], float]:
     """What was proved of each group, and the largest difference that was taken for rounding."""
     odd = running_problems(groups, dense)
-    running = replace(groups, members=tuple(group for group in groups if group.key not in odd))
+    # Masks on what does not run say nothing; on what runs several times, they do.
+    idle = {group.key for group in groups if any(dense.runs[path] == 0 for path in linears_of(group))}
+    running = replace(groups, members=tuple(group for group in groups if group.key not in idle))
     trials = cut_trials(model, running, sample, rounding) if len(running) else {}
-    cut = {key: trial.problem for key, trial in trials.items() if trial.problem}
+    cut = {key: trial.problem for key, trial in trials.items() if trial.problem} | counter_problems(model, groups)
+    even = replace(groups, members=tuple(group for group in groups if group.key not in odd))
     refit = refit_problems(model, groups, odd, dense, rounding)
-    idle = without_effect(model, running, sample, dense)
-    cut |= counter_problems(model, groups) | odd  # what is worst comes last
+    without = without_effect(model, even, sample, dense)
     proofs = []
     for group in groups:
-        least = trials[group.key].least if group.key in trials else 1
-        proofs.append(GroupProof(group, least, cut.get(group.key), refit.get(group.key), group.key not in idle))
+        least = max(group.least, trials[group.key].least if group.key in trials else 1)
+        reasons = cut.get(group.key), odd.get(group.key), refit.get(group.key)
+        proofs.append(GroupProof(group, least, *reasons, effect=group.key not in without))
     return tuple(proofs), max((trial.largest for trial in trials.values()), default=0.0)
 
 

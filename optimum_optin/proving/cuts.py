@@ -15,7 +15,11 @@ from ..editing.surgery import rewrite
 from ..running.batch import Batch
 from .observation import Observation, difference, differences, fed, states_of
 
-_HALF, _ONE, _NONE = "every second unit", "all units but one", "all units"  # what is cut, one after the other
+_HALF, _ONE, _NONE = (
+    "every second unit",
+    "all units but the least that may stay",
+    "all units that may go",
+)  # what is cut, one after the other
 
 _ROW = "its row names a wrong width, producer or consumer, or misses a counter, a table or a shared bias"
 _MUCH = 1e-3  # rounding, in half precision, that adds up over many layers
@@ -113,15 +117,16 @@ def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, T
     """What is cut, masks of the whole groups, and of what the masks before have left of them."""
     before = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
     for what in (_HALF, _ONE, _NONE):
-        masks = {group.key: _mask(group.units, what) for group in groups}
+        masks = {group.key: _mask(group, what) for group in groups}
         yield what, masks, {key: mask[before[key]] for key, mask in masks.items()}
         before = masks
 
 
-def _mask(units: int, what: str) -> Tensor:
-    places = torch.arange(units)
-    last = (units - 1) // 2 * 2  # of every second one
-    return {_HALF: places % 2 == 0, _ONE: places == last, _NONE: places < 0}[what]
+def _mask(group: Group, what: str) -> Tensor:
+    places = torch.arange(group.units)
+    half = places % 2 == 0
+    most = {_HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
+    return half & (half.flip(0).cumsum(0).flip(0) <= most)  # the last of every second one
 
 
 def _with(group: Group, mask: Tensor) -> Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..architectures.group import Group, Groups
-from .observation import Observation
+from .observation import Observation, linears_of
 
 
 def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
@@ -17,17 +17,18 @@ def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
     """
     found = {}
     for group in groups:
-        for path, kind in group.cut.counters.items():
-            count = group.units * (group.width if kind == "features" else 1)
+        for path, amount in group.cut.counters.items():
+            count = group.units * amount
             module, _, name = path.rpartition(".")
             held = getattr(model.get_submodule(module), name, None)
             if held != count:
-                found.setdefault(group.key, f"its counter {path} is {held!r}, where its row says {kind}: {count}")
+                said = f"{group.units} units, {amount} for each: {count}"
+                found.setdefault(group.key, f"its counter {path} is {held!r}, where its row says {said}")
     return found
 
 
 def running_problems(groups: Groups, dense: Observation) -> dict[str, str]:
-    """Group key -> why scores, costs or masks would be wrong for how layer and linears run; none where they would not.
+    """Group key -> why its units cannot be scored, for how layer and linears run; none where they can.
 
     Args:
         groups: the model's groups.
@@ -38,7 +39,10 @@ def running_problems(groups: Groups, dense: Observation) -> dict[str, str]:
 
 
 def _problem(group: Group, layer: str, dense: Observation) -> str | None:
-    for path in (layer, *(producer.path for producer in group.producers), group.consumer):
+    if group.consumer is None:
+        names = " and ".join(part.tensor for part in group.cut.reads)
+        return f"its units are read by {names}, which is not the weight of one linear that reads them alone"
+    for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
         if dense.runs[path] > 1:
@@ -46,7 +50,7 @@ def _problem(group: Group, layer: str, dense: Observation) -> str | None:
                 f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, counted and refitted as "
                 "if it ran once. What several layers or steps share cannot be pruned yet"
             )
-    for path in (*(producer.path for producer in group.producers), group.consumer):
+    for path in linears_of(group):
         read = dense.reads[path]
         if read is None or read.dim() != 3:
             what = "nothing by place" if read is None else f"a tensor of shape {tuple(read.shape)}"

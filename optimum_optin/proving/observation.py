@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Groups
+from ..architectures.group import Group, Groups
 from ..passes.starts import Call
 from ..passes.trajectory import hidden_states
 from ..running.batch import Batch
@@ -45,7 +45,7 @@ class Observation:
 def observe(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
     """Run a model, frozen and whole, on a sample; see `Observation`."""
     seen = Observation({})
-    paths = {group.consumer for group in groups} | {each.path for group in groups for each in group.producers}
+    paths = {path for group in groups for path in linears_of(group)}
     hooks = {path: _reading_hook(seen, path) for path in paths}
     with ExitStack() as stack:
         for path, hook in hooks.items():
@@ -58,12 +58,18 @@ def observe(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
     return seen
 
 
+def linears_of(group: Group) -> list[str]:
+    """Paths of a group's producers and consumer."""
+    return [*(producer.path for producer in group.producers), *([group.consumer] if group.consumer else [])]
+
+
 @torch.no_grad()
 def states_of(model: nn.Module, groups: Groups, sample: Batch) -> States:
     """Run a model, or what was cut of it, on a sample; see `States`."""
     states: States = {}
     with ExitStack() as stack:
-        for name, path in ({group.key: group.consumer for group in groups} | dict(groups.layers)).items():
+        consumers = {group.key: group.consumer for group in groups if group.consumer is not None}
+        for name, path in (consumers | dict(groups.layers)).items():
             hook = model.get_submodule(path).register_forward_hook(_returning_hook(states, name))
             stack.callback(hook.remove)
         outputs = run_model(model, sample)

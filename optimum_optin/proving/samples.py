@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..architectures.group import Groups
 from ..inputs.modalities import modality_of
 from ..inputs.vision import usual_image
 from ..running.batch import Batch
@@ -12,8 +13,10 @@ from ..running.batch import Batch
 _TOKENS = 16  # of a text, or what else may have any number
 
 
-def made_up_sample(model: nn.Module) -> Batch:
-    """One sample of a model's modality, drawn with a fixed seed, on the model's device."""
+def made_up_sample(model: nn.Module, groups: Groups) -> Batch:
+    """One sample of a model's modality, drawn with a fixed seed, on the model's device; or what it was traced with."""
+    if groups.sample is not None:
+        return dict(groups.sample)
     generator = torch.Generator().manual_seed(0)
     modality = modality_of(model)
     most = modality.most_tokens(model)  # `None` for images, whose tokens are counted by a pass

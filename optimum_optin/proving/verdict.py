@@ -17,6 +17,7 @@ class GroupProof:
         group: the group.
         least: how few of its units may stay, at least: 0 or 1.
         cut: why it cannot be cut; `None` if it was proved that it can.
+        score: why its units cannot be scored, though they may be cut; `None` if they can.
         refit: why it cannot be refitted after a cut; `None` if it was proved that it can.
         effect: whether its layer returns something else for the sample with all of its units masked. A group without
             effect can go: weights or a layer scale of 0 switch it off, or its row names linears that do not matter.
@@ -25,13 +26,14 @@ class GroupProof:
     group: Group
     least: int = 0
     cut: str | None = None
+    score: str | None = None
     refit: str | None = None
     effect: bool = True
 
     @property
     def proved(self) -> bool:
-        """Whether it can be cut and refitted."""
-        return self.cut is None and self.refit is None
+        """Whether it can be cut, scored and refitted."""
+        return self.cut is None and self.score is None and self.refit is None
 
     def to_dict(self) -> dict:
         """All fields, JSON-able, with the number of units."""
@@ -39,6 +41,7 @@ class GroupProof:
             "units": self.group.units,
             "least": self.least,
             "cut": self.cut,
+            "score": self.score,
             "refit": self.refit,
             "effect": self.effect,
         }
@@ -53,6 +56,7 @@ class ArchitectureProof:
         model_type: its `config.model_type`.
         sample: input -> its shape, of the sample that it was run on.
         groups: its groups, proved or not; none where the model could not be run.
+        left_whole: what tracing found and is in no group: name -> reason.
         problem: why nothing could be proved of any group; `None` if that was not so.
         repeatable: whether two passes agree to the last bit.
         rounding: the largest difference, as a share, between two ways to compute the same, that was accepted.
@@ -64,6 +68,7 @@ class ArchitectureProof:
     model_type: str
     sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     groups: tuple[GroupProof, ...] = ()
+    left_whole: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
     repeatable: bool = False
     rounding: float = 0.0
@@ -72,7 +77,7 @@ class ArchitectureProof:
 
     @property
     def proved(self) -> bool:
-        """Whether every group can be cut and refitted."""
+        """Whether every group can be cut, scored and refitted."""
         return self.problem is None and all(each.proved for each in self.groups)
 
     def check(self, *, refits: bool = True, floors: Mapping[str, int] | None = None) -> None:
@@ -88,9 +93,10 @@ class ArchitectureProof:
         name = f"this {self.model_type!r} model ({self.model})"
         if self.problem:
             raise ValueError(f"{name} cannot be pruned: {self.problem}.")
-        uncut = [each for each in self.groups if each.cut]
+        uncut = [each for each in self.groups if each.score or each.cut]
         if uncut:
-            raise ValueError(f"{uncut[0].group.key} of {name} cannot be pruned: {uncut[0].cut}.{_others(uncut)}")
+            reason = uncut[0].score or uncut[0].cut
+            raise ValueError(f"{uncut[0].group.key} of {name} cannot be pruned: {reason}.{_others(uncut)}")
         bare = [each for each in self.groups if each.least > (floors or {}).get(each.group.key, 1)]
         if bare:
             role = bare[0].group.role
@@ -105,12 +111,22 @@ class ArchitectureProof:
                 f"compensation='none' prunes it without.{_others(unfit)}"
             )
 
+    def usable(self, *, refits: bool) -> set[str]:
+        """Keys of the groups that can be pruned and, if so configured, refitted."""
+        return set() if self.problem else {each.group.key for each in self.groups} - self.reasons(refits=refits).keys()
+
+    def reasons(self, *, refits: bool) -> dict[str, str]:
+        """Key of each other group -> why not."""
+        found = {each.group.key: each.score or each.cut or (each.refit if refits else None) for each in self.groups}
+        return {key: reason for key, reason in found.items() if reason}
+
     def to_dict(self) -> dict:
         """All fields, JSON-able; groups by their keys."""
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         groups = {each.group.key: each.to_dict() for each in self.groups}
         shapes = {name: list(shape) for name, shape in self.sample.items()}
-        return {"proved": self.proved, **fields, "sample": shapes, "groups": groups}
+        left = dict(self.left_whole)
+        return {"proved": self.proved, **fields, "sample": shapes, "groups": groups, "left_whole": left}
 
     def __str__(self) -> str:
         inputs = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.sample.items())
@@ -131,12 +147,15 @@ class ArchitectureProof:
             lines.append(
                 f"{key:<20} {each.group.units:>6} units  {said if same == key or each.proved else f'as {same}'}"
             )
+        lines += [f"left whole: {name}: {reason}" for name, reason in self.left_whole.items()]
         return "\n".join(lines)
 
 
 def _said(proof: GroupProof) -> str:
     if proof.cut:
         return f"cannot be cut: {proof.cut}"
+    if proof.score:
+        return f"can be cut, but not scored: {proof.score}"
     if proof.refit:
         return f"can be cut, but not refitted (compensation='none'): {proof.refit}"
     last = "" if proof.least == 0 else ", but for its last unit"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import groups_of
 from ..architectures.group import Group, Groups
 from ..config import OptinConfig
+from ..discovery.find import groups_of
 from ..editing.masking import masked
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded, replayed

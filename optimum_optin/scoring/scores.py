@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from ..architectures.find import find_groups
 from ..architectures.group import Groups, Masks
 from ..config import SCORING_FIELDS, OptinConfig
+from ..discovery.find import find_groups
 from ..inputs.probes import probe_batch
 from ..merging.hooks import merges_tokens
 from ..passes.calibration import Calibration

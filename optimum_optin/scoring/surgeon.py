@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.find import groups_of
 from ..architectures.group import Groups
 from ..config import OptinConfig
+from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.losses import probe_manifold, probe_output

@@ -33,7 +33,7 @@ def _limit(config: OptinConfig, group: Group, groups: Sequence[Group]) -> Limit:
     if not included or any(_fits(name, group) for name in config.exclude):
         return Limit(least=group.units)
     default = {HEADS: config.min_heads, NEURONS: config.min_neurons}.get(group.role, 0)
-    least = _most_specific("floors", config.floors, group, default)
+    least = max(_most_specific("floors", config.floors, group, default), group.least)
     if config.layout == "uniform":
         least = uniform_floors(groups, {group.role: least})[group.role]
     most = _most_specific("ceilings", config.ceilings, group, None)

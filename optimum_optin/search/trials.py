@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..architectures.find import find_groups
 from ..architectures.group import Groups
 from ..compensation.refit import refit
 from ..config import OptinConfig
+from ..discovery.find import find_groups
 from ..editing.surgery import rewrite
 from ..merging.hooks import attach_merging, merges_tokens
 from ..passes.calibration import Calibration

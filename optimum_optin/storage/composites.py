@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architectures.find import find_groups
+from ..discovery.find import find_groups
 from .integrity import is_rebuilt
 from .plugin import METHOD, check_units, schedule_of_model
 

@@ -113,7 +113,7 @@ def _binds(node: ast.stmt) -> Iterator[str]:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         yield from (target.id for target in targets if isinstance(target, ast.Name))
     elif isinstance(node, ast.FunctionDef) and node.name == "_":
-        yield from (_names_in(decorator)[0] for decorator in node.decorator_list)
+        yield from dict.fromkeys(_names_in(decorator)[0] for decorator in node.decorator_list)
     elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         yield node.name
 

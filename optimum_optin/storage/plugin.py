@@ -19,8 +19,8 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..architectures.find import find_groups
 from ..architectures.group import Group
+from ..discovery.declared import declared_groups as find_groups
 from ..editing.surgery import rewrite
 from ..merging.hooks import attach_merging, check_attachable
 from ..merging.schedule import TokenSchedule

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .readers import Reader
 from .tensors import Axis, Tensors
 
 aten = torch.ops.aten
@@ -36,10 +38,81 @@ class Contraction:
     batch: Axis | None = None
 
 
+@dataclass(frozen=True)
+class Rearranged:
+    """One call of such an operation with a weight that was rearranged before.
+
+    Args:
+        reader: of the input's channels; where the product is one by batches, a batch's channels follow each other.
+        place: which argument the input is.
+        channels: the input's axis that is summed over.
+        weight: which argument the weight is.
+        summed: the weight's axis that is summed over.
+        bias: which argument is added, `None` if none is.
+        is_batched: whether it is a product by batches.
+    """
+
+    reader: Reader
+    place: int
+    channels: int
+    weight: int
+    summed: int
+    bias: int | None
+    is_batched: bool
+
+    def channels_of(self, marked: Tensor, *, of_weight: bool = False) -> Tensor:
+        """Which channels are marked: those of the input anywhere, those of the weight everywhere; a mask."""
+        axis = self.summed if of_weight else self.channels
+        marked = marked.movedim(axis, 1 if self.is_batched else 0)
+        marked = marked.flatten(2 if self.is_batched else 1)
+        return (marked.all(-1) if of_weight else marked.any(-1)).flatten()
+
+    def without(self, marked: Tensor, channels: Tensor) -> Tensor:
+        """Marks of the weight, without those of whole channels."""
+        moved = marked.movedim(self.summed, 1 if self.is_batched else 0)
+        own = channels.view(moved.shape[: 2 if self.is_batched else 1])
+        return (moved & ~own.view(*own.shape, *[1] * (moved.dim() - own.dim()))).movedim(
+            1 if self.is_batched else 0, self.summed
+        )
+
+
 def contraction_of(operation: Any, arguments: Sequence[Any], tensors: Tensors) -> Contraction | None:
     """What an operation contracts, `None` if it is none of ours, or not one of an activation with a parameter."""
     read = _READERS.get(operation)
     return read and read(arguments, tensors)
+
+
+def is_product(operation: Any) -> bool:
+    """Whether an operation is one of those that `rearranged` knows."""
+    return operation in _PLACES
+
+
+def rearranged(operation: Any, arguments: Sequence[Any], weight: int, reader: Reader) -> Rearranged | None:
+    """What an operation contracts with a weight at some place of its arguments; `None` if it mixes no channels.
+
+    Args:
+        operation: one that is a product.
+        arguments: its arguments.
+        weight: which of them is the weight.
+        reader: the reader to be.
+    """
+    first, second, bias = _PLACES[operation]
+    if operation == aten.convolution.default:
+        *_, transposed, _, groups = arguments
+        if groups != 1 or weight != second:
+            return None
+        return Rearranged(
+            reader, first, 1, second, 0 if transposed else 1, 2 if arguments[2] is not None else None, False
+        )
+    is_right = weight == second
+    is_batched = arguments[weight].dim() == 3 and arguments[weight].shape[0] > 1
+    place = first if is_right else second
+    return Rearranged(reader, place, -1 if is_right else -2, weight, -2 if is_right else -1, bias, is_batched)
+
+
+def places_of(operation: Any) -> tuple[int, int]:
+    """Which arguments of a product are multiplied."""
+    return _PLACES[operation][:2]
 
 
 def _product(arguments: Sequence[Any], tensors: Tensors, first: int = 0) -> Contraction | None:
@@ -97,4 +170,13 @@ _READERS = {
     aten.baddbmm.default: _product_with_bias,
     aten.convolution.default: _convolution,
     aten._grouped_mm.default: _product_by_group,
+}
+
+# Where the two factors are, and what is added.
+_PLACES = {
+    aten.mm.default: (0, 1, None),
+    aten.bmm.default: (0, 1, None),
+    aten.addmm.default: (1, 2, 0),
+    aten.baddbmm.default: (1, 2, 0),
+    aten.convolution.default: (0, 1, 2),
 }

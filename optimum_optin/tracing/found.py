@@ -43,11 +43,17 @@ class FoundGroup:
         module: path of the smallest module around all the tensors.
         writes: the slices that make the units' channels.
         reads: the slices of the weights that take these channels in, along the dimension that is summed over.
+        shared: slices of tables that other layers' units have a part in as well (a position bias of a whole stack):
+            they are cut only if the same units are cut there, and otherwise each layer picks its own from them.
+        like: the module whose group this is known from, where the sample does not reach this one (an expert to which no
+            token goes); `None` if it was traced.
     """
 
     module: str
     writes: tuple[Slice, ...]
     reads: tuple[Slice, ...]
+    shared: tuple[Slice, ...] = ()
+    like: str | None = None
 
     @property
     def units(self) -> int:
@@ -56,7 +62,9 @@ class FoundGroup:
 
     def __str__(self) -> str:
         sides = (", ".join(map(str, side)) for side in (self.writes, self.reads))
-        return f"{self.units} units in {self.module or 'the model'}: {' -> '.join(sides)}"
+        shared = f", with {', '.join(map(str, self.shared))} of other layers too" if self.shared else ""
+        like = f" (not reached, but like {self.like})" if self.like is not None else ""
+        return f"{self.units} units in {self.module or 'the model'}: {' -> '.join(sides)}{shared}{like}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..running.forward import call_model
 from ..running.freezing import frozen
-from .barriers import OUTPUT, Barriers, Reader, Record, Recording, Taint
-from .tensors import Tensors
+from .barriers import Barriers, Copies, Taint
+from .readers import OUTPUT, Reader
+from .recording import Record, Recording, WritesError
+from .tensors import Tensors, bits_in
 
 _NOISE = 10.0
+# Outputs for inspection and for later passes: that they have an axis of heads says nothing against fewer heads.
+_BESIDE = re.compile(r".*(attentions|attention_weights|attn_weights|key_values|cache|cache_params)")
 # What a weight goes through where it is no plain view in a product: of such a product's inputs nothing is known.
 _UNKNOWN = {
     "clone",
@@ -47,62 +53,143 @@ class Passes:
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         self._model, self._inputs = model, inputs
-        self.tensors, self.count = Tensors(model), 0
-        recording = Recording(self.tensors)
-        self._clean = self._run(recording)
-        self._record: Record = recording.record
-        self.steady = True
+        self._state: dict[str, tuple[Tensor, Tensor]] = {}
+        self.count, self.steady = 0, True
+        self._record, self._clean = self._recorded()
+        self._copies = Copies(self.tensors)
         self.readers: dict[Reader, int] = {}
-        self.steady = not self.reach({}, noise=True)
+        changed, _ = self.reach({}, noise=True)
+        self.steady = not changed
+        self._order = list(self.readers)
+        self._reached = self._roads()
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(iter(self.tensors.by_name.values())).device
 
+    def readers_of(self, names: Iterable[str]) -> int:
+        """All readers that tensors may reach, as bits."""
+        readers = 0
+        for name in names:
+            readers |= self._reached.get(name, 0)
+        return readers
+
+    def readers_in(self, bits: int) -> set[Reader]:
+        """The readers whose bits these are."""
+        return {self._order[place] for place in bits_in(bits)}
+
+    def bits_of(self, readers: Iterable[Reader]) -> int:
+        """The bits of readers."""
+        return sum(1 << place for place in {self._order.index(reader) for reader in readers})
+
+    def weighs(self, name: str, reader: Reader) -> bool:
+        """Whether a tensor reaches a reader as its weight, and not through what it reads."""
+        bit = self.tensors.bit(name)
+        return bool(self._record.weighs.get(reader, 0) & bit) and not self._record.feeds[reader] & bit
+
     def sums_over(self, name: str, dim: int) -> bool:
         """Whether all that is done along a dimension is to sum over it, so that no index differs from another."""
         return (name, dim) in self._record.summed and name not in self._record.plain
 
+    def is_plain(self, name: str) -> bool:
+        """Whether a tensor is in no product itself, neither as it is nor rearranged."""
+        ours = (*self._record.summed, *((product.reader.tensor, 0) for product in self._record.rearranged.values()))
+        return all(name != other for other, _ in ours)
+
+    @property
+    def used(self) -> set[str]:
+        """The tensors that the model's pass reads."""
+        return self._record.used
+
     def unseen(self) -> dict[str, str]:
         """Weights whose products are not recognised, as they are copied or rearranged before: name -> the operation."""
         found = {}
+        known = {product.reader.tensor for product in self._record.rearranged.values()}
         for name, operations in self._record.plain.items():
             unknown = sorted(operations & _UNKNOWN)
-            if unknown and self.tensors.by_name[name].dim() > 1:
+            if unknown and self.tensors.by_name[name].dim() > 1 and name not in known:
                 found[name] = unknown[0]
         return found
 
-    def reach(self, taint: Taint, noise: bool = False) -> dict[Reader, Tensor]:
-        """Reader -> which of its channels change, a mask; those that no channel of changes are left out.
+    def reach(self, taint: Taint, noise: bool = False) -> tuple[dict[Reader, Tensor], bool]:
+        """What changes: reader -> which of its channels, a mask, without those of which none do; and whether another
+        pass ran than the one recorded.
 
         With `noise`, nothing, where passes without any differ from each other.
         """
         if noise and not self.steady:
-            return {}
-        barriers = Barriers(self.tensors, self._record, taint, _NOISE if noise else None)
+            return {}, False
+        barriers = Barriers(self.tensors, self._record, self._copies, taint, _NOISE if noise else None)
         try:
-            outputs = self._run(barriers)
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # of a model that checks its values
+            outputs = _floats(self._run(barriers))
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError) as error:
+            # of a model that checks its values
             raise Untraceable(f"the model's forward pass stops when it is spoilt: {error}") from error
         if len(outputs) != len(self._clean):
             raise Untraceable("the model has other outputs when it is spoilt")
         for place, (output, clean) in enumerate(zip(outputs, self._clean, strict=True)):
             changed = output.isnan() & ~clean.isnan() if output.shape == clean.shape else torch.ones_like(output) > 0
             if noise and output.shape == clean.shape:
-                changed = output != clean
+                changed = (output != clean) & ~(output.isnan() & clean.isnan())
             for dim in range(1, output.dim()):
                 barriers.seen[Reader(f"{OUTPUT} {place}", dim)] = changed.movedim(dim, 0).flatten(1).any(1)
         self.readers = self.readers or {reader: len(channels) for reader, channels in barriers.seen.items()}
-        return {reader: channels.cpu() for reader, channels in barriers.seen.items() if channels.any()}
+        reached = {reader: channels.cpu() for reader, channels in barriers.seen.items() if channels.any()}
+        return reached, barriers.astray
 
-    def _run(self, mode: Recording | Barriers) -> list[Tensor]:
+    def _recorded(self) -> tuple[Record, list[Tensor]]:
+        """A pass that is recorded; whatever of the model it writes to is a copy, made new before each pass."""
+        while True:
+            self.tensors = Tensors(self._model)
+            recording = Recording(self.tensors, list(self._inputs.values()), self._state)
+            try:
+                outputs = _floats(self._run(recording))
+            except WritesError as error:
+                for name in error.names:
+                    self._detach(name)
+                continue
+            recording.record.outputs = [recording.sources_of(output) for output in outputs]
+            return recording.record, outputs
+
+    def _detach(self, name: str) -> None:
+        """Put a copy in the place of a tensor; `watched` puts the tensor back."""
+        path, _, own = name.rpartition(".")
+        module = self._model.get_submodule(path)
+        tensor = self.tensors.by_name[name]
+        held = next(each for each in (module._parameters, module._buffers) if own in each)
+        original = held[own]
+        copy = tensor.clone()
+        self._state[name] = original, copy
+        for each in self._model.modules():  # shared ones, too
+            for places in (each._parameters, each._buffers):
+                for key, value in places.items():
+                    if value is original:
+                        places[key] = nn.Parameter(copy, requires_grad=False) if places is each._parameters else copy
+
+    def _roads(self) -> dict[str, int]:
+        """Tensor -> all readers that it may reach, as bits."""
+        sources = {reader: self._record.feeds[reader] | self._record.weighs[reader] for reader in self._order}
+        for place, bits in enumerate(self._record.outputs):
+            for reader in self._order:
+                if reader.tensor == f"{OUTPUT} {place}":
+                    sources[reader] = bits
+        reached: dict[str, int] = {}
+        for place, reader in enumerate(self._order):
+            for name in self.tensors.names_of(sources[reader]):
+                reached[name] = reached.get(name, 0) | 1 << place
+        return reached
+
+    def _run(self, mode: Recording | Barriers) -> Any:
         self.count += 1
+        for original, copy in self._state.values():
+            copy.copy_(original)
         torch.default_generator.manual_seed(0)  # whatever is drawn is drawn alike in every pass
+        random.seed(0)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(0)
         with torch.no_grad(), mode:
-            return _floats(call_model(self._model, self._inputs))
+            return call_model(self._model, self._inputs)
 
 
 @contextmanager
@@ -114,13 +201,32 @@ def watched(model: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Passes]:
     """
     if missing := [name for name, each in model.named_parameters() if each.is_meta]:
         raise ValueError(f"{missing[0]} is on the meta device, without values: load the model's weights first.")
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(), frozen(model), _eager_attention(model), sdpa_kernel(SDPBackend.MATH):
+    fast, drawn = torch.backends.mha.get_fastpath_enabled(), random.getstate()
+    with (
+        torch.random.fork_rng(),
+        _same_tensors(model),
+        frozen(model),
+        _eager_attention(model),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield Passes(model, inputs)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+            random.setstate(drawn)
+
+
+@contextmanager
+def _same_tensors(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers are the same objects afterwards, whatever was put in their places."""
+    before = [(places, dict(places)) for module in model.modules() for places in (module._parameters, module._buffers)]
+    try:
+        yield
+    finally:
+        for places, held in before:
+            places.clear()
+            places.update(held)
 
 
 @contextmanager
@@ -154,11 +260,11 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 def _floats(outputs: Any) -> list[Tensor]:
-    """The floating-point tensors among a model's outputs, in order; caches are no outputs."""
+    """The floating-point tensors among a model's outputs, in order; caches and maps of attention are none."""
     if isinstance(outputs, Tensor):
         return [outputs] if outputs.is_floating_point() else []
     if dataclasses.is_dataclass(outputs) and not isinstance(outputs, Mapping):
-        outputs = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
+        outputs = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     if isinstance(outputs, Mapping):
-        outputs = list(outputs.values())
+        outputs = [value for name, value in outputs.items() if not _BESIDE.fullmatch(str(name))]
     return [each for part in outputs for each in _floats(part)] if isinstance(outputs, (list, tuple)) else []

@@ -3,28 +3,34 @@
 Indices come in runs that reach the same channels: all rows of an attention head's queries reach the head, an FFN neuron
 is a run of one. Runs are told apart by binary codes, 2 log2(n) passes for n runs, which is exact where every channel
 has one source. Where a channel has several (packed projections), halves, thirds, and every second one are tried by
-themselves; if no such part has channels of one source, runs are spoilt one by one.
+themselves; if no such part has channels of one source, runs are spoilt one by one. What was found of another tensor is
+tried first: if indices drawn at random reach what they reached there, four passes are enough.
+
+All this is written as generators: they yield indices to be spoilt, and are sent what these reach.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .barriers import Reader
-from .kinds import Reached, code_bits
+from .kinds import Reached, code_bits, kind_of
+from .readers import Reader
 
-Measure = Callable[[Tensor], Mapping[str, Reached]]
-"""Indices -> what each tensor reaches if these are spoilt in all."""
+Found = TypeVar("Found")
+Asking = Generator[Tensor, Reached, Found]
+"""Yields indices, is sent what each reader sees of them, and returns what was found."""
 
 _FEW, _MANY = 16, 1024  # runs: so many are spoilt one by one at once; more than so many never
 # In how many parts channels of one source are looked for, and whether a part is a block or every so-many-th run.
 _PARTS = ((1, "blocks"), (2, "blocks"), (3, "blocks"), (2, "turns"), (3, "turns"))
+_DRAWS = 4  # passes that confirm a relation
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,91 +63,189 @@ class Relation:
     runs: Tensor
     links: Links
 
+    @property
+    def size(self) -> int:
+        """The size of the dimension."""
+        return self.runs.numel()
+
+
+def alike(one: Relation, other: Relation) -> bool:
+    """Whether two relations say the same, but for the numbers of layers."""
+
+    def said(relation: Relation) -> dict[tuple, list[Tensor]]:
+        edges = {(_kind(reader), "edges"): list(edge) for reader, edge in relation.links.edges.items()}
+        return edges | {(_kind(reader), "whole"): [runs] for reader, runs in relation.links.whole.items()}
+
+    left, right = said(one), said(other)
+    return (
+        torch.equal(one.runs, other.runs)
+        and left.keys() == right.keys()
+        and all(torch.equal(a, b) for key in left for a, b in zip(left[key], right[key], strict=True))
+    )
+
 
 def points(size: int) -> list[int]:
-    """Indices that are looked at by themselves: the first and the middle one."""
-    return [0, size // 2]
+    """Indices that are looked at by themselves: the first, the middle and the last one."""
+    return sorted({0, size // 2, size - 1})
 
 
-def relations(measure: Measure, names: list[str], dim: int, size: int, lengths: Iterable[int]) -> list[Relation] | None:
-    """What the indices of like tensors reach; `None` if that cannot be told in a reasonable number of passes.
+def confirm(known: Relation, tensor: str, dim: int) -> Asking[Relation | None]:
+    """The relation of a tensor whose indices reach what those of another one do, of its own readers; else `None`.
+
+    First all is spoilt, which tells the readers. Then, in every draw, one index out of each of some runs is spoilt; so
+    a run is neither a part of one that is longer, nor several of them. So many are drawn that about half of the
+    channels are reached.
 
     Args:
-        measure: see `Measure`.
-        names: the tensors, of which no two reach the same reader.
+        known: of the other tensor, whose dimension is as large.
+        tensor: the tensor's name.
+        dim: its dimension.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count, length = known.runs.shape
+    reached = yield known.runs.flatten()
+    chosen = {reader: _seen_by(known, reader, len(mask)) for reader, mask in reached.items()}
+    if not chosen or None in chosen.values():
+        return None
+    share = 1 - 0.5 ** (1 / max(seen.sources for seen in chosen.values()))
+    drawn = torch.ones(count, dtype=torch.bool)
+    for draw in range(_DRAWS):
+        if draw:
+            drawn = torch.rand(count, generator=generator).argsort() < max(1, round(share * count))
+            places = torch.randint(length, (int(drawn.sum()),), generator=generator)
+            reached = yield known.runs[drawn.nonzero().flatten(), places]
+        if not reached.keys() <= chosen.keys():
+            return None
+        for reader, seen in chosen.items():
+            if not torch.equal(reached.get(reader, torch.zeros(seen.channels, dtype=torch.bool)), seen.of(drawn)):
+                return None
+    edges = {reader: seen.edges for reader, seen in chosen.items() if seen.edges is not None}
+    whole = {reader: seen.whole for reader, seen in chosen.items() if seen.whole is not None}
+    return Relation(tensor, dim, known.runs, Links(edges, whole))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What one reader sees of runs."""
+
+    channels: int
+    edges: tuple[Tensor, Tensor] | None
+    whole: Tensor | None
+
+    def of(self, drawn: Tensor) -> Tensor:
+        """Its channels that some runs reach, as a mask."""
+        mask = torch.zeros(self.channels, dtype=torch.bool)
+        if self.edges is not None:
+            mask[self.edges[1][drawn[self.edges[0]]]] = True
+        if self.whole is not None and drawn[self.whole].any():
+            mask[:] = True
+        return mask
+
+    @property
+    def sources(self) -> float:
+        """How many runs reach a channel."""
+        return 1.0 if self.edges is None else max(1.0, len(self.edges[1]) / len(self.edges[1].unique()))
+
+    def same(self, other: _Seen) -> bool:
+        pairs = zip(
+            (*(self.edges or ()), *([] if self.whole is None else [self.whole])),
+            (*(other.edges or ()), *([] if other.whole is None else [other.whole])),
+            strict=False,
+        )
+        return (
+            (self.edges is None) == (other.edges is None)
+            and (self.whole is None) == (other.whole is None)
+            and all(torch.equal(one, two) for one, two in pairs)
+        )
+
+
+def _seen_by(known: Relation, reader: Reader, channels: int) -> _Seen | None:
+    """What a reader of a known relation sees that is like this one, or all of them if they see the same."""
+    readers = list(dict.fromkeys([*known.links.edges, *known.links.whole]))
+    like = [each for each in readers if _kind(each) == _kind(reader)] or readers
+    seen = [_Seen(channels, known.links.edges.get(each), known.links.whole.get(each)) for each in like]
+    seen = [each for each in seen if each.edges is None or int(each.edges[1].max()) < channels]
+    partly = [each for each in seen if each.edges is not None]
+    options = partly or seen
+    if not options or not all(options[0].same(each) for each in options[1:]):
+        return None
+    return options[0]
+
+
+def _kind(reader: Reader) -> tuple[str, int, int]:
+    return kind_of(reader.tensor), reader.dim, reader.inner
+
+
+def explore(tensor: str, dim: int, size: int, lengths: Iterable[int]) -> Asking[Relation | None]:
+    """What the indices of a tensor reach; `None` if that cannot be told in a reasonable number of passes.
+
+    Args:
+        tensor: its name.
         dim: the dimension.
         size: its size.
         lengths: of runs in other tensors, which are looked for first.
     """
-    alone = {point: measure(torch.tensor([point])) for point in points(size)}
-    flooded = set.intersection(*(_whole(reached) for reached in alone.values()))
-    runs = torch.arange(size).view(-1, _run_length(measure, size, alone, lengths))
-    links = _one_by_one(measure, names, runs) if len(runs) <= _FEW else _in_parts(measure, names, runs, flooded)
+    alone = {}
+    for point in points(size):
+        alone[point] = yield torch.tensor([point])
+    flooded = set.intersection(*({reader for reader, mask in each.items() if mask.all()} for each in alone.values()))
+    runs = torch.arange(size).view(-1, (yield from _run_length(size, alone, lengths)))
+    links = yield from _one_by_one(runs) if len(runs) <= _FEW else _in_parts(runs, flooded)
     if links is None and len(runs) <= _MANY:
-        links = _one_by_one(measure, names, runs)
-    return links and [Relation(name, dim, runs, links[name]) for name in names]
+        links = yield from _one_by_one(runs)
+    return links and Relation(tensor, dim, runs, links)
 
 
-def _whole(reached: Mapping[str, Reached]) -> set[Reader]:
-    return {reader for readers in reached.values() for reader, mask in readers.items() if mask.all()}
-
-
-def _run_length(measure: Measure, size: int, alone: Mapping[int, Mapping[str, Reached]], lengths: Iterable[int]) -> int:
+def _run_length(size: int, alone: Mapping[int, Reached], lengths: Iterable[int]) -> Asking[int]:
     """How many indices in a row reach the same channels: measured where most are reached, and a divisor of `size`.
 
     Args:
-        measure: see `Measure`.
         size: how many indices there are.
         alone: some indices, and what each of them reaches.
         lengths: what may well be the length.
     """
     start = max(alone, key=lambda point: (_channels(alone[point]), -point))
 
-    def same(first: int, last: int) -> bool:
-        return _equal(measure(torch.arange(first, last + 1)), alone[start])
+    def same(first: int, last: int) -> Asking[bool]:
+        return _equal((yield torch.arange(first, last + 1)), alone[start])
 
     neighbour = start + 1 if start + 1 < size else start - 1
-    if not same(min(start, neighbour), max(start, neighbour)):
+    if not (yield from same(min(start, neighbour), max(start, neighbour))):
         return 1
     for length in lengths if start == 0 else ():
-        if size % length == 0 and same(0, length - 1) and (length == size or not same(0, length)):
+        fits = size % length == 0 and (yield from same(0, length - 1))
+        if fits and (length == size or not (yield from same(0, length))):
             return length
-    last = _furthest(lambda point: same(start, point), start, size - 1)
-    first = start - _furthest(lambda step: same(start - step, start), 0, start)
+    last = yield from _furthest(lambda point: same(start, point), start, size - 1)
+    first = start - (yield from _furthest(lambda step: same(start - step, start), 0, start))
     return math.gcd(size, first, last + 1)
 
 
-def _furthest(holds: Callable[[int], bool], first: int, last: int) -> int:
+def _furthest(holds, first: int, last: int) -> Asking[int]:
     """The last number up to which something holds that holds of `first`, and never again once it does not."""
     while first < last:
         middle = (first + last + 1) // 2
-        first, last = (middle, last) if holds(middle) else (first, middle - 1)
+        first, last = (middle, last) if (yield from holds(middle)) else (first, middle - 1)
     return first
 
 
-def _channels(reached: Mapping[str, Reached]) -> int:
+def _channels(reached: Reached) -> int:
     """Channels reached, those of readers that are reached wholly left out."""
-    masks = (mask for readers in reached.values() for mask in readers.values())
-    return sum(int(mask.sum()) for mask in masks if not mask.all())
+    return sum(int(mask.sum()) for mask in reached.values() if not mask.all())
 
 
-def _equal(one: Mapping[str, Reached], other: Mapping[str, Reached]) -> bool:
-    def flat(reached: Mapping[str, Reached]) -> dict[Reader, Tensor]:
-        return {reader: mask for readers in reached.values() for reader, mask in readers.items()}
-
-    left, right = flat(one), flat(other)
-    return left.keys() == right.keys() and all(torch.equal(left[reader], right[reader]) for reader in left)
+def _equal(one: Reached, other: Reached) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[reader], other[reader]) for reader in one)
 
 
-def _one_by_one(measure: Measure, names: list[str], runs: Tensor) -> dict[str, Links]:
-    found: dict[str, list[Links]] = {name: [] for name in names}
+def _one_by_one(runs: Tensor) -> Asking[Links]:
+    found: list[Links] = []
     for number, run in enumerate(runs):
-        for name, readers in measure(run).items():
-            found[name].append(_links(torch.tensor([number]), readers))
-    return {name: _joined(links) for name, links in found.items()}
+        found.append(_links(torch.tensor([number]), (yield run)))
+    return _joined(found)
 
 
-def _in_parts(measure: Measure, names: list[str], runs: Tensor, flooded: set[Reader]) -> dict[str, Links] | None:
+def _in_parts(runs: Tensor, flooded: set[Reader]) -> Asking[Links | None]:
     numbers = torch.arange(len(runs))
     for count, form in _PARTS:
         if len(runs) % count:
@@ -149,47 +253,46 @@ def _in_parts(measure: Measure, names: list[str], runs: Tensor, flooded: set[Rea
         parts = numbers.view(count, -1) if form == "blocks" else numbers.view(-1, count).T
         decoded = []
         for part in parts:
-            one = _by_codes(measure, names, runs, part, flooded)
+            one = yield from _by_codes(runs, part, flooded)
             if one is None:
                 break
             decoded.append(one)
         else:
-            return {name: _joined([each[name] for each in decoded]) for name in names}
+            return _joined(decoded)
     return None
 
 
-def _by_codes(
-    measure: Measure, names: list[str], runs: Tensor, part: Tensor, flooded: set[Reader]
-) -> dict[str, Links] | None:
+def _by_codes(runs: Tensor, part: Tensor, flooded: set[Reader]) -> Asking[Links | None]:
     """What some runs reach, if every channel is reached by one of them at most; otherwise `None`."""
     places = torch.arange(len(part))
-    codes: dict[tuple[str, Reader], list[tuple[Tensor, Tensor]]] = {}
-    whole: dict[str, dict[Reader, Tensor]] = {name: {} for name in names}
+    codes: dict[Reader, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    whole: dict[Reader, Tensor] = {}
     bits = code_bits(len(part))
     for bit in range(bits):
-        halves = [measure(runs[part[places >> bit & 1 == value]].flatten()) for value in (0, 1)]
-        for name in names:
-            for reader in halves[0][name].keys() | halves[1][name].keys():
-                if reader in flooded:
-                    whole[name][reader] = part
-                    continue
-                some = next(half[name][reader] for half in halves if reader in half[name])
-                zero, one = (half[name].get(reader, torch.zeros_like(some)) for half in halves)
-                if (zero & one).any():
-                    return None
-                codes.setdefault((name, reader), []).append((zero, one))
-    edges: dict[str, dict[Reader, tuple[Tensor, Tensor]]] = {name: {} for name in names}
-    for (name, reader), pairs in codes.items():
+        halves = []
+        for value in (0, 1):
+            halves.append((yield runs[part[places >> bit & 1 == value]].flatten()))
+        for reader in halves[0].keys() | halves[1].keys():
+            if reader in flooded:
+                whole[reader] = part
+                continue
+            some = next(half[reader] for half in halves if reader in half)
+            zero, one = (half.get(reader, torch.zeros_like(some)) for half in halves)
+            if (zero & one).any():
+                return None
+            codes[reader].append((zero, one))
+    edges: dict[Reader, tuple[Tensor, Tensor]] = {}
+    for reader, pairs in codes.items():
         reached = [zero | one for zero, one in pairs]
         if len(pairs) < bits or any(not torch.equal(each, reached[0]) for each in reached):
             return None  # which is reached depends on what else is spoilt
         numbers = sum(one.long() << bit for bit, (_, one) in enumerate(pairs))
         channels = reached[0].nonzero().flatten()
         if len(channels) == len(numbers) and (numbers == numbers[0]).all():
-            whole[name][reader] = part[numbers[:1]]
+            whole[reader] = part[numbers[:1]]
         else:
-            edges[name][reader] = part[numbers[channels]], channels
-    return {name: Links(edges[name], whole[name]) for name in names}
+            edges[reader] = part[numbers[channels]], channels
+    return Links(edges, whole)
 
 
 def _links(run: Tensor, readers: Reached) -> Links:

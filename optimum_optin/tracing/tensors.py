@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +56,12 @@ class Tensors:
     def __init__(self, model: nn.Module) -> None:
         self.by_name: dict[str, Tensor] = {}
         self._by_memory: dict[int, list[tuple[int, int, str]]] = {}
+        self._bits: dict[str, int] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if not tensor.is_floating_point() or not tensor.numel() or self.name_of(tensor):
                 continue
             self.by_name[name] = tensor.detach()
+            self._bits[name] = 1 << len(self._bits)
             first = tensor.storage_offset()
             reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             self._by_memory.setdefault(_memory(tensor), []).append((first, first + reach, name))
@@ -68,6 +72,18 @@ class Tensors:
             if first <= view.storage_offset() <= last:
                 return name
         return None
+
+    def bit(self, name: str) -> int:
+        """A number with one bit, the tensor's own: sets of tensors are sums of such."""
+        return self._bits[name]
+
+    def names_of(self, bits: int) -> list[str]:
+        """The tensors whose bits these are."""
+        return [self._names[place] for place in bits_in(bits)]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self._bits)
 
     def axis(self, view: Tensor, axis: int) -> Axis | None:
         """What an axis of a view runs through; `None` if it is no view, or no plain one."""
@@ -90,6 +106,14 @@ class Tensors:
             if math.prod(shape[first : dim + 1]) == count:
                 return Axis(name, tuple(range(first, dim + 1)), shape[first : dim + 1], 0, count)
         return None
+
+
+def bits_in(number: int) -> Iterator[int]:
+    """The places of the bits of a number."""
+    while number:
+        lowest = number & -number
+        yield lowest.bit_length() - 1
+        number ^= lowest
 
 
 def _memory(tensor: Tensor) -> int:

@@ -7,45 +7,51 @@ nothing. What is found is not proved yet: cutting may need attributes that traci
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..running.processes import progress
-from .barriers import Reader
+from .cache import cached
 from .found import LeftOut, Trace
-from .kinds import Reached, apart, kinds_of, readers_by_name
-from .passes import Passes, Untraceable, watched
-from .relations import Measure, Relation, points, relations
+from .kinds import Reached, kind_of, kinds_of
+from .passes import Passes, watched
+from .readers import Reader
+from .relations import Asking, Relation, alike, confirm, explore, points
+from .schedule import NAN, NOISE, Question, Spoil, ask, by
+from .siblings import groups_of_siblings
 from .units import groups_of, partly_read
 
 _UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
 _UNSTEADY = "its passes differ from each other, so that operations that swallow NaN were not looked for"
+_NO_ORDER = "which index reaches which channels follows no order that was tried"
+_UNWRITTEN = "it scales or shifts channels that no weight writes by itself"
+_TRIED = 3  # known relations that are tried before a tensor is explored
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
-    """Find a model's groups of removable units.
+    """Find a model's groups of removable units; of like models (`cache.py`), the first in a process is run.
 
     Args:
         model: any module; it runs in evaluation mode, is never written to, and is as before afterwards.
         inputs: one tiny sample, name of an argument of `forward` -> tensor, on the model's device.
 
     Raises:
-        ValueError: weights without values, a forward pass that writes to the model, a sample that gives NaN.
+        ValueError: weights without values, a sample that gives NaN.
     """
+    return cached(model, inputs, lambda: _trace(model, inputs))
+
+
+def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     with watched(model, inputs) as passes:
         search = _Search(passes)
         kinds = kinds_of(passes.tensors.by_name)
         # Scales and biases alone make no unit: they are asked only which channels that a weight writes they reach.
-        weights = [names for names in kinds if passes.tensors.by_name[names[0]].dim() > 1]
-        for names in progress(weights, "Tracing weights", "kind"):
-            search.add(names)
+        search.add([names for names in kinds if passes.tensors.by_name[names[0]].dim() > 1])
         written = partly_read(search.relations)
-        others = [names for names in kinds if passes.tensors.by_name[names[0]].dim() == 1]
-        for names in progress(others, "Tracing biases", "kind"):
-            search.add(names, written)
-        found, left = groups_of(search.relations, passes.readers)
+        search.add([names for names in kinds if passes.tensors.by_name[names[0]].dim() == 1], written)
+        found, left = groups_of(search.relations, passes)
+        found += groups_of_siblings(model, found, passes.tensors, passes.used)
         if not passes.steady:
             search.left_out.append(LeftOut((type(model).__name__,), _UNSTEADY))
         unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]
@@ -64,75 +70,102 @@ class _Search:
         self.relations: list[Relation] = []
         self.left_out: list[LeftOut] = []
         self._lengths: list[int] = []
-        self._known: dict[tuple, Reached] = {}
 
-    def add(self, names: tuple[str, ...], written: set[Reader] | None = None) -> None:
+    def add(self, kinds: Iterable[tuple[str, ...]], written: set[Reader] | None = None) -> None:
         """Trace every dimension of like tensors; with `written`, only what reaches a part of one of these readers."""
-        for dim, size in enumerate(self._passes.tensors.by_name[names[0]].shape):
-            if size < 2 or all(self._passes.sums_over(name, dim) for name in names):
-                continue
-            try:
-                self._add_dimension(names, dim, size, written)
-            except Untraceable as error:
-                self._leave_out(names, dim, str(error))
+        probes = []
+        for names in kinds:
+            for dim, size in enumerate(self._passes.tensors.by_name[names[0]].shape):
+                readers = self._passes.readers_of(names)
+                if size > 1 and readers and not all(self._passes.sums_over(name, dim) for name in names):
+                    probes.append(Question(names, dim, readers, lambda size=size: _probe(size)))
+        ask(self._passes, probes)
+        self._ask_again(probes)
+        explored = [each for probe in probes for each in self._explorations(probe, written)]
+        ask(self._passes, explored)
+        for each in explored:
+            if each.error is not None or each.answer is None:
+                self._leave_out(each, each.error or _NO_ORDER)
 
-    def _add_dimension(self, names: tuple[str, ...], dim: int, size: int, written: set[Reader] | None) -> None:
-        self._known.clear()
-        probes = {point: self._reach(names, dim, torch.tensor([point])) for point in points(size)}
-        self._compare_with_noise(names, dim, size // 2, probes[size // 2])
-        partial = {reader for reached in probes.values() for reader, mask in reached.items() if not mask.all()}
-        partial = {reader for reader in partial if not reader.is_output}
+    def _ask_again(self, probes: Iterable[Question]) -> None:
+        """Probe by noise alone what NaN stops the model at."""
+        failed = [(probe, probe.error) for probe in probes if probe.error is not None]
+        for probe, _ in failed:
+            size = self._passes.tensors.by_name[probe.names[0]].shape[probe.dim]
+            probe.begin, probe.error = (lambda size=size: _probe(size, (NOISE,))), None
+        if failed and self._passes.steady:
+            ask(self._passes, [probe for probe, _ in failed])
+        for probe, error in failed:
+            if probe.error is not None or probe.answer is None:
+                probe.error = error
+
+    def _explorations(self, probe: Question, written: set[Reader] | None) -> list[Question]:
+        if probe.error is not None:
+            self._leave_out(probe, probe.error)
+            return []
+        partial, taints = probe.answer
         if not partial:
-            return
+            return []
         if written is not None and not partial & written:
-            self._leave_out(names, dim, "it scales or shifts channels that no weight writes by itself")
-            return
-        every = torch.arange(size)
-        owners = apart(readers_by_name(names, lambda chosen: self._reach(chosen, dim, every)))
-        for owner in owners:
-            own = list(dict.fromkeys(owner.values()))
-            found = relations(self._measure(owner, dim), own, dim, size, self._lengths)
-            if found is None:
-                self._leave_out(own, dim, "which index reaches which channels follows no order that was tried")
-                continue
-            self.relations += found
-            length = found[0].runs.shape[1]
+            self._leave_out(probe, _UNWRITTEN)
+            return []
+        bits = self._passes.bits_of(partial)
+        size = self._passes.tensors.by_name[probe.names[0]].shape[probe.dim]
+        return [
+            Question((name,), probe.dim, readers, lambda name=name: by(taints, self._relation(name, probe.dim, size)))
+            for name in probe.names
+            if (readers := self._passes.readers_of([name])) & bits
+        ]
+
+    def _relation(self, name: str, dim: int, size: int) -> Asking[Relation | None]:
+        """What a tensor reaches: what a like one does, if that can be confirmed."""
+        found = None
+        for known in self._like(name, dim, size):
+            found = yield from confirm(known, name, dim)
+            if found is not None:
+                break
+        if found is None:
+            found = yield from explore(name, dim, size, list(self._lengths))
+        if found is not None:
+            self.relations.append(found)
+            length = found.runs.shape[1]
             if length > 1:
                 self._lengths = [length, *(each for each in self._lengths if each != length)]
+        return found
 
-    def _measure(self, owner: Mapping[Reader, str], dim: int) -> Measure:
-        names = list(dict.fromkeys(owner.values()))
+    def _like(self, name: str, dim: int, size: int) -> list[Relation]:
+        """Known relations of dimensions of the same size, those of like tensors first, no two alike."""
+        known = [each for each in reversed(self.relations) if each.size == size and len(each.runs) > 1]
+        kind = kind_of(name)
+        known.sort(key=lambda each: (kind_of(each.tensor), each.dim) != (kind, dim))
+        chosen: list[Relation] = []
+        for each in known:
+            if len(chosen) < _TRIED and not any(alike(each, other) for other in chosen):
+                chosen.append(each)
+        return chosen
 
-        def measure(index: Tensor) -> Mapping[str, Reached]:
-            reached: dict[str, dict[Reader, Tensor]] = {name: {} for name in names}
-            for reader, mask in self._reach(names, dim, index).items():
-                if reader not in owner:
-                    raise Untraceable(f"what runs depends on values: {reader.tensor} is reached now and then")
-                reached[owner[reader]][reader] = mask
-            return reached
+    def _leave_out(self, question: Question, reason: str) -> None:
+        self.left_out.append(LeftOut(tuple(f"{name}[{question.dim}]" for name in question.names), reason))
 
-        return measure
 
-    def _compare_with_noise(self, names: tuple[str, ...], dim: int, point: int, reached: Reached) -> None:
-        """Name what lets a large change through, but no NaN."""
-        for reader, mask in self._reach(names, dim, torch.tensor([point]), noise=True).items():
-            if reader not in reached or (mask & ~reached[reader]).any():
-                reason = (
-                    f"more of {reader.tensor} changes with it than NaN arrives at: an operation before swallows NaN, "
-                    "or what runs depends on values; what it reaches cannot be told"
-                )
-                self._leave_out(names, dim, reason)
-                return
+def _probe(size: int, taints: Sequence[bool] = (NAN,)) -> Generator[Spoil, Reached, tuple[set[Reader], Sequence[bool]]]:
+    """The readers that single indices reach a part of, and by what to look for them.
 
-    def _reach(self, names: Iterable[str], dim: int, index: Tensor, noise: bool = False) -> Reached:
-        names = tuple(names)
-        spoilt = {name: (dim, index.to(self._passes.device)) for name in names}
-        key = (names, int(index[0]), noise) if len(index) == 1 else None  # single indices are asked for again
-        if key is None:
-            return self._passes.reach(spoilt, noise)
-        if key not in self._known:
-            self._known[key] = self._passes.reach(spoilt, noise)
-        return self._known[key]
+    Where noise reaches what NaN does not, an operation swallows NaN, and both are taken.
+    """
+    alone = yield from by(taints, _alone(size))
+    if NOISE not in taints:
+        loud = yield Spoil(torch.tensor([size // 2]), NOISE)
+        quiet = alone[size // 2]
+        if any(reader not in quiet or (mask & ~quiet[reader]).any() for reader, mask in loud.items()):
+            taints = (NAN, NOISE)
+            alone = yield from by(taints, _alone(size))
+    partial = {reader for reached in alone.values() for reader, mask in reached.items() if not mask.all()}
+    return {reader for reader in partial if not reader.is_output}, taints
 
-    def _leave_out(self, names: Iterable[str], dim: int, reason: str) -> None:
-        self.left_out.append(LeftOut(tuple(f"{name}[{dim}]" for name in names), reason))
+
+def _alone(size: int) -> Asking[dict[int, Reached]]:
+    found = {}
+    for point in points(size):
+        found[point] = yield torch.tensor([point])
+    return found

@@ -11,8 +11,8 @@ from tiny import CASES, TINY, load, output_of, random_masks, tiny_batch, tiny_mo
 from transformers import AutoModel, Siglip2Config
 
 from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_architectures, masked, neurons
-from optimum_optin.architectures.find import find_layers, stack_inputs
 from optimum_optin.architectures.registry import register_architecture
+from optimum_optin.discovery.find import find_layers, stack_inputs
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.modalities import IMAGES, modality_of
 from optimum_optin.inputs.probes import probe_batch

@@ -31,8 +31,8 @@ def _with_twins(model_type):
                 for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
                     parts = parameter.view(producer.parts, 2, half, -1)
                     parts[:, 1] = parts[:, 0]
-            for path, dim in group.cut.tables.items():
-                first, second = attribute(model, path).chunk(2, dim)
+            for table in (each for each in group.cut.writes if each.tensor.endswith("table")):
+                first, second = attribute(model, table.tensor).chunk(2, table.dim)
                 second.copy_(first)
         for name, table in model.named_parameters():
             if "relative_attention_bias" in name or "bias.relative_position_bias_table" in name:  # one for all layers

@@ -13,8 +13,8 @@ from tiny import CASES, load, output_of, random_masks, tiny_batch, tiny_model, t
 from transformers import AutoModelForImageClassification, Dinov2Backbone
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
-from optimum_optin.architectures.find import find_layers, key_projection
 from optimum_optin.commands.run import run
+from optimum_optin.discovery import find_layers, key_projection
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.inputs.vision import image_tokens, prefix_tokens
 from optimum_optin.merging.hooks import TokenMerger, attach_merging, merging

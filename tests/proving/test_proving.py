@@ -71,10 +71,10 @@ def bert(*sublayers, **options):
 
 
 def changed(model_type, **changes):
-    """A tiny model whose row has other fields of `Cut`, `Residual` or `Stack`."""
+    """A tiny model whose row has other fields of `Linears`, `Residual` or `Stack`."""
     (stack,) = registry.row_of(model_type)
     for name in list(changes):
-        for part in ("cut", "residual"):
+        for part in ("linears", "residual"):
             if hasattr(getattr(stack.sublayers[0], part), name):
                 value = changes[name]
                 sublayers = (
@@ -188,7 +188,7 @@ CUTS = {
     "a counter forgotten": (lambda: changed("swinv2", counters={}), "the model does not run"),
     "a counter that counts something else": (
         lambda: changed("distilbert", counters={"attention.dim": "units"}),
-        r"counter distilbert\.transformer\.layer\.0\.attention\.dim is 32, where its row says units: 4",
+        r"counter distilbert\.transformer\.layer\.0\.attention\.dim is 32, where its row says 4 units, 1 for each: 4",
     ),
     "a table forgotten": (lambda: changed("swin", tables={}), "the model does not run"),
     "a shared bias forgotten": (lambda: changed("mpnet", shared_bias=None), "the model does not run"),
@@ -313,8 +313,8 @@ class Unused(tr.BertForSequenceClassification):
 
 def test_a_layer_that_does_not_run_is_named():
     proof = check_architecture(tiny_model(model_class=Unused))
-    assert proof.groups[-1].cut.startswith("bert.encoder.layer.2 does not run for this sample")
-    assert [each.cut is None for each in proof.groups] == [True] * 4 + [False] * 2
+    assert proof.groups[-1].score.startswith("bert.encoder.layer.2 does not run for this sample")
+    assert [each.score is None for each in proof.groups] == [True] * 4 + [False] * 2
     assert proof.groups[0].refit == "a refit takes all that it walks through to run once, and layers.2.heads does not"
 
 

@@ -20,8 +20,8 @@ from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.architectures.find import find_layers
 from optimum_optin.commands.run import run
+from optimum_optin.discovery.find import find_layers
 from optimum_optin.evaluation.accuracy import evaluate_glue
 from optimum_optin.inputs.tokens import token_masks, token_rows
 from optimum_optin.passes.losses import CATEGORICAL, REAL

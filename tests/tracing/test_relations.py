@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from optimum_optin.tracing.barriers import Reader
-from optimum_optin.tracing.relations import relations
+from optimum_optin.tracing.readers import Reader
+from optimum_optin.tracing.relations import confirm, explore
 from optimum_optin.tracing.tensors import Tensors
 
 READER = Reader("consumer.weight", 1)
@@ -29,31 +29,50 @@ ARRANGEMENTS = {
 }
 
 
+def _asked(asking, truth, reader=READER):
+    """The answer of a generator that asks about an arrangement, and how many passes it took."""
+    reached, passes = None, 0
+    while True:
+        try:
+            index = asking.send(reached)
+        except StopIteration as stop:
+            return stop.value, passes
+        mask, passes = truth[index].any(0), passes + 1
+        reached = {reader: mask} if mask.any() else {}
+
+
+def _matrix(found, truth, reader=READER):
+    got = torch.zeros_like(truth)
+    for run, channel in zip(*found.links.edges[reader], strict=True):
+        got[found.runs[run], channel] = True
+    return got
+
+
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_relations_are_those_of_the_arrangement(name):
-    truth, passes = ARRANGEMENTS[name], []
+    truth = ARRANGEMENTS[name]
+    found, passes = _asked(explore("producer.weight", 0, len(truth), []), truth)
+    assert torch.equal(_matrix(found, truth), truth)
+    assert passes < (110 if len(truth) != 97 else 220)
 
-    def measure(index):
-        passes.append(len(index))
-        reached = truth[index].any(0)
-        return {"producer.weight": {READER: reached} if reached.any() else {}}
 
-    (found,) = relations(measure, ["producer.weight"], 0, len(truth), [])
-    got = torch.zeros_like(truth)
-    for run, channel in zip(*found.links.edges[READER], strict=True):
-        got[found.runs[run], channel] = True
-    assert torch.equal(got, truth)
-    assert len(passes) < (110 if len(truth) != 97 else 220)
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_a_known_arrangement_is_confirmed_of_a_like_tensor_and_of_no_other(name):
+    known, _ = _asked(explore("layers.0.weight", 0, len(ARRANGEMENTS[name]), []), ARRANGEMENTS[name])
+    for other, truth in ARRANGEMENTS.items():
+        if len(truth) != len(ARRANGEMENTS[name]):
+            continue
+        reader = Reader("layers.1.consumer.weight", 1)
+        found, passes = _asked(confirm(known, "layers.1.weight", 0), truth, reader)
+        if torch.equal(truth, ARRANGEMENTS[name]):
+            assert passes == 4 and torch.equal(_matrix(found, truth, reader), truth)
+        else:
+            assert found is None, other
 
 
 def test_what_follows_no_order_is_given_up():
     torch.manual_seed(0)
-    truth = torch.rand(1100, 64) < 0.5
-
-    def measure(index):
-        return {"producer.weight": {READER: truth[index].any(0)}}
-
-    assert relations(measure, ["producer.weight"], 0, 1100, []) is None
+    assert _asked(explore("producer.weight", 0, 1100, []), torch.rand(1100, 64) < 0.5)[0] is None
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,25 @@
-"""A model's layers and groups, found by its row in the table."""
+"""A model's layers and groups as its row in the table of architectures says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
 
-from .group import Group, Groups, Producer, attribute
-from .registry import known_architectures, row_of
-from .stacks import Stack, Sublayer
+from ..architectures.group import Blocks, Cut, Group, Groups, Producer, attribute
+from ..architectures.registry import known_architectures, row_of
+from ..architectures.stacks import Linears, Stack, Sublayer
 
 
-def stack_inputs(model: nn.Module) -> dict[str, str]:
+def declared_inputs(model: nn.Module) -> dict[str, str]:
     """The model's stacks in order of execution: name -> the model input that the stack's tokens are made of."""
-    return {stack.name: stack.reads or model.main_input_name for stack in _stacks_of(model)}
+    return {stack.name: stack.reads or model.main_input_name for stack in stacks_of(model)}
 
 
-def find_layers(model: nn.Module) -> dict[str, str]:
+def declared_layers(model: nn.Module) -> dict[str, str]:
     """The model's layers in order of execution: name (`"layers.0"`) -> module path."""
     layers = {}
-    for stack in _stacks_of(model):
+    for stack in stacks_of(model):
         path = _base_prefix(model) + stack.layers
         before, staged, after = path.partition(".*")
         try:
@@ -39,7 +38,7 @@ def find_layers(model: nn.Module) -> dict[str, str]:
     return layers
 
 
-def find_groups(model: nn.Module) -> Groups:
+def declared_groups(model: nn.Module) -> Groups:
     """All groups of removable units, in order of execution, with the model's layers.
 
     A sublayer that was pruned away entirely has no units left and is not listed.
@@ -47,19 +46,14 @@ def find_groups(model: nn.Module) -> Groups:
     Raises:
         ValueError: the model type is not registered, or the model is not built as its row says.
     """
-    stacks = {stack.name: stack for stack in _stacks_of(model)}
-    layers = find_layers(model)
+    stacks = {stack.name: stack for stack in stacks_of(model)}
+    layers = declared_layers(model)
     groups = []
     for layer, path in layers.items():
         stack = stacks.get(layer.rpartition(".")[0])
         for sublayer in stack.sublayers if stack else ():  # the layer that ends a stage has no units
             groups.append(_group(model, layer, path, stack, sublayer))
-    return Groups(tuple(group for group in groups if group is not None), layers, stack_inputs(model))
-
-
-def groups_of(model: nn.Module, members: Groups | Iterable[Group]) -> Groups:
-    """Some of a model's groups, in whatever they are: those of a list get the model's layers back."""
-    return members if isinstance(members, Groups) else replace(find_groups(model), members=tuple(members))
+    return Groups(tuple(group for group in groups if group is not None), layers, declared_inputs(model))
 
 
 def key_projections(model: nn.Module) -> dict[str, str]:
@@ -69,7 +63,7 @@ def key_projections(model: nn.Module) -> dict[str, str]:
         ValueError: see `key_projection`.
     """
     keys = key_projection(model)
-    return {layer: f"{path}.{keys}" for layer, path in find_layers(model).items()}
+    return {layer: f"{path}.{keys}" for layer, path in declared_layers(model).items()}
 
 
 def key_projection(model: nn.Module) -> str:
@@ -78,7 +72,7 @@ def key_projection(model: nn.Module) -> str:
     Raises:
         ValueError: tokens of this architecture cannot be merged.
     """
-    stacks = _stacks_of(model)
+    stacks = stacks_of(model)
     if len(stacks) > 1 or stacks[0].keys is None:
         rows = {name: row_of(name) for name in known_architectures()}
         able = [name for name, row in rows.items() if all(stack.keys for stack in row)]
@@ -93,28 +87,56 @@ def key_projection(model: nn.Module) -> str:
 
 
 def _group(model: nn.Module, layer: str, path: str, stack: Stack, sublayer: Sublayer) -> Group | None:
-    cut = sublayer.cut.below(path)
-    linears = (cut.consumer, *(producer.path for producer in cut.producers))
-    if sublayer.otherwise and not all(_holds(model, each) for each in linears):
+    linears = sublayer.linears
+    paths = [f"{path}.{each}" for each in (linears.consumer, *(producer.path for producer in linears.producers))]
+    if sublayer.otherwise and not all(_holds(model, each) for each in paths):
         return _group(model, layer, path, stack, sublayer.otherwise)
     try:
-        consumer = model.get_submodule(cut.consumer)
+        consumer = model.get_submodule(paths[0])
         if consumer.in_features == 0:
             return None
         width = sublayer.width if isinstance(sublayer.width, int) else attribute(model, f"{path}.{sublayer.width}")
-        for producer in cut.producers:
-            _check_producer(model.get_submodule(producer.path), producer, consumer)
+        for producer, place in zip(linears.producers, paths[1:], strict=True):
+            _check_producer(model.get_submodule(place), place, producer.parts, consumer)
         if not isinstance(width, int) or width < 1 or consumer.in_features % width:
-            raise AttributeError(f"{consumer.in_features} inputs of {cut.consumer} are no multiple of {width!r}")
+            raise AttributeError(f"{consumer.in_features} inputs of {paths[0]} are no multiple of {width!r}")
     except AttributeError as error:
         raise ValueError(
             f"{layer} of this {model.config.model_type!r} model is not built as its architecture row says: {error}."
         ) from error
-    cut = replace(cut, tables={name: dim for name, dim in cut.tables.items() if _holds(model, name)})
+    cut = _cut(model, path, linears, width)
     residual = sublayer.residual.below(path)
     residual = replace(residual, pre_norm=stack.pre_norm or residual.pre_norm)
     units = consumer.in_features // width
     return Group(layer, sublayer.role, units, width, cut, residual, sublayer.config_fields)
+
+
+def _cut(model: nn.Module, path: str, linears: Linears, width: int) -> Cut:
+    """What is sliced in the layer at a path."""
+    producers = tuple(Producer(f"{path}.{each.path}", each.parts) for each in linears.producers)
+    tables = {f"{path}.{name}": dim for name, dim in linears.tables.items()}
+    tables = {name: dim for name, dim in tables.items() if _holds(model, name)}
+    writes = [
+        Blocks(f"{producer.path}.{name}", 0, (width,) * producer.parts)
+        for producer in producers
+        for name in ("weight", "bias")
+        if getattr(model.get_submodule(producer.path), name) is not None
+    ]
+    core = linears.core and f"{path}.{linears.core}"
+    apart = [name.rpartition(".")[0] for name in tables if core and not name.startswith(f"{core}.")]
+    return Cut(
+        f"{path}.{linears.consumer}",
+        producers,
+        (*writes, *(Blocks(name, dim, (1,)) for name, dim in tables.items())),
+        (Blocks(f"{path}.{linears.consumer}.weight", 1, (width,)),),
+        {f"{path}.{name}": _PER_UNIT[kind](width) for name, kind in linears.counters.items()},
+        core,
+        linears.shared_bias and f"{path}.{linears.shared_bias}",
+        tuple(apart),
+    )
+
+
+_PER_UNIT = {"units": lambda width: 1, "features": lambda width: width}  # what a counter counts
 
 
 def _holds(module: nn.Module, path: str) -> bool:
@@ -124,15 +146,14 @@ def _holds(module: nn.Module, path: str) -> bool:
     return module is not None
 
 
-def _check_producer(module: nn.Module, producer: Producer, consumer: nn.Module) -> None:
-    if module.out_features != producer.parts * consumer.in_features:
+def _check_producer(module: nn.Module, path: str, parts: int, consumer: nn.Module) -> None:
+    if module.out_features != parts * consumer.in_features:
         raise AttributeError(
-            f"{producer.path} writes {module.out_features} features for a consumer of "
-            f"{producer.parts} x {consumer.in_features}"
+            f"{path} writes {module.out_features} features for a consumer of {parts} x {consumer.in_features}"
         )
 
 
-def _stacks_of(model: nn.Module) -> tuple[Stack, ...]:
+def stacks_of(model: nn.Module) -> tuple[Stack, ...]:
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type == "timm_wrapper" and model_type not in known_architectures():

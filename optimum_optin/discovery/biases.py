@@ -1,0 +1,66 @@
+"""Position biases that a stack shares: by which argument each layer is handed the bias of all heads."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..running.batch import Batch
+from ..running.forward import call_model
+from ..tracing.found import FoundGroup
+
+
+@torch.no_grad()
+def bias_arguments(model: nn.Module, layer: str, units: int, sample: Batch) -> list[str]:
+    """Arguments that may carry the bias of all heads, shape (batch, heads, queries, keys): the innermost module first.
+
+    Args:
+        model: the model, frozen.
+        layer: path of the layer.
+        units: how many heads it has.
+        sample: its inputs.
+
+    Returns:
+        Path of a module, then the name of its argument.
+    """
+    found: list[str] = []
+
+    def hook(path: str):
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            names = list(inspect.signature(module.forward).parameters)
+            for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+                if isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == units:
+                    found.append(f"{path}.{name}")
+
+        return record
+
+    with ExitStack() as stack:
+        for path, module in model.get_submodule(layer).named_modules(prefix=layer):
+            stack.callback(module.register_forward_pre_hook(hook(path), with_kwargs=True).remove)
+        call_model(model, sample)
+    return list(dict.fromkeys(reversed(found)))
+
+
+def together(groups: Iterable[FoundGroup]) -> list[FoundGroup]:
+    """Groups that share tables as one, with the tables: what each of their layers loses, all lose."""
+    shared = defaultdict(list)
+    for group in groups:
+        shared[tuple(part.tensor for part in group.shared)].append(group)
+    found = []
+    for members in shared.values():
+        levels = zip(*(group.module.split(".") for group in members), strict=False)
+        common = []
+        for names in levels:
+            if len(set(names)) > 1:
+                break
+            common.append(names[0])
+        writes = [part for group in members for part in group.writes]
+        reads = [part for group in members for part in group.reads]
+        found.append(FoundGroup(".".join(common), (*writes, *members[0].shared), tuple(reads)))
+    return found

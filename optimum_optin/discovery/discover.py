@@ -1,0 +1,149 @@
+"""Discovery: the groups of a model of which nothing is known, found by tracing and with counters that cuts agree on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ..architectures.group import Group, Groups
+from ..running.batch import Batch
+from ..running.freezing import frozen
+from ..running.processes import progress
+from ..tracing import trace
+from ..tracing.found import FoundGroup, Trace
+from .biases import bias_arguments, together
+from .counters import Counters, NotCut, counters_of
+from .samples import tiny_sample
+from .streams import inputs_of
+from .traced import Inexpressible, Part, named_groups, part_of
+
+_APART = "it lies in no list of layers, as others do: a head, say, which is small, and is kept as it is"
+_NOT_UNITS = "channels that no weight writes by itself"  # a norm's scale: no one would take it for units
+
+
+@torch.inference_mode(False)
+def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
+    """Trace a model, and find out by cutting copies what must follow when units go.
+
+    Args:
+        model: any module that runs on the sample; unchanged.
+        sample: a batch of one small sample; `None` makes one up.
+
+    Returns:
+        Its groups; what is left whole, with reasons, is their `left_whole`.
+
+    Raises:
+        ValueError: see `trace` and `tiny_sample`.
+    """
+    sample = tiny_sample(model) if sample is None else dict(sample)
+    traced = trace(model, sample)
+    with frozen(model):
+        counting = _Counting(model, sample)
+        members, left, layers, uncut = counting.groups_of(traced.groups)
+        if uncut:  # layers that cannot pick their own heads from a bias of all lose the same ones
+            alone = [found for found in traced.groups if not uncut & _tables(found)]
+            alike = [found for found in traced.groups if uncut & _tables(found)]
+            members, left, layers, _ = counting.groups_of([*alone, *together(alike)])
+        inputs = inputs_of(model, layers, sample)
+    return Groups(tuple(members), layers, inputs, {**_left_out(traced), **left}, sample)
+
+
+class _Counting:
+    """Names groups and counts their units, once for each kind of group.
+
+    Args:
+        model: the model, frozen.
+        sample: its inputs.
+    """
+
+    def __init__(self, model: nn.Module, sample: Batch) -> None:
+        self._model, self._sample = model, sample
+        self._known: dict[Hashable, _Counted | str] = {}
+
+    def groups_of(
+        self, found: Iterable[FoundGroup]
+    ) -> tuple[list[Group], dict[str, str], Mapping[str, str], frozenset[str]]:
+        """Groups, what is left whole with reasons, the layers, and tables that layers cannot share if they are cut."""
+        parts, left = [], {}
+        for each in found:
+            try:
+                parts.append(part_of(self._model, each))
+            except Inexpressible as error:
+                left[each.module or "model"] = str(error)
+        named = named_groups(self._model, parts)
+        left |= {path or "model": _APART for path in named.apart}
+        members, uncut = [], set()
+        for group in progress(named.groups, "Counting units", "group"):
+            part = named.parts[group.key]
+            counted = self._counted(group, part, named.layers[group.layer])
+            if isinstance(counted, str):
+                left[group.key] = counted
+                uncut |= set(part.tables)
+            else:
+                members.append(counted.of(group, part.path, named.layers[group.layer]))
+        return members, left, named.layers, frozenset(uncut)
+
+    def _counted(self, group: Group, part: Part, layer: str) -> _Counted | str:
+        kind = _kind(group, part)
+        if kind not in self._known:
+            self._known[kind] = self._count(group, part, layer)
+        return self._known[kind]
+
+    def _count(self, group: Group, part: Part, layer: str) -> _Counted | str:
+        biases: list[str | None] = [None]
+        if part.tables:
+            biases = [*bias_arguments(self._model, layer, group.units, self._sample)]
+        problem = (
+            f"{' and '.join(part.tables)} holds what all layers add for each head, and none is handed it by itself"
+        )
+        for bias in biases:
+            trial = replace(group, cut=replace(group.cut, shared_bias=bias))
+            try:
+                counters, least = counters_of(self._model, trial, part.path, layer, self._sample)
+            except NotCut as error:
+                problem = str(error)
+                continue
+            inside = {name.removeprefix(f"{part.path}."): amount for name, amount in counters.items()}
+            return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."))
+        return problem
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What was found out about groups of one kind: counters with paths from the group's module, and the bias's from
+    the layer."""
+
+    counters: Counters
+    least: int
+    bias: str | None
+
+    def of(self, group: Group, part: str, layer: str) -> Group:
+        """A group of this kind with what was found out."""
+        counters = {f"{part}.{name}".removeprefix("."): amount for name, amount in self.counters.items()}
+        bias = self.bias and f"{layer}.{self.bias}"
+        return replace(group, least=self.least, cut=replace(group.cut, counters=counters, shared_bias=bias))
+
+
+def _tables(found: FoundGroup) -> frozenset[str]:
+    return frozenset(part.tensor for part in found.shared)
+
+
+def _kind(group: Group, part: Part) -> Hashable:
+    """What groups have in common that are the same sublayer of like layers."""
+    blocks = (*group.cut.writes, *group.cut.reads)
+    owned = tuple((each.tensor.removeprefix(f"{part.path}."), each.dim, each.widths, each.start) for each in blocks)
+    return re.sub(r"\d+", "#", part.path), group.role, group.units, owned, part.tables
+
+
+def _left_out(traced: Trace) -> dict[str, str]:
+    """Tensors that are in no group, and why, without those that nobody would look for in one."""
+    owned = {part.tensor for found in traced.groups for part in (*found.writes, *found.reads, *found.shared)}
+    return {
+        ", ".join(each.tensors): each.reason
+        for each in traced.left_out
+        if _NOT_UNITS not in each.reason and not {name.partition("[")[0] for name in each.tensors} <= owned
+    }

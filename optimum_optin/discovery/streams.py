@@ -1,0 +1,78 @@
+"""Which of a model's inputs the tokens of a stack are made of, found by changing one input after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures.group import stack_of
+from ..running.batch import Batch
+from ..running.forward import call_model
+
+
+@torch.no_grad()
+def inputs_of(model: nn.Module, layers: Mapping[str, str], sample: Batch) -> dict[str, str]:
+    """Stack -> the input that its tokens are made of, in order of the layers.
+
+    Args:
+        model: the model, frozen.
+        layers: its layers, name -> module path.
+        sample: its inputs, a batch of one sample.
+    """
+    first = {stack_of(name): path for name, path in reversed(layers.items())}
+    stacks = dict.fromkeys(map(stack_of, layers))
+    main = getattr(model, "main_input_name", None)
+    telling = [name for name, value in sample.items() if value.dim() > 1 and value.unique().numel() > 1]
+    if len(telling) < 2:
+        return dict.fromkeys(stacks, telling[0] if telling else main or next(iter(sample)))
+    dense = _read(model, first, sample)
+    found = {stack: [] for stack in stacks}
+    for name in telling:
+        changed = _read(model, first, {**sample, name: _changed(sample[name])})
+        for stack in stacks:
+            before, after = dense.get(stack), changed.get(stack)
+            if before is not None and after is not None and (before.shape != after.shape or (before != after).any()):
+                found[stack].append(name)
+    return {stack: _likeliest(names, sample, dense.get(stack)) or main for stack, names in found.items()}
+
+
+def _likeliest(names: list[str], sample: Batch, hidden: Tensor | None) -> str | None:
+    """Of several inputs that reach a stack, the last that has as many places as the stack has tokens."""
+    as_long = [name for name in names if hidden is not None and sample[name].shape[1] in hidden.shape[:-1]]
+    return next(reversed(as_long or names), None)
+
+
+def _changed(value: Tensor) -> Tensor:
+    return value.roll(1, -1) if not value.is_floating_point() else value + value.roll(1, -1)
+
+
+def _read(model: nn.Module, first: Mapping[str, str], sample: Batch) -> dict[str, Tensor]:
+    """Stack -> the first tensor that its first layer is called with."""
+    with _calls(model, first) as read:
+        call_model(model, sample)
+    return read
+
+
+@contextmanager
+def _calls(model: nn.Module, first: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+    read: dict[str, Tensor] = {}
+
+    def hook(stack: str):
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            tensors = [
+                each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.is_floating_point()
+            ]
+            if tensors:
+                read.setdefault(stack, tensors[0])
+
+        return record
+
+    with ExitStack() as stack:
+        for name, path in first.items():
+            handle = model.get_submodule(path).register_forward_pre_hook(hook(name), with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+        yield read

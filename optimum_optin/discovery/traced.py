@@ -1,0 +1,201 @@
+"""Traced groups as the `Group` that masks, scores and cuts go by: blocks of indices, linears, layers, names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..architectures.group import HEADS, NEURONS, Blocks, Cut, Group, Producer
+from ..tracing.found import FoundGroup, Slice
+
+CHANNELS = "channels"
+_LINEARS = {nn.Linear: (0, 1), Conv1D: (1, 0)}  # the dimensions of the weight that are written and read
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class Inexpressible(Exception):
+    """Why what the units own of a tensor cannot be said in blocks."""
+
+
+def blocks_of(part: Slice) -> Blocks:
+    """What units own along a dimension, as blocks.
+
+    Raises:
+        Inexpressible: it has no such form.
+    """
+    first, units = part.indices[0], len(part.indices)
+    ends = [place for place in range(1, len(first) + 1) if place == len(first) or first[place] != first[place - 1] + 1]
+    widths = tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+    start, place, expected = int(first[0]), int(first[0]), []
+    for width in widths:
+        expected.append(place + torch.arange(units * width).view(units, width))
+        place += units * width
+    if not torch.equal(torch.cat(expected, 1), part.indices):
+        raise Inexpressible(f"what the units own of {part.tensor}[{part.dim}] does not lie in blocks, in their order")
+    return Blocks(part.tensor, part.dim, widths, start)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group without a name.
+
+    Args:
+        path: of the smallest module around all that the units own.
+        role: what the units are.
+        units: how many there are.
+        width: consumer inputs for each of them.
+        cut: what is sliced.
+        tables: tables that other layers' units have a part in as well.
+    """
+
+    path: str
+    role: str
+    units: int
+    width: int
+    cut: Cut
+    tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Named:
+    """Groups with names.
+
+    Args:
+        groups: the groups.
+        apart: paths of the groups that lie in no layer, if others do.
+        parts: group key -> what it was made of.
+        layers: name -> module path of all layers of the lists that groups lie in, in order of execution.
+    """
+
+    groups: tuple[Group, ...]
+    apart: tuple[str, ...]
+    parts: Mapping[str, Part]
+    layers: Mapping[str, str]
+
+
+def part_of(model: nn.Module, found: FoundGroup) -> Part:
+    """A found group as a `Part`.
+
+    Raises:
+        Inexpressible: see `blocks_of`.
+    """
+    writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
+    readers = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in reads]
+    width = sum(reads[0].widths)
+    role = CHANNELS if any(isinstance(each, _CONVOLUTIONS) for each in readers) else NEURONS if width == 1 else HEADS
+    producers = [
+        Producer(part.tensor.rpartition(".")[0], len(part.widths))
+        for part in writes
+        # One row for a whole head makes a bias or a gate of it, from something else than what heads are made of.
+        if part.tensor.endswith(".weight") and _dims(model, part) and (width == 1 or sum(part.widths) > 1)
+    ]
+    tables = tuple(part.tensor for part in found.shared)
+    cut = Cut(_consumer(model, reads, found.units), tuple(producers), tuple(writes), tuple(reads))
+    return Part(found.module, role, found.units, width, cut, tables)
+
+
+def _consumer(model: nn.Module, reads: list[Blocks], units: int) -> str | None:
+    """Path of the one linear that reads the units, one after the other, and nothing else."""
+    (read, *others), path = reads, reads[0].tensor.rpartition(".")[0]
+    dims = _dims(model, read)
+    if others or dims is None or read.dim != dims[1] or not read.tensor.endswith(".weight"):
+        return None
+    whole = len(read.widths) == 1 and units * read.widths[0] == model.get_parameter(read.tensor).shape[read.dim]
+    return path if whole else None
+
+
+def _dims(model: nn.Module, part: Blocks) -> tuple[int, int] | None:
+    module = model.get_submodule(part.tensor.rpartition(".")[0])
+    return next((dims for kind, dims in _LINEARS.items() if isinstance(module, kind)), None)
+
+
+def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
+    """Parts with names.
+
+    A layer is a module in a list of modules of one class. If lists lie in each other, the outermost counts that holds a
+    group of its own outside of inner ones: the blocks of a stage, and not the stages; a layer, and not its experts.
+
+    Args:
+        model: the model.
+        parts: what was found, in order of execution.
+    """
+    parts, lists = list(parts), _lists(model)
+    chains = [[each for each in _prefixes(part.path) if each in lists] for part in parts]
+    inner = {chain[-1] for chain in chains if chain}
+    homes = [next((each for each in chain if each in inner), None) for chain in chains]
+    names = _stack_names(list(dict.fromkeys(_form(home) for home in homes if home)))
+    layers: dict[str, str] = {}
+    for form, stack in names.items():
+        members = sorted((path for path in lists if _form(path) == form), key=_numbers)
+        layers |= {f"{stack}.{place}": path for place, path in enumerate(members)}
+    name_of = {path: name for name, path in layers.items()}
+    groups: list[Group] = []
+    parts_of: dict[str, Part] = {}
+    apart = [
+        part.path
+        for part, home in zip(parts, homes, strict=True)
+        if layers and not home and not any(path.startswith(f"{part.path}.") for path in inner)
+    ]
+    for part, home in zip(parts, homes, strict=True):
+        if part.path in apart:
+            continue
+        layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
+        layers.setdefault(layer, home or part.path)
+        role = part.role
+        if f"{layer}.{role}" in parts_of:
+            role = f"{_inside(part.path, layers[layer])}{role}"
+        while f"{layer}.{role}" in parts_of:
+            role = f"more_{role}"
+        groups.append(Group(layer, role, part.units, part.width, part.cut))
+        parts_of[groups[-1].key] = part
+    return Named(tuple(groups), tuple(apart), parts_of, layers)
+
+
+def _form(path: str) -> str:
+    """A path with # for its numbers."""
+    return re.sub(r"(?<![^.])\d+(?=\.|$)", "#", path)
+
+
+def _lists(model: nn.Module) -> list[str]:
+    """Paths of the modules that are one of several of their class, in a list."""
+    paths = []
+    for path, module in model.named_modules():
+        children = dict(module.named_children())
+        alike = len({type(child) for child in children.values()}) == 1
+        if alike and all(name.isdigit() for name in children):
+            paths += [f"{path}.{name}".removeprefix(".") for name in children]
+    return paths
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(each) for each in path.split(".") if each.isdigit()]
+
+
+def _inside(path: str, layer: str) -> str:
+    """What to call a part of a layer: the last word of its path."""
+    inside = path.removeprefix(layer).strip(".")
+    return "".join(f"{word}_" for word in inside.split(".")[-1:] if word and not word.isdigit())
+
+
+def _stack_names(forms: list[str]) -> dict[str, str]:
+    """A name for each list of layers: `"layers"` for a single one; otherwise the first words that tell them apart."""
+    if len(forms) == 1:
+        return {forms[0]: "layers"}
+    words = {form: [word for word in form.split(".") if word != "#"] for form in forms}
+    while len({tuple(each[:1]) for each in words.values()}) == 1 and all(len(each) > 1 for each in words.values()):
+        words = {form: each[1:] for form, each in words.items()}
+    for count in range(1, max(map(len, words.values()), default=0) + 1):
+        names = {form: "_".join(each[:count]).removesuffix("_model") for form, each in words.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {form: form.replace(".#", "").replace(".", "_") for form in forms}
