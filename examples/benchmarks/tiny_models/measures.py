@@ -1,0 +1,131 @@
+"""What is measured of one model type: does it run, what is found, proved, cut, and lighter for it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from optimum_optin.architectures.group import Group, Groups, Masks
+from optimum_optin.discovery.discover import discover
+from optimum_optin.editing.surgery import check_sliceable, rewrite
+from optimum_optin.proving.architecture import prove
+from optimum_optin.proving.verdict import ArchitectureProof
+
+from .judge import Expected, expected_groups
+from .models import NotRun, attempt, tiny_inputs, tiny_model
+
+
+def measured(model_type: str, only_run: bool = False) -> dict[str, Any]:
+    """All that is measured of one model type; `stage` says how far it came, and `error` why no further.
+
+    Args:
+        model_type: of transformers.
+        only_run: whether to stop after the first pass.
+    """
+    result: dict[str, Any] = {"type": model_type, "stage": "build"}
+    try:
+        model = tiny_model(model_type)
+        result |= {"parameters": sum(each.numel() for each in model.parameters()), "stage": "run"}
+        inputs = tiny_inputs(model)
+        result |= {"inputs": {name: list(value.shape) for name, value in inputs.items()}, "stage": "ran"}
+        if not only_run:
+            _measure(model, inputs, result)
+    except NotRun as error:
+        result["error"] = str(error)[-2000:]
+    except BaseException as error:  # whatever a model raises
+        result["error"] = f"{type(error).__name__}: {error}"[:800]
+        result["traceback"] = traceback.format_exc()[-2000:]
+    return result
+
+
+def _measure(model: nn.Module, inputs: dict[str, Any], result: dict[str, Any]) -> None:
+    """Find, prove and cut; what is measured is written into `result` as it becomes known."""
+    start = time.process_time()
+    result["stage"] = "judge"
+    expected = expected_groups(model, inputs)
+    result["expected"] = [{**dataclasses.asdict(each), "found": False, "proved": False} for each in expected]
+    result["stage"] = "discover"
+    groups = discover(model, dict(inputs))
+    check_sliceable(model, groups)
+    result["stage"] = "prove"
+    proof = prove(model, groups, dict(inputs))
+    result |= {"seconds": round(time.process_time() - start, 2), "stage": "proved"}
+    cut = {each.group.key for each in proof.groups if each.cut is None}
+    sure = [group for group in groups if group.key in cut]
+    for record, each in zip(result["expected"], expected, strict=True):
+        record |= {"found": is_there(each, groups), "proved": is_there(each, sure)}
+        if not record["proved"]:
+            record["reason"] = reason_of(each, groups, proof)
+    result["groups"] = {
+        each.group.key: {"units": each.group.units, "least": each.least, "cut": each.cut, "score": each.score}
+        for each in proof.groups
+    }
+    result |= {"problem": proof.problem, "left_whole": dict(groups.left_whole)}
+    if not sure:
+        return
+    result["stage"] = "cut"
+    least = {each.group.key: each.least for each in proof.groups}
+    masks = halved(sure, least)
+    smaller = copy.deepcopy(model)
+    rewrite(smaller, sure, masks)
+    error = attempt(smaller, inputs)
+    if error is not None:
+        raise RuntimeError(f"cut to one half, it does not run: {error}")
+    result |= {"macs": [macs_of(model, inputs), macs_of(smaller, inputs)], "stage": "done"}
+
+
+def halved(groups: Iterable[Group], least: dict[str, int]) -> Masks:
+    """Every second unit of each group, and at least as many as must stay."""
+    masks = {}
+    for group in groups:
+        mask = torch.arange(group.units) % 2 == 0
+        mask[: least[group.key]] = True
+        masks[group.key] = mask
+    return masks
+
+
+@torch.no_grad()
+def macs_of(model: nn.Module, inputs: dict[str, Any]) -> int:
+    """Multiply-accumulates of one pass, as PyTorch counts them."""
+    torch.manual_seed(0)
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    return counter.get_total_flops() // 2
+
+
+def is_there(expected: Expected, groups: Iterable[Group]) -> bool:
+    """Whether a group is read by the weight and writes one of those before it.
+
+    Attention heads that share keys and values with all others write queries alone.
+    """
+    return any(
+        expected.read in {part.tensor for part in group.cut.reads}
+        and (expected.kind == "attention" or set(expected.written) & {part.tensor for part in group.cut.writes})
+        for group in groups
+    )
+
+
+def reason_of(expected: Expected, groups: Groups, proof: ArchitectureProof) -> str:
+    """What discovery and proof say of a group that is not proved; empty where they are silent."""
+    if proof.problem:
+        return proof.problem
+    for each in proof.groups:
+        if each.cut and is_there(expected, [each.group]):
+            return f"{each.group.key}: {each.cut}"
+    tensors = {expected.read, *expected.written}
+    for name, reason in groups.left_whole.items():
+        if tensors & {part.strip().partition("[")[0] for part in name.split(",")}:
+            return f"{name[:200]}: {reason}"
+    for name, reason in groups.left_whole.items():
+        path = groups.layers.get(name.rpartition(".")[0], name)
+        if path == "model" or any(tensor.startswith(f"{path}.") for tensor in tensors):
+            return f"{name[:200]}: {reason}"
+    return ""
