@@ -2,7 +2,7 @@
 
 A contraction whose input goes back, through an activation, to the output of another one is a feed-forward network;
 where it goes back through a product of two computed tensors, it is attention. A normalisation over all channels ends
-both. Nothing here knows of taint, or of names.
+both, and attention with a single head has no heads to remove. Nothing here knows of taint.
 """
 
 from __future__ import annotations
@@ -42,6 +42,20 @@ class Expected:
     kind: str
     written: tuple[str, ...]
     read: str
+
+    @property
+    def apart(self) -> bool:
+        """Whether it lies in no list of layers: a projector between towers, a pooling head."""
+        return not any(name.isdigit() for name in common_path(self.read, *self.written).split("."))
+
+
+def common_path(*names: str) -> str:
+    """The path of the smallest module around tensors."""
+    paths = [name.split(".")[:-1] for name in names]
+    length = 0
+    while length < min(map(len, paths)) and len({path[length] for path in paths}) == 1:
+        length += 1
+    return ".".join(paths[0][:length])
 
 
 class _Contractions(TorchFunctionMode):
@@ -99,6 +113,8 @@ def expected_groups(model: nn.Module, inputs: Mapping[str, Any]) -> list[Expecte
         if not written or read in written or read in found:
             continue
         kind = "attention" if attention else "ffn"
+        if attention and _has_one_head(model, read, written):
+            continue
         if any("expert" in name for name in (read, *written)):
             kind = "experts"
         elif _inside(model, read, STATE_SPACE):
@@ -188,6 +204,17 @@ def _reduced(node: Any) -> int:
         return 1 << 40
     dims = [dim - (1 << 64) if dim >= 1 << 63 else dim for dim in dims]
     return int(sizes[-1]) if -1 in dims or len(sizes) - 1 in dims else 1
+
+
+def _has_one_head(model: nn.Module, read: str, written: tuple[str, ...]) -> bool:
+    """Whether all modules around these tensors that have a number of heads have one."""
+    counts = {
+        value
+        for module in model.get_submodule(common_path(read, *written)).modules()
+        for name, value in vars(module).items()
+        if re.fullmatch(r"n(um)?_(attention_)?heads?", name) and isinstance(value, int)
+    }
+    return counts == {1}
 
 
 def _inside(model: nn.Module, name: str, pattern: re.Pattern[str]) -> bool:

@@ -51,8 +51,11 @@ def _measure(model: nn.Module, inputs: dict[str, Any], result: dict[str, Any]) -
     start = time.process_time()
     result["stage"] = "judge"
     expected = expected_groups(model, inputs)
-    result["expected"] = [{**dataclasses.asdict(each), "found": False, "proved": False} for each in expected]
+    result["expected"] = [
+        {**dataclasses.asdict(each), "apart": each.apart, "found": False, "proved": False} for each in expected
+    ]
     result["stage"] = "discover"
+    model.requires_grad_(False)
     groups = discover(model, dict(inputs))
     check_sliceable(model, groups)
     result["stage"] = "prove"
