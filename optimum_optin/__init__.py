@@ -16,7 +16,7 @@ from .pruner import OptinPruner
 from .report import PruningPlan, PruningReport
 from .scoring import Scores, register_scorer
 from .storage import composites  # noqa: F401  (importing it guards save_pretrained)
-from .storage.plugin import convert_model
+from .storage.record import convert_model
 from .version import __version__
 
 __all__ = [

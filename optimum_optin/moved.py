@@ -33,7 +33,7 @@ _MOVED = {
     "masking": ("running.freezing", "editing.masking"),
     "metrics": ("evaluation.metrics",),
     "pixels": ("inputs.images", "reading.kinds"),
-    "plugin": ("storage.plugin", "storage.auto_map"),
+    "plugin": ("storage.plugin", "storage.auto_map", "storage.entry", "storage.record"),
     "processes": ("running.processes",),
     "pruning": ("pipeline",),
     "randomness": ("running.randomness",),

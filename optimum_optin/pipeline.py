@@ -24,7 +24,7 @@ from .scoring import Scores
 from .search.divergence import measure_divergence
 from .search.macs import count_macs, count_parameters, total_cost
 from .search.trials import choose
-from .storage.plugin import merge_tokens_of, record_structure
+from .storage.record import merge_tokens_of, record_structure
 from .storage.structure import Structure, structure_of
 from .storage.uniform import record_sizes
 
@@ -83,7 +83,7 @@ def prune_model(
         if config.layout == "uniform":
             record_sizes(pruned, groups, masks)
         else:
-            structure = record_structure(pruned, structure)
+            structure = record_structure(pruned, structure, groups)
     with _timed(seconds, "compensation"):
         if starts and not all(mask.all() for mask in masks.values()):
             refit(model, [pruned], groups, starts)

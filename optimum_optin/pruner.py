@@ -42,9 +42,10 @@ from .running.wrappers import check_model
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules
 from .search.macs import total_cost
+from .storage.entry import structure_of_model
 from .storage.integrity import check_rebuilt, difference
 from .storage.loading import load_model, load_processor
-from .storage.plugin import check_structure, convert_model, structure_of_model
+from .storage.record import check_structure, convert_model
 from .storage.remote_code import check_remote_code
 from .storage.structure import Structure, compose, structure_of
 
@@ -80,7 +81,7 @@ class OptinPruner:
     def __init__(self, model: PreTrainedModel, processor: Any = None, config: OptinConfig | None = None):
         check_model(model)
         _check_type("config", config, OptinConfig)
-        check_structure(model)  # refuses an unknown architecture and a quantized model, too
+        check_structure(model)  # refuses a quantized model, too
         self.model = model
         self.processor = processor
         self.config = config or OptinConfig()
@@ -354,7 +355,7 @@ class OptinPruner:
 
     @staticmethod
     def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:
-        """Cut a dense model to a known structure, in place; see `optimum_optin.storage.plugin.convert_model`."""
+        """Cut a dense model to a known structure, in place; see `optimum_optin.storage.record.convert_model`."""
         convert_model(model, structure, schedule)
 
     def check_save_directory(self, save_directory: str | os.PathLike) -> Path:

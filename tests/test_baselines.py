@@ -15,7 +15,7 @@ from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.running.batch import samples_in
 from optimum_optin.scoring import registry
 from optimum_optin.search.macs import cost_tables, dense_cost, kept_cost, total_cost
-from optimum_optin.storage.plugin import schedule_of_model
+from optimum_optin.storage.entry import schedule_of_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 import kprune

@@ -29,7 +29,8 @@ from optimum_optin.running.batch import Batch
 from optimum_optin.scoring import score
 from optimum_optin.search.candidates import ranked
 from optimum_optin.search.macs import cost_tables, dense_cost, token_costs
-from optimum_optin.storage.plugin import convert_model, structure_of_model
+from optimum_optin.storage.entry import structure_of_model
+from optimum_optin.storage.record import convert_model
 from optimum_optin.storage.structure import masks_of, structure_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

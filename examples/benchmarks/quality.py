@@ -26,7 +26,8 @@ from tasks import add_task_arguments, load_task
 from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.modalities import modality_of
-from optimum_optin.storage.plugin import record_structure, structure_of_model
+from optimum_optin.storage.entry import structure_of_model
+from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of
 
 REPAIRS = ("ridge", "own", "none")
@@ -141,7 +142,7 @@ def reloaded(problem, masks, pruned):
     """The pruned model, saved and loaded again."""
     pruned = copy.deepcopy(pruned)
     if not structure_of_model(pruned):  # the package's own models know theirs
-        record_structure(pruned, structure_of(problem.groups, masks))
+        record_structure(pruned, structure_of(problem.groups, masks), problem.groups)
     with tempfile.TemporaryDirectory() as folder:
         pruned.save_pretrained(folder)
         return type(pruned).from_pretrained(folder).eval()

@@ -8,7 +8,7 @@ those that were merged: heads that pool, and users of the hidden states, get the
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -110,6 +110,38 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
+class MergingLayer(NamedTuple):
+    """Where a layer's hooks go.
+
+    Args:
+        layer: the layer's name.
+        path: its module path.
+        keys: path of the linear that makes its keys; `None` for a layer without heads.
+        width: features of a head's keys; `None` for a layer without heads.
+    """
+
+    layer: str
+    path: str
+    keys: str | None
+    width: int | None
+
+
+def merging_layers(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> list[MergingLayer]:
+    """The layers from the first that merges tokens to the last, which restores all.
+
+    Raises:
+        ValueError: see `check_attachable`.
+    """
+    check_attachable(model, groups, schedule)
+    layers, keys = groups.layers, key_projection(model)
+    widths = {group.layer: group.width for group in groups if group.role == HEADS}
+    first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
+    return [
+        MergingLayer(layer, layers[layer], f"{layers[layer]}.{keys}" if layer in widths else None, widths.get(layer))
+        for layer in list(layers)[first:]
+    ]
+
+
 def attach_merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) -> list[RemovableHandle]:
     """Let a model merge tokens, in place.
 
@@ -124,21 +156,21 @@ def attach_merging(model: nn.Module, groups: Groups, schedule: TokenSchedule) ->
     Raises:
         ValueError: see `check_attachable`.
     """
-    check_attachable(model, groups, schedule)
-    layers, keys = groups.layers, key_projection(model)
-    widths = {group.layer: group.width for group in groups if group.role == HEADS}
-    first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
+    return attach_mergers(model, merging_layers(model, groups, schedule), schedule)
+
+
+def attach_mergers(model: nn.Module, layers: Sequence[MergingLayer], schedule: TokenSchedule) -> list[RemovableHandle]:
+    """Put the hooks of a schedule on layers that `merging_layers` found, in place; see `attach_merging`."""
     handles: list[RemovableHandle] = []
     try:
-        for layer in list(layers)[first:]:
-            last = layer == list(layers)[-1]
-            merger = TokenMerger(schedule.merges.get(layer, 0), schedule.protected, widths.get(layer), last)
-            module = model.get_submodule(layers[layer])
+        for place, (layer, path, keys, width) in enumerate(layers):
+            merger = TokenMerger(schedule.merges.get(layer, 0), schedule.protected, width, place == len(layers) - 1)
+            module = model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(merger.enter, with_kwargs=True))
             # Before the hooks with which transformers keeps hidden states, which must see what the next layer gets.
             handles.append(module.register_forward_hook(merger.leave, prepend=True))
-            if merger.merges and merger.width:
-                handles.append(model.get_submodule(f"{layers[layer]}.{keys}").register_forward_hook(merger.keep_keys))
+            if merger.merges and keys is not None:
+                handles.append(model.get_submodule(keys).register_forward_hook(merger.keep_keys))
     except BaseException:  # an interruption, too: half of the hooks would break the model
         for handle in handles:
             handle.remove()
@@ -203,6 +235,15 @@ def check_mergeable(model: nn.Module) -> None:
         ValueError: says what forbids it.
     """
     key_projection(model)
+    check_takes_bias(model)
+
+
+def check_takes_bias(model: nn.Module) -> None:
+    """Raise if what is around a model's layers forbids to merge their tokens, whatever its architecture.
+
+    Raises:
+        ValueError: says what forbids it.
+    """
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         raise ValueError(

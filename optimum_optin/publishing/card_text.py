@@ -14,7 +14,7 @@ from ..config import OptinConfig
 from ..figures import CalibrationSource
 from ..report import ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
-from ..storage.plugin import METHOD
+from ..storage.entry import METHOD
 from ..storage.tasks import auto_class_of, class_of, task_of
 from ..version import __version__
 

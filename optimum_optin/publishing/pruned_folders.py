@@ -16,8 +16,8 @@ from ..files.folders import atomic_folder
 from ..files.model_files import are_weights, left_over
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
+from ..storage.entry import METHOD
 from ..storage.loading import load_processor, model_class
-from ..storage.plugin import METHOD
 from .card import card_or_none, decoded, model_card, own_card, own_text, retitled
 from .hub import CARD_FILE, check_push, files_in, push
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..discovery.find import find_groups
+from .entry import METHOD, schedule_of_model
 from .integrity import is_rebuilt
-from .plugin import METHOD, check_units, schedule_of_model
+from .record import check_recorded
 
 
 def check_composite(model: PreTrainedModel) -> None:
@@ -41,11 +41,7 @@ def check_composite(model: PreTrainedModel) -> None:
                 "and put it together again when they are loaded."
             )
     if structure is not None:
-        try:
-            groups = find_groups(model)
-        except ValueError:  # somebody has changed its modules since, and knows why
-            return
-        check_units(model, groups)
+        check_recorded(model)
 
 
 def _is_rebuilt(model: PreTrainedModel) -> bool:

@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .plugin import convert_model, schedule_of_model, structure_of_model
+from ..merging.schedule import TokenSchedule
+from .entry import entry_of
+from .rebuild import rebuild
+from .record import convert_model
+from .structure import structure_from_json
 
 logger = logging.get_logger(__name__)
 
@@ -242,13 +246,16 @@ def _made_by_class(model: PreTrainedModel) -> _Made | None:
 
 def _skeleton(model: PreTrainedModel, options: dict[str, bool]) -> PreTrainedModel | None:
     config = copy.deepcopy(model.config)
-    structure, schedule = structure_of_model(model), schedule_of_model(model)
+    entry = entry_of(model)
     vars(config).pop("quantization_config", None)
     try:
         with torch.device("meta"):
             skeleton = type(model)(config, **options)
-            if structure:
-                convert_model(skeleton, structure, schedule)
+            if entry and entry.format_version == 1:
+                schedule = entry.tokens and TokenSchedule.from_json(entry.tokens)
+                convert_model(skeleton, structure_from_json(entry.structure), schedule)
+            elif entry:
+                rebuild(skeleton, entry.to_dict())
     except Exception as error:  # a class of the user's own may want more than a config, or raise anything
         logger.debug(f"{type(model).__name__} cannot be made of its config: {error}")
         return None

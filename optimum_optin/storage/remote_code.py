@@ -1,7 +1,7 @@
 """Remote code: a saved folder's own `modeling_optin.py`, with which it loads where this package is not installed.
 
 The file is an excerpt of this package's sources, so that there is no second implementation to keep equal: what
-`plugin.py` needs to rebuild a skeleton, and the row of the model's architecture. It needs torch and transformers alone.
+`plugin.py` needs to rebuild a skeleton, whatever its architecture. It needs torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from pprint import pformat
-from textwrap import indent
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from ..architectures.registry import register_architecture, row_of
 from ..version import __version__
 from . import plugin
 from .auto_map import REMOTE_FILE, own_code
+from .entry import FORMAT_VERSION, METHOD, OptinStructureConfig
 from .excerpt import excerpt
-from .plugin import METHOD
+from .record import upgraded
 from .tasks import class_of
 
 
@@ -66,8 +64,11 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     _check_named(config)
     classes = _auto_classes(config, config.architectures or [])
     module = REMOTE_FILE.removesuffix(".py")
-    (folder / REMOTE_FILE).write_text(_remote_code(config.model_type, set(classes.values())), encoding="utf-8")
+    (folder / REMOTE_FILE).write_text(_remote_code(set(classes.values())), encoding="utf-8")
     data = json.loads(path.read_text(encoding="utf-8"))
+    if entry["format_version"] < FORMAT_VERSION:  # which needs to know architectures, as the file does not
+        kind = getattr(transformers, (config.architectures or sorted(classes.values()))[0])
+        data["quantization_config"] = upgraded(kind, config, OptinStructureConfig(**entry)).to_dict()
     data["auto_map"] = data.get("auto_map", {}) | {auto: f"{module}.{name}" for auto, name in classes.items()}
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -105,16 +106,14 @@ def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, st
     return classes
 
 
-def _remote_code(model_type: str, classes: Iterable[str]) -> str:
-    """The text of `modeling_optin.py`: definitions, the model type's row, and a subclass of each class."""
+def _remote_code(classes: Iterable[str]) -> str:
+    """The text of `modeling_optin.py`: definitions, and a subclass of each class."""
     names = ("OptinStructureConfig", "OptinHfQuantizer", "AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
-    roots = [(plugin.__name__, name) for name in names]
-    imports, definitions = excerpt([*roots, (register_architecture.__module__, "register_architecture")])
-    stacks = "".join(f"{pformat(stack, width=110)},\n" for stack in row_of(model_type))
+    imports, definitions = excerpt([(plugin.__name__, name) for name in names])
     parts = [
         _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
         *definitions,
-        _REGISTRATION.format(model_type=model_type, stacks=indent(stacks, "    ")),
+        _REGISTRATION,
         *(_SUBCLASS.format(name=name) for name in sorted(classes)),
     ]
     return "\n\n\n".join(parts) + "\n"
@@ -130,18 +129,15 @@ from __future__ import annotations
 
 {imports}'''
 
-_REGISTRATION = """register_architecture(
-    {model_type!r},
-{stacks})
-
-# The package, or the file of another pruned model, may be there already; both leave the work to `optin_convert`.
-AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, OptinStructureConfig)
-AUTO_QUANTIZER_MAPPING.setdefault(METHOD, OptinHfQuantizer)"""
+_REGISTRATION = """# The package, or the file of another pruned model, may be there already, and does the same unless it is older.
+if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < FORMAT_VERSION:
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
+    AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer"""
 
 _SUBCLASS = '''class {name}(transformers.{name}):
     """`transformers.{name}`, pruned."""
 
-    optin_convert = staticmethod(convert_model)
+    optin_rebuild = staticmethod(rebuild)
 
     @classmethod
     def is_custom_code(cls):

@@ -41,10 +41,19 @@ def structure_of(groups: Iterable[Group], masks: Masks) -> Structure:
 
 
 def compose(earlier: Structure, later: Structure) -> Structure:
-    """The structure after two prunings; `later` indexes the units that `earlier` kept."""
+    """The structure after two prunings; `later` indexes the units that `earlier` kept.
+
+    Raises:
+        ValueError: a group does not have the units that were kept.
+    """
     composed = dict(earlier)
     for key, entry in later.items():
         before = earlier.get(key, Kept(entry.units, tuple(range(entry.units))))
+        if len(before.kept) != entry.units:
+            raise ValueError(
+                f"{key} kept {len(before.kept)} units of an earlier pruning, but was now cut from {entry.units}: its "
+                "groups do not have the names that they had then. Prune the dense model."
+            )
         composed[key] = Kept(before.units, tuple(before.kept[index] for index in entry.kept))
     return composed
 
@@ -76,7 +85,7 @@ def masks_of(structure: Structure, groups: Iterable[Group]) -> dict[str, torch.T
 
 def structure_to_json(structure: Structure) -> dict[str, dict[str, int | str]]:
     """JSON form of `structure`."""
-    return {key: {"units": entry.units, "kept": _format_ranges(entry.kept)} for key, entry in structure.items()}
+    return {key: {"units": entry.units, "kept": ranges_to_json(entry.kept)} for key, entry in structure.items()}
 
 
 def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
@@ -90,36 +99,22 @@ def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
     return {key: _parse_entry(key, entry) for key, entry in data.items()}
 
 
-def _parse_entry(key: str, entry: Mapping) -> Kept:
-    fits = (
-        isinstance(entry, Mapping)
-        and type(entry.get("units")) is int
-        and entry["units"] <= _MOST_UNITS
-        and isinstance(entry.get("kept"), str)
-        and _RANGES.fullmatch(entry["kept"])
-    )
-    if not fits:
-        raise ValueError(
-            f'structure entry {key!r} must look like {{"units": 12, "kept": "0-4,7"}}, at most {_MOST_UNITS} units, '
-            f"got {entry!r:.120}."
-        )
-    kept: list[int] = []
-    for part in filter(None, entry["kept"].split(",")):
+def ranges_from_json(text: str) -> tuple[int, ...] | None:
+    """Ascending indices from their form `"0-4,7"`, all below a bound that no layer comes near; `None` if it is damaged."""
+    if not isinstance(text, str) or not _RANGES.fullmatch(text):
+        return None
+    indices: list[int] = []
+    for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         start, stop = int(first), int(last or first)
-        if not (kept[-1] if kept else -1) < start <= stop < entry["units"]:
-            raise ValueError(
-                f"structure entry {key!r}: {part!r} must ascend and stay below its {entry['units']} units."
-            )
-        kept.extend(range(start, stop + 1))
-    return Kept(entry["units"], tuple(kept))
+        if not (indices[-1] if indices else -1) < start <= stop < _MOST_UNITS:
+            return None
+        indices.extend(range(start, stop + 1))
+    return tuple(indices)
 
 
-# No layer of any published model comes near; a damaged file must not make us allocate gigabytes.
-_MOST_UNITS = 1_000_000
-
-
-def _format_ranges(indices: Iterable[int]) -> str:
+def ranges_to_json(indices: Iterable[int]) -> str:
+    """The form `"0-4,7"` of ascending indices."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][1] + 1:
@@ -127,3 +122,29 @@ def _format_ranges(indices: Iterable[int]) -> str:
         else:
             runs.append([index, index])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _parse_entry(key: str, entry: Mapping) -> Kept:
+    fits = (
+        isinstance(entry, Mapping)
+        and set(entry) == {"units", "kept"}
+        and type(entry["units"]) is int
+        and 0 <= entry["units"] <= _MOST_UNITS
+        and isinstance(entry["kept"], str)
+        and _RANGES.fullmatch(entry["kept"])
+    )
+    if not fits:
+        raise ValueError(
+            f'structure entry {key!r} must look like {{"units": 12, "kept": "0-4,7"}}, at most {_MOST_UNITS} units, '
+            f"got {entry!r:.120}."
+        )
+    kept = ranges_from_json(entry["kept"])
+    if kept is None or (kept and kept[-1] >= entry["units"]):
+        raise ValueError(
+            f"structure entry {key!r}: {entry['kept']!r:.120} must ascend and stay below its {entry['units']} units."
+        )
+    return Kept(entry["units"], kept)
+
+
+# No layer of any published model comes near; a damaged file must not make us allocate gigabytes.
+_MOST_UNITS = 1_000_000

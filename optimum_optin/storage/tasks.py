@@ -5,11 +5,12 @@ from __future__ import annotations
 import transformers
 from transformers import PreTrainedModel
 
+from .auto_map import ordinary_class
+
 
 def class_of(model: PreTrainedModel) -> type[PreTrainedModel] | None:
     """The class of `transformers` that a model is of; `None` if its class is the user's own, whatever its name."""
-    # A class in a folder's `modeling_optin.py` derives from it.
-    kind = type(model).__mro__[1] if "optin_convert" in vars(type(model)) else type(model)
+    kind = ordinary_class(type(model))
     return kind if getattr(transformers, kind.__name__, None) is kind else None
 
 

@@ -13,16 +13,23 @@ from transformers import PreTrainedModel
 
 from ..architectures.group import Group, Masks
 from ..architectures.registry import known_architectures, row_of
-from .plugin import structure_of_model
+from ..discovery.find import is_declared
+from .entry import structure_of_model
 
 
 def check_uniform(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     """Raise if the model cannot be pruned with layout='uniform'.
 
     Raises:
-        ValueError: no group of the architecture names `config_fields`, or the model was pruned before, so that its
-            layers differ.
+        ValueError: the model type has no row, or none of its groups names `config_fields`; or the model was pruned
+            before, so that its layers differ.
     """
+    if not is_declared(model):
+        raise ValueError(
+            f"layout='uniform' cannot prune this {model.config.model_type!r} model: its groups were found by tracing, "
+            "which does not tell from what attributes of the config transformers reads a layer's size. Take "
+            "layout='free', or register the model type with config_fields (register_architecture)."
+        )
     if not any(group.config_fields for group in groups):
         able = [name for name in known_architectures() if _expressible(name)]
         raise ValueError(

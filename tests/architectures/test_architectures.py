@@ -19,7 +19,7 @@ from optimum_optin.inputs.probes import probe_batch
 from optimum_optin.inputs.vision import image_tokens
 from optimum_optin.passes.hooks import recorded, replayed
 from optimum_optin.search.macs import cost_tables, count_macs, count_parameters, dense_cost
-from optimum_optin.storage.plugin import record_structure
+from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of
 
 each_architecture = pytest.mark.parametrize("model_type", CASES, ids=CASES)
@@ -37,7 +37,7 @@ def _cut(model, masks):
     pruned = copy.deepcopy(model)
     groups = find_groups(pruned)
     rewrite(pruned, groups, masks)
-    record_structure(pruned, structure_of(groups, masks))
+    record_structure(pruned, structure_of(groups, masks), groups)
     return pruned
 
 

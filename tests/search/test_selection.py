@@ -11,7 +11,7 @@ from optimum_optin.publishing.card_text import card_text
 from optimum_optin.scoring import registry
 from optimum_optin.search.limits import Limit
 from optimum_optin.search.selection import limits_of
-from optimum_optin.storage.plugin import structure_of_model
+from optimum_optin.storage.entry import structure_of_model
 
 GROUPS = [
     Group(f"layers.{layer}", role, units, 1, Cut("a", ()), config_fields=("size",))

@@ -18,7 +18,7 @@ from optimum_optin.inputs.vision import image_tokens
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.hooks import observed
 from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, total_cost
-from optimum_optin.storage.plugin import convert_model
+from optimum_optin.storage.record import convert_model
 
 each_architecture = pytest.mark.parametrize("model_type", CASES, ids=CASES)
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.storage.plugin import record_structure
+from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_from_json, structure_of
 
 
@@ -30,7 +30,7 @@ def _pruned(model_type, **options):
     groups = find_groups(model)
     masks = random_masks(groups)
     rewrite(model, groups, masks)
-    record_structure(model, structure_of(groups, masks))
+    record_structure(model, structure_of(groups, masks), groups)
     return model
 
 

@@ -19,7 +19,7 @@ from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.modalities import IMAGES, PAIRS, modality_of
 from optimum_optin.storage.excerpt import excerpt
-from optimum_optin.storage.plugin import record_structure
+from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.remote_code import write_remote_code
 from optimum_optin.storage.structure import structure_of
 
@@ -73,7 +73,7 @@ def _pruned(model_type):
         if key.endswith((".1.heads", ".2.neurons")):
             mask[:] = False
     rewrite(model, groups, masks)
-    record_structure(model, structure_of(groups, masks))
+    record_structure(model, structure_of(groups, masks), groups)
     return model
 
 
@@ -131,7 +131,7 @@ def _cut_again(model):
     groups = find_groups(model)
     masks = random_masks(groups, seed=1)
     rewrite(model, groups, masks)
-    record_structure(model, structure_of(groups, masks))
+    record_structure(model, structure_of(groups, masks), groups)
     with torch.no_grad():
         return model(**BATCH).logits
 

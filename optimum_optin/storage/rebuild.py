@@ -1,0 +1,225 @@
+"""Rebuilding: a skeleton of the dense model becomes that of a pruned one, by what the entry in its config says.
+
+Nothing is known of the model's architecture, and nothing is run. What the entry names must be there, and every number
+is at most what the skeleton has: a damaged file, or a version of transformers with other names, ends in an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from ..editing.surgery import HeadSelector, RemovedAttention, empty, follow_shapes, set_attribute
+from ..merging.hooks import MergingLayer, attach_mergers, check_takes_bias
+from ..merging.schedule import TokenSchedule
+from .entry import OptinStructureConfig
+from .structure import ranges_from_json
+
+
+def rebuild(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
+    """Make a dense model, or its skeleton on the meta device, what an entry says, and note it in its config, in place.
+
+    Args:
+        model: of the class that was saved, or of one that holds the same base model.
+        data: the JSON form of an entry of format 2.
+
+    Raises:
+        ValueError: the entry is damaged, or does not fit the model; names what does not.
+    """
+    entry = OptinStructureConfig(**data)
+    names = Names(model, entry)
+    entry.shapes = _renamed(entry.shapes, lambda name: names.found(name, holds_tensor))
+    entry.counters = _renamed(entry.counters, lambda path: names.found(path, holds_count))
+    for part in ("selectors", "removed"):
+        setattr(entry, part, _renamed(getattr(entry, part), lambda path: names.found(path, holds_module)))
+    entry.without = [path for name in entry.without if (path := names.found(name, holds_module))]
+    entry.merging = [
+        {**each, **{part: names.found(each[part], holds_module) for part in ("path", "keys") if each[part]}}
+        for each in entry.merging
+    ]
+    _set_shapes(model, entry.shapes)
+    for path, value in entry.counters.items():
+        if value > value_at(model, path):
+            raise ValueError(f"config.json sets {path} to {value}, but it is {value_at(model, path)} in a dense model.")
+        set_attribute(model, path, value)
+    for path, selected in entry.selectors.items():
+        for argument, kept in selected.items():
+            _select(model, path, argument, ranges_from_json(kept))
+    for path, consumer in entry.removed.items():
+        _remove(model, path, consumer)
+    for path in entry.without:
+        _module(model, path)
+        set_attribute(model, path, None)
+    if entry.tokens is not None:
+        _merge(model, [MergingLayer(**each) for each in entry.merging], TokenSchedule.from_json(entry.tokens))
+    model.config.quantization_config = entry
+
+
+class Names:
+    """Names and paths of an entry as they are in a model, which may have a head that the one that was saved did not
+    have, or the other way round.
+
+    Args:
+        model: a model.
+        entry: the entry.
+    """
+
+    def __init__(self, model: PreTrainedModel, entry: OptinStructureConfig):
+        self._model, self._version = model, entry.transformers
+        self._prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+        named = (entry.shapes, entry.counters, entry.selectors, entry.removed, entry.without)
+        self._headed = bool(self._prefix) and any(name.startswith(self._prefix) for names in named for name in names)
+        self._ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
+
+    def here(self, name: str, holds: Callable[[nn.Module, str], bool]) -> str | None:
+        """The name that something has in the model; `None` if it is not there."""
+        found = (name, name.removeprefix(self._prefix), f"{self._prefix}{name}")
+        return next((each for each in found if holds(self._model, each)), None)
+
+    def found(self, name: str, holds: Callable[[nn.Module, str], bool]) -> str | None:
+        """The name that something has in the model; `None` if it is part of a head that the model does not have.
+
+        Raises:
+            ValueError: it is not there, and should be.
+        """
+        here = self.here(name, holds)
+        elsewhere = self._headed and not name.startswith(self._prefix)
+        if here is None and not elsewhere and not any(each.search(name) for each in self._ignored):
+            raise ValueError(
+                f"config.json names {name}, which a {type(self._model).__name__} does not have. The model was saved "
+                f"with transformers {self._version}, and this is {transformers_version}, where modules may have other "
+                "names: load it with that version, or by the class that it was saved from; else the file is damaged."
+            )
+        return here
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, found among modules alone; `None` if there is none."""
+    module: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        module = module._modules.get(name) if module is not None else None
+    return module
+
+
+def tensor_at(model: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of a name, also one without elements (`EmptyLinear`); `None` if there is none."""
+    path, _, last = name.rpartition(".")
+    module = module_at(model, path)
+    if module is None:
+        return None
+    if last in vars(module).get("empty", ()):
+        return vars(module)[last]
+    found = module._parameters.get(last)
+    return module._buffers.get(last) if found is None else found
+
+
+def value_at(model: nn.Module, path: str) -> int | None:
+    """The whole number that a module, or the config of one, has under a path; `None` if there is none."""
+    owner: Any = model
+    *places, last = path.split(".")
+    for name in places:
+        inner = owner._modules.get(name) if isinstance(owner, nn.Module) else None
+        if inner is None:
+            inner = vars(owner).get(name)
+            if not isinstance(inner, PreTrainedConfig):
+                return None
+        owner = inner
+    value = None if last.startswith("_") else vars(owner).get(last)
+    return value if type(value) is int else None
+
+
+def is_saved(model: nn.Module, name: str) -> bool:
+    """Whether a parameter or buffer is written to disk."""
+    path, _, last = name.rpartition(".")
+    module = module_at(model, path)
+    return module is None or last not in module._non_persistent_buffers_set
+
+
+def holds_tensor(model: nn.Module, name: str) -> bool:
+    """Whether a model has a parameter or buffer of a name."""
+    return tensor_at(model, name) is not None
+
+
+def holds_count(model: nn.Module, path: str) -> bool:
+    """Whether a module of a model, or the config of one, has a whole number under a path."""
+    return value_at(model, path) is not None
+
+
+def holds_module(model: nn.Module, path: str) -> bool:
+    """Whether a model has a module at a path."""
+    return bool(path) and module_at(model, path) is not None
+
+
+def _renamed(entries: Mapping[str, Any], here: Callable[[str], str | None]) -> dict[str, Any]:
+    names = {name: here(name) for name in entries}
+    return {names[name]: value for name, value in entries.items() if names[name] is not None}
+
+
+def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give tensors other shapes, in place; their values are lost."""
+    for name, shape in shapes.items():
+        dense = tuple(tensor_at(model, name).shape)
+        if len(shape) != len(dense) or any(size > most for size, most in zip(shape, dense, strict=True)):
+            raise ValueError(
+                f"config.json gives {name} the shape {tuple(shape)}, but a dense model has {dense} there, of which a "
+                "pruned one keeps a part: config.json is damaged, or of a model with another configuration."
+            )
+        if not is_saved(model, name):
+            raise ValueError(f"config.json gives {name} another shape, but it is not among the weights on disk.")
+    bare: dict[nn.Module, bool] = {}
+    for name, shape in shapes.items():
+        path, _, last = name.rpartition(".")
+        module, tensor = module_at(model, path), tensor_at(model, name)
+        cut = tensor.new_empty(tuple(shape))
+        setattr(module, last, nn.Parameter(cut, tensor.requires_grad) if last in module._parameters else cut)
+        bare[module] = bare.get(module, False) or cut.numel() == 0
+    for module, without_elements in bare.items():
+        follow_shapes(module)
+        if without_elements:
+            empty(module)
+
+
+def _remove(model: nn.Module, path: str, consumer: str) -> None:
+    """Put what is left of an attention without heads in its place."""
+    module = _module(model, path)
+    inside = module._modules.get(consumer)
+    if consumer and inside is None:
+        raise ValueError(f"config.json keeps {consumer} of {path}, which does not have it: config.json is damaged.")
+    model.set_submodule(path, RemovedAttention((consumer, inside) if consumer else None).train(module.training))
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    module = module_at(model, path)
+    if module is None:
+        raise ValueError(f"config.json removes what holds {path}, and names it: config.json is damaged.")
+    return module
+
+
+def _select(model: nn.Module, path: str, argument: str, kept: Sequence[int]) -> None:
+    """Let a module pick its heads from a bias of all."""
+    module = _module(model, path)
+    arguments = list(inspect.signature(module.forward).parameters)
+    if argument not in arguments:
+        raise ValueError(f"config.json names the argument {argument!r} of {path}, which takes {', '.join(arguments)}.")
+    selector = HeadSelector(argument, arguments.index(argument), list(kept))
+    module.register_forward_pre_hook(selector, with_kwargs=True)
+
+
+def _merge(model: nn.Module, layers: Sequence[MergingLayer], schedule: TokenSchedule) -> None:
+    """Let layers merge tokens."""
+    check_takes_bias(model)
+    if missing := {layer for layer, count in schedule.merges.items() if count} - {each.layer for each in layers}:
+        raise ValueError(f"token schedule: config.json does not say where {', '.join(sorted(missing))} is.")
+    for each in layers:
+        if each.path is None or (each.width and each.keys is None):
+            raise ValueError(f"token schedule: {each.layer} is not in this model.")
+        features = getattr(module_at(model, each.keys), "out_features", 0) if each.keys else 0
+        if each.width and features % each.width:
+            raise ValueError(f"token schedule: {each.keys} writes {features} features, no multiple of {each.width}.")
+    attach_mergers(model, layers, schedule)
