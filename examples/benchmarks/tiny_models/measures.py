@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable
@@ -12,15 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
 
 from optimum_optin.architectures.group import Group, Groups, Masks
 from optimum_optin.discovery.discover import discover
 from optimum_optin.editing.surgery import check_sliceable, rewrite
 from optimum_optin.proving.architecture import prove
 from optimum_optin.proving.verdict import ArchitectureProof
+from optimum_optin.storage.record import record_structure, unsavable
+from optimum_optin.storage.structure import structure_of
 
 from .judge import Expected, expected_groups
-from .models import NotRun, attempt, tiny_inputs, tiny_model
+from .models import NotRun, attempt, floats_of, tiny_inputs, tiny_model
+
+EQUAL = 1e-4
 
 
 def measured(model_type: str, only_run: bool = False) -> dict[str, Any]:
@@ -82,7 +88,40 @@ def _measure(model: nn.Module, inputs: dict[str, Any], result: dict[str, Any]) -
     error = attempt(smaller, inputs)
     if error is not None:
         raise RuntimeError(f"cut to one half, it does not run: {error}")
-    result |= {"macs": [macs_of(model, inputs), macs_of(smaller, inputs)], "stage": "done"}
+    result |= {"macs": [macs_of(model, inputs), macs_of(smaller, inputs)], "stage": "save"}
+    result |= {"unsaved": [group.key for group in sure if unsavable(model, group)]}
+    sure = [group for group in sure if group.key not in result["unsaved"]]
+    result |= {"loaded": loading_problem(model, sure, masks, inputs) if sure else "nothing to save", "stage": "done"}
+
+
+def loading_problem(model: nn.Module, groups: list[Group], masks: Masks, inputs: dict[str, Any]) -> str:
+    """What goes wrong when a model is cut, saved, loaded by plain `AutoModel`, and run; empty if nothing does."""
+    smaller = copy.deepcopy(model)
+    rewrite(smaller, groups, masks)
+    try:
+        record_structure(smaller, structure_of(groups, masks), groups)
+        with tempfile.TemporaryDirectory() as folder:
+            smaller.save_pretrained(folder)
+            loaded = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+            pairs = zip(outputs_of(loaded, inputs), outputs_of(smaller, inputs), strict=True)
+            off = max((difference(*pair) for pair in pairs), default=9.0)
+    except Exception as error:  # whatever a class raises
+        return f"{type(error).__name__}: {error}"[:500]
+    return "" if off < EQUAL else f"outputs are {off:.2g} of their size off"
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """By how much a tensor is off, as a share of its largest number."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """The floating-point outputs of a pass with fixed random numbers."""
+    torch.manual_seed(0)
+    return floats_of(model(**inputs))
 
 
 def halved(groups: Iterable[Group], least: dict[str, int]) -> Masks:
