@@ -178,40 +178,48 @@ class _Shrinker:
             and self.values["rope_parameters"] != {}
         ):
             changed["rope_parameters"] = self._rope(changed.get("rope_parameters") or self.values["rope_parameters"], 3)
-        if getattr(self.config, "_out_indices", None) and "out_indices" not in changed:
-            if list(self.config.out_indices) != list(type(self.config)().out_indices):
-                indices = self.config.out_indices
-                changed["out_indices"] = (
-                    indices if self.staged else sorted({min(each, self.layers) for each in indices})
-                )
+        indices = getattr(self.config, "_out_indices", None) and self.config.out_indices
+        if indices and "out_indices" not in changed and list(indices) != list(type(self.config)().out_indices):
+            changed["out_indices"] = indices if self.staged else sorted({min(each, self.layers) for each in indices})
         changed.update(EXCEPTIONS.get(self.config.model_type, {}))
         return type(self.config)(**changed)
 
     def _value(self, name: str, value: Any) -> Any:
         if isinstance(value, PreTrainedConfig):
             return shrink(value, self.tokens)
-        if value is None and name in ("image_token_id", "image_token_index", "audio_token_id"):
-            return self._token(10**9 + len(name))
-        if value is None and name in SWITCHED_OFF and (name != "rope_parameters" or "vocabulary_map" in self.values):
-            return SWITCHED_OFF[name]
-        if isinstance(value, bool) or value is None:
+        if value is None:
+            return self._left_open(name)
+        if isinstance(value, bool):
             return value
         if TOKEN_ID.fullmatch(name) and not LAYER_INDICES.fullmatch(name):
             return self._token(value)
-        if isinstance(value, int):
-            return self._integer(name, value)
-        if isinstance(value, (list, tuple)) and value:
-            return type(value)(self._sequence(name, list(value)))
-        if isinstance(value, float) and re.fullmatch(r"mlp_ratio|\w*expan(d|sion)_ratio", name) and value > 2:
-            return 2.0
-        if name == "rope_parameters" and isinstance(value, dict):
-            return self._rope(value)
-        return value
+        kinds = {int: self._integer, list: self._sequence, tuple: self._sequence, float: self._float, dict: self._dict}
+        rule = next((rule for kind, rule in kinds.items() if isinstance(value, kind)), None)
+        return rule(name, value) if rule else value
+
+    def _left_open(self, name: str) -> Any:
+        """What to put where a config says nothing."""
+        if name in ("image_token_id", "image_token_index", "audio_token_id"):
+            return self._token(10**9 + len(name))
+        if name != "rope_parameters" or "vocabulary_map" in self.values:
+            return SWITCHED_OFF.get(name)
+        return None
+
+    def _float(self, name: str, value: float) -> float:
+        return min(value, 2.0) if re.fullmatch(r"mlp_ratio|\w*expan(d|sion)_ratio", name) else value
+
+    def _dict(self, name: str, value: dict) -> dict:
+        return self._rope(value) if name == "rope_parameters" else value
 
     def _integer(self, name: str, value: int) -> int:
-        if re.fullmatch(AS_IT_IS, name, re.VERBOSE):
-            return value
-        if name == "window_size" and "downsample_rate" in self.values:
+        """What the first rule says that has something to say."""
+        for rule in (self._special, self._count, self._size):
+            if (new := rule(name, value)) is not None:
+                return new
+        return self._width(name, value)
+
+    def _special(self, name: str, value: int) -> int | None:
+        if re.fullmatch(AS_IT_IS, name, re.VERBOSE) or (name == "window_size" and "downsample_rate" in self.values):
             return value
         if name == "window_size" and value > 100:
             return 4 * PATCH  # in pixels
@@ -219,8 +227,9 @@ class _Shrinker:
             return HEAD_DIM // 2
         if name in DEPTHS:
             return min(value, self.layers)
-        if name == "num_heads" and "expand" in self.values:
-            return MAMBA_HEADS
+        return MAMBA_HEADS if name == "num_heads" and "expand" in self.values else None
+
+    def _count(self, name: str, value: int) -> int | None:
         if re.fullmatch(r"\w*(key_value|kv)_\w*heads|\w*kv_heads|\w*num_query_groups", name):
             queries = [
                 each for other, each in self.values.items() if other != name and re.fullmatch(r"\w*heads", other)
@@ -231,49 +240,61 @@ class _Shrinker:
                 if self.staged and "heads" in pattern:
                     return value
                 return min(value, 2 if self.staged and name == "window_size" else limit)
+        return None
+
+    def _size(self, name: str, value: int) -> int | None:
         if SIZES.fullmatch(name):
             return min(value, STAGED_IMAGE if self.staged else FLAT_IMAGE)
         if name == "patch_size":
             return min(value, 4 if self.staged else PATCH)
-        if INTERMEDIATE_NAMES.fullmatch(name) and not self.staged:
+        if self.staged:
+            return None
+        if INTERMEDIATE_NAMES.fullmatch(name):
             return min(value, INTERMEDIATE)
-        if HIDDEN_NAMES.fullmatch(name) and not self.staged:
+        if HIDDEN_NAMES.fullmatch(name):
             return min(value, HIDDEN)
-        if value in self.hidden and not self.staged and re.fullmatch(r"\w*(input|output|in|out)_(size|dim)", name):
-            return HIDDEN
-        return self._width(name, value)
+        return HIDDEN if value in self.hidden and re.fullmatch(r"\w*(input|output|in|out)_(size|dim)", name) else None
 
     def _width(self, name: str, value: int) -> int:
         if value <= 8 or not WIDTH_NAMES.fullmatch(name) or NO_WIDTHS.fullmatch(name):
             return value
         return max(8, round(value / self.factor / 8) * 8)
 
-    def _sequence(self, name: str, value: list) -> list:
-        integers = all(isinstance(each, int) and not isinstance(each, bool) for each in value)
-        if PER_LAYER.fullmatch(name) and len(value) >= self.depth:
-            kinds = [each for place, each in enumerate(value) if each not in value[:place]]
-            return (kinds + [kinds[-1]] * self.layers)[: self.layers]
-        if name == "image_grid_pinpoints":
-            return [[FLAT_IMAGE, 2 * FLAT_IMAGE], [2 * FLAT_IMAGE, FLAT_IMAGE]]
-        if not integers:
+    def _sequence(self, name: str, value: list | tuple) -> list | tuple:
+        found = list(value)
+        if not value:
             return value
+        if name == "image_grid_pinpoints":
+            found = [[FLAT_IMAGE, 2 * FLAT_IMAGE], [2 * FLAT_IMAGE, FLAT_IMAGE]]
+        elif PER_LAYER.fullmatch(name) and len(value) >= self.depth:
+            kinds = [each for place, each in enumerate(value) if each not in value[:place]]
+            found = (kinds + [kinds[-1]] * self.layers)[: self.layers]
+        elif all(isinstance(each, int) and not isinstance(each, bool) for each in value):
+            found = self._integers(name, found)
+        return type(value)(found)
+
+    def _integers(self, name: str, value: list[int]) -> list[int]:
         if COUNTS_PER_STAGE.fullmatch(name):
             return [min(each, LAYERS) for each in value]
         if LAYER_INDICES.fullmatch(name) and sorted(set(value)) == sorted(value):
-            chosen = {
-                max(each, -self.layers) if each < 0 else each * self.layers // max(self.depth, max(value) + 1)
-                for each in value
-            }
-            return sorted(chosen)[1:] if len(chosen) == self.layers and len(value) < self.depth else sorted(chosen)
+            return self._indices(value)
         if SIZES.fullmatch(name):
             return [min(each, STAGED_IMAGE if self.staged else FLAT_IMAGE) for each in value]
-        if name == "patch_size":
-            return value if "patch_stride" in self.values else [min(each, PATCH) for each in value]
-        if "width_coefficient" in self.values:
+        if name == "patch_size" and "patch_stride" not in self.values:
+            return [min(each, PATCH) for each in value]
+        if name == "patch_size" or "width_coefficient" in self.values:
             return value
-        if len(value) == self.depth and len(value) > 4 and not self.staged:
-            return [self._integer(name, each) for each in value[: self.layers]]
-        return [self._width(name, each) for each in value]
+        per_layer = len(value) == self.depth and len(value) > 4 and not self.staged
+        rule = self._integer if per_layer else self._width
+        return [rule(name, each) for each in (value[: self.layers] if per_layer else value)]
+
+    def _indices(self, value: list[int]) -> list[int]:
+        """Indices of layers, spread over those that are left as they were over all."""
+        chosen = {
+            max(each, -self.layers) if each < 0 else each * self.layers // max(self.depth, max(value) + 1)
+            for each in value
+        }
+        return sorted(chosen)[1:] if len(chosen) == self.layers and len(value) < self.depth else sorted(chosen)
 
     def _token(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):

@@ -175,7 +175,7 @@ def _width(weight: Tensor, name: str, owners: Mapping[str, nn.Module]) -> int:
 
 
 def _normalises(node: Any, width: int) -> bool:
-    """Whether all channels of a node's output depend on all that come in: a norm, or a product with a mean's inverse."""
+    """Whether all channels of a node's output depend on all: a norm, or a product with the inverse of a mean."""
     name = type(node).__name__
     if name.startswith("NativeLayerNorm"):
         return node._saved_normalized_shape[-1] >= width
