@@ -2,16 +2,21 @@
 
     python examples/benchmarks/coverage.py --out coverage.jsonl
     python examples/benchmarks/coverage.py --out coverage.jsonl --types bert llama
+    python examples/benchmarks/coverage.py --out coverage.jsonl --summary docs/coverage.json
 
 One process per type, one JSON line per type; types that are in the file are not run again. Nothing is downloaded.
+From the summary, docs/make_supported_models.py writes the page of supported models.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import random
 import resource
 import signal
+import statistics
 import sys
 import warnings
 from collections import Counter
@@ -21,10 +26,12 @@ import torch
 import transformers
 from tiny_models.measures import measured
 from tiny_models.models import tiny_model
+from tiny_models.summary import figures, summarised
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+import optimum_optin
+
 SECONDS, BYTES = 120, 10 << 30
-BAR = ("attention", "ffn")
 
 
 def main():
@@ -33,7 +40,10 @@ def main():
     parser.add_argument("--out", type=Path, default=Path.home() / ".cache/optimum-optin/coverage.jsonl")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of a processor, for each type")
     parser.add_argument("--only-run", action="store_true", help="whether a type runs, and nothing more")
+    parser.add_argument("--summary", type=Path, help="write a short form of the results here, and run nothing")
     arguments = parser.parse_args()
+    if arguments.summary:
+        return write_summary(read(arguments.out), arguments.summary)
     transformers.logging.set_verbosity(50)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -89,21 +99,28 @@ def _too_long(*_):
 
 
 def print_summary(results):
-    """Counts of types, and of the groups that should be there."""
+    """How many types came how far."""
     print(dict(Counter(result["stage"] for result in results)), "of", len(results))
-    judged = [result for result in results if "expected" in result]
-    for kinds in (BAR, ("attention",), ("ffn",), ("conv",), ("experts",), ("state space",)):
-        members = [[each for each in result["expected"] if each["kind"] in kinds] for result in judged]
-        members = [each for each in members if each]
-        counts = {
-            f"{which.__name__} {what}": sum(which(each[what] for each in some) for some in members)
-            for what in ("found", "proved")
-            for which in (all, any)
-        }
-        print(f"{' and '.join(kinds)}: {len(members)} types have them: {counts}")
-    proved = [each for each in judged if any(group["cut"] is None for group in each.get("groups", {}).values())]
-    print("any group of any role proved:", len(proved), "of", len(judged))
-    print("MACs fell:", sum(result["macs"][1] < result["macs"][0] for result in results if "macs" in result))
+    for line in figures({result["type"]: summarised(result) for result in results}):
+        print(line)
+
+
+def write_summary(results, path):
+    """Write one line per type, and what they were measured with."""
+    about = {
+        "date": str(datetime.date.today()),
+        "versions": {each.__name__: each.__version__ for each in (optimum_optin, transformers, torch)},
+        "machine": f"{platform.machine()}, {platform.system()}, one thread",
+        "seconds": statistics.median(result["seconds"] for result in results if "seconds" in result),
+    }
+    lines = [f"{json.dumps(result['type'])}: {json.dumps(summarised(result))}" for result in by_name(results)]
+    types = ",\n".join(lines)
+    path.write_text(f'{{"about": {json.dumps(about)},\n"types": {{\n{types}\n}}}}\n', encoding="utf-8")
+
+
+def by_name(results):
+    """Results in the order of their types."""
+    return sorted(results, key=lambda result: result["type"])
 
 
 if __name__ == "__main__":

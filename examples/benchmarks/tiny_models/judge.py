@@ -1,8 +1,8 @@
 """A judge of discovery: which attention and feed-forward groups a model has, by the graph that autograd records.
 
 A contraction whose input goes back, through an activation, to the output of another one is a feed-forward network;
-where it goes back through a product of two computed tensors, it is attention. A normalisation over all channels ends
-both, and attention with a single head has no heads to remove. Nothing here knows of taint.
+where it goes back through a product with a softmax of computed numbers, it is attention. A normalisation over all
+channels ends both, and attention with a single head has no heads to remove. Nothing here knows of taint.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Expected:
     """A group that should be found.
 
     Args:
-        kind: `"attention"`, `"ffn"`, or a role of its own: `"conv"`, `"experts"`, `"state space"`.
+        kind: `"attention"`, `"ffn"`, or a role of its own: `"conv"`, `"experts"`, `"state space"`, and `"mixing"`,
+            products of computed tensors without a softmax.
         written: names of the weights that write its channels.
         read: name of the weight that reads them.
     """
@@ -108,12 +109,12 @@ def expected_groups(model: nn.Module, inputs: Mapping[str, Any]) -> list[Expecte
     widths = {name: _width(each, name, owners) for name, each in model.named_parameters()}
     found: dict[str, Expected] = {}
     for read, before, _ in seen.calls:
-        attention, plain = _behind(before, seen.nodes, widths[read])
-        written = tuple(sorted(attention or plain))
+        behind = _behind(before, seen.nodes, widths[read])
+        kind = next((kind for kind in ("attention", "mixing", "ffn") if behind[kind]), "ffn")
+        written = tuple(sorted(behind[kind]))
         if not written or read in written or read in found:
             continue
-        kind = "attention" if attention else "ffn"
-        if attention and _has_one_head(model, read, written):
+        if kind == "attention" and _has_one_head(model, read, written):
             continue
         if any("expert" in name for name in (read, *written)):
             kind = "experts"
@@ -126,39 +127,52 @@ def expected_groups(model: nn.Module, inputs: Mapping[str, Any]) -> list[Expecte
     return list(found.values())
 
 
-def _behind(node: Any, contractions: Mapping[Any, str], width: int) -> tuple[set[str], set[str]]:
-    """The weights behind a node: with a product in between, and with an activation only.
+def _behind(node: Any, contractions: Mapping[Any, str], width: int) -> Mapping[str, set[str]]:
+    """The weights behind a node, by the kind of group that they make with it.
 
     Args:
         node: of the graph, in front of a contraction.
         contractions: node -> weight.
         width: how many channels the contraction reads.
     """
-    attention: set[str] = set()
-    plain: set[str] = set()
-    waiting, seen = [(node, False, False)], set()
+    found: dict[str, set[str]] = {"": set(), "attention": set(), "mixing": set(), "ffn": set()}
+    waiting: list[tuple[Any, str]] = [(node, "")]
+    seen = set()
     while waiting and len(seen) < LIMIT:
-        node, product, active = waiting.pop()
-        if node is None or (node, product, active) in seen:
+        node, kind = waiting.pop()
+        if node is None or (node, kind) in seen:
             continue
-        seen.add((node, product, active))
+        seen.add((node, kind))
         if node in contractions:
-            if product:
-                attention.add(contractions[node])
-            elif active:
-                plain.add(contractions[node])
+            found[kind].add(contractions[node])
             continue
         name = type(node).__name__
         inputs = [each for each, _ in node.next_functions]
-        if SOFTMAX.fullmatch(name) or (not product and _normalises(node, width)):
+        products = ("attention", "mixing")
+        if SOFTMAX.fullmatch(name) or (kind not in products and _normalises(node, width)):
             continue
         if name.startswith("ScaledDotProduct"):
             inputs = inputs[2:3]
-        waiting += [
-            (each, product or bool(PRODUCT.fullmatch(name)), active or bool(ACTIVATION.fullmatch(name)))
-            for each in inputs
-        ]
-    return attention, plain
+        if kind not in products and PRODUCT.fullmatch(name):
+            kind = "attention" if _weighs(node, contractions) else "mixing"
+        elif not kind and ACTIVATION.fullmatch(name):
+            kind = "ffn"
+        waiting += [(each, kind) for each in inputs]
+    return found
+
+
+def _weighs(node: Any, contractions: Mapping[Any, str]) -> bool:
+    """Whether a factor of a product is a softmax."""
+    if type(node).__name__.startswith("ScaledDotProduct"):
+        return True
+    for each, _ in node.next_functions:
+        for _ in range(20):  # sliding windows are cut out of it
+            if each is None or each in contractions or PRODUCT.fullmatch(type(each).__name__):
+                break
+            if "Softmax" in type(each).__name__:
+                return True
+            each = next(iter(each.next_functions), (None,))[0]  # noqa: PLW2901
+    return False
 
 
 def _width(weight: Tensor, name: str, owners: Mapping[str, nn.Module]) -> int:

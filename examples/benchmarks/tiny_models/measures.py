@@ -164,10 +164,11 @@ def reason_of(expected: Expected, groups: Groups, proof: ArchitectureProof) -> s
             return f"{each.group.key}: {each.cut}"
     tensors = {expected.read, *expected.written}
     for name, reason in groups.left_whole.items():
-        if tensors & {part.strip().partition("[")[0] for part in name.split(",")}:
-            return f"{name[:200]}: {reason}"
-    for name, reason in groups.left_whole.items():
         path = groups.layers.get(name.rpartition(".")[0], name)
         if path == "model" or any(tensor.startswith(f"{path}.") for tensor in tensors):
-            return f"{name[:200]}: {reason}"
+            return f"{name}: {reason}"
+    sides = {f"{expected.read}[1]", *(f"{name}[0]" for name in expected.written)}
+    for name, reason in groups.left_whole.items():
+        if sides & set(name.split(", ")):
+            return f"{next(iter(sides & set(name.split(', '))))}: {reason}"
     return ""
