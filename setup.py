@@ -16,6 +16,7 @@ REQUIREMENTS = [
     "accelerate>=1.10",
     "datasets>=4.0",
     "evaluate>=0.4.5",
+    "greenlet>=3.1",
     "huggingface-hub>=1.3",
     "pyyaml>=6.0",
     "safetensors>=0.6.1",

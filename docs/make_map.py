@@ -24,8 +24,9 @@ FLOORS = (
     ("passes", "storage"),
     ("inputs", "merging"),
     ("discovery",),
-    ("editing", "reading", "tracing", "config"),
-    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "version"),
+    ("tracing",),
+    ("editing", "reading", "tainting", "config"),
+    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
 )
 
 

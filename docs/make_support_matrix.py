@@ -56,8 +56,6 @@ def _remarks(stacks):
             )
             if sublayer.residual.windowed:
                 yield "windows"
-            if sublayer.residual.normed_output:
-                yield f"the output of {sublayer.role} is normalised"
             if sublayer.linears.tables:
                 names = " and ".join(f"`{name}`" for name in sublayer.linears.tables)
                 yield f"{names} {'are' if len(sublayer.linears.tables) > 1 else 'is'} sliced with the heads"
@@ -67,8 +65,6 @@ def _remarks(stacks):
                 yield f"where layers share a bias, a hook in each picks its heads from `{argument}`{of}"
             if sublayer.otherwise:
                 yield f"gated or plain {sublayer.role}"
-    if any(sublayer.residual.scale for stack in stacks for sublayer in stack.sublayers):
-        yield "layer scale"
 
 
 if __name__ == "__main__":

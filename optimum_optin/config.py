@@ -49,8 +49,8 @@ class OptinConfig:
         merging: how many similar tokens of an image to merge. `"none"` merges none; `"auto"` saves a part of the FLOPs
             by merging, where the family allows it and trial cuts (`search="measured"`, a model with a head) choose it;
             numbers are the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
-        min_heads: heads that every layer keeps at least.
-        min_neurons: neurons that every layer keeps at least.
+        min_heads: heads that every sublayer of heads keeps at least, cross-attention and the like included.
+        min_neurons: neurons that every sublayer of neurons keeps at least; units of another kind keep one.
         seed: seed of every random draw; same seed, same result.
         floors: units that stay at least, by role, layer, group or pattern, of which the most specific counts
             (`--floors heads=2,layers.0.heads=4`); those of heads and neurons take the place of `min_heads` and

@@ -45,6 +45,7 @@ class Pruned:
         schedule: how many tokens it merges; `None` for none.
         divergence: divergence of its outputs from the dense model's; `None` without calibration.
         seconds: wall-clock time by stage.
+        refit: what was different with the refit of some groups, by key; see `refit`.
     """
 
     model: PreTrainedModel
@@ -53,6 +54,7 @@ class Pruned:
     schedule: TokenSchedule | None
     divergence: Divergence | None
     seconds: dict[str, float]
+    refit: dict[str, str]
 
 
 def prune_model(
@@ -84,14 +86,15 @@ def prune_model(
             record_sizes(pruned, groups, masks)
         else:
             structure = record_structure(pruned, structure, groups)
+    notes: dict[str, str] = {}
     with _timed(seconds, "compensation"):
         if starts and not all(mask.all() for mask in masks.values()):
-            refit(model, [pruned], groups, starts)
+            notes = refit(model, [pruned], groups, starts)
     if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):
         divergence = _divergence(model, pruned, groups, held_out, apart=fit != others)
-    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds)
+    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds, notes)
 
 
 def report_of(
@@ -130,9 +133,11 @@ def report_of(
         params_pruned=count_parameters(pruned.model),
         layers=layers_of(pruned.structure),
         merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
+        left_whole=dict(groups.left_whole),
         seconds={"score": scores.seconds, **pruned.seconds},
         config=config.to_dict(),
         output_weight=pruned.output_weight,
+        refit=pruned.refit,
         divergence=pruned.divergence,
         calibration=None if calibration is None else {"samples": calibration.samples, **calibration.source},
         base=base,

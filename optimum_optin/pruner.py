@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .architectures.group import Groups
 from .compensation.refit import check_tokens
 from .config import OptinConfig
+from .discovery.find import is_declared
 from .evaluation.accuracy import compare_glue
 from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
@@ -31,6 +32,7 @@ from .pipeline import prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
 from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
+from .publishing.remote_code import check_remote_code
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, proved_groups, prunable_groups
 from .reading.columns import named
@@ -46,7 +48,6 @@ from .storage.entry import structure_of_model
 from .storage.integrity import check_rebuilt, difference
 from .storage.loading import load_model, load_processor
 from .storage.record import check_structure, convert_model
-from .storage.remote_code import check_remote_code
 from .storage.structure import Structure, compose, structure_of
 
 logger = logging.get_logger(__name__)
@@ -226,9 +227,11 @@ class OptinPruner:
             ValueError: the scores do not fit the model or the configuration, or the budget is too small.
         """
         config = self._config(config, scores, flops)
-        groups = prunable_groups(self.model, config)
+        # Of a model that is traced, it takes a proof to know what can be pruned.
+        groups = (prunable_groups if is_declared(self.model) else proved_groups)(self.model, config)
         scores.check(self.model, config, groups)
         check_token_scores(self.model, config, scores)
+        scores = scores.of(groups)
         schedule = schedules(self.model, groups, scores, config)[0]
         check_affordable(self.model, groups, scores.tokens, config, schedule)
         masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
@@ -503,6 +506,7 @@ class OptinPruner:
         else:
             scores.check(self.model, config, groups)
             check_token_scores(self.model, config, scores)
+            scores = scores.of(groups)
         known = scores and scores.calibration
         calibration = known if known and data is None else None
         if scores is None or data is not None:

@@ -7,15 +7,16 @@ from transformers.utils import logging
 
 from .architectures.group import Groups
 from .config import OptinConfig
+from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
 from .proving.architecture import proved, sliceable_groups
+from .publishing.remote_code import check_remote_code
 from .search.candidates import priced
 from .search.limits import numbers_of
 from .search.macs import matching_cost, total_cost
 from .search.masks import check_budget
 from .search.selection import limits_of
-from .storage.remote_code import check_remote_code
 from .storage.uniform import check_uniform
 
 logger = logging.get_logger(__name__)
@@ -28,6 +29,7 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
         ValueError: says what is in the way, and what to do.
     """
     groups = sliceable_groups(model)
+    modality_of(model)  # raises if its samples are of no kind that data are read for
     if config.layout == "uniform":
         check_uniform(model, groups)
     limits_of(config, groups)

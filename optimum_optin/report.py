@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from .architectures.group import HEADS, NEURONS
 from .config import current_fields
 from .figures import CalibrationSource, Divergence, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
+from .reasons import reasons_of
 from .storage.structure import Structure
 
 REPORT_FILE = "optin_report.json"
@@ -60,8 +62,8 @@ class PruningReport:
     """What was cut, counted on the rewritten model.
 
     Args:
-        flops_requested: the budget, as a share of the dense layers' MACs.
-        flops_achieved: the share that is left: the dense layers' MACs less those that the rewritten model saves.
+        flops_requested: the budget, as a share of the dense layers' MACs, without those of what is left whole.
+        flops_achieved: the share that is left: these MACs less those that the rewritten model saves.
         tokens: sequence length that MACs are counted at, the calibration data's mean.
         macs_dense: MACs of the whole dense model for one such sequence, by PyTorch's flop counter.
         macs_pruned: MACs of the whole rewritten model, likewise.
@@ -69,6 +71,7 @@ class PruningReport:
         params_pruned: parameters of the rewritten model.
         layers: what each layer keeps.
         merges: layer -> pairs of tokens merged after it; empty if none are.
+        left_whole: what was found in the model and could not be pruned: name -> reason.
         seconds: wall-clock time by stage.
         config: the `OptinConfig` as a dict.
         output_weight: weight of the output term that the masks come from.
@@ -78,8 +81,10 @@ class PruningReport:
         latency: what `OptinPruner.benchmark` measured; `None` if nothing was.
         calibration: the data that it was pruned on; `None` if there were none.
         base: the dense model on the Hub; `None` if it came from elsewhere.
+        refit: what was different with the refit of some groups, by key; others were refitted to the residual stream, or
+            nothing was refitted.
 
-    The last five are dataclasses of `optimum_optin.figures`. They may be given as dicts, and can be read like dicts:
+    The five before the last are dataclasses of `optimum_optin.figures`. They may be given as dicts, and can be read like dicts:
     `report.latency["speedup"]`.
     """
 
@@ -92,6 +97,7 @@ class PruningReport:
     params_pruned: int
     layers: Layers
     merges: dict[str, int] = field(default_factory=dict)
+    left_whole: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     output_weight: float | None = None
@@ -100,6 +106,7 @@ class PruningReport:
     latency: Latency | None = None
     calibration: CalibrationSource | None = None
     base: HubModel | None = None
+    refit: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         read = {
@@ -142,15 +149,18 @@ class PruningReport:
 
     def __str__(self) -> str:
         seconds = ", ".join(f"{stage} {time:.1f} s" for stage, time in self.seconds.items())
+        counted = "MACs of what can be pruned" if self.left_whole else "layer MACs"
         return "\n".join(
             [
-                f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
+                f"FLOPs ({counted} at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
                 f"achieved {self.flops_achieved:.1%}",
                 f"MACs, whole model, counted: {_change(self.macs_dense, self.macs_pruned, 1e6, 'M')}",
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
                 *(str(figure) for figure in (self.divergence, *self.evaluations, self.latency) if figure is not None),
+                *_refit_lines(self.refit),
                 layer_table(self.layers, self.merges),
+                *(f"left whole: {reason}" for reason in reasons_of(self.left_whole)),
             ]
         )
 
@@ -184,6 +194,12 @@ def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
         counts = "".join(f"{_count(roles, role):>{width}}" for role, width in widths.items())
         rows.append(f"{layer:<12}{counts}" + f"{merges.get(layer, 0):>16}" * bool(merges))
     return "\n".join(rows)
+
+
+def _refit_lines(notes: Mapping[str, str]) -> list[str]:
+    """A line for each role and what is to be said of it."""
+    counts = Counter((key.rpartition(".")[2], note) for key, note in notes.items())
+    return [f"{role} of {count} layers: {note}" for (role, note), count in counts.items()]
 
 
 def _predicted(losses: Mapping[str, float]) -> str:

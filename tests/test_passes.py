@@ -22,15 +22,16 @@ HELD_OUT = BATCHES // 8
 FIT = BATCHES - HELD_OUT
 TRIAL = FIT // 8
 SUBLAYERS = 2
-REFIT = 2 * SUBLAYERS + 1  # of a layer: up to where each sublayer reads and writes, and once whole
+REFIT = 1  # each batch goes once through each model, and pauses
+COURSE = 1  # of two samples: where that is, and where outputs join the stream
 CONFIG = OptinConfig(flops=0.5, batch_size=4, num_samples=4 * BATCHES, probes=2 * BATCHES)
 
-PROOF = 2 + 3 + SUBLAYERS + 1  # of one sample, twice; masked; with each role masked; a walk from layer to layer
+PROOF = 2 + 3 + SUBLAYERS + 2  # of one sample, twice; masked; with each role masked; two that wait for each other
 CUTS = 3  # of the copy that is cut beside the masked model
 SCORE = BATCHES
 CUT = 1 + HELD_OUT + 1  # does it have a head; divergence; its MACs
-COMPENSATE = FIT
-CHOOSE = TRIAL + HELD_OUT
+COMPENSATE = COURSE + FIT
+CHOOSE = COURSE + TRIAL + HELD_OUT
 PRUNE = CUT + COMPENSATE + CHOOSE
 PRUNED = HELD_OUT + 1 + REFIT * FIT + 3 * (REFIT * TRIAL + HELD_OUT)
 BEFORE = {"vit": 1, "swin": 1, "clip": 1}  # passes of one image in order to check the data

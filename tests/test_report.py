@@ -5,12 +5,14 @@ import dataclasses
 import json
 
 import pytest
-from tiny import tiny_model
+from tiny import tiny_model, tiny_samples
 
+from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands import info
 from optimum_optin.figures import CalibrationSource, Evaluation, HubModel, Latency
 from optimum_optin.publishing.card import model_card
 from optimum_optin.publishing.card_text import card_text
+from optimum_optin.reasons import reasons_of
 from optimum_optin.report import PruningPlan, PruningReport
 
 LATENCY = {
@@ -56,6 +58,19 @@ COUNTS = {
 }
 
 
+LEFT_WHOLE = {
+    **{f"layers.{index}.heads": f"encoder.layer.{index}.query_proj runs 2 times in a pass" for index in range(12)},
+    "a.weight[0], b.weight[0]": "an operation before swallows NaN",
+    **{f"layers.{index}.neurons": "it is 0.5 of its size off what it is masked" for index in (3, 5)},
+    "layers.7.neurons": "it is 1.2e-3 of its size off what it is masked",
+}
+FOLDED = [
+    "layers.0.heads and 11 more: encoder.layer.0.query_proj runs 2 times in a pass",
+    "a.weight[0], b.weight[0]: an operation before swallows NaN",
+    "layers.3.neurons and 2 more: it is 0.5 of its size off what it is masked",
+]
+
+
 def _report(**changes):
     return PruningReport(**{**COUNTS, "layers": LAYERS, **FIGURES, **changes})
 
@@ -99,10 +114,15 @@ def test_an_evaluation_need_not_name_the_configuration_of_its_data_set():
 
 
 def test_the_form_on_disk_is_that_of_plain_dicts(tmp_path):
-    rest = {"merges": {"layers.0": 2}, "seconds": {"score": 0.5}, "config": {"flops": 0.5, "tokens": (2, 0)}}
+    rest = {
+        "merges": {"layers.0": 2},
+        "left_whole": LEFT_WHOLE,
+        "seconds": {"score": 0.5},
+        "config": {"flops": 0.5, "tokens": (2, 0)},
+    }
     report = _report(**rest)
     assert json.dumps(report.to_dict()) == json.dumps(
-        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES}
+        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES, "refit": {}}
     )
     assert report.to_dict()["layers"] is not report.layers
     report.save(tmp_path)
@@ -187,3 +207,57 @@ def test_info_shows_every_role(tmp_path, with_report):
         "stem                       -           5 / 64",
         "layers.0             48 / 48                -",
     ]
+
+
+def test_what_is_left_whole_is_said_once_for_each_reason():
+    assert [str(reason) for reason in reasons_of(LEFT_WHOLE)] == FOLDED
+    assert [len(reason.names) for reason in reasons_of(LEFT_WHOLE)] == [12, 2, 3], "and no name is lost"
+    assert reasons_of({}) == []
+    (many,) = reasons_of({f"{letter}.weight": "why" for letter in "abcdef"})
+    assert str(many) == "a.weight, b.weight, c.weight and 3 more: why"
+
+
+def test_the_report_lists_what_is_left_whole_and_says_what_the_budget_is_of():
+    text = str(_report(left_whole=LEFT_WHOLE))
+    assert text.split("\n")[-3:] == [f"left whole: {line}" for line in FOLDED]
+    assert text.startswith("FLOPs (MACs of what can be pruned at 93 tokens): requested 50.0%")
+    assert str(_report()).startswith("FLOPs (layer MACs at 93 tokens)") and "left whole" not in str(_report())
+
+
+def test_reports_of_earlier_versions_have_nothing_left_whole(tmp_path):
+    fields = _report().to_dict()
+    del fields["left_whole"]
+    (tmp_path / "optin_report.json").write_text(json.dumps(fields))
+    assert PruningReport.load(tmp_path).left_whole == {}
+
+
+def test_the_card_lists_what_is_left_whole():
+    text = card_text(tiny_model(), _report(left_whole=LEFT_WHOLE), name="small")
+    assert "- `layers.0.heads` and 11 more: encoder.layer.0.query\\_proj runs 2 times in a pass\n" in text
+    assert "| MACs of what can be pruned |  | asked 50.0% |" in text
+    many = {f"{letter}.heads": f"{letter} is *odd*. " + 99 * "Indeed. " for letter in "abcdefghij"}
+    text = card_text(tiny_model(), _report(left_whole=many), name="small")
+    assert text.count(" is \\*odd\\*. Indeed.") == 8 and "- 2 more reasons are in `optin_report.json`\n" in text
+    assert max(map(len, text.split("\n"))) < 700, "each is cut off where it gets long"
+    assert "left whole" not in card_text(tiny_model(), _report(), name="small")
+
+
+def test_info_lists_what_is_left_whole(tmp_path):
+    config = {"quantization_config": {"quant_method": "optimum_optin", "structure": {}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _report(left_whole=LEFT_WHOLE).save(tmp_path)
+    data, text = info.run(argparse.Namespace(folder=tmp_path))
+    assert data["report"]["left_whole"] == LEFT_WHOLE
+    assert text.split("\n")[-3:] == [f"left whole: {line}" for line in FOLDED]
+
+
+def test_a_refit_to_an_output_alone_is_said(tmp_path):
+    pruner = OptinPruner(tiny_model("swin"))
+    pruner.prune(tiny_samples(model=pruner.model), OptinConfig(flops=0.6, probes=4))
+    assert set(pruner.report.refit) == {f"layers.{index}.heads" for index in range(3)}
+    assert "heads of 3 layers: refitted to what it writes alone, as no sum was found" in str(pruner.report)
+    pruner.report.save(tmp_path)
+    assert PruningReport.load(tmp_path) == pruner.report
+    pruner = OptinPruner(tiny_model())
+    pruner.prune(tiny_samples(), OptinConfig(flops=0.6, probes=4))
+    assert pruner.report.refit == {} and "refitted" not in str(pruner.report)

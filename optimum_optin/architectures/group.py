@@ -112,31 +112,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Residual:
-    """How a sublayer stands to the residual stream, as a walk through the layers must know.
+    """How a sublayer stands to the residual stream, as far as that is not found on the model (`passes/joins.py`).
 
     Args:
-        pre_norm: whether the layer normalises a sublayer's input, so that consumers write to the residual stream
-            directly; otherwise it normalises their sum with the residual.
         windowed: whether its linears see the tokens in windows, in another order than the residual stream.
-        stream: path of a module whose input is the residual stream before the sublayer; `None` where that can be told
-            from what the sublayers before it write.
-        scale: path of a vector, one number per channel, by which the consumer's output is multiplied before it joins
-            the residual stream (layer scale); `None` where there is none.
-        normed_output: whether what the consumer writes is normalised before it joins the residual stream, so that it is
-            all that a refit can aim at (SwinV2).
     """
 
-    pre_norm: bool = False
     windowed: bool = False
-    stream: str | None = None
-    scale: str | None = None
-    normed_output: bool = False
-
-    def below(self, path: str) -> Residual:
-        """See `Cut.below`."""
-        return replace(
-            self, stream=self.stream and f"{path}.{self.stream}", scale=self.scale and f"{path}.{self.scale}"
-        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +131,7 @@ class Group:
         units: how many units there are now.
         width: consumer input columns per unit (a head's dimension; 1 for a neuron).
         cut: what is sliced when units are removed.
-        residual: what a walk through the layers must know.
+        residual: how it stands to the residual stream.
         config_fields: what a uniform layout must know: attributes of the model's config from which transformers' own
             class reads this size, each proportional to `units`; empty if that class cannot be built with fewer units.
         least: how few units may stay, as far as that was found out.

@@ -5,8 +5,9 @@ Paths are relative to the layer (sublayers) or to the base model (layers).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 
 from .group import HEADS, NEURONS, Producer, Residual
 
@@ -64,7 +65,7 @@ class Stack:
             e.g. `"encoder.layers.*.blocks"`.
         sublayers: what each layer holds, in order of execution.
         name: the stack's name in masks and on disk; distinct for each stack of an architecture.
-        pre_norm: whether layers normalise the input of a sublayer, rather than its sum with the residual.
+        pre_norm: not read any more: it is found on the model.
         between: path of the module that ends a stage, e.g. `"encoder.layers.*.downsample"`; a layer without units.
         keys: path of the linear that makes a layer's keys. It allows merging tokens between layers, so give it only if
             nothing in a layer depends on where a token is.
@@ -74,10 +75,14 @@ class Stack:
     layers: str
     sublayers: tuple[Sublayer, ...]
     name: str = "layers"
-    pre_norm: bool = False
+    pre_norm: InitVar[bool | None] = None
     between: str | None = None
     keys: str | None = None
     reads: str | None = None
+
+    def __post_init__(self, pre_norm: bool | None) -> None:
+        if pre_norm is not None:
+            _warn_unread("pre_norm", 4)
 
 
 def heads(core: str, width: str, producers: Iterable[Producer | str], consumer: str, **options) -> Sublayer:
@@ -101,5 +106,19 @@ def _sublayer(
     **options,
 ) -> Sublayer:
     linears = tuple(Producer(producer) if isinstance(producer, str) else producer for producer in producers)
+    for name in _UNREAD & options.keys():
+        del options[name]
+        _warn_unread(name, 4)
     beside = {each.name: options.pop(each.name) for each in fields(Residual) if each.name in options}
     return Sublayer(role, width, Linears(consumer, linears, **options), Residual(**beside), config_fields, otherwise)
+
+
+_UNREAD = {"pre_norm", "stream", "scale", "normed_output"}
+"""Options of earlier rows: how a sublayer stands to the residual stream."""
+
+
+def _warn_unread(name: str, level: int) -> None:
+    message = (
+        f"{name}= is not read any more: where outputs join the residual stream is found on the model. Leave it out."
+    )
+    warnings.warn(message, FutureWarning, stacklevel=level)

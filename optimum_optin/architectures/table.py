@@ -89,7 +89,6 @@ register_architecture(
             heads("attn", "attn.head_dim", [Producer("attn.Wqkv", parts=3)], "attn.Wo"),
             neurons([Producer("mlp.Wi", parts=2)], "mlp.Wo", config_fields=("intermediate_size",)),
         ),
-        pre_norm=True,
     ),
 )
 
@@ -103,7 +102,6 @@ _VIT_FFN = neurons(["mlp.fc1"], "mlp.fc2", config_fields=("intermediate_size",))
 _VIT = Stack(
     "layers",
     (heads("attention", "attention.head_dim", _QKV, "attention.o_proj"), _VIT_FFN),
-    pre_norm=True,
     keys="attention.k_proj",
 )
 
@@ -125,11 +123,9 @@ register_architecture(
                 # A model has one of the two: a table in every layer, or one for all layers, added to the mask.
                 tables={"relative_position_bias.relative_position_bias_table": 1},
                 shared_bias="attention_mask",
-                scale="lambda_1",
             ),
-            neurons(["mlp.fc1"], "mlp.fc2", scale="lambda_2", config_fields=("intermediate_size",)),
+            neurons(["mlp.fc1"], "mlp.fc2", config_fields=("intermediate_size",)),
         ),
-        pre_norm=True,
     ),
 )
 
@@ -137,16 +133,14 @@ register_architecture(
 _DINOV2 = Stack(
     "encoder.layer",
     (
-        heads("attention", "attention.head_dim", _QKV, "attention.o_proj", scale="layer_scale1.lambda1"),
+        heads("attention", "attention.head_dim", _QKV, "attention.o_proj"),
         # The config has a whole number, mlp_ratio, in place of a size.
         neurons(
             ["mlp.fc1"],
             "mlp.fc2",
-            scale="layer_scale2.lambda1",
-            otherwise=neurons(["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj", scale="layer_scale2.lambda1"),
+            otherwise=neurons(["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj"),
         ),
     ),
-    pre_norm=True,
     keys="attention.k_proj",
 )
 
@@ -155,7 +149,7 @@ for _model_type in ("dinov2", "dinov2_with_registers"):
     register_architecture(_model_type, _DINOV2)
 
 
-_DINOV3_FFN = {"scale": "layer_scale2.lambda1", "config_fields": ("intermediate_size",)}
+_DINOV3_FFN = {"config_fields": ("intermediate_size",)}
 
 
 register_architecture(
@@ -169,7 +163,6 @@ register_architecture(
                 _QKV,
                 "attention.o_proj",
                 counters={"attention.num_heads": "units"},
-                scale="layer_scale1.lambda1",
             ),
             neurons(
                 ["mlp.gate_proj", "mlp.up_proj"],
@@ -178,7 +171,6 @@ register_architecture(
                 **_DINOV3_FFN,
             ),
         ),
-        pre_norm=True,
     ),
 )
 
@@ -192,7 +184,7 @@ _TOWER_HEADS = heads(
 )
 
 
-_CLIP_TOWER = Stack("encoder.layers", (_TOWER_HEADS, _VIT_FFN), pre_norm=True)
+_CLIP_TOWER = Stack("encoder.layers", (_TOWER_HEADS, _VIT_FFN))
 
 
 _KEYS = "self_attn.k_proj"
@@ -234,9 +226,8 @@ register_architecture(
                 tables={"attention.relative_position_bias.relative_position_bias_table": 1},
                 windowed=True,
             ),
-            neurons(["mlp.fc1"], "mlp.fc2", stream="layernorm_after"),
+            neurons(["mlp.fc1"], "mlp.fc2"),
         ),
-        pre_norm=True,
         between="encoder.layers.*.downsample",
     ),
 )
@@ -259,9 +250,8 @@ register_architecture(
                 },
                 tables={"attention.self.logit_scale": 0, "attention.self.continuous_position_bias_mlp.2.weight": 0},
                 windowed=True,
-                normed_output=True,
             ),
-            neurons(["intermediate.dense"], "output.dense", normed_output=True),
+            neurons(["intermediate.dense"], "output.dense"),
         ),
         between="encoder.layers.*.downsample",
     ),

@@ -1,28 +1,32 @@
 """Compensation: refit what is left to do the work of what was removed, in closed form and without labels.
 
-It goes layer by layer, on inputs that have passed the pruned layers below, with two ridge regressions for each
-sublayer. Its producers are corrected for what their input lacks, as far as the input itself tells. Its consumer is
-refitted to the dense model's output of the sublayer, and to make up for the error that the residual stream carries.
-Tokens weigh as much as they matter to the model's output (`token_weights.py`). Both changes are folded into weights and
-biases.
+It goes sublayer by sublayer, on inputs that have passed the pruned sublayers below, with two ridge regressions for
+each. Its producers are corrected for what their input lacks, as far as the input itself tells. Its consumer is refitted
+to the dense model's output of the sublayer, and to make up for the error that the residual stream carries. Tokens weigh
+as much as they matter to the model's output (`token_weights.py`). Both changes are folded into weights and biases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures.group import Group, Groups, attribute, stack_of
+from ..architectures.group import Groups, stack_of
 from ..config import OptinConfig
 from ..passes.calibration import Calibration, dense_passes
+from ..passes.course import Course, Stop, find_course
+from ..passes.hooks import find_module
+from ..passes.joins import Join
+from ..passes.pauses import kept_modules
 from ..passes.starts import Start
-from ..passes.walk import PrunedWalk, Rows, Walk, find_module
+from ..passes.walk import PrunedWalk, Rows, Walk, watched
 from ..running.freezing import frozen
-from ..running.processes import progress, take_from_main
+from ..running.linears import weight_of
+from ..running.processes import first_of_all, progress, take_from_main
 from .ridge import Regression, solve_ridge
 
 logger = logging.get_logger(__name__)
@@ -30,8 +34,12 @@ logger = logging.get_logger(__name__)
 Walks = list[PrunedWalk | None]
 """One walk for each batch; `None` where another process has it."""
 
+ALONE = "refitted to what it writes alone, as no sum was found that this joins"
+UNREACHED = "not refitted, as the calibration data do not come by it"
+
 _LEAST_SCALE = 1e-3  # share of the mean scale
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
+_SAMPLES = 2  # to find the course with
 
 
 def compensate(
@@ -61,13 +69,12 @@ def refit(
     groups: Groups,
     starts: Sequence[Start | None],
     strength: float | None = None,
-) -> None:
-    """Refit producers and consumers of pruned models, in place; returns nothing.
+) -> dict[str, str]:
+    """Refit producers and consumers of pruned models, in place.
 
-    Besides the models, memory holds: the calibration data's hidden states at one layer of every model, with the sources
-    and targets of that layer's sublayers; the Gram matrices of one regression; and the starts, which are the first
-    layer's input, the arguments of every layer (attention masks, MPNet's position bias), and a weight for each token
-    and sublayer.
+    Every batch goes through each model in one forward pass, and all passes wait for each other where a linear is
+    refitted (`walk.py`). Besides the models, memory holds what these passes hold at that place, the targets of one
+    sublayer, and the sums of one regression.
 
     Args:
         dense: the model before pruning; unchanged.
@@ -77,35 +84,62 @@ def refit(
         strength: strength of the regularisation; `None` chooses it for each linear on held-out tokens, which costs
             several times as much linear algebra.
 
+    Returns:
+        Group key -> what was different with it: `ALONE` or `UNREACHED`. Others were refitted to the residual stream.
+
     Raises:
         ValueError: a linear cannot be refitted, as numbers are not finite; names its group.
     """
-    stack = None
     with ExitStack() as contexts:
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))
-        for name, path in progress(groups.layers.items(), "compensation", "layer"):
-            if stack_of(name) != stack:
-                stack = stack_of(name)
-                dense_walks = [start and Walk(start, stack) for start in starts]
-                walks_of = [[walk and PrunedWalk(walk) for walk in dense_walks] for _ in pruned]
-            layer_groups = [group for group in groups if group.layer == name]
+            contexts.enter_context(kept_modules(model))
+        course = _course(dense, groups, starts).within((dense, *pruned))
+        stops = [[stop for stop in course.stops if has_stop(model, stop)] for model in pruned]
+        contexts.enter_context(watched(dense, course, course.stops))
+        for model, there in zip(pruned, stops, strict=True):
+            contexts.enter_context(watched(model, course, there))
+        dense_walks = [start and _kept(contexts, Walk(dense, course, start)) for start in starts]
+        walks_of = [[walk and _kept(contexts, PrunedWalk(model, walk)) for walk in dense_walks] for model in pruned]
+        for stop in progress(course.stops, "compensation", "linear"):
             for walk in filter(None, dense_walks):
-                walk.enter(name, dense, path, layer_groups)
-            for model, walks in zip(pruned, walks_of, strict=True):
-                _refit_layer(model, path, layer_groups, walks, strength)
+                walk.reach(stop)
+            for model, walks, there in zip(pruned, walks_of, stops, strict=True):
+                if stop in there:
+                    _refit(model, stop, course.joins.get(stop.group.key), walks, strength)
+            for walk in filter(None, dense_walks):
+                walk.leave(stop)
+    reached = {stop.group.key for stop in course.stops if not stop.producers}
+    notes = {group.key: UNREACHED for group in groups if group.key not in reached}
+    return notes | dict.fromkeys(sorted(reached - course.joins.keys()), ALONE)
 
 
-def _refit_layer(pruned: nn.Module, path: str, groups: list[Group], walks: Walks, strength: float | None) -> None:
-    """Refit the sublayers of a layer in order, and walk through it."""
-    for index, group in enumerate(groups):
-        try:
-            _refit_producers(pruned, path, group, walks, strength)
-            _refit_consumer(pruned, path, group, groups[:index], walks=walks, strength=strength)
-        except ValueError as error:
-            raise ValueError(f"{group.key} cannot be refitted: {error}; check its weights and the data.") from error
-    for walk in filter(None, walks):
-        walk.leave(pruned, path)
+def _course(dense: nn.Module, groups: Groups, starts: Sequence[Start | None]) -> Course:
+    """The course of the first batch, the same on every process."""
+    start = next(filter(None, starts), None)
+    sample = start and {name: value[:_SAMPLES] for name, value in start.batch.items()}
+    return first_of_all(sample and find_course(dense, groups, sample))
+
+
+def _kept(contexts: ExitStack, walk: Walk | PrunedWalk) -> Walk | PrunedWalk:
+    return contexts.enter_context(closing(walk))
+
+
+def has_stop(model: nn.Module, stop: Stop) -> bool:
+    """Whether a pruned model has something to refit at a stop; producers go with the last unit."""
+    producers = [find_module(model, path) for path in stop.producers]
+    return None not in producers and all(len(weight_of(producer)) for producer in producers)
+
+
+def _refit(model: nn.Module, stop: Stop, join: Join | None, walks: Walks, strength: float | None) -> None:
+    """Refit what is about to run at a stop; the passes go on behind it."""
+    try:
+        if stop.producers:
+            _refit_producers(model, stop, walks, strength)
+        else:
+            _refit_consumer(model, stop, None if join is None else join.scale, walks, strength)
+    except ValueError as error:
+        raise ValueError(f"{stop.group.key} cannot be refitted: {error}; check its weights and the data.") from error
 
 
 def check_tokens(groups: Groups, calibration: Calibration) -> None:
@@ -120,37 +154,30 @@ def check_tokens(groups: Groups, calibration: Calibration) -> None:
             )
 
 
-def _refit_producers(pruned: nn.Module, path: str, group: Group, walks: Walks, strength: float | None) -> None:
+def _refit_producers(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
-    producers = [find_module(pruned, producer.path) for producer in group.producers]
-    if None in producers or producers[0].out_features == 0:  # they went with the last unit
-        return
-    fit, held_out = _sums(
-        producers[0], producers[0].in_features, walks, lambda walk: walk.input_errors(pruned, path, group)
-    )
+    producers = [pruned.get_submodule(path) for path in stop.producers]
+    inputs = weight_of(producers[0]).shape[1]
+    fit, held_out = _sums(producers[0], inputs, walks, stop, PrunedWalk.input_errors)
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = _solved(fit, held_out, intercept, strength)
         for producer in (each for each in producers if (each.bias is not None) == intercept):
-            weight = producer.weight.double()
-            producer.weight += (weight @ change).to(producer.weight)
+            weight = weight_of(producer).double()
+            weight_of(producer).add_((weight @ change).to(producer.weight))
             if intercept:
                 producer.bias += (weight @ shift).to(producer.bias)
 
 
-def _refit_consumer(
-    pruned: nn.Module, path: str, group: Group, earlier: list[Group], *, walks: Walks, strength: float | None
-) -> None:
-    consumer = pruned.get_submodule(group.consumer)
-    fit, held_out = _sums(
-        consumer, consumer.out_features, walks, lambda walk: walk.output_errors(pruned, path, group, earlier)
-    )
+def _refit_consumer(pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None) -> None:
+    consumer = pruned.get_submodule(stop.path)
+    fit, held_out = _sums(consumer, len(weight_of(consumer)), walks, stop, PrunedWalk.output_errors)
     weight, bias = _solved(fit, held_out, consumer.bias is not None, strength)
-    if group.residual.scale is not None:  # the errors are those of the stream
-        share = _inverse(attribute(pruned, group.residual.scale), weight)
+    if scale is not None:  # the errors are those of the stream
+        share = _inverse(scale, weight)
         weight, bias = weight * share[:, None], bias * share
-    if consumer.in_features:
-        consumer.weight += weight.to(consumer.weight)
+    if weight.numel():
+        weight_of(consumer).add_(weight.to(consumer.weight))
     if consumer.bias is not None:
         consumer.bias += bias.to(consumer.bias)
 
@@ -162,20 +189,22 @@ def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _sums(
-    linear: nn.Linear, outputs: int, walks: Walks, rows_of: Callable[[PrunedWalk], Rows]
+    linear: nn.Module, outputs: int, walks: Walks, stop: Stop, rows_of: Callable[[PrunedWalk, Stop], Rows | None]
 ) -> tuple[Regression, Regression]:
     """The sums of all walks' rows, with the linear's inputs and `outputs` errors: (to fit, held out)."""
-    fit, held_out = (Regression(linear.in_features, outputs, linear.weight.device) for _ in range(2))
+    inputs = weight_of(linear).shape[1]
+    fit, held_out = (Regression(inputs, outputs, linear.weight.device) for _ in range(2))
     for index, walk in enumerate(walks):
-        if walk is None:
-            continue
-        rows = rows_of(walk)
-        if len(walks) == 1:
-            is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
-            held_out.add(*(each[is_held_out] for each in rows))
-            fit.add(*(each[~is_held_out] for each in rows))
-        else:
-            (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+        rows = rows_of(walk, stop) if walk is not None and walk.reach(stop) else None
+        if rows is not None:
+            if len(walks) == 1:
+                is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
+                held_out.add(*(each[is_held_out] for each in rows))
+                fit.add(*(each[~is_held_out] for each in rows))
+            else:
+                (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+        if walk is not None:
+            walk.leave(stop)
     fit.add_up()
     held_out.add_up()
     return fit, held_out

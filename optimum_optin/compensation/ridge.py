@@ -50,11 +50,12 @@ class Regression:
             errors: shape (rows, outputs).
             weights: how much each row counts, shape (rows,); `None` gives each the weight 1.
         """
-        errors = errors.float().to(inputs.device)
+        inputs = inputs.to(self.cross.device)
+        errors = errors.to(self.cross.device, torch.float32)
         weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
         self.cross += self.inputs.add(inputs, weights).T @ errors
-        self.error_sum += (errors * weights[:, None]).sum(0)
-        self.error_squares += (errors.double().square() * weights[:, None]).sum()
+        self.error_sum += weights @ errors
+        self.error_squares += weights.double() @ errors.square().sum(1).double()
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
@@ -105,13 +106,15 @@ def solve_ridge(
 
     Args:
         fit: rows to fit.
-        held_out: rows to choose by; if empty, a middling strength is used.
+        held_out: rows to choose by; if empty, a middling strength is used. Without any rows, nothing changes.
         intercept: whether a bias may change.
         strength: the strength, relative to the mean diagonal of the Gram matrix; `None` chooses one of `STRENGTHS`.
 
     Returns:
         Change of the weight, shape (outputs, inputs), and of the bias, shape (outputs,); float64.
     """
+    if not held_out.count + fit.count:
+        return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
     if strength is None and held_out.count and fit.count:
         strength = _best_strength(fit, held_out, intercept)
         if strength is None:

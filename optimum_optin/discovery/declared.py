@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import nn
 
 from ..architectures.group import Blocks, Cut, Group, Groups, Producer, attribute
@@ -105,10 +103,8 @@ def _group(model: nn.Module, layer: str, path: str, stack: Stack, sublayer: Subl
             f"{layer} of this {model.config.model_type!r} model is not built as its architecture row says: {error}."
         ) from error
     cut = _cut(model, path, linears, width)
-    residual = sublayer.residual.below(path)
-    residual = replace(residual, pre_norm=stack.pre_norm or residual.pre_norm)
     units = consumer.in_features // width
-    return Group(layer, sublayer.role, units, width, cut, residual, sublayer.config_fields)
+    return Group(layer, sublayer.role, units, width, cut, sublayer.residual, sublayer.config_fields)
 
 
 def _cut(model: nn.Module, path: str, linears: Linears, width: int) -> Cut:

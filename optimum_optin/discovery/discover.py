@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,13 +12,14 @@ from torch import nn
 
 from ..architectures.group import Group, Groups
 from ..running.batch import Batch
-from ..running.freezing import frozen
+from ..running.freezing import frozen, kept_buffers
+from ..running.memory import is_out_of_memory
 from ..running.processes import progress
 from ..tracing import trace
 from ..tracing.found import FoundGroup, Trace
 from .biases import bias_arguments, together
 from .counters import Counters, NotCut, counters_of
-from .samples import tiny_sample
+from .samples import checked_sample, tiny_sample
 from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
@@ -37,11 +39,13 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
         Its groups; what is left whole, with reasons, is their `left_whole`.
 
     Raises:
-        ValueError: see `trace` and `tiny_sample`.
+        ValueError: the model cannot be copied; or see `trace`, `tiny_sample` and `checked_sample`.
+        MemoryError: says what tracing needs.
     """
-    sample = tiny_sample(model) if sample is None else dict(sample)
-    traced = trace(model, sample)
-    with frozen(model):
+    _check_copyable(model)
+    with frozen(model), kept_buffers(model):
+        sample = tiny_sample(model) if sample is None else checked_sample(model, sample)
+        traced = _traced(model, sample)
         counting = _Counting(model, sample)
         members, left, layers, uncut = counting.groups_of(traced.groups)
         if uncut:  # layers that cannot pick their own heads from a bias of all lose the same ones
@@ -110,6 +114,36 @@ class _Counting:
             inside = {name.removeprefix(f"{part.path}."): amount for name, amount in counters.items()}
             return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."))
         return problem
+
+
+def _traced(model: nn.Module, sample: Batch) -> Trace:
+    try:
+        return trace(model, sample)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        weights = sum(each.numel() * each.element_size() for each in model.parameters()) / 1e9
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
+        raise MemoryError(
+            f"{type(model).__name__} is too large to be traced in this memory ({error}). Beside {weights:.2f} GB of "
+            "weights, tracing holds what every contraction reads and writes in a pass of one sample, and a spoilt "
+            f"copy of that: the sample here is {shapes}. Give a smaller one (find_groups(model, sample)), or trace it "
+            "where there is more memory, in bfloat16 if need be."
+        ) from error
+
+
+def _check_copyable(model: nn.Module) -> None:
+    """Raise if there can be no copy of a model to cut."""
+    if missing := [name for name, each in model.named_parameters() if each.is_meta]:
+        raise ValueError(f"{missing[0]} is on the meta device, without values: load the model's weights first.")
+    try:
+        copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+    except Exception as error:  # whatever modules may hold
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied, and what is to be pruned is proved on copies "
+            f"({type(error).__name__}: {error}). If a weight is computed from others, remove norms and masks of "
+            "weights first (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)."
+        ) from error
 
 
 @dataclass(frozen=True)

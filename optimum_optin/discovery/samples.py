@@ -3,36 +3,96 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..running.batch import Batch
+from ..running.forward import check_runs, check_sequences
 
 _TOKENS, _FEWER = 10, 7  # of a text, and of what a decoder is given beside it
 _PIXELS = 64
 _WAVE = 4000
+_LEAST_TOKENS = 2  # of a sample that was given
+
+Maker = Callable[[Any, torch.Generator], Tensor]
+"""Makes an input of a model's config."""
 
 
 def tiny_sample(model: nn.Module) -> Batch:
-    """One sample of texts, images or sounds, drawn with a fixed seed, on the model's device.
+    """One sample of texts, images or sounds that the model runs on, drawn with a fixed seed, on the model's device.
+
+    Args:
+        model: the model, frozen.
 
     Raises:
-        ValueError: the model reads something else; names what it takes.
+        ValueError: the model reads something else, or does not run on what was made up; names what it takes.
     """
-    generator = torch.Generator().manual_seed(0)
+    check_sequences(model)
     main = getattr(model, "main_input_name", None)
     takes = inspect.signature(model.forward).parameters
-    names = [main, "decoder_input_ids"] if "decoder_input_ids" in takes else [main]
     if main not in _MAKERS:
         raise ValueError(
             f"{type(model).__name__} reads {main or 'inputs of other names'}, of which no sample can be made up; its "
             f"forward takes {', '.join(takes)}: give one, as in find_groups(model, sample), before all else."
         )
-    parameter = next(model.parameters())
-    sample = {name: _MAKERS[name](getattr(model, "config", None), generator) for name in names}
+    problems = []
+    for makers in _choices(main, takes):
+        sample = _sample(model, makers)
+        try:
+            check_runs(model, sample)
+        except ValueError as error:
+            problems.append(error)
+        else:
+            return sample
+    raise problems[0]
+
+
+def checked_sample(model: nn.Module, sample: Batch) -> Batch:
+    """A sample that was given, if groups can be told by it.
+
+    Args:
+        model: the model, frozen.
+        sample: its inputs.
+
+    Raises:
+        ValueError: it is empty, holds one token alone, or the model does not run on it.
+    """
+    sample = dict(sample)
+    short = [name for name in sample if name.endswith("_ids") and getattr(sample[name], "ndim", 0) == 2]
+    if not any(isinstance(value, Tensor) and value.numel() for value in sample.values()):
+        raise ValueError(f"the sample holds no tensor with values ({', '.join(sample) or 'nothing at all'}).")
+    if short and all(sample[name].shape[1] < _LEAST_TOKENS for name in short):
+        raise ValueError(
+            f"the sample has {sample[short[0]].shape[1]} token in {' and '.join(short)}: attention to a single token "
+            f"is the same whatever its heads do, so that they cannot be told apart. Give at least {_LEAST_TOKENS} "
+            "tokens that differ."
+        )
+    check_runs(model, sample)
+    return sample
+
+
+def _choices(main: str, takes: Iterable[str]) -> Iterator[Mapping[str, Maker]]:
+    """Makers of a model's inputs, to be tried one after the other, those first by which most can be told."""
+    # Of as many tokens, a decoder's could not be told from those of the encoder.
+    fewer = {"decoder_input_ids": _fewer_words} if "decoder_input_ids" in takes else {}
+    usual = {main: _MAKERS[main]}
+    yield usual | fewer
+    if fewer:
+        yield usual
+    if main == "input_ids":  # some models look for the ends of texts, in a decoder in the same places
+        yield {main: _ended_words} | dict.fromkeys(fewer, _ended_words)
+    everything = {name: _MAKERS[name] for name in takes if name in _MAKERS}
+    if not everything.keys() <= usual.keys():  # a text and an image, say
+        yield usual | fewer | everything
+
+
+def _sample(model: nn.Module, makers: Mapping[str, Maker]) -> Batch:
+    """Inputs by their makers, on the model's device."""
+    generator, parameter = torch.Generator().manual_seed(0), next(model.parameters())
+    sample = {name: make(getattr(model, "config", None), generator) for name, make in makers.items()}
     return {
         name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
         for name, value in sample.items()
@@ -50,6 +110,12 @@ def _words(config: Any, generator: torch.Generator, tokens: int = _TOKENS) -> Te
 
 def _fewer_words(config: Any, generator: torch.Generator) -> Tensor:
     return _words(config, generator, _FEWER)
+
+
+def _ended_words(config: Any, generator: torch.Generator) -> Tensor:
+    words, end = _words(config, generator), getattr(config.get_text_config(), "eos_token_id", None)
+    end = end[0] if isinstance(end, (list, tuple)) and end else end
+    return words if end is None else torch.cat([words[:, :-1], torch.tensor([[end]])], 1)
 
 
 def _image(config: Any, generator: torch.Generator) -> Tensor:
@@ -75,7 +141,6 @@ def _value(config: Any, names: Iterable[str], default: int) -> Any:
 
 _MAKERS = {
     "input_ids": _words,
-    "decoder_input_ids": _fewer_words,
     "pixel_values": _image,
     "input_values": _wave,
     "input_features": _spectrum,

@@ -19,7 +19,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 
 
 class Inexpressible(Exception):
-    """Why what the units own of a tensor cannot be said in blocks."""
+    """Why what the units own of a tensor cannot be said in blocks, or not be cut."""
 
 
 def blocks_of(part: Slice) -> Blocks:
@@ -82,8 +82,10 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     """A found group as a `Part`.
 
     Raises:
-        Inexpressible: see `blocks_of`.
+        Inexpressible: see `blocks_of`; or a weight is computed from what the units own.
     """
+    for part in (*found.writes, *found.reads):
+        _check_kept(model, part.tensor)
     writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
     readers = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in reads]
     width = sum(reads[0].widths)
@@ -97,6 +99,24 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     tables = tuple(part.tensor for part in found.shared)
     cut = Cut(_consumer(model, reads, found.units), tuple(producers), tuple(writes), tuple(reads))
     return Part(found.module, role, found.units, width, cut, tables)
+
+
+def _check_kept(model: nn.Module, name: str) -> None:
+    """Raise if a module computes its weight from a tensor, in which way only it knows (some crash on an empty one)."""
+    path, _, own = name.rpartition(".")
+    hooks = model.get_submodule(path)._forward_pre_hooks.values()
+    hooked = [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
+    if "parametrizations" in path.split(".") or any(own.startswith(f"{_weight_of(hook)}_") for hook in hooked):
+        raise Inexpressible(
+            f"a weight is computed from {name}: remove parametrizations, norms and masks of weights first "
+            "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm, "
+            "torch.nn.utils.prune.remove)"
+        )
+
+
+def _weight_of(hook: object) -> str:
+    """The weight that a hook of `torch.nn.utils` computes."""
+    return getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
 
 
 def _consumer(model: nn.Module, reads: list[Blocks], units: int) -> str | None:
@@ -145,7 +165,7 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
         if part.path in apart:
             continue
         layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
-        layers.setdefault(layer, home or part.path)
+        layers.setdefault(layer, home or _running(model, part.path))
         role = part.role
         if f"{layer}.{role}" in parts_of:
             role = f"{_inside(part.path, layers[layer])}{role}"
@@ -154,6 +174,13 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
         groups.append(Group(layer, role, part.units, part.width, part.cut))
         parts_of[groups[-1].key] = part
     return Named(tuple(groups), tuple(apart), parts_of, layers)
+
+
+def _running(model: nn.Module, path: str) -> str:
+    """The module at a path, or the one around it if that is a mere list of modules, which never runs."""
+    while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _form(path: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Blocks, Group, Masks, stack_of
+from ..running.multihead import running_plainly
 
 
 @contextmanager
@@ -31,6 +32,7 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
                     stack.enter_context(_without(model, part, masks[group.key]))
             else:
                 consumer = model.get_submodule(group.consumer)
+                stack.enter_context(running_plainly([model.get_submodule(group.consumer.rpartition(".")[0])]))
                 hook = consumer.register_forward_pre_hook(_masking_hook(masks[group.key], group.width))
                 stack.callback(hook.remove)
         yield

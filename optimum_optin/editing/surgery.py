@@ -17,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from ..architectures.group import Blocks, Cut, Group, Masks
+from ..running.multihead import run_plainly
 
 
 def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
@@ -281,6 +282,11 @@ def _(module: nn.LayerNorm | nn.RMSNorm) -> None:
 @follow_shapes.register
 def _(module: nn.GroupNorm) -> None:
     module.num_channels = len(module.weight)
+
+
+@follow_shapes.register
+def _(module: nn.MultiheadAttention) -> None:
+    run_plainly(module)
 
 
 @follow_shapes.register

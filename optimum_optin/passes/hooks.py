@@ -106,3 +106,11 @@ def _replaying_forward(output: Any):
         return output
 
     return forward
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; `None` if it was removed with its units."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

@@ -11,6 +11,7 @@ from ..running.processes import add_up, process_count
 
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
+_BLOCK = 64  # columns that are multiplied at once
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 
 
@@ -55,7 +56,7 @@ class Moments:
         self.count += len(rows)
         self.weight += len(rows) if weights is None else weights.sum().to(self.weight)
         self.total += weighted.sum(0)
-        self.gram += weighted.T @ shifted
+        self.gram += gram(weighted, shifted)
         return weighted
 
     def add_up(self) -> None:
@@ -107,6 +108,22 @@ class Moments:
         spread = self.gram.diagonal().double() - self.total.double().square() / self.weight
         squares = spread + self.weight * self.mean().square()
         return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
+
+
+def gram(one: Tensor, other: Tensor) -> Tensor:
+    """one^T other, for factors of which it is known to be symmetric: what is below the diagonal is copied.
+
+    Args:
+        one: shape (rows, features).
+        other: `one`, with rows multiplied by any numbers.
+    """
+    features = one.shape[1]
+    product = one.new_empty(features, features)
+    for first in range(0, features, _BLOCK):
+        last = min(first + _BLOCK, features)
+        product[first:last, first:] = one[:, first:last].T @ other[:, first:]
+        product[last:, first:last] = product[first:last, last:].T
+    return product
 
 
 def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +17,7 @@ from .hooks import Passage, observed, recorded
 from .losses import probe_output
 from .outputs import Output, compared_output
 from .token_weights import token_weights
-from .trajectory import Rows, draw_rows, hidden_states
-
-
-@dataclass
-class Call:
-    """The arguments that a layer was called with, but for its hidden states."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def split(cls, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
-        """The hidden states that a layer is called with, and the rest."""
-        if args:
-            return args[0], cls(args[1:], kwargs)
-        others = dict(kwargs)
-        return others.pop("hidden_states"), cls(args, others)
-
-    def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        return hidden_states(layer(hidden, *self.args, **self.kwargs))
+from .trajectory import Rows, draw_rows
 
 
 @dataclass(frozen=True)
@@ -45,16 +25,14 @@ class Start:
     """What the dense model says about a batch, whatever is pruned; see `dense_pass`.
 
     Args:
-        real: the batch's real tokens.
-        hidden: stack name -> its first layer's input, shape (batch, tokens, channels).
-        calls: how every layer is called, by name.
-        weights: group key -> weight of every token, shape (batch, tokens); where the consumer sees windows, that of the
-            windows.
+        batch: the batch.
+        real: its real tokens.
+        weights: group key -> weight of every row that its consumer writes, of the shape of that without channels:
+            (batch, tokens) or, where the consumer sees windows, (batch * windows, tokens).
     """
 
+    batch: Batch
     real: TokenMasks
-    hidden: dict[str, Tensor]
-    calls: dict[str, Call]
     weights: dict[str, Tensor]
 
 
@@ -84,23 +62,21 @@ class DensePass:
 
     Args:
         groups: the model's groups.
-        real: the real tokens of the batch that ran.
+        batch: the batch that ran.
+        real: its real tokens.
         rows: the token positions that are compared.
         seen: path -> passage of every consumer, and of the first producer of every group.
         layers: layer -> what it returned.
         output: what L_KD compares; `None` where there is nothing.
-        hidden: see `Start`.
-        calls: see `Start`.
     """
 
     groups: Groups
+    batch: Batch
     real: TokenMasks
     rows: Rows
     seen: Mapping[str, Passage]
     layers: Mapping[str, Any]
     output: Output | None
-    hidden: dict[str, Tensor]
-    calls: dict[str, Call]
 
     def written(self) -> list[Tensor]:
         """What each consumer wrote, shape (batch, tokens, channels) or (batch * windows, tokens, channels)."""
@@ -122,10 +98,10 @@ class DensePass:
             valid = real_tokens(group, self.real)
             if valid is None:  # a sample's windows follow each other
                 samples = len(self.real[stack_of(group.layer)])
-                valid = torch.ones(output.shape[:2], dtype=torch.bool).view(samples, -1)
+                valid = torch.ones(output.shape[:-1], dtype=torch.bool).view(samples, -1)
             weight = valid.float() if gradient is None else token_weights(gradient.reshape(*valid.shape, -1), valid)
-            weights[group.key] = weight.view(output.shape[:2])
-        return Start(self.real, self.hidden, self.calls, weights)
+            weights[group.key] = weight.view(output.shape[:-1])
+        return Start(self.batch, self.real, weights)
 
 
 def run_dense(
@@ -151,12 +127,11 @@ def run_dense(
     paths = [path for group in groups for path in (group.consumer, group.producers[0].path)]
     with (
         differentiable(model, groups),
-        _called(model, groups.layers) as (hidden, calls),
         observed(model, paths) as seen,
         recorded(model, groups.layers) as layers,
     ):
         output = compared_output(model, batch, compared)
-    return DensePass(groups, real, compared, seen, layers, output, hidden, calls)
+    return DensePass(groups, batch, real, compared, seen, layers, output)
 
 
 def dense_pass(
@@ -185,24 +160,3 @@ def dense_pass(
         return ran.start(None)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
     return ran.start(gradients(functional, ran.written()))
-
-
-@contextmanager
-def _called(model: nn.Module, layers: Mapping[str, str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Call]]]:
-    """Collect every stack's first input and how every layer is called in the one forward pass inside."""
-    first: dict[str, Tensor] = {}
-    calls: dict[str, Call] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            hidden, calls[name] = Call.split(args, kwargs)
-            first.setdefault(stack_of(name), hidden)
-
-        return record
-
-    with ExitStack() as stack:
-        for name, path in layers.items():
-            # Before other hooks: a layer that was pruned before may slice its arguments.
-            layer = model.get_submodule(path)
-            stack.callback(layer.register_forward_pre_hook(hook(name), with_kwargs=True, prepend=True).remove)
-        yield first, calls

@@ -1,13 +1,20 @@
-"""Walks: a calibration batch on its way through the dense and the pruned model, layer by layer."""
+"""Walks: a calibration batch on its way through the dense and the pruned model, in one pass of each that pauses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..architectures.group import HEADS, Group, attribute
-from .hooks import Passage, observed
+from ..architectures.group import HEADS, Group
+from ..running.forward import call_model
+from .course import Course, Stop
+from .joins import Place, first_of
+from .pauses import HeldPass, running_pass
 from .starts import Start, real_tokens
 
 Rows = tuple[Tensor, Tensor, Tensor]
@@ -15,124 +22,257 @@ Rows = tuple[Tensor, Tensor, Tensor]
 
 
 class Walk:
-    """One calibration batch on its way through a stack of the dense model.
+    """One calibration batch on its way through the dense model, which must be `watched`.
+
+    It pauses where producers are about to read, and notes on its way what the sublayers before have made of it.
 
     Args:
-        start: what the dense model says about the batch.
-        stack: name of the stack.
+        model: the dense model.
+        course: where to stop.
+        start: the batch, and what the dense model says about it.
 
     Attributes:
-        call: the arguments of the current layer.
-        hidden: its output, shape (batch, tokens, channels).
-        sources: key of each of its groups -> what the producers read, shape (batch, tokens, channels).
-        targets: key of each of its groups -> what the refit aims at, of the same shape: the residual stream after the
-            sublayer or, for windows and normalised outputs, the sublayer's output alone.
+        sources: path of each stop of producers that was reached -> what they read.
+        targets: key of each group that was passed -> what the refit aims at: the residual stream after the sublayer or,
+            where no join was found, its output alone.
+        filled: key of each group in windows -> which rows are tokens, rather than zeros that fill up windows.
     """
 
-    def __init__(self, start: Start, stack: str):
+    def __init__(self, model: nn.Module, course: Course, start: Start):
         self.start = start
-        self.hidden = start.hidden[stack]
+        self.course = course
+        self.sources: dict[str, Tensor] = {}
+        self.targets: dict[str, Tensor] = {}
+        self.filled: dict[str, Tensor] = {}
+        self._passed: set[str] = set()
+        self._stream = _Stream(course)
+        self._held = HeldPass(lambda: call_model(model, start.batch), self)
 
-    def enter(self, name: str, dense: nn.Module, path: str, groups: list[Group]) -> None:
-        """Run the dense layer; keep what each sublayer reads, and the residual stream after it."""
-        self.call = self.start.calls[name]
-        with observed(dense, _paths(dense, groups)) as seen:
-            output = self.call.run(dense.get_submodule(path), self.hidden)
-        self.sources = {
-            group.key: seen[group.producers[0].path].input for group in groups if group.producers[0].path in seen
-        }
-        self.targets = {
-            group.key: _residual(dense, self.hidden, groups[:index], group, seen) + _written(dense, group, seen)
-            for index, group in enumerate(groups)
-        }
-        self.hidden = output
+    def reach(self, stop: Stop) -> None:
+        """Go on until what refits need to know of a stop is known, or to the end if the batch does not come by it."""
+        known, name = (self.sources, stop.path) if stop.producers else (self.targets, stop.group.key)
+        while name not in known and not self._held.ended:
+            self._held.go_on()
+
+    def leave(self, stop: Stop) -> None:
+        """Forget what is known of a stop; after the last one, end the pass."""
+        self.sources.pop(stop.path, None)
+        if not stop.producers:
+            self.targets.pop(stop.group.key, None)
+        if stop is self.course.stops[-1]:
+            self.close()
+
+    def close(self) -> None:
+        """End the pass where it is."""
+        self._held.close()
+        self.sources, self.targets, self._stream = {}, {}, _Stream(self.course)
+
+    def on_reading(self, stop: Stop, inputs: Tensor) -> None:
+        """Called in the pass where a stop is; if its module runs several times, only the first counts."""
+        if stop.producers and stop.path not in self._passed:
+            self._passed.add(stop.path)
+            if stop.group.residual.windowed:
+                self.filled[stop.group.key] = inputs.any(-1)
+            self.sources[stop.path] = inputs
+            self._held.pause(stop.path)
+
+    def on_term(self, group: Group, number: int, term: Tensor) -> None:
+        """Called in the pass where a term of a group's stream is."""
+        self._stream.add(group, number, term)
+
+    def on_writing(self, group: Group, output: Tensor) -> None:
+        """Called in the pass when a consumer has run."""
+        if group.consumer in self._passed:
+            return
+        self._passed.add(group.consumer)
+        self.targets[group.key] = self._stream.after(group, output)
+        self._stream.leave(group)
+        if group is self.course.stops[-1].group:  # nothing that comes after it is needed
+            self._held.pause(None)
 
 
 class PrunedWalk:
-    """The same batch on its way through a pruned model, layer by layer beside the dense one.
+    """The same batch on its way through a pruned model, which must be `watched`; it pauses at every stop.
 
     Args:
+        model: the pruned model.
         dense: the dense model's walk.
     """
 
-    def __init__(self, dense: Walk):
+    def __init__(self, model: nn.Module, dense: Walk):
         self.dense = dense
-        self.hidden = dense.hidden
+        self.model = model
+        self._inputs: Tensor | None = None
+        self._passed: set[str] = set()
+        self._stream = _Stream(dense.course)
+        self._held = HeldPass(lambda: call_model(model, dense.start.batch), self)
 
-    def input_errors(self, pruned: nn.Module, path: str, group: Group) -> Rows:
-        """What the group's producers read in the pruned model, and by how much it falls short of the dense model's."""
-        producer = group.producers[0].path
-        with observed(pruned, [producer], stop_after=producer) as seen:
-            self._run(pruned, path)
-        read = seen[producer].input
-        weights = self._weights(group)
-        if group.role == HEADS:  # attention reads every token on behalf of others, so all weigh the same
+    def reach(self, stop: Stop) -> bool:
+        """Go on to a stop; whether the batch comes by it, in the dense model as well."""
+        while not self._held.ended and self._held.place in (None, *self._passed):
+            self._held.go_on()
+        reached = self._held.place == stop.path
+        return reached and (stop.path in self.dense.sources or stop.group.key in self.dense.targets)
+
+    def leave(self, stop: Stop) -> None:
+        """Pass by a stop from now on; after the last one, end the pass."""
+        self._passed.add(stop.path)
+        self._inputs = None
+        if stop is self.dense.course.stops[-1]:
+            self.close()
+
+    def close(self) -> None:
+        """End the pass where it is."""
+        self._held.close()
+        self._inputs, self._stream = None, _Stream(self.dense.course)
+
+    def input_errors(self, stop: Stop) -> Rows | None:
+        """What producers read in the pruned model, and by how much it falls short of the dense model's.
+
+        Args:
+            stop: the producers' stop, which was reached.
+
+        Returns:
+            The rows; `None` if it cannot be told which are tokens.
+        """
+        errors = self.dense.sources[stop.path].to(self._inputs.device) - self._inputs
+        told = self._told(stop)
+        return None if told is None else _rows(self._inputs, errors, *told)
+
+    def output_errors(self, stop: Stop) -> Rows:
+        """What the group's consumer reads in the pruned model, and how far the stream after it falls short.
+
+        Args:
+            stop: the consumer's stop, which was reached.
+        """
+        consumer = self.model.get_submodule(stop.path)
+        written = type(consumer).forward(consumer, self._inputs)  # not by a call, which would be another run
+        stream = self._stream.after(stop.group, written)
+        errors = self.dense.targets[stop.group.key].to(stream.device) - stream
+        return _rows(self._inputs, errors, self._weights(stop.group), real_tokens(stop.group, self.dense.start.real))
+
+    def on_reading(self, stop: Stop, inputs: Tensor) -> None:
+        """See `Walk`."""
+        if stop.path not in self._passed:
+            self._inputs = inputs
+            self._held.pause(stop.path)
+
+    def on_term(self, group: Group, number: int, term: Tensor) -> None:
+        """See `Walk`."""
+        self._stream.add(group, number, term)
+
+    def on_writing(self, group: Group, output: Tensor) -> None:
+        """See `Walk`."""
+        self._stream.leave(group)
+
+    def _told(self, stop: Stop) -> tuple[Tensor, Tensor | None] | None:
+        """Weights of the rows that producers read, and which of them are real tokens (`None` for all)."""
+        weights, real = self._weights(stop.group), real_tokens(stop.group, self.dense.start.real)
+        if self.dense.course.reads(stop.group) > 1:  # one may be another stack's sequence
+            alike = [mask for mask in self.dense.start.real.values() if mask.shape == self._inputs.shape[:-1]]
+            if not alike:
+                return None
+            real = reduce(torch.logical_and, alike)
+            if weights.shape != real.shape or stop.group.role != HEADS:
+                weights = real.float()
+        if stop.group.role == HEADS:  # attention reads every token on behalf of others, so all weigh the same
             weights = (weights > 0).float()
-        return self._rows(group, read, self.dense.sources[group.key] - read, weights)
-
-    def output_errors(self, pruned: nn.Module, path: str, group: Group, earlier: list[Group]) -> Rows:
-        """What the group's consumer reads in the pruned model, and how far the stream after it falls short."""
-        with observed(pruned, _paths(pruned, [*earlier, group]), stop_after=group.consumer) as seen:
-            self._run(pruned, path)
-        stream = _residual(pruned, self.hidden, earlier, group, seen) + _written(pruned, group, seen)
-        lacking = self.dense.targets[group.key] - stream
-        return self._rows(group, seen[group.consumer].input, lacking, self._weights(group))
-
-    def leave(self, pruned: nn.Module, path: str) -> None:
-        """Run the refitted pruned layer."""
-        self.hidden = self._run(pruned, path)
-
-    def _run(self, pruned: nn.Module, path: str) -> Tensor:
-        return self.dense.call.run(pruned.get_submodule(path), self.hidden)
+        return weights, real
 
     def _weights(self, group: Group) -> Tensor:
         weights = self.dense.start.weights[group.key]
-        if group.residual.windowed:  # windows are filled up with zeros, whose output is dropped
-            weights = weights * self.dense.sources[group.key].any(-1).to(weights)
+        if group.key in self.dense.filled:  # what windows are filled up with gives an output that is dropped
+            weights = weights * self.dense.filled[group.key].to(weights)
         return weights
 
-    def _rows(self, group: Group, inputs: Tensor, errors: Tensor, weights: Tensor) -> Rows:
-        rows = inputs, errors, weights.to(inputs.device)
-        real = real_tokens(group, self.dense.start.real)
-        if real is None:
-            return tuple(each.flatten(0, 1) for each in rows)
-        return tuple(each[real.to(inputs.device)] for each in rows)
+
+class _Stream:
+    """The terms of residual streams, from where a pass has them in hand to where a consumer's output is added."""
+
+    def __init__(self, course: Course):
+        self._joins = course.joins
+        self._terms: dict[str, dict[int, Tensor]] = {}
+        self._left: set[str] = set()
+
+    def add(self, group: Group, number: int, term: Tensor) -> None:
+        if group.key not in self._left:
+            self._terms.setdefault(group.key, {})[number] = term
+
+    def after(self, group: Group, output: Tensor) -> Tensor:
+        """The stream after a sublayer or, where no join was found, its output alone; of the output's shape."""
+        join = self._joins.get(group.key)
+        if join is None:
+            return output
+        terms = self._terms.get(group.key, {})
+        for number, places in enumerate(join.terms):
+            if number not in terms:
+                raise ValueError(f"its output is added to something of {places[0].path}, which did not run")
+        return join.stream([terms[number] for number in range(len(join.terms))], output)
+
+    def leave(self, group: Group) -> None:
+        self._left.add(group.key)
+        self._terms.pop(group.key, None)
 
 
-def _residual(
-    model: nn.Module, hidden: Tensor, earlier: list[Group], group: Group, seen: Mapping[str, Passage]
-) -> Tensor:
-    """The residual stream that a sublayer's output is added to."""
-    if (
-        group.residual.windowed or group.residual.normed_output
-    ):  # in another order or scale: the output alone is the target
-        return hidden.new_zeros(())
-    if group.residual.stream:
-        return seen[group.residual.stream].input
-    if group.residual.pre_norm:
-        return sum((_written(model, before, seen) for before in earlier), hidden)
-    producer = group.producers[0].path
-    # Producers go with the last head; attention comes first, where the stream is the layer's input.
-    return seen[producer].input if producer in seen else hidden
+@contextmanager
+def watched(model: nn.Module, course: Course, stops: Sequence[Stop]) -> Iterator[None]:
+    """Let the walks through a model know what they come by; other passes of it are as ever. Undone on exit.
+
+    Args:
+        model: the dense model or a pruned one.
+        course: the course.
+        stops: those of its stops that the model has.
+    """
+    with ExitStack() as stack:
+        for stop in stops:
+            module = model.get_submodule(stop.path)
+            stack.callback(module.register_forward_pre_hook(_reading_hook(stop)).remove)
+            if not stop.producers:
+                stack.callback(module.register_forward_hook(_writing_hook(stop.group)).remove)
+                join = course.joins.get(stop.group.key)
+                for number, places in enumerate(join.terms if join else ()):
+                    for place in places:
+                        hook = _placed(model.get_submodule(place.path), place, stop.group, number)
+                        stack.callback(hook.remove)
+        yield
 
 
-def _written(model: nn.Module, group: Group, seen: Mapping[str, Passage]) -> Tensor:
-    """What a sublayer adds to the residual stream."""
-    output = seen[group.consumer].output
-    return output if group.residual.scale is None else output * attribute(model, group.residual.scale)
+def _placed(module: nn.Module, place: Place, group: Group, number: int) -> Any:
+    """The hook, which is on, that tells walks a term of a group's stream."""
+
+    def read(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        _tell(lambda walk: walk.on_term(group, number, place.read(args, kwargs)))
+
+    def returned(module: nn.Module, args: tuple, output: Any) -> None:
+        _tell(lambda walk: walk.on_term(group, number, first_of(output)))
+
+    if place.argument is None:
+        return module.register_forward_hook(returned)
+    return module.register_forward_pre_hook(read, with_kwargs=True, prepend=True)
 
 
-def _paths(model: nn.Module, groups: Sequence[Group]) -> list[str]:
-    """The modules to observe, as far as they are still there: consumers, first producers and residual streams."""
-    wanted = [
-        path for group in groups for path in (group.consumer, group.producers[0].path, group.residual.stream) if path
-    ]
-    return [path for path in wanted if find_module(model, path) is not None]
+def _reading_hook(stop: Stop):
+    def hook(module: nn.Module, args: tuple) -> None:
+        _tell(lambda walk: walk.on_reading(stop, args[0]))
+
+    return hook
 
 
-def find_module(model: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path; `None` if it was removed with its units."""
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
+def _writing_hook(group: Group):
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        _tell(lambda walk: walk.on_writing(group, output))
+
+    return hook
+
+
+def _tell(say: Callable[[Walk | PrunedWalk], None]) -> None:
+    if (held := running_pass()) is not None:
+        say(held.owner)
+
+
+def _rows(inputs: Tensor, errors: Tensor, weights: Tensor, real: Tensor | None) -> Rows:
+    rows = inputs, errors, weights.reshape(inputs.shape[:-1]).to(inputs.device)
+    if real is None:
+        return tuple(each.flatten(0, each.dim() - 1 if each is rows[2] else -2) for each in rows)
+    real = real.reshape(inputs.shape[:-1]).to(inputs.device)
+    return tuple(each[real] for each in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,10 +14,11 @@ from transformers import PreTrainedModel
 from ..architectures.group import Groups
 from ..discovery.find import find_groups, is_declared, stack_inputs
 from ..editing.surgery import check_sliceable
+from ..reasons import reasons_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
-from ..running.forward import check_forward
-from ..running.freezing import frozen
+from ..running.forward import check_forward, why_not_run
+from ..running.freezing import frozen, kept_buffers
 from ..running.prepared import check_prepared
 from ..running.wrappers import check_model
 from ..storage.integrity import check_own
@@ -78,12 +78,20 @@ def sliceable_groups(model: nn.Module, sample: Batch | None = None) -> Groups:
     check_loaded(model)
     if is_declared(model):
         check_forward(model, stack_inputs(model).values())
+    else:
+        _check_as_made(model)  # tracing takes a while
     groups = find_groups(model, sample)
     check_sliceable(model, groups)
+    if is_declared(model):
+        _check_as_made(model)
+    return groups
+
+
+def _check_as_made(model: nn.Module) -> None:
+    """Raise if a model is not what its class makes, or runs what is not saved with it."""
     if isinstance(model, PreTrainedModel):
         check_own(model)
     check_prepared(model)
-    return groups
 
 
 def proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[str, int]) -> Groups:
@@ -125,7 +133,7 @@ def proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[st
 
 
 def _tried(groups: Groups) -> str:
-    left = [f"{name}: {reason}" for name, reason in groups.left_whole.items()]
+    left = list(map(str, reasons_of(groups.left_whole)))
     return "; ".join(left[:_FEW]) or "tracing found no units, only weights that all channels go through"
 
 
@@ -140,7 +148,7 @@ def prove(model: nn.Module, groups: Groups, sample: Batch | None = None) -> Arch
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     found = ArchitectureProof(type(model).__name__, model_type, rounding=rounding, left_whole=groups.left_whole)
     gpus = sorted({each.device.index for each in model.parameters() if each.is_cuda})
-    with torch.random.fork_rng(gpus), frozen(model):
+    with torch.random.fork_rng(gpus), frozen(model), kept_buffers(model):
         sample = made_up_sample(model, groups) if sample is None else sample
         try:
             dense = _observed(model, groups, sample)
@@ -165,7 +173,7 @@ def _proofs(
     trials = cut_trials(model, running, sample, rounding) if len(running) else {}
     cut = {key: trial.problem for key, trial in trials.items() if trial.problem} | counter_problems(model, groups)
     even = replace(groups, members=tuple(group for group in groups if group.key not in odd))
-    refit = refit_problems(model, groups, odd, dense, rounding)
+    refit = refit_problems(model, groups, sample, dense, rounding)
     without = without_effect(model, even, sample, dense)
     proofs = []
     for group in groups:
@@ -181,11 +189,7 @@ def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a forward may raise
-        others = [name for name in inspect.signature(model.forward).parameters if name not in sample]
-        raise ValueError(
-            f"it does not run on {' and '.join(sample)} ({type(error).__name__}: {error}). Its forward takes also "
-            f"{', '.join(others) or 'nothing'}: what it needs of that, data must hold, or a subclass make up"
-        ) from error
+        raise ValueError(f"it {why_not_run(model, sample, error)}") from error
     consumers = {group.key for group in groups}
     for name, state in dense.states.items():
         if name not in consumers and not state.isfinite().all():

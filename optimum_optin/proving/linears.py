@@ -45,6 +45,9 @@ def _problem(group: Group, layer: str, dense: Observation) -> str | None:
     if group.consumer is None:
         names = " and ".join(part.tensor for part in group.cut.reads)
         return f"its units are read by {names}, which is not the weight of one linear that reads them alone"
+    if not group.producers:
+        names = " and ".join(part.tensor for part in group.cut.writes)
+        return f"its units are written by {names}, none of which is the weight of a linear"
     for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"

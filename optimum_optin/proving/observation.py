@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups
-from ..passes.starts import Call
 from ..passes.trajectory import hidden_states
 from ..running.batch import Batch
 from ..running.forward import run_model
@@ -23,6 +22,22 @@ States = dict[str, Tensor]
 model's outputs by name; floating-point tensors."""
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass
+class Call:
+    """The arguments that a layer was called with, but for its hidden states."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def split(cls, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+        """The hidden states that a layer is called with, and the rest."""
+        if args:
+            return args[0], cls(args[1:], kwargs)
+        others = dict(kwargs)
+        return others.pop("hidden_states"), cls(args, others)
 
 
 @dataclass(frozen=True)

@@ -1,126 +1,76 @@
-"""What a refit takes for granted: layers run one by one make the whole pass, and each sublayer adds to the stream."""
+"""What a refit takes for granted: passes that wait for each other do what each of them does alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Group, Groups, stack_of
-from ..passes.starts import Start
-from ..passes.walk import Walk
-from .observation import Observation, difference
-
-_ROW = "its row is wrong about pre_norm, stream, scale or normed_output, or it is built otherwise"
+from ..architectures.group import Groups
+from ..passes.pauses import HeldPass, kept_modules, running_pass
+from ..running.batch import Batch
+from ..running.forward import run_model
+from .observation import Observation, difference, linears_of
 
 
 @torch.no_grad()
 def refit_problems(
-    model: nn.Module, groups: Groups, odd: Mapping[str, str], dense: Observation, rounding: float
+    model: nn.Module, groups: Groups, sample: Batch, dense: Observation, rounding: float
 ) -> dict[str, str]:
     """Group key -> why it cannot be refitted; none for those that can.
+
+    A refit holds many passes at once, each stopped in the middle. A model whose modules keep what they compute for
+    later in the pass would mix them up. So the sample runs again, and stops wherever a refit would, while another one,
+    the same in reverse, comes as far.
 
     Args:
         model: the model, frozen; unchanged.
         groups: its groups.
-        odd: groups whose linears do not run as they should, by key: what is said of them; see `running_problems`.
-        dense: what a pass was seen to do.
+        sample: its inputs.
+        dense: what a pass of the sample alone was seen to do.
         rounding: the largest difference, as a share, between two ways to compute the same.
     """
-    problems = {group.key: _inputs_problem(group, dense) for group in groups if group.key not in odd}
-    for stack in dict.fromkeys(map(stack_of, groups.layers)):
-        layers = {name: path for name, path in groups.layers.items() if stack_of(name) == stack}
-        members = [group for group in groups if stack_of(group.layer) == stack]
-        strange = next((group.key for group in members if group.key in odd), None)
-        if strange is None:
-            found, blocked = _walked(model, layers, members, dense, rounding)
-        else:
-            found, blocked = {}, f"a refit takes all that it walks through to run once, and {strange} does not"
-        for group in members:
-            problems[group.key] = problems.get(group.key) or blocked or found.get(group.key)
-    return {key: problem for key, problem in problems.items() if problem}
-
-
-def _inputs_problem(group: Group, dense: Observation) -> str | None:
-    """Why what its linears read and write cannot make a regression."""
-    first, *others = group.producers
-    for other in others:
-        if difference(dense.reads[other.path], dense.reads[first.path]) > 0:
-            return (
-                f"its producers {first.path} and {other.path} read different inputs, as in cross-attention, and a "
-                "refit corrects all of them for what the first reads"
-            )
-    return None
-
-
-def _walked(
-    model: nn.Module, layers: Mapping[str, str], groups: list[Group], dense: Observation, rounding: float
-) -> tuple[dict[str, str], str | None]:
-    """Problems of single groups of a stack, and one of all of them, `None` if its layers can be walked."""
-    names = list(layers)
-    for name, path in layers.items():
-        if dense.runs[path] != 1:
-            return {}, f"{name} ({path}) runs {_times(dense.runs[path])} in a pass, and a walk takes every layer once"
-        if dense.calls[name] is None or name not in dense.states:
-            form = "take hidden_states, first or by that name, and return them, first or alone"
-            return {}, f"{name} ({path}) does not {form}"
-    hidden, calls = ({name: dense.calls[name][part] for name in names} for part in (0, 1))
-    walk = Walk(Start({}, {stack_of(names[0]): hidden[names[0]]}, calls, {}), stack_of(names[0]))
-    problems: dict[str, str] = {}
-    for before, name in zip([None, *names], names, strict=False):
-        off = difference(walk.hidden, hidden[name])
+    try:
+        outputs = _beside_another(model, groups, sample)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a forward may raise that cannot be left and taken up again
+        return _all(groups, f"it cannot be stopped in the middle of a pass ({type(error).__name__}: {error})")
+    for name, found in outputs.items():
+        off = difference(found, dense.states[name]) if name in dense.states else 0.0
         if off > rounding:
-            return problems, (
-                f"{name} does not read what {before} returns ({off:.2g} of its size off): something stands between the "
-                "layers, and a walk from one to the next would miss it"
+            return _all(
+                groups,
+                f"{name} is {off:.2g} of its size off if another sample runs while the first has stopped in the middle "
+                "of its pass: modules keep what they compute of one sample, and use it for the other",
             )
-        members = [group for group in groups if group.layer == name]
-        try:
-            with _read_in(model.get_submodule(layers[name])) as read:
-                walk.enter(name, model, layers[name], members)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a layer may raise that is called by itself
-            return problems, f"{name} cannot be run by itself ({type(error).__name__}: {error})"
-        off = difference(walk.hidden, dense.states[name])
-        if off > rounding:
-            return problems, f"{name} run by itself returns something else than in a pass ({off:.2g} of its size off)"
-        for group in members:
-            problem = _target_problem(group, walk, [*read, walk.hidden], rounding)
-            problems |= {group.key: problem} if problem else {}
-    return problems, None
+    return {}
 
 
-def _target_problem(group: Group, walk: Walk, read: list[Tensor], rounding: float) -> str | None:
-    """Why the stream that a refit aims at is not that of the model, as far as there is one to aim at."""
-    if group.residual.windowed or group.residual.normed_output:
-        return None
-    target = walk.targets[group.key]
-    off = min((difference(target, each) for each in read), default=float("inf"))
-    if off <= rounding:
-        return None
-    return (
-        f"the stream after it, as a refit computes it, is read by no module of {group.layer}, nor what that returns "
-        f"({'none has its shape' if off == float('inf') else f'the nearest is {off:.2g} of its size off'}): {_ROW}"
-    )
+def _all(groups: Groups, problem: str) -> dict[str, str]:
+    return {group.key: problem for group in groups}
 
 
-@contextmanager
-def _read_in(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what the modules inside a layer read."""
-    read: list[Tensor] = []
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        read.extend(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-
+def _beside_another(model: nn.Module, groups: Groups, sample: Batch) -> Mapping[str, Tensor]:
+    """What the model returns for a sample, another one beside."""
+    other = {name: value.flip(-1) if value.dim() > 1 else value for name, value in sample.items()}
+    passes = [HeldPass(lambda batch=batch: run_model(model, batch)) for batch in (sample, other)]
+    paths = {path for group in groups for path in linears_of(group)}
     with ExitStack() as stack:
-        for module in layer.modules():
-            if module is not layer:
-                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield read
+        stack.enter_context(kept_modules(model))
+        for path in paths:
+            stack.callback(model.get_submodule(path).register_forward_pre_hook(_stop).remove)
+        for each in passes:
+            stack.enter_context(closing(each))
+        while not passes[0].ended:
+            for each in passes:
+                if not each.ended:
+                    each.go_on()
+    return {name: value for name, value in passes[0].result.items() if isinstance(value, Tensor)}
 
 
-def _times(count: int) -> str:
-    return "not once" if count == 0 else f"{count} times"
+def _stop(module: nn.Module, args: tuple) -> None:
+    if (held := running_pass()) is not None:
+        held.pause(module)

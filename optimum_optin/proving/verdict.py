@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..architectures.group import Group
+from ..reasons import alike, reasons_of
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,11 @@ class ArchitectureProof:
         first: dict[str, str] = {}
         for each in self.groups:
             said, key = _said(each), each.group.key
-            same = first.setdefault(said, key)
+            same = first.setdefault(alike(said), key)
             lines.append(
                 f"{key:<20} {each.group.units:>6} units  {said if same == key or each.proved else f'as {same}'}"
             )
-        lines += [f"left whole: {name}: {reason}" for name, reason in self.left_whole.items()]
+        lines += [f"left whole: {reason}" for reason in reasons_of(self.left_whole)]
         return "\n".join(lines)
 
 

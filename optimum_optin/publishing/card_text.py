@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,8 @@ from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokeni
 
 from ..config import OptinConfig
 from ..figures import CalibrationSource
-from ..report import ROLES, Layers, PruningReport, roles_of
+from ..reasons import reasons_of
+from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.entry import METHOD
 from ..storage.tasks import auto_class_of, class_of, task_of
@@ -58,6 +61,7 @@ def card_text(
         *_divergence(report),
         "## What is kept",
         _layers(report.layers, report.merges),
+        *_left_whole(report),
         "## How it was made",
         _calibration(report),
         _reproduction(model, report),
@@ -131,7 +135,7 @@ would load random weights."""
 
 def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | None) -> str:
     rows = [
-        ("MACs of the transformer layers", "", f"asked {report.flops_requested:.1%}", f"{report.flops_achieved:.1%}"),
+        (_counted(report), "", f"asked {report.flops_requested:.1%}", f"{report.flops_achieved:.1%}"),
         _change("MACs of the whole model, counted", report.macs_dense, report.macs_pruned, "M"),
         _change("parameters", report.params_dense, report.params_pruned, "M"),
     ]
@@ -155,6 +159,10 @@ def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | No
             f"({latency.device}), {latency.threads} threads, {latency.dtype}."
         )
     return f"{_table(('', 'dense', 'pruned', 'left'), rows)}\n\n{note}"
+
+
+def _counted(report: PruningReport) -> str:
+    return "MACs of what can be pruned" if report.left_whole else "MACs of the transformer layers"
 
 
 def _accuracy(report: PruningReport) -> list[str]:
@@ -195,6 +203,30 @@ def _layers(layers: Layers, merges: Mapping[str, int]) -> str:
         counts = (cell(roles, role) for role in listed for cell in (_count, _bar))
         rows.append([layer, *counts, *[str(merges.get(layer, 0))] * bool(merges)])
     return _table(heading, rows)
+
+
+def _left_whole(report: PruningReport) -> list[str]:
+    """What could not be pruned; for people, so that reasons are cut off where they get long."""
+    reasons = reasons_of(report.left_whole)
+    if not reasons:
+        return []
+    lines = []
+    for reason in reasons[:_FEW]:
+        names = ", ".join(f"`{name}`" for name in reason.shown)
+        more = f" and {reason.more} more" if reason.more else ""
+        lines.append(f"- {names}{more}: {_escaped(textwrap.shorten(reason.text, _LONG, placeholder=' ...'))}")
+    if len(reasons) > _FEW:
+        lines.append(f"- {len(reasons) - _FEW} more reasons are in `{REPORT_FILE}`")
+    return ["What else was found is left whole:\n\n" + "\n".join(lines)]
+
+
+_FEW = 8  # reasons
+_LONG = 300  # characters of one
+
+
+def _escaped(text: str) -> str:
+    """Text as it is, in Markdown."""
+    return re.sub(r"([\\`*_<\[\]])", r"\\\1", text)
 
 
 def _calibration(report: PruningReport) -> str:

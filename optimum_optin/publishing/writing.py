@@ -15,10 +15,10 @@ from transformers.utils import logging
 from ..report import PruningReport
 from ..running.copies import working_copy
 from ..storage.integrity import check_rebuilt, reloaded, save_model
-from ..storage.remote_code import check_remote_code, write_remote_code
 from ..storage.tasks import class_of
 from .card import card_or_none, model_card
 from .hub import CARD_FILE
+from .remote_code import check_remote_code, write_remote_code
 
 logger = logging.get_logger(__name__)
 

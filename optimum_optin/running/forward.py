@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .batch import Batch
+from .memory import is_out_of_memory
 
 # What transformers' own classes are told beside their inputs.
 _OPTIONS = {"use_cache": False, "return_dict": True}
@@ -51,8 +52,10 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
         if name not in inputs and parameter.default is parameter.empty and name in _MADE_UP and "input_ids" in batch:
             inputs[name] = _MADE_UP[name](batch["input_ids"])
     # What a class that is not of transformers does with its `**kwargs` is unknown.
-    ours = inspect.unwrap(type(model).forward).__module__.startswith("transformers.")
-    options = {name: value for name, value in _OPTIONS.items() if name in signature or (ours and _any_name(model))}
+    ours = str(inspect.unwrap(type(model).forward).__module__).startswith("transformers.")
+    options = {
+        name: value for name, value in _OPTIONS.items() if name in signature or (ours and _hands_on(model, name))
+    }
     places = [name for name, parameter in signature.items() if parameter.kind is parameter.POSITIONAL_ONLY]
     given = []
     for name in places:  # positional ones, as far as there is something to give
@@ -62,6 +65,38 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     return model(*given, **{name: value for name, value in inputs.items() if name not in places}, **options)
 
 
+@torch.no_grad()
+def check_runs(model: nn.Module, batch: Batch) -> None:
+    """Raise if a model does not run on a batch.
+
+    Args:
+        model: the model, frozen.
+        batch: its inputs.
+
+    Raises:
+        ValueError: says what happened, and what the model's forward takes besides.
+    """
+    try:
+        call_model(model, batch)
+    except Exception as error:  # whatever a forward may raise
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{type(model).__name__} {why_not_run(model, batch, error)}.") from error
+
+
+def why_not_run(model: nn.Module, batch: Batch, error: Exception) -> str:
+    """What to say of a model that does not run on a batch: the error, and the inputs that it takes besides."""
+    signature = inspect.signature(model.forward).parameters
+    others = [name for name in signature if name not in batch and signature[name].kind not in _VARIADIC]
+    needed = [name for name in others if signature[name].default is inspect.Parameter.empty and name not in _MADE_UP]
+    lacking = f", and cannot do without {' and '.join(needed)}" if needed else ""
+    return (
+        f"does not run on {' and '.join(batch)} ({type(error).__name__}: {error}). Its forward takes also "
+        f"{', '.join(others) or 'nothing'}{lacking}: what it needs of that, data must hold, or a subclass make up"
+    )
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _MADE_UP = {
     "attention_mask": torch.ones_like,
     "token_type_ids": torch.zeros_like,
@@ -84,6 +119,12 @@ def _any_name(model: nn.Module) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
+def _hands_on(model: nn.Module, option: str) -> bool:
+    """Whether a class of transformers does what is meant with an option among its `**kwargs`."""
+    # Some hand it on, and some give it a value of their own beside the one among their `**kwargs`.
+    return _any_name(model) and (option != "use_cache" or takes(getattr(model, "base_model", model), option))
+
+
 def check_forward(model: nn.Module, names: Iterable[str]) -> None:
     """Raise if the model cannot be run on samples that have these inputs.
 
@@ -96,28 +137,36 @@ def check_forward(model: nn.Module, names: Iterable[str]) -> None:
             reads several sequences per sample (multiple choice).
     """
     kind, signature = type(model).__name__, inspect.signature(model.forward).parameters
-    if any(each.__name__.endswith("ForMultipleChoice") for each in type(model).__mro__):
-        raise ValueError(
-            f"{kind} reads several sequences per sample, (batch, choices, tokens), which is not supported: prune its "
-            "encoder (task='feature-extraction', or model.base_model), or the same checkpoint as a "
-            "...ForSequenceClassification, whose samples are (batch, tokens)."
-        )
+    check_sequences(model)
     names = list(names)
     if missing := [name for name in names if not takes(model, name)]:
         raise ValueError(
             f"{kind}.forward takes {', '.join(signature) or 'nothing'}, but not {' and '.join(missing)}, which a "
             f"{model.config.model_type!r} model reads: name its arguments as transformers does."
         )
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [
         name
         for name, parameter in signature.items()
-        if parameter.default is parameter.empty and parameter.kind not in variadic
+        if parameter.default is parameter.empty and parameter.kind not in _VARIADIC
     ]
     if extra := [name for name in needed if name not in (*names, *_MADE_UP)]:
         raise ValueError(
             f"{kind}.forward cannot be called without {', '.join(extra)}, of which we know nothing: give "
             f"{'it a default' if len(extra) == 1 else 'them defaults'}, e.g. None."
+        )
+
+
+def check_sequences(model: nn.Module) -> None:
+    """Raise if a model reads several sequences per sample.
+
+    Raises:
+        ValueError: says what to prune instead.
+    """
+    if any(each.__name__.endswith("ForMultipleChoice") for each in type(model).__mro__):
+        raise ValueError(
+            f"{type(model).__name__} reads several sequences per sample, (batch, choices, tokens), which is not "
+            "supported: prune its encoder (task='feature-extraction', or model.base_model), or the same checkpoint as "
+            "a ...ForSequenceClassification, whose samples are (batch, tokens)."
         )
 
 

@@ -8,8 +8,9 @@ from threading import Lock, RLock
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .multihead import running_plainly
 from .prepared import unprepare
 
 
@@ -17,7 +18,8 @@ from .prepared import unprepare
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, without gradients of parameters and without autocast; undone on exit.
 
-    Inside, every module runs the forward of its class (`unprepare`), and on all tokens at once rather than in chunks.
+    Inside, every module runs the forward of its class (`unprepare`), and on all tokens at once rather than in chunks;
+    PyTorch's own multi-head attention runs its linears as modules (`PlainHeads`).
     Whatever a forward pass sets on modules is undone, too: Swin's layers would keep the smaller windows of a small
     image. So rewrite a copy, not the model itself. Another thread waits until the model is free.
     """
@@ -25,6 +27,24 @@ def frozen(model: nn.Module) -> Iterator[None]:
         lock = _LOCKS.setdefault(model, RLock())
     with lock, _frozen(model):
         yield
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Take back, on exit, whatever forward passes write into the model's buffers: some count their calls there."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                if not _same(buffer, values):
+                    buffer.copy_(values)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same, to the last bit."""
+    return torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isnan(), other.isnan())
 
 
 _FREEZING = Lock()
@@ -47,7 +67,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         # Sums over tokens need the model's own precision: `dtype=` of from_pretrained chooses it.
         # Autocast does not know the meta device, where copies are counted.
         device = next((parameter.device.type for parameter in model.parameters() if not parameter.is_meta), "cpu")
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False), running_plainly(attributes):
             yield
     finally:
         for parameter in parameters:

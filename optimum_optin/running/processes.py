@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
@@ -85,6 +85,12 @@ def take_from_main(*tensors: Tensor) -> None:
 def on_main(compute: Callable[[], Any]) -> Any:
     """What the main process computes, on every process."""
     return broadcast_object_list([state().on_main_process(compute)()])[0]
+
+
+def first_of_all(value: Any) -> Any:
+    """The first process's value that is not `None`, on every process."""
+    values = gather_object([value]) if process_count() > 1 else [value]
+    return next((each for each in values if each is not None), None)
 
 
 def wait() -> None:

@@ -62,4 +62,8 @@ def _remedy(model: Any) -> str:
         inside = [name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
         if inside:
             return f"give the one inside, .{inside[0]}, and put what is pruned in its place"
+        return (
+            "any other module can be proved with a sample of its inputs (check_architecture(module, sample)) and cut "
+            "by hand (find_groups, rewrite), see docs/source/concepts/extending.mdx"
+        )
     return "use from_pretrained for a Hub id or a folder"

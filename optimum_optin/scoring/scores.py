@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..architectures.group import Groups, Masks
 from ..config import SCORING_FIELDS, OptinConfig
-from ..discovery.find import find_groups
+from ..discovery.find import find_groups, is_declared
 from ..inputs.probes import probe_batch
 from ..merging.hooks import merges_tokens
 from ..passes.calibration import Calibration
@@ -116,7 +116,8 @@ class Scores:
         Args:
             model: the dense model.
             config: the configuration to prune it with; `None` leaves that out.
-            groups: its groups; `None` finds them.
+            groups: the groups that are to be pruned; `None` takes all of a model whose row says what they are, and
+                of any other those that have scores.
 
         Raises:
             ValueError: the scores do not fit; says what differs.
@@ -124,8 +125,12 @@ class Scores:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"Scores.check takes the model, got {model!r:.80}.")
-        groups = find_groups(model) if groups is None else groups
-        identity = fingerprint(model, groups)
+        every = find_groups(model)
+        if groups is None:
+            scored = {key for by_group in self.terms.values() for key in by_group}
+            wanted = every if is_declared(model) else [group for group in every if group.key in scored]
+            groups = replace(every, members=tuple(wanted))
+        identity = fingerprint(model, every)
         if identity != self.fingerprint:
             raise ValueError(
                 f"these scores belong to another model (fingerprint {self.fingerprint[:12]}, "
@@ -135,7 +140,7 @@ class Scores:
             probe_batch(model, self.tokens)
         except ValueError as error:
             raise ValueError(f"these scores are for samples that the model does not take: {error}") from error
-        check_terms(self.terms, groups, "these scores")
+        check_terms((self if is_declared(model) else self.of(groups)).terms, groups, "these scores")
         check_merges(self.merges, groups.layers, "these scores")
         for name in SCORING_FIELDS if config else ():
             if getattr(config, name) != getattr(self.config, name):
@@ -143,6 +148,15 @@ class Scores:
                     f"these scores were computed with {name}={getattr(self.config, name)!r}, the configuration "
                     f"asks for {getattr(config, name)!r}: score again, or leave {name} as it was."
                 )
+
+    def of(self, groups: Groups) -> Scores:
+        """The scores of these groups alone: what else was scored may be left whole with another configuration."""
+        keys = {group.key for group in groups}
+        terms = {
+            term: {key: score for key, score in by_group.items() if key in keys}
+            for term, by_group in self.terms.items()
+        }
+        return replace(self, terms=terms)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write the scores as safetensors and JSON, without the data; complete or not at all.
@@ -201,7 +215,7 @@ def score(model: nn.Module, groups: Groups, calibration: Calibration, config: Op
     scorer = get_scorer(config.scorer)
     check_processes(min(len(calibration), config.probes))
     check_finite(model)
-    identity = fingerprint(model, groups)
+    identity = fingerprint(model, find_groups(model))
     started = time.perf_counter()
     with frozen(model):
         result = scorer(model, groups, calibration, config)

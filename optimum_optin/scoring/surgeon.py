@@ -20,9 +20,10 @@ from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.losses import probe_manifold, probe_output
-from ..passes.moments import Moments
+from ..passes.moments import Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
+from ..running.linears import weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
@@ -85,7 +86,7 @@ def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], 
             terms[name][group.key] = torch.zeros(group.units, dtype=torch.float64, device=sums[group.key].device)
     for index in progress(my_share(len(groups)), "removal orders", "group"):
         group = groups[index]
-        weight = model.get_submodule(group.consumer).weight.detach()
+        weight = weight_of(model.get_submodule(group.consumer))
         metrics = [sums[group.key].metrics[name].double() / traces[name] for name in names]
         try:
             scores = removal_scores(weight, sums[group.key].covariance(), metrics, group.width)
@@ -106,11 +107,11 @@ def _rows(values: Tensor, real: Tensor | None) -> Tensor:
 class _Sums:
     """Running sums at one consumer: inputs for H, gradients at the output for Gamma."""
 
-    def __init__(self, consumer: nn.Linear):
+    def __init__(self, consumer: nn.Module):
         self.centred = consumer.bias is not None  # a bias absorbs the mean of what is removed
         self.device = consumer.weight.device
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
-        self.inputs = Moments(consumer.in_features, self.device, torch.float32)
+        self.inputs = Moments(weight_of(consumer).shape[1], self.device, torch.float32)
         self.metrics: dict[str, Tensor] = {}
 
     def add_inputs(self, tokens: Tensor) -> None:
@@ -118,7 +119,7 @@ class _Sums:
 
     def add_gradients(self, term: str, gradients: Tensor) -> None:
         gradients = gradients.float()
-        self.metrics[term] = self.metrics.get(term, 0) + gradients.T @ gradients
+        self.metrics[term] = self.metrics.get(term, 0) + gram(gradients, gradients)
 
     def add_up(self) -> None:
         """Add the other processes' sums."""

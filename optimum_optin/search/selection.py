@@ -32,12 +32,17 @@ def _limit(config: OptinConfig, group: Group, groups: Sequence[Group]) -> Limit:
     included = config.include is None or any(_fits(name, group) for name in config.include)
     if not included or any(_fits(name, group) for name in config.exclude):
         return Limit(least=group.units)
-    default = {HEADS: config.min_heads, NEURONS: config.min_neurons}.get(group.role, 0)
-    least = max(_most_specific("floors", config.floors, group, default), group.least)
+    least = max(_most_specific("floors", config.floors, group, _default_floor(config, group.role)), group.least)
     if config.layout == "uniform":
         least = uniform_floors(groups, {group.role: least})[group.role]
     most = _most_specific("ceilings", config.ceilings, group, None)
     return Limit(least, most, config.round_to.get(group.role, 1), config.keep.get(group.key, ()))
+
+
+def _default_floor(config: OptinConfig, role: str) -> int:
+    """The floor of a role that none was given for: `decoder_heads` are heads; what is neither is not emptied."""
+    kind = role.rpartition("_")[2]
+    return {HEADS: config.min_heads, NEURONS: config.min_neurons}.get(kind, 1)
 
 
 def _fits(name: str, group: Group) -> bool:

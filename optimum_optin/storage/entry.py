@@ -37,6 +37,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
         format_version: version of this form.
         tokens: the schedule of merging tokens (`TokenSchedule.to_json`); `None` for none.
         transformers: the version of transformers that the model was saved with.
+        base: path of the base model in the model that was saved, without its head; `""` if it has none.
         shapes: name -> shape of each parameter and buffer that was cut.
         counters: path -> value of each attribute that counts units.
         selectors: path of a module -> name of its argument that carries a bias of all heads -> heads that it picks.
@@ -57,6 +58,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
         tokens: Mapping | None = None,
         *,
         transformers: str = transformers_version,
+        base: str = "",
         shapes: Mapping[str, list[int]] | None = None,
         counters: Mapping[str, int] | None = None,
         selectors: Mapping[str, Mapping[str, str]] | None = None,
@@ -83,6 +85,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
         if unknown := sorted(set(others) - {"quant_method", "how_to_load"}):
             raise ValueError(f"quantization_config of format 2 has no {', '.join(unknown)}: config.json is damaged.")
         self.transformers = transformers
+        self.base = base
         self.shapes = shapes or {}
         self.counters = counters or {}
         self.selectors = selectors or {}
@@ -178,6 +181,7 @@ def _is_merging_layer(value: Any) -> bool:
 # Name of an argument -> what it must be, in words and as a test.
 _FORMS = {
     "transformers": ("a version, such as '5.23.0'", lambda value: isinstance(value, str)),
+    "base": ("the path of a module, or ''", lambda value: isinstance(value, str)),
     "shapes": ("names of tensors with lists of whole numbers of at least 0", _are_shapes),
     "counters": ("paths of attributes with whole numbers of at least 0", _are_counters),
     "selectors": ("paths of modules with names of arguments with heads, such as '0-4,7'", _are_selectors),

@@ -2,7 +2,7 @@
 
 The skeleton, still on the meta device, is rewritten to what the config's entry says; after loading, every trace of
 quantization is cleared and what is left is an ordinary model. Importing `optimum_optin` registers the plug-in. A folder
-saved with remote code brings its own copy of the plug-in, made of this file (`remote_code.py`).
+saved with remote code brings its own copy of the plug-in, made of this file (`publishing/remote_code.py`).
 """
 
 from __future__ import annotations

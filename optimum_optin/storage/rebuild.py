@@ -58,7 +58,21 @@ def rebuild(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
         set_attribute(model, path, None)
     if entry.tokens is not None:
         _merge(model, [MergingLayer(**each) for each in entry.merging], TokenSchedule.from_json(entry.tokens))
+    entry.base = base_path(model)
+    note(model, entry)
+
+
+def note(model: PreTrainedModel, entry: OptinStructureConfig) -> None:
+    """Note in a model's config how it was pruned, in place."""
     model.config.quantization_config = entry
+    for part in model.modules():  # a tower, whose own config says nothing of it
+        if isinstance(part, PreTrainedModel) and part.config is not model.config:
+            part.optin_whole = type(model).__name__
+
+
+def base_path(model: PreTrainedModel) -> str:
+    """Path of a model's base model, without its head; `""` if it has none."""
+    return model.base_model_prefix if model.base_model is not model else ""
 
 
 class Names:
@@ -72,25 +86,26 @@ class Names:
 
     def __init__(self, model: PreTrainedModel, entry: OptinStructureConfig):
         self._model, self._version = model, entry.transformers
-        self._prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
-        named = (entry.shapes, entry.counters, entry.selectors, entry.removed, entry.without)
-        self._headed = bool(self._prefix) and any(name.startswith(self._prefix) for names in named for name in names)
+        self._saved, self._here = (f"{path}." if path else "" for path in (entry.base, base_path(model)))
+        # Of another class than the one that was saved, parts may be missing: a head, or a decoder.
+        self._other = type(model).__name__ not in (model.config.architectures or ())
         self._ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
 
     def here(self, name: str, holds: Callable[[nn.Module, str], bool]) -> str | None:
         """The name that something has in the model; `None` if it is not there."""
-        found = (name, name.removeprefix(self._prefix), f"{self._prefix}{name}")
+        inside = name.removeprefix(self._saved)
+        found = (name, inside, f"{self._here}{inside}")
         return next((each for each in found if holds(self._model, each)), None)
 
     def found(self, name: str, holds: Callable[[nn.Module, str], bool]) -> str | None:
-        """The name that something has in the model; `None` if it is part of a head that the model does not have.
+        """The name that something has in the model; `None` if it is part of what its class leaves out.
 
         Raises:
             ValueError: it is not there, and should be.
         """
         here = self.here(name, holds)
-        elsewhere = self._headed and not name.startswith(self._prefix)
-        if here is None and not elsewhere and not any(each.search(name) for each in self._ignored):
+        of_a_head = not name.startswith(self._saved) or any(each.search(name) for each in self._ignored)
+        if here is None and not (self._other and of_a_head):
             raise ValueError(
                 f"config.json names {name}, which a {type(self._model).__name__} does not have. The model was saved "
                 f"with transformers {self._version}, and this is {transformers_version}, where modules may have other "

@@ -18,7 +18,7 @@ from ..merging.schedule import TokenSchedule
 from .auto_map import forget_remote_code, ordinary_class
 from .entry import FORMAT_VERSION, OptinStructureConfig, entry_of, schedule_of_model, structure_of_model
 from .plugin import EARLIER_FORMATS
-from .rebuild import Names, holds_count, holds_module, holds_tensor, is_saved, tensor_at, value_at
+from .rebuild import Names, base_path, holds_count, holds_module, holds_tensor, is_saved, note, tensor_at, value_at
 from .structure import Structure, compose, masks_of, ranges_to_json, structure_from_json, structure_to_json
 
 logger = logging.get_logger(__name__)
@@ -75,9 +75,10 @@ def record_structure(model: PreTrainedModel, later: Structure, groups: Iterable[
     for group in groups:
         gone |= {path for path in group.cut.parts if not holds_module(model, path)}
     # Where an attention was removed, what was inside is not there any more.
-    model.config.quantization_config = OptinStructureConfig(
+    entry = OptinStructureConfig(
         structure_to_json(structure),
         tokens=earlier.tokens,
+        base=base_path(model),
         shapes={name: list(tensor_at(model, name).shape) for name in tensors if name and holds_tensor(model, name)},
         counters={path: value_at(model, path) for path in counters if path and holds_count(model, path)},
         selectors=dict(_selectors(model)),
@@ -85,9 +86,7 @@ def record_structure(model: PreTrainedModel, later: Structure, groups: Iterable[
         without=sorted(gone),
         merging=earlier.merging,
     )
-    for part in model.modules():  # a tower, whose own config says nothing of it
-        if isinstance(part, PreTrainedModel) and part.config is not model.config:
-            part.optin_whole = type(model).__name__
+    note(model, entry)
     return structure
 
 

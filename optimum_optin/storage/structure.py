@@ -100,7 +100,7 @@ def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
 
 
 def ranges_from_json(text: str) -> tuple[int, ...] | None:
-    """Ascending indices from their form `"0-4,7"`, all below a bound that no layer comes near; `None` if it is damaged."""
+    """Indices from their form `"0-4,7"`: ascending, and below what no layer comes near; `None` if it is damaged."""
     if not isinstance(text, str) or not _RANGES.fullmatch(text):
         return None
     indices: list[int] = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import transformers
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from .auto_map import ordinary_class
 
@@ -32,3 +35,16 @@ def auto_class_of(model: PreTrainedModel) -> str:
     if task is None or class_of(model) is None:  # an Auto class would make another class of it
         return type(model).__name__
     return TasksManager.get_model_class_for_task(task, model_type=model.config.model_type).__name__
+
+
+def maker_of(model: PreTrainedModel) -> type:
+    """The class to load a model with: an Auto class that makes it, `AutoModel` before others, or its own."""
+    kind = class_of(model)
+    autos = dict(inspect.getmembers(modeling_auto, inspect.isclass)) if kind else {}
+    for name in sorted(autos, key=lambda name: (name != "AutoModel", name)):
+        mapping = getattr(autos[name], "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None and type(model.config) in mapping:
+            made = mapping[type(model.config)]
+            if made is kind:  # of several, the config decides
+                return autos[name]
+    return type(model)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .readers import Reader
+from ..tainting.readers import Reader
 
 Reached = Mapping[Reader, Tensor]
 
@@ -24,6 +24,11 @@ def kinds_of(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
 def kind_of(name: str) -> str:
     """A tensor's name without the numbers of its layers."""
     return re.sub(r"\d+", "#", name)
+
+
+def is_scale(tensor: Tensor) -> bool:
+    """Whether a tensor has one number for each channel, in whatever shape: a scale or a bias, and no weight."""
+    return sum(size > 1 for size in tensor.shape) < 2
 
 
 def code_bits(count: int) -> int:

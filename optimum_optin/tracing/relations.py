@@ -2,9 +2,10 @@
 
 Indices come in runs that reach the same channels: all rows of an attention head's queries reach the head, an FFN neuron
 is a run of one. Runs are told apart by binary codes, 2 log2(n) passes for n runs, which is exact where every channel
-has one source. Where a channel has several (packed projections), halves, thirds, and every second one are tried by
-themselves; if no such part has channels of one source, runs are spoilt one by one. What was found of another tensor is
-tried first: if indices drawn at random reach what they reached there, four passes are enough.
+has one source. Where a channel has several (packed projections), the parts that the model itself cuts are tried by
+themselves, then halves, thirds, and every second one; if no such part has channels of one source, runs are spoilt one
+by one. What was found of another tensor is tried first: if indices drawn at random reach what they reached there, four
+passes are enough.
 
 All this is written as generators: they yield indices to be spoilt, and are sent what these reach.
 """
@@ -13,15 +14,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..tainting.readers import Reader
 from .kinds import Reached, code_bits, kind_of
-from .readers import Reader
 
 Found = TypeVar("Found")
 Asking = Generator[Tensor, Reached, Found]
@@ -30,6 +32,7 @@ Asking = Generator[Tensor, Reached, Found]
 _FEW, _MANY = 16, 1024  # runs: so many are spoilt one by one at once; more than so many never
 # In how many parts channels of one source are looked for, and whether a part is a block or every so-many-th run.
 _PARTS = ((1, "blocks"), (2, "blocks"), (3, "blocks"), (2, "turns"), (3, "turns"))
+_CUTS = 16  # places at most at which a model cuts what it can be said to read
 _DRAWS = 4  # passes that confirm a relation
 
 
@@ -176,7 +179,9 @@ def _kind(reader: Reader) -> tuple[str, int, int]:
     return kind_of(reader.tensor), reader.dim, reader.inner
 
 
-def explore(tensor: str, dim: int, size: int, lengths: Iterable[int]) -> Asking[Relation | None]:
+def explore(
+    tensor: str, dim: int, size: int, lengths: Iterable[int], cuts: Sequence[int] = ()
+) -> Asking[Relation | None]:
     """What the indices of a tensor reach; `None` if that cannot be told in a reasonable number of passes.
 
     Args:
@@ -184,16 +189,23 @@ def explore(tensor: str, dim: int, size: int, lengths: Iterable[int]) -> Asking[
         dim: the dimension.
         size: its size.
         lengths: of runs in other tensors, which are looked for first.
+        cuts: where the model cuts a dimension of this size, from 0 to `size`.
     """
     alone = {}
     for point in points(size):
         alone[point] = yield torch.tensor([point])
     flooded = set.intersection(*({reader for reader, mask in each.items() if mask.all()} for each in alone.values()))
     runs = torch.arange(size).view(-1, (yield from _run_length(size, alone, lengths)))
-    links = yield from _one_by_one(runs) if len(runs) <= _FEW else _in_parts(runs, flooded)
+    every = torch.arange(len(runs))
+    links = yield from _one_by_one(runs, every) if len(runs) <= _FEW else _in_parts(runs, flooded, cuts, lengths)
     if links is None and len(runs) <= _MANY:
-        links = yield from _one_by_one(runs)
+        links = yield from _one_by_one(runs, every)
     return links and Relation(tensor, dim, runs, links)
+
+
+def one_run(tensor: str, dim: int, size: int, reached: Reached) -> Relation:
+    """The relation of a dimension whose indices are not told apart."""
+    return Relation(tensor, dim, torch.arange(size)[None], _links(torch.zeros(1, dtype=torch.long), reached))
 
 
 def _run_length(size: int, alone: Mapping[int, Reached], lengths: Iterable[int]) -> Asking[int]:
@@ -238,28 +250,38 @@ def _equal(one: Reached, other: Reached) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[reader], other[reader]) for reader in one)
 
 
-def _one_by_one(runs: Tensor) -> Asking[Links]:
+def _one_by_one(runs: Tensor, part: Tensor) -> Asking[Links]:
     found: list[Links] = []
-    for number, run in enumerate(runs):
-        found.append(_links(torch.tensor([number]), (yield run)))
+    for number in part.tolist():
+        found.append(_links(torch.tensor([number]), (yield runs[number])))
     return _joined(found)
 
 
-def _in_parts(runs: Tensor, flooded: set[Reader]) -> Asking[Links | None]:
-    numbers = torch.arange(len(runs))
-    for count, form in _PARTS:
-        if len(runs) % count:
-            continue
-        parts = numbers.view(count, -1) if form == "blocks" else numbers.view(-1, count).T
+def _in_parts(runs: Tensor, flooded: set[Reader], cuts: Sequence[int], lengths: Iterable[int]) -> Asking[Links | None]:
+    whole = [place // runs.shape[1] for place in cuts if place % runs.shape[1] == 0]
+    for parts in _partitions(len(runs), whole, lengths if runs.shape[1] == 1 else ()):
         decoded = []
         for part in parts:
-            one = yield from _by_codes(runs, part, flooded)
+            one = yield from _one_by_one(runs, part) if len(part) <= _FEW else _by_codes(runs, part, flooded)
             if one is None:
                 break
             decoded.append(one)
         else:
             return _joined(decoded)
     return None
+
+
+def _partitions(count: int, cuts: Sequence[int], lengths: Iterable[int]) -> Iterator[list[Tensor]]:
+    """Runs in parts, in each of which channels may have one source."""
+    numbers = torch.arange(count)
+    if 2 < len(cuts) <= _CUTS:
+        yield [numbers[start:end] for start, end in pairwise(cuts)]
+    for parts, form in _PARTS:
+        if count % parts == 0:
+            yield list(numbers.view(parts, -1) if form == "blocks" else numbers.view(-1, parts).T)
+    for length in lengths:  # rotary positions mix the first half of each head with the second
+        if count % length == 0 and length % 2 == 0:
+            yield [half.flatten() for half in numbers.view(-1, length).chunk(2, 1)]
 
 
 def _by_codes(runs: Tensor, part: Tensor, flooded: set[Reader]) -> Asking[Links | None]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .barriers import Taint
+from ..tainting.barriers import Taint
+from ..tainting.passes import Passes, Untraceable
 from .kinds import Reached
-from .passes import Passes, Untraceable
 
 NAN, NOISE = False, True
 """By what indices are spoilt."""

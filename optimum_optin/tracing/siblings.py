@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..tainting.tensors import Tensors
 from .found import FoundGroup, Slice
-from .tensors import Tensors
 
 
 def groups_of_siblings(

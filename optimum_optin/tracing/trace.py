@@ -7,25 +7,29 @@ nothing. What is found is not proved yet: cutting may need attributes that traci
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..tainting.passes import Passes, watched
+from ..tainting.readers import Reader
 from .cache import cached
 from .found import LeftOut, Trace
 from .kinds import Reached, kind_of, kinds_of
-from .passes import Passes, watched
-from .readers import Reader
-from .relations import Asking, Relation, alike, confirm, explore, points
+from .relations import Asking, Relation, alike, confirm, explore, one_run, points
 from .schedule import NAN, NOISE, Question, Spoil, ask, by
 from .siblings import groups_of_siblings
-from .units import groups_of, partly_read
+from .units import UNWRITTEN, groups_of, partly_read
 
 _UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
 _UNSTEADY = "its passes differ from each other, so that operations that swallow NaN were not looked for"
+_FLOODS = (
+    "each index reaches all channels of what reads it, such as {}: it writes a stream that is normalised as a whole"
+)
 _NO_ORDER = "which index reaches which channels follows no order that was tried"
-_UNWRITTEN = "it scales or shifts channels that no weight writes by itself"
 _TRIED = 3  # known relations that are tried before a tensor is explored
 
 
@@ -50,12 +54,18 @@ def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         search.add([names for names in kinds if passes.tensors.by_name[names[0]].dim() > 1])
         written = partly_read(search.relations)
         search.add([names for names in kinds if passes.tensors.by_name[names[0]].dim() == 1], written)
-        found, left = groups_of(search.relations, passes)
+        found, left = groups_of(sorted(search.relations, key=_place_in(passes.tensors.by_name)), passes)
         found += groups_of_siblings(model, found, passes.tensors, passes.used)
         if not passes.steady:
             search.left_out.append(LeftOut((type(model).__name__,), _UNSTEADY))
         unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]
     return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count)
+
+
+def _place_in(tensors: Mapping[str, Tensor]) -> Callable[[Relation], tuple[bool, int]]:
+    """A relation's place, in the order of the model's tensors, weights before scales and biases."""
+    order = {name: place for place, name in enumerate(tensors)}
+    return lambda relation: (tensors[relation.tensor].dim() == 1, order[relation.tensor])
 
 
 class _Search:
@@ -103,29 +113,44 @@ class _Search:
         if probe.error is not None:
             self._leave_out(probe, probe.error)
             return []
-        partial, taints = probe.answer
+        partial, flooded, taints = probe.answer
         if not partial:
+            if flooded and not all(map(self._passes.is_plain, probe.names)):
+                self._leave_out(probe, _FLOODS.format(next(iter(flooded)).tensor))
             return []
         if written is not None and not partial & written:
-            self._leave_out(probe, _UNWRITTEN)
+            self._leave_out(probe, UNWRITTEN)
             return []
         bits = self._passes.bits_of(partial)
         size = self._passes.tensors.by_name[probe.names[0]].shape[probe.dim]
         return [
-            Question((name,), probe.dim, readers, lambda name=name: by(taints, self._relation(name, probe.dim, size)))
+            Question(
+                (name,),
+                probe.dim,
+                readers,
+                lambda name=name: by(taints, self._relation(name, probe.dim, size, flooded)),
+            )
             for name in probe.names
             if (readers := self._passes.readers_of([name])) & bits
         ]
 
-    def _relation(self, name: str, dim: int, size: int) -> Asking[Relation | None]:
-        """What a tensor reaches: what a like one does, if that can be confirmed."""
+    def _relation(self, name: str, dim: int, size: int, flooded: set[Reader]) -> Asking[Relation | None]:
+        """What a tensor reaches: what a like one does, if that can be confirmed.
+
+        Where an index reaches all of one of the `flooded` readers, none can be cut, and they are not told apart.
+        """
+        alone = (yield torch.tensor([size // 2])) if flooded else {}
+        if flooded & {reader for reader, mask in alone.items() if mask.all()}:
+            found = one_run(name, dim, size, (yield torch.arange(size)))
+            self.relations.append(found)
+            return found
         found = None
         for known in self._like(name, dim, size):
             found = yield from confirm(known, name, dim)
             if found is not None:
                 break
         if found is None:
-            found = yield from explore(name, dim, size, list(self._lengths))
+            found = yield from explore(name, dim, size, list(self._lengths), self._passes.cuts(size))
         if found is not None:
             self.relations.append(found)
             length = found.runs.shape[1]
@@ -148,11 +173,22 @@ class _Search:
         self.left_out.append(LeftOut(tuple(f"{name}[{question.dim}]" for name in question.names), reason))
 
 
-def _probe(size: int, taints: Sequence[bool] = (NAN,)) -> Generator[Spoil, Reached, tuple[set[Reader], Sequence[bool]]]:
-    """The readers that single indices reach a part of, and by what to look for them.
+class _Probed(NamedTuple):
+    """What single indices reach.
 
-    Where noise reaches what NaN does not, an operation swallows NaN, and both are taken.
+    Args:
+        partial: readers of which one of them reaches a part.
+        flooded: those of which each of them reaches all, and no part of another dimension of the weight.
+        taints: by what to look for what is reached.
     """
+
+    partial: set[Reader]
+    flooded: set[Reader]
+    taints: Sequence[bool]
+
+
+def _probe(size: int, taints: Sequence[bool] = (NAN,)) -> Generator[Spoil, Reached, _Probed]:
+    """Look at single indices. Where noise reaches what NaN does not, an operation swallows NaN, and both are taken."""
     alone = yield from by(taints, _alone(size))
     if NOISE not in taints:
         loud = yield Spoil(torch.tensor([size // 2]), NOISE)
@@ -160,8 +196,12 @@ def _probe(size: int, taints: Sequence[bool] = (NAN,)) -> Generator[Spoil, Reach
         if any(reader not in quiet or (mask & ~quiet[reader]).any() for reader, mask in loud.items()):
             taints = (NAN, NOISE)
             alone = yield from by(taints, _alone(size))
-    partial = {reader for reached in alone.values() for reader, mask in reached.items() if not mask.all()}
-    return {reader for reader in partial if not reader.is_output}, taints
+    seen = [(reader, bool(mask.all())) for reached in alone.values() for reader, mask in reached.items()]
+    partial = {reader for reader, is_whole in seen if not is_whole}
+    whole = Counter(reader for reader, is_whole in seen if is_whole)
+    tensors = {reader.tensor for reader in partial}
+    flooded = {reader for reader, count in whole.items() if count == len(alone) and reader.tensor not in tensors}
+    return _Probed({reader for reader in partial if not reader.is_output}, flooded, taints)
 
 
 def _alone(size: int) -> Asking[dict[int, Reached]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,16 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from ..tainting.passes import Passes
+from ..tainting.readers import Reader
 from .found import FoundGroup, LeftOut, Slice
-from .passes import Passes
-from .readers import Reader
+from .kinds import is_scale
 from .relations import Relation
 
 _OUTPUT = "it reaches the model's output by channel, whose shape must stay"
 _WHOLE = "it also reaches all channels of another weight at once, as behind a normalisation"
 _UNCUT = "the weight that reads it is rearranged first, and none of its indices is one of the channels read"
+UNWRITTEN = "it scales or shifts channels that no weight writes by itself"
 _SINGLE = "there is one unit only, and nothing to choose"
 
 
@@ -58,7 +60,7 @@ def groups_of(relations: Sequence[Relation], passes: Passes) -> tuple[list[Found
     Returns:
         The groups, in the order of their readers, and what is no unit of a group, with reasons.
     """
-    chosen = _one_dimension_each(relations, passes)
+    chosen = _without_crossing(_one_dimension_each(relations, passes), passes)
     places, count = _places(chosen, passes)
     reasons = _reasons(chosen, places)
     signatures = _signatures([*places, *reasons.values()], count)
@@ -74,6 +76,8 @@ def groups_of(relations: Sequence[Relation], passes: Passes) -> tuple[list[Found
             reason = _SINGLE
         if reason is None and not _can_be_cut(own):
             reason = _UNCUT
+        if reason is None and not _are_written(own, passes):
+            reason = UNWRITTEN
         if reason is None:
             found += _groups(units, own, count, passes)
         else:
@@ -130,6 +134,14 @@ def _can_be_cut(places: Sequence[_Place]) -> bool:
     """Whether there is a slice for every reader, also for those of rearranged weights."""
     covered = {reader for place in places if place.reads for reader in place.links}
     return all(place.is_slice or place.reader in covered for place in places)
+
+
+def _are_written(places: Sequence[_Place], passes: Passes) -> bool:
+    """Whether a weight or a table writes what each reader reads, rather than a norm's scale and bias alone."""
+    sizes = passes.tensors.by_name
+    weights = [each for each in places if each.reader is None and not is_scale(sizes[each.tensor])]
+    written = {reader for place in weights for reader in place.links}
+    return all(place.reader is None or place.reader in written for place in places)
 
 
 def _reasons(relations: Sequence[Relation], places: Sequence[_Place]) -> dict[str, _Place]:
@@ -239,6 +251,32 @@ def _one_dimension_each(relations: Sequence[Relation], passes: Passes) -> list[R
             beside = [each for each in chosen if each.links.edges.keys() & own[0].links.edges.keys()]
             chosen.append(max(own, key=lambda one: _places([*beside, one], passes)[1]))
     return chosen
+
+
+def _without_crossing(relations: Sequence[Relation], passes: Passes) -> list[Relation]:
+    """Relations without those of scales and tables that are the same for many units, as a norm inside of each head is.
+
+    Each of their indices belongs to several units, and each of these units has several of them: none goes with a unit.
+    """
+    weights = [each for each in relations if not passes.is_plain(each.tensor)]
+    places, _ = _places(weights, passes)
+    units = {place.reader: place.units for place in places if place.reader is not None}
+    inner = {reader: reader.inner for reader in units}
+    return [each for each in relations if each in weights or not _crosses(each, units, inner)]
+
+
+def _crosses(relation: Relation, units: Mapping[Reader, Tensor], inner: Mapping[Reader, int]) -> bool:
+    pairs = []
+    for reader, (runs, channels) in relation.links.edges.items():
+        if reader in units:
+            own = units[reader][channels // inner[reader]]
+            pairs.append(torch.stack([runs[own >= 0], own[own >= 0]]))
+    if not pairs:
+        return False
+    runs, touched = torch.cat(pairs, 1).unique(dim=1)
+    units_of_run = torch.bincount(runs)[runs]
+    runs_of_unit = torch.bincount(touched)[touched]
+    return bool(((units_of_run > 1) & (runs_of_unit > 1)).any())
 
 
 def _common_module(names: Iterable[str]) -> str:

@@ -24,12 +24,13 @@ SETTINGS = {
 
 def _described(group):
     """A group in plain data, as the fixture has it."""
+    paths = {producer.path for producer in group.producers}
     return {
         "units": group.units,
         "width": group.width,
         "consumer": group.consumer,
         "producers": {producer.path: producer.parts for producer in group.producers},
-        "tables": dict(group.cut.tables),
+        "tables": {part.tensor: part.dim for part in group.cut.writes if part.tensor.rpartition(".")[0] not in paths},
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import CASES, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
+from walks import walked_to
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, find_groups
 from optimum_optin.architectures.group import attribute
@@ -13,10 +14,9 @@ from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.vision import image_tokens
-from optimum_optin.passes.calibration import calibrate, dense_passes
+from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed, recorded
 from optimum_optin.passes.trajectory import hidden_states
-from optimum_optin.passes.walk import PrunedWalk, Walk
 from optimum_optin.running.batch import token_mask
 
 
@@ -31,7 +31,8 @@ def _with_twins(model_type):
                 for parameter in filter(lambda each: each is not None, (module.weight, module.bias)):
                     parts = parameter.view(producer.parts, 2, half, -1)
                     parts[:, 1] = parts[:, 0]
-            for table in (each for each in group.cut.writes if each.tensor.endswith("table")):
+            linears = {producer.path for producer in group.producers}
+            for table in (each for each in group.cut.writes if each.tensor.rpartition(".")[0] not in linears):
                 first, second = attribute(model, table.tensor).chunk(2, table.dim)
                 second.copy_(first)
         for name, table in model.named_parameters():
@@ -80,8 +81,6 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
     masks = {group.key: torch.arange(group.units) < group.units // 2 for group in find_groups(dense)}
     pruned = _pruned(dense, masks)
     batch = tiny_batch(model)
-    groups = {group.key: group for group in find_groups(dense)}
-    group = groups[f"layers.1.{role}"]
     norm = {"heads": "attention.output.LayerNorm", "neurons": "output.LayerNorm"}[role]
     sums = []
     for each in (dense, pruned):
@@ -89,15 +88,8 @@ def test_errors_are_what_the_sums_before_the_norms_lack(role, lost):
             output_of(each, batch)
         sums.append(next(iter(seen.values())).input[batch["attention_mask"].bool()])
 
-    walk = Walk(*dense_passes(dense, find_groups(dense), calibrate(dense, [batch]), OptinConfig()), "layers")
-    pruned_walk = PrunedWalk(walk)
-    with torch.no_grad():
-        for layer in ("layers.0", "layers.1"):
-            inside = [each for each in groups.values() if each.layer == layer]
-            walk.enter(layer, dense, f"bert.encoder.layer.{layer[-1]}", inside)
-            if layer == "layers.0":
-                pruned_walk.leave(pruned, "bert.encoder.layer.0")
-        _, errors, _ = pruned_walk.output_errors(pruned, "bert.encoder.layer.1", group, inside[: inside.index(group)])
+    with walked_to(dense, pruned, batch, f"layers.1.{role}") as (stop, walk):
+        _, errors, _ = walk.output_errors(stop)
     torch.testing.assert_close(errors, sums[0] - sums[1], atol=1e-5, rtol=1e-5)
 
 
@@ -125,15 +117,8 @@ def test_errors_are_what_a_pre_norm_stream_lacks(model_type, layers, norm, role)
         stream = seen[f"{layers}.1.{norm}"].input if role == "heads" else hidden_states(after["layer"])
         streams.append(stream[token_mask(batch, image_tokens(dense, batch))])
 
-    walk = Walk(*dense_passes(dense, find_groups(dense), calibrate(dense, [batch]), OptinConfig()), "layers")
-    pruned_walk = PrunedWalk(walk)
-    for number in range(2):
-        inside = [group for group in groups if group.layer == f"layers.{number}"]
-        walk.enter(f"layers.{number}", dense, f"{layers}.{number}", inside)
-        if number == 0:
-            pruned_walk.leave(pruned, f"{layers}.0")
-    index = [group.role for group in inside].index(role)
-    _, errors, _ = pruned_walk.output_errors(pruned, f"{layers}.1", inside[index], inside[:index])
+    with walked_to(dense, pruned, batch, f"layers.1.{role}") as (stop, walk):
+        _, errors, _ = walk.output_errors(stop)
     torch.testing.assert_close(errors, streams[0] - streams[1], atol=1e-5, rtol=1e-5)
 
 

@@ -12,16 +12,15 @@ from pictures import ARRAYS, IMAGES, pixels_in
 from tiny import load, output_of, tiny_batch, tiny_model, tiny_samples
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTImageProcessorPil
+from walks import walked_to
 from words import TEXTS, word_tokenizer
 
-from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.evaluation.latency import latency_entry
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
 from optimum_optin.inputs.vision import image_tokens
-from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.passes.trajectory import layer_rows
-from optimum_optin.passes.walk import PrunedWalk, Walk
 from optimum_optin.reading.sources import read_calibration
 from optimum_optin.running.batch import token_mask
 
@@ -493,12 +492,8 @@ def test_rows_of_a_later_stage_hold_those_of_the_first():
 def test_windows_filled_up_with_zeros_have_no_weight():
     model = tiny_model("swin with padded windows")
     batch = tiny_batch(model)
-    groups = find_groups(model)
-    group = groups[0]
-    walk = Walk(*dense_passes(model, find_groups(model), calibrate(model, [batch]), OptinConfig()), "layers")
-    pruned_walk = PrunedWalk(walk)
-    walk.enter("layers.0", model, "swin.encoder.layers.0.blocks.0", groups[:2])
-    inputs, errors, weights = pruned_walk.output_errors(model, "swin.encoder.layers.0.blocks.0", group, [])
+    with walked_to(model, model, batch, "layers.0.heads") as (stop, walk):
+        inputs, errors, weights = walk.output_errors(stop)
     assert len(inputs) == len(errors) == len(weights) == 3 * 9 * 9
     assert int((weights > 0).sum()) == 3 * 8 * 8  # the grid is of 8 x 8 patches, in windows of 3
     assert not errors.any()

@@ -2,11 +2,11 @@
 
 import torch
 from tiny import tiny_batch, tiny_model
+from walks import walked_to
 
 from optimum_optin import OptinConfig, find_groups
 from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.passes.token_weights import token_weights
-from optimum_optin.passes.walk import PrunedWalk, Walk
 
 
 def _weights(model):
@@ -57,13 +57,11 @@ def test_attention_reads_every_token_alike_and_a_feed_forward_its_own():
     model = tiny_model()
     batch = tiny_batch(model)
     groups = find_groups(model)
-    walk = Walk(*dense_passes(model, find_groups(model), calibrate(model, [batch]), OptinConfig()), "layers")
-    pruned_walk = PrunedWalk(walk)
     valid = batch["attention_mask"].bool()
-    layer = [group for group in groups if group.layer == "layers.0"]
-    walk.enter("layers.0", model, "bert.encoder.layer.0", layer)
-    for group in layer:
-        _, errors, weights = pruned_walk.input_errors(model, "bert.encoder.layer.0", group)
-        expected = valid.float() if group.role == "heads" else walk.start.weights[group.key]
+    (start,) = dense_passes(model, groups, calibrate(model, [batch]), OptinConfig())
+    for role in ("heads", "neurons"):
+        with walked_to(model, model, batch, f"layers.0.{role}", producers=True) as (stop, walk):
+            _, errors, weights = walk.input_errors(stop)
+        expected = valid.float() if role == "heads" else start.weights[stop.group.key]
         torch.testing.assert_close(weights, expected[valid])
         assert not errors.any()

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands.run import run
 from optimum_optin.publishing.pruned_folders import write_report
+from optimum_optin.publishing.remote_code import write_remote_code
 from optimum_optin.storage.loading import model_class
-from optimum_optin.storage.remote_code import write_remote_code
 
 FAST = OptinConfig(flops=0.5, probes=4)
 

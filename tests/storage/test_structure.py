@@ -52,7 +52,8 @@ def test_compose_indexes_the_dense_units():
         ({"units": 10**9, "kept": "0-9999998"}, r"'layers\.0\.heads' must look like.*at most 1000000 units"),
         ({"units": 4, "kept": "9" * 5000}, r"'layers\.0\.heads' must look like"),
         ({"units": True, "kept": "0"}, r"'layers\.0\.heads' must look like"),
-        ({"units": 5, "kept": "0-3"}, r"'layers\.0\.heads' was cut from 5 units, but this model has 4"),
+        ({"units": -1, "kept": ""}, r"'layers\.0\.heads' must look like"),
+        ({"units": 4, "kept": "0", "more": 1}, r"'layers\.0\.heads' must look like"),
     ],
     ids=[
         "past the end",
@@ -65,7 +66,8 @@ def test_compose_indexes_the_dense_units():
         "absurd",
         "absurd digits",
         "true",
-        "other model",
+        "negative",
+        "more",
     ],
 )
 def test_a_damaged_folder_is_refused_by_name(tmp_path, entry, message):
@@ -83,7 +85,7 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path, entry, message):
 def test_an_entry_of_a_model_that_is_not_pruned_is_refused():
     pruner = OptinPruner(tiny_model())
     pruned = pruner.prune([{"input_ids": [5, 6, 7]}] * 8, OptinConfig(flops=0.5, probes=2))
-    with pytest.raises(ValueError, match=r"config says that layers\.\d\.\w+ keeps .* pruned model's config is dense"):
+    with pytest.raises(ValueError, match=r"config says that bert\.\S+ has the shape .* pruned model's config is dense"):
         OptinPruner(type(pruned)(pruned.config))
 
 
@@ -105,6 +107,16 @@ def test_rewriting_with_masks_that_do_not_fit_cuts_nothing(masks):
     with pytest.raises(ValueError, match=r"layers\.0\.heads needs a mask of 4 units, got (none|2)"):
         rewrite(model, find_groups(model), masks)
     assert [group.units for group in find_groups(model)] == [4, 48] * 3
+
+
+def test_an_entry_of_another_model_is_refused():
+    with pytest.raises(ValueError, match=r"'layers\.0\.heads' was cut from 5 units, but this model has 4"):
+        convert_model(tiny_model(), {"layers.0.heads": Kept(5, (0, 1))})
+
+
+def test_groups_of_other_names_do_not_compose():
+    with pytest.raises(ValueError, match=r"layers\.0\.heads kept 2 units of an earlier .* cut from 4"):
+        compose({"layers.0.heads": Kept(4, (0, 2))}, {"layers.0.heads": Kept(4, (0, 1))})
 
 
 def test_an_entry_without_a_group_is_refused():

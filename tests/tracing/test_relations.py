@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from optimum_optin.tracing.readers import Reader
+from optimum_optin.tainting.readers import Reader
+from optimum_optin.tainting.tensors import Tensors
 from optimum_optin.tracing.relations import confirm, explore
-from optimum_optin.tracing.tensors import Tensors
 
 READER = Reader("consumer.weight", 1)
 
@@ -68,6 +68,27 @@ def test_a_known_arrangement_is_confirmed_of_a_like_tensor_and_of_no_other(name)
             assert passes == 4 and torch.equal(_matrix(found, truth, reader), truth)
         else:
             assert found is None, other
+
+
+def test_parts_that_the_model_cuts_are_taken_by_themselves():
+    """Gates, inputs, two rows for all channels, and a row for each of 4 heads of 300, as in a state space."""
+    heads, each = torch.eye(4, dtype=torch.bool), torch.eye(1200, dtype=torch.bool)
+    truth = torch.cat([each, each, torch.ones(2, 1200, dtype=torch.bool), heads.repeat_interleave(300, 1)])
+    found, passes = _asked(explore("in.weight", 0, len(truth), [], [0, 1200, 2400, 2402, 2406]), truth)
+    got = _matrix(found, truth)
+    got[found.links.whole[READER]] = True
+    assert torch.equal(got, truth) and passes < 70
+    assert _asked(explore("in.weight", 0, len(truth), []), truth)[0] is None  # without the cuts
+
+
+def test_halves_of_heads_that_are_mixed_with_each_other_are_told_apart():
+    """Four heads of 64 rows; row i and row i + 32 of a head reach the same two channels, as rotary values do."""
+    truth = torch.zeros(256, 256, dtype=torch.bool)
+    for row in range(256):
+        other = row + 32 if row % 64 < 32 else row - 32
+        truth[row, [row, other]] = True
+    found, passes = _asked(explore("value.weight", 0, 256, [64]), truth)
+    assert torch.equal(_matrix(found, truth), truth) and passes < 70
 
 
 def test_what_follows_no_order_is_given_up():

@@ -136,6 +136,46 @@ def test_what_is_no_unit_is_in_no_group():
     ]
 
 
+class Response(nn.Module):
+    """A norm over channels, with a scale and a bias of four dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.randn(1, 1, 1, 8)), nn.Parameter(torch.randn(1, 1, 1, 8))
+
+    def forward(self, features):
+        return (features / features.norm(dim=-1, keepdim=True) * self.scale + self.bias).flatten(0, 2)
+
+
+def test_scales_alone_write_no_units_whatever_their_shape():
+    found = trace(Block(Response()).eval(), SAMPLE)
+    assert not found.groups
+    assert any("first.weight[0]" in each.tensors and "all channels" in each.reason for each in found.left_out)
+
+
+class Heads(nn.Module):
+    """Mixes tokens in four heads of two channels, and normalises each head by the same scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.RMSNorm(2)
+
+    def forward(self, features):
+        heads = features.view(-1, 4, 2).transpose(0, 1)
+        weights = (heads @ heads.transpose(1, 2)).softmax(-1)
+        return self.norm(weights @ heads).transpose(0, 1).flatten(1)
+
+
+def test_a_scale_that_all_heads_share_is_not_cut_with_them():
+    (group,) = trace(Block(Heads()).eval(), SAMPLE).groups
+    assert {str(each) for each in (*group.writes, *group.reads)} == {
+        "first.weight[0] x 2",
+        "first.bias[0] x 2",
+        "second.weight[1] x 2",
+    }
+    assert group.units == 4
+
+
 class Counter(nn.Module):
     def __init__(self):
         super().__init__()
@@ -146,13 +186,24 @@ class Counter(nn.Module):
         return features
 
 
-def test_a_state_that_passes_write_is_as_before():
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["to its end", "interrupted"])
+def test_a_state_that_passes_write_is_as_before(is_stopped):
     forget()
-    model = Block(Counter()).eval()
-    total = model.between.total
-    found = trace(model, SAMPLE)
-    assert [group.units for group in found.groups] == [8]
-    assert model.between.total is total and total.tolist() == [0.0]
+    model, passes = Block(Counter()).eval(), []
+    total, version = model.between.total, model.between.total._version
+
+    def stop(*_):
+        passes.append(1)
+        if len(passes) == 9:
+            raise KeyboardInterrupt
+
+    if is_stopped:
+        model.second.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            trace(model, SAMPLE)
+    else:
+        assert [group.units for group in trace(model, SAMPLE).groups] == [8]
+    assert model.between.total is total and total.tolist() == [0.0] and total._version == version
 
 
 class Experts(nn.Module):

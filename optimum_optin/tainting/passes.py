@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..running.forward import call_model
 from ..running.freezing import frozen
+from ..running.memory import is_out_of_memory
 from .barriers import Barriers, Copies, Taint
 from .readers import OUTPUT, Reader
 from .recording import Record, Recording, WritesError
@@ -102,6 +104,15 @@ class Passes:
         """The tensors that the model's pass reads."""
         return self._record.used
 
+    def cuts(self, size: int) -> list[int]:
+        """Where activations are cut along a dimension of a size, and their parts once more, in rising order."""
+        own = sorted({0, size, *(place for place in self._record.cuts.get(size, ()) if 0 < place < size)})
+        found = set(own)
+        for start, end in pairwise(own):
+            inner = self._record.cuts.get(end - start, ()) if end - start < size else ()
+            found |= {start + place for place in inner if 0 < place < end - start}
+        return sorted(found)
+
     def unseen(self) -> dict[str, str]:
         """Weights whose products are not recognised, as they are copied or rearranged before: name -> the operation."""
         found = {}
@@ -125,6 +136,8 @@ class Passes:
             outputs = _floats(self._run(barriers))
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError) as error:
             # of a model that checks its values
+            if is_out_of_memory(error):
+                raise
             raise Untraceable(f"the model's forward pass stops when it is spoilt: {error}") from error
         if len(outputs) != len(self._clean):
             raise Untraceable("the model has other outputs when it is spoilt")

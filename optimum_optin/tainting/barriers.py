@@ -191,7 +191,7 @@ class Barriers(TorchDispatchMode):
     def _mark(self, output: Tensor, rows: Tensor | slice) -> None:
         if self.noise is None:
             output[rows] = torch.nan
-        else:
+        elif output.numel():
             part = output[rows]
             output[rows] = part + self.noise * (1 + output.abs().max()) * torch.randn_like(part)
 

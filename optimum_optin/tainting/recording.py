@@ -32,6 +32,7 @@ class Record:
         rearranged: number of a product of two activations, or so it seems -> what it is with a rearranged weight.
         outputs: the same bits for each of the model's outputs.
         used: tensors that any operation reads.
+        cuts: size of a dimension -> where activations are cut along such a one (into queries, keys and values).
     """
 
     calls: dict[Reader, list[tuple[Tensor, Tensor]]] = field(default_factory=lambda: defaultdict(list))
@@ -42,6 +43,7 @@ class Record:
     rearranged: dict[int, Rearranged] = field(default_factory=dict)
     outputs: list[int] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    cuts: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
 
 
 class WritesError(Exception):
@@ -95,6 +97,8 @@ class Recording(TorchDispatchMode):
             if (found := self._rearranged(operation, arguments)) is not None:
                 return self._multiply(operation, arguments, options, found)
         output = operation(*arguments, **options)
+        if operation.is_view and len(read) == 1:
+            self._note_cuts(read[0], tensors_in([output]))
         self._note(output, read, sources, pure)
         return output
 
@@ -145,6 +149,15 @@ class Recording(TorchDispatchMode):
         others = [each for each in tensors_in([*arguments, *options.values()]) if each is not value]
         self._flow[memory_of(output)] = self._sources(others)[0], False
         return output
+
+    def _note_cuts(self, whole: Tensor, parts: Iterable[Tensor]) -> None:
+        for part in parts:
+            if part.dim() != whole.dim():
+                continue
+            dims = [dim for dim in range(part.dim()) if part.shape[dim] != whole.shape[dim]]
+            if len(dims) == 1 and whole.stride(dims[0]):
+                start = (part.storage_offset() - whole.storage_offset()) // whole.stride(dims[0])
+                self.record.cuts[whole.shape[dims[0]]] |= {start, start + part.shape[dims[0]]}
 
     def _note(self, output: Any, read: Iterable[Tensor], sources: int, pure: bool) -> None:
         before = {memory_of(each) for each in read}

@@ -16,13 +16,13 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from ..storage import plugin
+from ..storage.auto_map import REMOTE_FILE, own_code
+from ..storage.entry import FORMAT_VERSION, METHOD, OptinStructureConfig
+from ..storage.record import upgraded
+from ..storage.tasks import class_of
 from ..version import __version__
-from . import plugin
-from .auto_map import REMOTE_FILE, own_code
-from .entry import FORMAT_VERSION, METHOD, OptinStructureConfig
 from .excerpt import excerpt
-from .record import upgraded
-from .tasks import class_of
 
 
 def check_remote_code(model: PreTrainedModel) -> None:
@@ -129,7 +129,7 @@ from __future__ import annotations
 
 {imports}'''
 
-_REGISTRATION = """# The package, or the file of another pruned model, may be there already, and does the same unless it is older.
+_REGISTRATION = """# The package or another such file may be there already, and does the same if it is no older.
 if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < FORMAT_VERSION:
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer"""

@@ -1,0 +1,285 @@
+"""Joins: where what a sublayer writes is added to the residual stream, and by what it is multiplied there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..architectures.group import Group
+from .hooks import find_module
+
+_SUMS = 8  # sums after a consumer among which its own is looked for
+_ROUNDING = 2  # times the precision of the numbers, that products with the same factor may differ by
+_ALIKE = 1e-3  # tokens whose outputs differ by less say nothing about what multiplies them
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in a pass, told by a module that has it in hand.
+
+    Args:
+        path: the module.
+        argument: which of its arguments it is, by position or by name; `None` for what it returns (of several, the
+            first).
+    """
+
+    path: str
+    argument: int | str | None = None
+
+    def read(self, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """The argument of a call."""
+        return args[self.argument] if isinstance(self.argument, int) else kwargs[self.argument]
+
+
+@dataclass(frozen=True)
+class Join:
+    """A sum that a consumer's output is a term of: terms + scale * output.
+
+    Args:
+        terms: the other terms that are known when the consumer starts; for each, all places where it is.
+        scale: what the output is multiplied by, shape (channels,), on the CPU; `None` for 1.
+    """
+
+    terms: tuple[tuple[Place, ...], ...]
+    scale: Tensor | None = None
+
+    def stream(self, terms: Sequence[Tensor], output: Tensor) -> Tensor:
+        """The sum, of the shape of the output.
+
+        Args:
+            terms: a tensor for each term.
+            output: what the consumer wrote.
+        """
+        stream = output if self.scale is None else output * self.scale.to(output)
+        for term in terms:
+            stream = stream + term.to(output.device).reshape(output.shape)
+        return stream
+
+    def within(self, models: Sequence[nn.Module]) -> Join | None:
+        """The join by places that all of these models have; `None` if no term is left."""
+        terms = (tuple(place for place in places if _everywhere(models, place.path)) for places in self.terms)
+        left = tuple(places for places in terms if places)
+        return replace(self, terms=left) if left else None
+
+
+@contextmanager
+def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, Join]]:
+    """Find the joins of groups in the one forward pass inside.
+
+    A join is a sum of two tensors of one size, one of which is the consumer's output times the same numbers for every
+    token; it goes on with the sums of this sum and others, up to the first that a module reads. What is told so holds
+    for the samples of the pass: give two or more, of several tokens each.
+
+    Args:
+        model: the model, without gradients.
+        groups: its groups.
+
+    Yields:
+        Group key -> its join; filled as the model runs. A group is not among them whose output goes through a norm
+        first or joins no sum, whose tokens are in another order there (windows), or if no other term is known before
+        its consumer runs.
+    """
+    search = _Search()
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            hook = search.reading_hook(path)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
+            stack.callback(module.register_forward_hook(search.returning_hook(path)).remove)
+        for group in groups:
+            if not group.residual.windowed:
+                consumer = model.get_submodule(group.consumer)
+                stack.callback(consumer.register_forward_pre_hook(search.starting_hook(group.key)).remove)
+                stack.callback(consumer.register_forward_hook(search.writing_hook(group.key)).remove)
+        stack.enter_context(search)
+        yield search.joins
+
+
+def _everywhere(models: Sequence[nn.Module], path: str) -> bool:
+    return all(find_module(model, path) is not None for model in models)
+
+
+def _scale(term: Tensor, output: Tensor) -> Tensor | float | None:
+    """What an output is multiplied by to give a term, the same for every token; `None` if it is not so."""
+    term, output = (each.detach().flatten(0, -2) for each in (term, output))
+    if torch.equal(term, output):
+        return 1.0
+    rounding = _ROUNDING * max(torch.finfo(each.dtype).eps for each in (term, output))
+    term, output = term.double(), output.double()
+    if (output - output[:1]).norm() <= _ALIKE * output.norm():
+        return None
+    squares = output.square().sum(0)
+    scale = torch.where(squares > 0, (term * output).sum(0) / squares.clamp_min(torch.finfo(torch.double).tiny), 0)
+    same = scale.any() and (term - output * scale).norm() <= rounding * term.norm()
+    return scale.float().cpu() if same else None
+
+
+_Terms = tuple[tuple[tuple[int, Place], ...], ...]
+"""Terms of a sum; for each, the places where it is, with the times when it was there."""
+
+
+@dataclass
+class _Output:
+    """An output whose sum is looked for, and how many sums it was looked for in."""
+
+    value: Tensor
+    sums: int = 0
+
+
+@dataclass
+class _Known:
+    """What is known of a tensor, as long as it is there and has not changed."""
+
+    version: int
+    views: list[ReferenceType[Tensor]] = field(default_factory=list)
+    places: list[tuple[int, Place]] = field(default_factory=list)
+    terms: _Terms = ()
+
+    def is_of(self, tensor: Tensor) -> bool:
+        return self.version == _version(tensor) and any(view() is not None for view in self.views)
+
+
+class _Search(TorchDispatchMode):
+    """Looks at every sum of a pass, and at what modules read and return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joins: dict[str, Join] = {}
+        self._outputs: dict[str, _Output] = {}
+        self._started: dict[str, int] = {}
+        self._open: dict[str, tuple[int, int]] = {}  # sums that no module has read
+        self._known: dict[tuple[int, int], _Known] = {}
+        self._runs: Counter[str] = Counter()
+        self._clock = count()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor):
+            return func(*args, **kwargs)
+        one, other = args[:2]
+        if not (_is_state(one) and _is_state(other) and one.numel() == other.numel()):
+            return func(*args, **kwargs)
+        alpha = kwargs.get("alpha", 1)
+        terms = (*self._terms_of(one), *(self._terms_of(other) if alpha == 1 else ()))
+        found = self._joined(one, other, alpha)
+        found |= self._continued(one, other, alpha)
+        total = func(*args, **kwargs)
+        known = self._remember(total)
+        known.places, known.terms = [], terms
+        self._open |= dict.fromkeys(found, _identity(total))
+        return total
+
+    def _joined(self, one: Tensor, other: Tensor, alpha: float) -> set[str]:
+        """Take this sum for the join of the outputs that are a term of it; return their keys."""
+        found: set[str] = set()
+        for key, output in list(self._outputs.items()):
+            value = output.value
+            if value.numel() != one.numel() or not value.shape[-1] == one.shape[-1] == other.shape[-1]:
+                continue
+            output.sums += 1
+            for term, factor, beside, times in ((one, 1, other, alpha), (other, alpha, one, 1)):
+                if key not in found and (scale := _scale(term, value)) is not None:
+                    found.add(key)
+                    self._join(key, scale * factor, beside if times == 1 else None)
+            if key in found or output.sums == _SUMS:
+                del self._outputs[key]
+        return found
+
+    def _join(self, key: str, scale: Tensor | float, beside: Tensor | None) -> None:
+        plain = not isinstance(scale, Tensor) and scale == 1
+        self.joins[key] = Join((), None if plain else torch.as_tensor(scale, dtype=torch.float32))
+        self._add_terms(key, beside)
+
+    def _add_terms(self, key: str, beside: Tensor | None) -> None:
+        """Add the other side of a sum to a join, as far as it is known where it was before the consumer started."""
+        terms = () if beside is None else self._terms_of(beside)
+        before = (tuple(place for time, place in places if time < self._started[key]) for places in terms)
+        self.joins[key] = replace(self.joins[key], terms=(*self.joins[key].terms, *filter(None, before)))
+
+    def _continued(self, one: Tensor, other: Tensor, alpha: float) -> set[str]:
+        """Add a term to the joins that this sum goes on with; return their keys."""
+        found = {key for key, total in self._open.items() if total in (_identity(one), _identity(other))}
+        for key in found:
+            goes_on_with = one if self._open[key] == _identity(other) else other
+            self._add_terms(key, goes_on_with if alpha == 1 else None)
+        return found
+
+    def _terms_of(self, tensor: Tensor) -> _Terms:
+        known = self._known.get(_identity(tensor))
+        if known is None or not known.is_of(tensor):
+            return ()
+        return (tuple(known.places),) if known.places else known.terms
+
+    def _remember(self, tensor: Tensor) -> _Known:
+        known = self._known.get(_identity(tensor))
+        if known is None or not known.is_of(tensor):
+            known = self._known[_identity(tensor)] = _Known(_version(tensor))
+        known.views.append(ref(tensor))
+        return known
+
+    def _note(self, place: Place, value: Any) -> None:
+        if _is_state(value):
+            self._remember(value).places.append((next(self._clock), place))
+
+    def reading_hook(self, path: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self._runs[path] += 1
+            given = [*enumerate(args), *kwargs.items()]
+            read = {_identity(value) for _, value in given if _is_state(value)}
+            self._open = {key: total for key, total in self._open.items() if total not in read}
+            for argument, value in given:
+                self._note(Place(path, argument), value)
+
+        return hook
+
+    def returning_hook(self, path: str):
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            self._note(Place(path), first_of(output))
+
+        return hook
+
+    def starting_hook(self, key: str):
+        def hook(module: nn.Module, args: tuple) -> None:
+            self._started.setdefault(key, next(self._clock))
+
+        return hook
+
+    def writing_hook(self, key: str):
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if key not in self.joins and _is_state(output):
+                self._outputs[key] = _Output(output.clone())
+
+        return hook
+
+    def __exit__(self, *exception) -> None:
+        super().__exit__(*exception)
+        for key, join in list(self.joins.items()):  # of a module that runs several times, it is not known when
+            once = [tuple(place for place in places if self._runs[place.path] == 1) for places in join.terms]
+            self.joins[key] = replace(join, terms=tuple(filter(None, once)))
+            if not self.joins[key].terms:
+                del self.joins[key]
+
+
+def first_of(output: Any) -> Any:
+    """What a module returns; of several things, the first."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1 and value.numel() > 0
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.numel()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,127 @@
+"""Passes that pause: many forward passes held side by side in one thread, each stopped inside a hook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import nn
+
+
+class HeldPass:
+    """Work that stops where a hook in it calls `pause`, and goes on when it is told to.
+
+    It runs in the caller's thread, on a stack of its own, so that a hook may stop it however deep in a forward pass.
+    Whatever it raises, Ctrl-C included, reaches the caller. What a forward switches on for a while (autocast,
+    gradients, kernels of attention) is put aside while it is stopped, and back for the rest of it.
+
+    Args:
+        work: runs the model; it begins with the first `go_on`.
+        owner: what hooks get to know the pass by; see `running_pass`.
+
+    Attributes:
+        place: where it has stopped, as the hook says; `None` before it begins and after its end.
+        result: what the work returned; `None` before its end.
+    """
+
+    def __init__(self, work: Callable[[], Any], owner: Any = None):
+        self.owner = owner
+        self.place: Any = None
+        self.result: Any = None
+        self._stack = greenlet(self._run)
+        self._stack.gr_context = copy_context()
+        self._work: Callable[[], Any] | None = work
+        self._switches = _switches()
+        self._closing = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to run."""
+        return self._stack.dead
+
+    def go_on(self) -> None:
+        """Run on to the next pause, or to the end."""
+        self._stack.parent = getcurrent()
+        with self._own_switches():
+            self._stack.switch()
+
+    def pause(self, place: Any) -> None:
+        """Stop here until `go_on`; to be called inside the work."""
+        if not self._closing:
+            self.place = place
+            self._stack.parent.switch()
+            self.place = None
+
+    def close(self) -> None:
+        """End it where it is: what it holds open is closed, and the rest does not run."""
+        self._closing = True
+        if not self.ended:
+            self._stack.parent = getcurrent()
+            with self._own_switches():
+                self._stack.throw(GreenletExit)
+        self._work = self.place = None
+
+    def _run(self) -> None:
+        _RUNNING.set(self)
+        self.result = self._work()
+
+    @contextmanager
+    def _own_switches(self) -> Iterator[None]:
+        callers = _switches()
+        _turn(self._switches)
+        try:
+            yield
+        finally:
+            self._switches = _switches()
+            _turn(callers)
+
+
+_RUNNING: ContextVar[HeldPass | None] = ContextVar("running_pass", default=None)
+
+
+def running_pass() -> HeldPass | None:
+    """The pass that calls this; `None` outside of all."""
+    return _RUNNING.get()
+
+
+@contextmanager
+def kept_modules(model: nn.Module) -> Iterator[None]:
+    """Put the modules of a model back in their places on exit.
+
+    A forward that changes them for a while, and puts back what it found, puts back what another pass has changed.
+    """
+    before = [(module, dict(module._modules)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, children in before:
+            if module._modules != children:
+                module._modules.clear()
+                module._modules.update(children)
+
+
+_KERNELS = {
+    torch.backends.cuda.enable_flash_sdp: torch.backends.cuda.flash_sdp_enabled,
+    torch.backends.cuda.enable_mem_efficient_sdp: torch.backends.cuda.mem_efficient_sdp_enabled,
+    torch.backends.cuda.enable_math_sdp: torch.backends.cuda.math_sdp_enabled,
+    torch.backends.cuda.enable_cudnn_sdp: torch.backends.cuda.cudnn_sdp_enabled,
+}
+
+
+def _switches() -> list[tuple[Callable, tuple]]:
+    """What belongs to the thread or the process rather than to a pass: how to turn it, and how it stands."""
+    accelerator = torch.accelerator.current_accelerator()
+    stands: list[tuple[Callable, tuple]] = [(torch.set_grad_enabled, (torch.is_grad_enabled(),))]
+    for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+        stands.append((torch.set_autocast_enabled, (kind, torch.is_autocast_enabled(kind))))
+        stands.append((torch.set_autocast_dtype, (kind, torch.get_autocast_dtype(kind))))
+    return stands + [(enable, (enabled(),)) for enable, enabled in _KERNELS.items()]
+
+
+def _turn(switches: list[tuple[Callable, tuple]]) -> None:
+    for turn, how in switches:
+        turn(*how)

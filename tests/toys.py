@@ -1,0 +1,89 @@
+"""Small modules of plain PyTorch: what a person may bring who does not use transformers."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    """A layer of a transformer, pre-norm."""
+
+    def __init__(self, channels=32, heads=4, neurons=48):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.q, self.k, self.v, self.o = (nn.Linear(channels, channels) for _ in range(4))
+        self.up, self.down = nn.Linear(channels, neurons), nn.Linear(neurons, channels)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        written = (part(self.norm1(x)) for part in (self.q, self.k, self.v))
+        q, k, v = (each.view(batch, tokens, self.heads, -1).transpose(1, 2) for each in written)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
+        x = x + self.o(attended)
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """A classifier of texts."""
+
+    def __init__(self, layers=2):
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.blocks = nn.ModuleList(Block() for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 5)
+
+    def forward(self, token_ids):
+        x = self.embed(token_ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class TorchEncoder(nn.Module):
+    """A classifier of texts made of PyTorch's own layers, whose attention is an `nn.MultiheadAttention`."""
+
+    def __init__(self, norm_first=False, layers=2):
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True, norm_first=norm_first)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, token_ids):
+        return self.head(self.encoder(self.embed(token_ids)).mean(1))
+
+
+class Pictures(nn.Module):
+    """A classifier of images: convolutions and batch norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.norm2 = nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, pixels):
+        x = F.relu(self.norm1(self.first(pixels)))
+        x = F.relu(self.norm2(self.second(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def perturbed(module):
+    """The module in evaluation mode, with weights and statistics that are not those of the start."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        statistics = [each for name, each in module.named_buffers() if "running_" in name]
+        for tensor in (*module.parameters(), *statistics):
+            tensor.add_(0.1 * torch.rand_like(tensor))
+    return module.eval()
+
+
+def token_ids(tokens=9):
+    """A sample of a text."""
+    return {"token_ids": torch.randint(0, 50, (1, tokens), generator=torch.Generator().manual_seed(0))}
+
+
+def pixels():
+    """A sample of an image."""
+    return {"pixels": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
