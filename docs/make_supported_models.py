@@ -4,75 +4,112 @@ python docs/make_supported_models.py
 """
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/source/supported_models.mdx"
-sys.path.append(str(ROOT / "examples/benchmarks"))  # behind all others
-from tiny_models.summary import BAR, figures  # noqa: E402
+DOCS = Path(__file__).parent
+PAGE = DOCS / "source/supported_models.mdx"
+BAR = ("attention", "ffn")  # the kinds of groups that should all be there
 
-INTRODUCTION = """# Supported models
+TEXT = """# Supported models
 
-Any model of `transformers` is traced: its groups of removable units are found by running it, and nothing is cut that was
-not [proved](guides/choose) on that very model. This page says what that comes to for every model type that `AutoModel`
-makes. It is measured on **tiny models of random weights**, made of each type's default config by rules, so it is about
-the classes' code and says nothing of accuracy. A type that is not here, or that failed here, may well work:
-`optimum-cli optin check MODEL` tries yours, and says of each group why not.
+A group of units is found by running the model, and nothing is cut that was not [proved on that very
+model](concepts/discovery). This page says what that comes to for every model type that `AutoModel` makes, with the
+[table of architectures](concepts/architectures) out of the way. It is measured on **tiny models of random weights**,
+made from each type's default config by rules: it is about the code of the classes, and says nothing of accuracy. A
+type that did not run here may well work: `optimum-cli optin check MODEL` tries yours, and says of each group why not.
+Scores and refits ask for more than a cut: that is in its answer, and not in this table.
 
-Measured {date} with {versions} ({machine}; {seconds} seconds for a type, in the median):
+Measured {date} with {versions} ({machine}; {seconds} s for a type, in the median):
 
-    python examples/benchmarks/coverage.py --out coverage.jsonl
-    python examples/benchmarks/coverage.py --out coverage.jsonl --summary docs/coverage.json
-    python docs/make_supported_models.py
+```bash
+python examples/benchmarks/coverage.py --out coverage.jsonl
+python examples/benchmarks/coverage.py --out coverage.jsonl --summary docs/coverage.json
+python docs/make_supported_models.py
+```
 
 {figures}
+## What should be there
 
-What *should* be found is judged by the graph that autograd records, independently of tracing: a weight whose input goes
-back to another weight through an activation is a feed-forward network, through a product of computed tensors it is
-attention. Attention with a single head has no heads to remove, and is not counted; nor is what a normalisation over all
-channels couples on its way from weight to weight. A normalisation of all heads' queries together (OLMo 2) is counted, though
-heads cannot go then. Convolutions, experts and state spaces have no bar to meet, and are in the column of roles where they are
-found.
+It is judged by the graph that autograd records, independently of how groups are found. A weight whose input goes back
+to another weight through an activation is a feed-forward network; through a product with a softmax, it is attention.
+Two things are not asked for: heads of attention that has a single one, and what a normalisation over all channels
+couples between the two weights. A normalisation of the queries of all heads (OLMo 2) is no excuse, though no head can
+go then. Convolutions, experts, state spaces and other products have no bar to meet; what is proved of them is in the
+column of roles. Groups that stand in no layer (projectors between towers, pooling attention, heads) are left whole by
+design, and counted apart.
 
 ## Why not
 
 {reasons}
-
 ## All types
 
-*Attention* and *FFN* are groups proved of groups that should be there, of the layers; *roles* what was proved of all that was
-found; *MACs* what is left after every proved group was cut to one half; *loaded*, whether the cut model was saved, loaded by
-plain `AutoModel`, and gave equal outputs.
+*Attention* and *FFN* say how many groups are proved of those that should be in the layers, *roles* how many are
+proved of all that were found. *MACs* is what is left of them when all proved groups are cut to one half, and *loaded*
+says whether the cut model was saved, loaded by plain `AutoModel`, and gave equal outputs.
 
 {table}"""
 
 
 def page():
     """The page's text."""
-    found = json.loads((ROOT / "docs/coverage.json").read_text(encoding="utf-8"))
+    found = json.loads((DOCS / "coverage.json").read_text(encoding="utf-8"))
     about, types = found["about"], found["types"]
-    versions = ", ".join(f"{name.replace('_', '-')} {version}" for name, version in about["versions"].items())
-    return INTRODUCTION.format(
+    return TEXT.format(
         date=about["date"],
-        versions=versions,
+        versions=", ".join(f"{name.replace('_', '-')} {version}" for name, version in about["versions"].items()),
         machine=about["machine"],
         seconds=about["seconds"],
         figures="".join(f"- {line}\n" for line in figures(types)),
-        reasons=_reasons(types),
+        reasons="".join(f"- {line}\n" for line in _reasons(types)),
         table=_table(types),
     )
 
 
+def figures(types):
+    """What the lines of all types come to, in sentences."""
+    runs = [line for line in types.values() if line["runs"]]
+    asked = [counts for line in runs if (counts := _both(line))[0]]
+    every = sum(wanted == proved for wanted, proved in asked)
+    some = sum(any(proved for _, proved in line.get("roles", {}).values()) for line in runs)
+    cut = [line for line in runs if "macs" in line]
+    apart = [line["apart"] for line in runs if "apart" in line]
+    yield f"{len(runs)} of {len(types)} model types run as tiny models made by rules."
+    yield (
+        f"{len(asked)} of these have attention or feed-forward networks in their layers; in "
+        f"**{_share(every, asked)}**, every one of these groups is found and proved."
+    )
+    yield f"Groups of at least one role are proved in **{_share(some, runs)}** of those that run."
+    yield (
+        f"{len(cut)} were cut to one half, in all that is proved, and run; counted MACs fell in "
+        f"{sum(line['macs'] < 1 for line in cut)}. {sum(line.get('loaded', False) for line in cut)} were saved, loaded "
+        "by plain `AutoModel`, and gave outputs equal to 1e-4."
+    )
+    yield (
+        f"{len(apart)} types have groups that stand in no layer: {sum(proved for _, proved in apart)} of "
+        f"{sum(count for count, _ in apart)} are proved."
+    )
+
+
+def _both(line):
+    """How many groups of the bar should be there, and how many of them are proved."""
+    counts = [count for kind, count in line.get("expected", {}).items() if kind in BAR]
+    return sum(count[0] for count in counts), sum(count[2] for count in counts)
+
+
+def _share(some, of):
+    return f"{some} ({some / max(len(of), 1):.0%})"
+
+
 def _reasons(types):
-    """Each reason, with the types that it stands beside."""
+    """Each reason, with the types that it stands beside, the most frequent first."""
     by_reason = {}
     for name, line in types.items():
         for reason in line.get("reason", "").split("; "):
-            by_reason.setdefault(reason, []).append(f"`{name}`")
+            what = reason if line["runs"] else f"not run: {reason}"
+            by_reason.setdefault(what, []).append(f"`{name}`")
     count = Counter({reason: len(names) for reason, names in by_reason.items() if reason})
-    return "".join(f"- {reason} ({number}): {', '.join(by_reason[reason])}\n" for reason, number in count.most_common())
+    return [f"{_plain(reason)} ({number}): {', '.join(by_reason[reason])}" for reason, number in count.most_common()]
 
 
 def _table(types):
@@ -80,14 +117,22 @@ def _table(types):
     rows.append(["---"] * len(rows[0]))
     for name, line in types.items():
         expected = line.get("expected", {})
-        counts = ["{2} of {0}".format(*expected[kind]) if kind in expected else "" for kind in BAR]
-        roles = ", ".join(f"{role} {proved} of {all_}" for role, (all_, proved) in line.get("roles", {}).items())
+        counts = [f"{expected[kind][2]} of {expected[kind][0]}" if kind in expected else "" for kind in BAR]
+        roles = ", ".join(f"{role} {proved} of {found}" for role, (found, proved) in line.get("roles", {}).items())
         macs = f"{line['macs']:.0%}" if "macs" in line else ""
         loaded = {True: "yes", False: "no", None: ""}[line.get("loaded")]
         remarks = line.get("reason") or line.get("not_loaded", "")
-        remarks = remarks if line["runs"] else f"not run: {remarks}"
-        rows.append([f"`{name}`", *counts, roles, macs, loaded, remarks.replace("|", "/").replace("<", "&lt;")])
+        rows.append(
+            [f"`{name}`", *counts, roles, macs, loaded, _plain(remarks if line["runs"] else f"not run: {remarks}")]
+        )
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _plain(text):
+    """Text without what Markdown would take for something else."""
+    return " ".join(
+        text.replace("|", "/").replace("<", "(").replace(">", ")").replace("{", "(").replace("}", ")").split()
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 import transformers
 from tiny_models.measures import measured
 from tiny_models.models import tiny_model
-from tiny_models.summary import figures, summarised
+from tiny_models.summary import BAR, summarised
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import optimum_optin
@@ -101,8 +101,15 @@ def _too_long(*_):
 def print_summary(results):
     """How many types came how far."""
     print(dict(Counter(result["stage"] for result in results)), "of", len(results))
-    for line in figures({result["type"]: summarised(result) for result in results}):
-        print(line)
+    lines = [summarised(result) for result in results]
+    print("proved in every group that should be in layers:", sum(is_proved(line) for line in lines))
+    print("saved, loaded and equal:", sum(line.get("loaded", False) for line in lines))
+
+
+def is_proved(line):
+    """Whether a type has groups that should be in its layers, and all are proved."""
+    counts = [line["expected"][kind] for kind in BAR if kind in line.get("expected", {})]
+    return bool(counts) and all(wanted == proved for wanted, _, proved in counts)
 
 
 def write_summary(results, path):

@@ -56,7 +56,7 @@ def _measure(model: nn.Module, inputs: dict[str, Any], result: dict[str, Any]) -
     """Find, prove and cut; what is measured is written into `result` as it becomes known."""
     start = time.process_time()
     result["stage"] = "judge"
-    expected = expected_groups(model, inputs)
+    expected = expected_groups(copy.deepcopy(model), inputs)  # some keep what a pass computed, with its graph
     result["expected"] = [
         {**dataclasses.asdict(each), "apart": each.apart, "found": False, "proved": False} for each in expected
     ]
@@ -163,10 +163,17 @@ def reason_of(expected: Expected, groups: Groups, proof: ArchitectureProof) -> s
         if each.cut and is_there(expected, [each.group]):
             return f"{each.group.key}: {each.cut}"
     tensors = {expected.read, *expected.written}
+    near = []
     for name, reason in groups.left_whole.items():
-        path = groups.layers.get(name.rpartition(".")[0], name)
+        layer, _, role = name.rpartition(".")
+        path = groups.layers.get(layer, name)
         if path == "model" or any(tensor.startswith(f"{path}.") for tensor in tensors):
-            return f"{name}: {reason}"
+            alike = role.rpartition("_")[0] in expected.read and (
+                role.endswith("heads") == (expected.kind == "attention")
+            )
+            near.append((len(path), alike, f"{name}: {reason}"))
+    if near:
+        return max(near)[2]
     sides = {f"{expected.read}[1]", *(f"{name}[0]" for name in expected.written)}
     for name, reason in groups.left_whole.items():
         if sides & set(name.split(", ")):

@@ -21,7 +21,7 @@ NOT_PROVED = {  # pattern in the reason -> what is said of the group
     r"out of time": "not measured: out of time",
     r"does not run for this sample": "does not run for the sample",
     r"together with all other groups it cannot": "can be cut alone, but not with all others",
-    r"it does not run \(|the model does not run": "cut, it does not run: its code goes by a size that no attribute holds",
+    r"it does not run \(|the model does not run": "cut, it does not run: its code goes by a size in no attribute",
     r"of its size off": "does not compute the same when it is cut",
     r"does not lie in blocks": "units do not lie in blocks",
     r"computed from": "a weight is computed from others",
@@ -58,38 +58,6 @@ def summarised(result: Mapping[str, Any]) -> dict[str, Any]:
     if missing or result["stage"] != "done":
         line["reason"] = "; ".join(dict.fromkeys(_reasons(missing, result)))
     return line
-
-
-def figures(types: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the lines of all types come to, in sentences."""
-    runs = {name: line for name, line in types.items() if line["runs"]}
-    asked = [_both(line) for line in runs.values() if _both(line)[0]]
-    apart = [line for line in runs.values() if "apart" in line]
-    any_role = [line for line in runs.values() if any(proved for _, proved in line.get("roles", {}).values())]
-    cut = [line for line in runs.values() if "macs" in line]
-    every = sum(wanted == proved for wanted, proved in asked)
-    return [
-        f"{len(runs)} of {len(types)} model types run as tiny models made by rules.",
-        f"{len(asked)} of these have attention or feed-forward groups in their layers. Every one of these groups is "
-        f"found and proved in {_share(every, len(asked))} of them.",
-        f"Groups of at least one role are proved in {_share(len(any_role), len(runs))} of those that run.",
-        f"{len(cut)} were cut to one half, in all groups that are proved, and run. Counted MACs fell in "
-        f"{sum(line['macs'] < 1 for line in cut)}. Saved, loaded by plain `AutoModel`, and equal to 1e-4: "
-        f"{sum(line.get('loaded', False) for line in cut)}.",
-        f"Beside that, {len(apart)} types have projectors, pooling attention or heads that stand in no layer, which are "
-        f"left whole: of {sum(line['apart'][0] for line in apart)} such groups, "
-        f"{sum(line['apart'][1] for line in apart)} are proved.",
-    ]
-
-
-def _both(line: Mapping[str, Any]) -> tuple[int, int]:
-    """How many groups the bar asks for, and how many of them are proved."""
-    counts = [count for kind, count in line.get("expected", {}).items() if kind in BAR]
-    return sum(count[0] for count in counts), sum(count[2] for count in counts)
-
-
-def _share(some: int, of: int) -> str:
-    return f"{some} ({some / max(of, 1):.0%})"
 
 
 def role_of(key: str) -> str:
