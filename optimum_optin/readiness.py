@@ -17,7 +17,7 @@ from .search.limits import numbers_of
 from .search.macs import matching_cost, total_cost
 from .search.masks import check_budget
 from .search.selection import limits_of
-from .storage.uniform import check_uniform
+from .storage.uniform import check_sized_by_config, check_uniform
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +28,8 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     Raises:
         ValueError: says what is in the way, and what to do.
     """
+    if config.layout == "uniform":
+        check_sized_by_config(model)
     groups = sliceable_groups(model)
     modality_of(model)  # raises if its samples are of no kind that data are read for
     if config.layout == "uniform":

@@ -37,7 +37,8 @@ def used(outputs):
         import torch
 
         return torch.cat([outputs.image_embeds, outputs.text_embeds])
-    return outputs.logits if "logits" in outputs else outputs.pooler_output
+    names = ("logits", "pooler_output", "last_hidden_state")
+    return next(outputs[name] for name in names if name in outputs)
 
 
 def _in_half(batch):

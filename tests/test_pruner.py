@@ -290,11 +290,6 @@ def test_arguments_of_a_wrong_type_say_so(pruner, tmp_path):
         pruner.prune(scores="folder")
 
 
-def test_decoders_are_refused():
-    with pytest.raises(ValueError, match="set up as a decoder"):
-        OptinPruner(tiny_model(is_decoder=True))
-
-
 def test_a_plan_for_a_pruned_model_counts_the_dense_units(pruner):
     again = OptinPruner(pruner.prune(TEXTS), word_tokenizer(), dataclasses.replace(FAST, search="ranked"))
     scores = again.score(TEXTS)

@@ -12,9 +12,13 @@ from .arguments import add_model, loading_options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `check` takes."""
     add_model(parser)
+    parser.add_argument(
+        "--reload", action="store_true", help="also save a copy that is cut to half, load it again and compare"
+    )
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str, int]:
     """Check; the exit code says whether all is proved."""
-    proof = check_architecture(load_model(arguments.model, arguments.task, **loading_options(arguments)))
+    model = load_model(arguments.model, arguments.task, **loading_options(arguments))
+    proof = check_architecture(model, reload=arguments.reload)
     return proof.to_dict(), str(proof), 0 if proof.proved else 1

@@ -70,8 +70,9 @@ def key_projection(model: nn.Module) -> str:
     Raises:
         ValueError: tokens of this architecture cannot be merged.
     """
-    stacks = stacks_of(model)
-    if len(stacks) > 1 or stacks[0].keys is None:
+    known = model.config.model_type in known_architectures()
+    stacks = stacks_of(model) if known else ()
+    if len(stacks) != 1 or stacks[0].keys is None:
         rows = {name: row_of(name) for name in known_architectures()}
         able = [name for name, row in rows.items() if all(stack.keys for stack in row)]
         partly = [name for name, row in rows.items() if any(stack.keys for stack in row)]
@@ -150,28 +151,10 @@ def _check_producer(module: nn.Module, path: str, parts: int, consumer: nn.Modul
 
 
 def stacks_of(model: nn.Module) -> tuple[Stack, ...]:
-    config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
-    if model_type == "timm_wrapper" and model_type not in known_architectures():
-        raise ValueError(
-            "models of timm are not supported: load a transformers checkpoint of the same weights (ViT, DeiT, BEiT, "
-            f"DINOv2, Swin, ...); known: {', '.join(known_architectures())}."
-        )
-    if model_type not in known_architectures() and hasattr(config, "vision_config"):
-        prefix = type(config).__name__.removesuffix("Config")
-        raise ValueError(
-            f"this {model_type!r} model has towers of their own: load one by {prefix}VisionModel.from_pretrained or "
-            f"the like, and prune that; known: {', '.join(known_architectures())}."
-        )
-    stacks = row_of(model_type)
-    # A classifier of images has one tower of a dual model.
+    """The stacks of a registered model's row; of a classifier made of one tower of a dual model, that one."""
+    stacks = row_of(getattr(getattr(model, "config", None), "model_type", None))
     there = [stack for stack in stacks if _holds(model, _base_prefix(model) + stack.layers.partition(".*")[0])]
-    stacks = tuple(there) or stacks
-    if getattr(model.config, "is_decoder", False):
-        raise ValueError(
-            f"this {model_type!r} model is set up as a decoder (is_decoder=True); its row is for encoders."
-        )
-    return stacks
+    return tuple(there) or stacks
 
 
 def _base_prefix(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,16 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..architectures.group import Group, Groups
+from ..architectures.group import Blocks, Group, Groups
 from ..running.batch import Batch
 from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
 from ..running.processes import progress
 from ..tracing import trace
-from ..tracing.found import FoundGroup, Trace
+from ..tracing.found import STREAM, FoundGroup, Slice, Trace
 from .biases import bias_arguments, together
 from .counters import Counters, NotCut, counters_of
 from .samples import checked_sample, tiny_sample
+from .silent import silent_weights
 from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
@@ -53,7 +55,8 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
             alike = [found for found in traced.groups if uncut & _tables(found)]
             members, left, layers, _ = counting.groups_of([*alone, *together(alike)])
         inputs = inputs_of(model, layers, sample)
-    return Groups(tuple(members), layers, inputs, {**_left_out(traced), **left}, sample)
+    left = {**_left_out(traced, layers), **left, **silent_weights(model, traced, layers)}
+    return Groups(tuple(members), layers, inputs, left, sample)
 
 
 class _Counting:
@@ -77,9 +80,9 @@ class _Counting:
             try:
                 parts.append(part_of(self._model, each))
             except Inexpressible as error:
-                left[each.module or "model"] = str(error)
+                left[_writers(each.writes)] = str(error)
         named = named_groups(self._model, parts)
-        left |= {path or "model": _APART for path in named.apart}
+        left |= {_writers(part.cut.writes): _APART for part in parts if part.path in named.apart}
         members, uncut = [], set()
         for group in progress(named.groups, "Counting units", "group"):
             part = named.parts[group.key]
@@ -88,7 +91,7 @@ class _Counting:
                 left[group.key] = counted
                 uncut |= set(part.tables)
             else:
-                members.append(counted.of(group, part.path, named.layers[group.layer]))
+                members.append(counted.of(group, part, named.layers[group.layer]))
         return members, left, named.layers, frozenset(uncut)
 
     def _counted(self, group: Group, part: Part, layer: str) -> _Counted | str:
@@ -104,15 +107,15 @@ class _Counting:
         problem = (
             f"{' and '.join(part.tables)} holds what all layers add for each head, and none is handed it by itself"
         )
-        for bias in biases:
-            trial = replace(group, cut=replace(group.cut, shared_bias=bias))
+        for bias, cut in itertools.product(biases, filter(None, (part.cut, part.otherwise))):
+            trial = replace(group, cut=replace(cut, shared_bias=bias))
             try:
                 counters, least = counters_of(self._model, trial, part.path, layer, self._sample)
             except NotCut as error:
                 problem = str(error)
                 continue
             inside = {name.removeprefix(f"{part.path}."): amount for name, amount in counters.items()}
-            return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."))
+            return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."), cut is part.cut)
         return problem
 
 
@@ -148,18 +151,26 @@ def _check_copyable(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Counted:
-    """What was found out about groups of one kind: counters with paths from the group's module, and the bias's from
-    the layer."""
+    """What was found out about groups of one kind.
+
+    Args:
+        counters: with paths from the group's module.
+        least: how few units may stay.
+        bias: the argument with the bias of all heads, with its path from the layer.
+        as_first: whether it is `Part.cut` that was proved, and not `Part.otherwise`.
+    """
 
     counters: Counters
     least: int
     bias: str | None
+    as_first: bool
 
-    def of(self, group: Group, part: str, layer: str) -> Group:
+    def of(self, group: Group, part: Part, layer: str) -> Group:
         """A group of this kind with what was found out."""
-        counters = {f"{part}.{name}".removeprefix("."): amount for name, amount in self.counters.items()}
+        counters = {f"{part.path}.{name}".removeprefix("."): amount for name, amount in self.counters.items()}
         bias = self.bias and f"{layer}.{self.bias}"
-        return replace(group, least=self.least, cut=replace(group.cut, counters=counters, shared_bias=bias))
+        cut = part.cut if self.as_first else part.otherwise
+        return replace(group, least=self.least, cut=replace(cut, counters=counters, shared_bias=bias))
 
 
 def _tables(found: FoundGroup) -> frozenset[str]:
@@ -173,11 +184,20 @@ def _kind(group: Group, part: Part) -> Hashable:
     return re.sub(r"\d+", "#", part.path), group.role, group.units, owned, part.tables
 
 
-def _left_out(traced: Trace) -> dict[str, str]:
+def _writers(parts: Iterable[Slice | Blocks]) -> str:
+    """What to call units that have no name: the modules that write them."""
+    return ", ".join(dict.fromkeys(part.tensor.rpartition(".")[0] or part.tensor for part in parts))
+
+
+def _left_out(traced: Trace, layers: Mapping[str, str]) -> dict[str, str]:
     """Tensors that are in no group, and why, without those that nobody would look for in one."""
     owned = {part.tensor for found in traced.groups for part in (*found.writes, *found.reads, *found.shared)}
-    return {
-        ", ".join(each.tensors): each.reason
-        for each in traced.left_out
-        if _NOT_UNITS not in each.reason and not {name.partition("[")[0] for name in each.tensors} <= owned
-    }
+    left = {}
+    for each in traced.left_out:
+        names = {name.partition("[")[0] for name in each.tensors}
+        inside = any(name.startswith(f"{path}.") for name in names for path in layers.values())
+        # Embeddings, and what else writes or reads the stream that the layers share, have no units of their own.
+        told = names <= owned or _NOT_UNITS in each.reason or (layers and not inside and STREAM in each.reason)
+        if not told:
+            left[", ".join(each.tensors)] = each.reason
+    return left

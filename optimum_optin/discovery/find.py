@@ -49,8 +49,13 @@ def groups_of(model: nn.Module, members: Groups | Iterable[Group]) -> Groups:
 
 
 def is_declared(model: nn.Module) -> bool:
-    """Whether a row in the table of architectures says what the model's groups are."""
-    return getattr(getattr(model, "config", None), "model_type", None) in known_architectures()
+    """Whether a row in the table of architectures says what the model's groups are.
+
+    Rows are of encoders: a model of the same type that is set up as a decoder is traced.
+    """
+    config = getattr(model, "config", None)
+    decodes = getattr(config, "is_decoder", False) is True
+    return getattr(config, "model_type", None) in known_architectures() and not decodes
 
 
 def _discovered(model: nn.Module, sample: Batch | None = None) -> Groups:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -50,6 +50,7 @@ class Part:
         units: how many there are.
         width: consumer inputs for each of them.
         cut: what is sliced.
+        otherwise: the same slices, more of which are taken for what reads the units; `None` if there are none.
         tables: tables that other layers' units have a part in as well.
     """
 
@@ -58,6 +59,7 @@ class Part:
     units: int
     width: int
     cut: Cut
+    otherwise: Cut | None = None
     tables: tuple[str, ...] = ()
 
 
@@ -87,8 +89,13 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     for part in (*found.writes, *found.reads):
         _check_kept(model, part.tensor)
     writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
+    consumers = {_consumer(model, part, found.units): part for part in reads}
+    consumers.pop(None, None)
+    last = next(iter(consumers.values())) if len(consumers) == 1 else None
+    # What else reads the units may well make more of them, which only that one linear reads (DeBERTa's positions).
+    inner = [part for part in reads if part is not last] if last else []
     readers = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in reads]
-    width = sum(reads[0].widths)
+    width = sum((last or reads[0]).widths)
     role = CHANNELS if any(isinstance(each, _CONVOLUTIONS) for each in readers) else NEURONS if width == 1 else HEADS
     producers = [
         Producer(part.tensor.rpartition(".")[0], len(part.widths))
@@ -97,8 +104,11 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
         if part.tensor.endswith(".weight") and _dims(model, part) and (width == 1 or sum(part.widths) > 1)
     ]
     tables = tuple(part.tensor for part in found.shared)
-    cut = Cut(_consumer(model, reads, found.units), tuple(producers), tuple(writes), tuple(reads))
-    return Part(found.module, role, found.units, width, cut, tables)
+    cut = Cut(None, tuple(producers), tuple(writes), tuple(reads))
+    if last is None:
+        return Part(found.module, role, found.units, width, cut, None, tables)
+    by_one = replace(cut, consumer=next(iter(consumers)), writes=(*writes, *inner), reads=(last,))
+    return Part(found.module, role, found.units, width, by_one, cut if inner else None, tables)
 
 
 def _check_kept(model: nn.Module, name: str) -> None:
@@ -119,11 +129,10 @@ def _weight_of(hook: object) -> str:
     return getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
 
 
-def _consumer(model: nn.Module, reads: list[Blocks], units: int) -> str | None:
-    """Path of the one linear that reads the units, one after the other, and nothing else."""
-    (read, *others), path = reads, reads[0].tensor.rpartition(".")[0]
-    dims = _dims(model, read)
-    if others or dims is None or read.dim != dims[1] or not read.tensor.endswith(".weight"):
+def _consumer(model: nn.Module, read: Blocks, units: int) -> str | None:
+    """Path of the linear whose inputs are the units, one after the other, and nothing else; `None` if not."""
+    path, dims = read.tensor.rpartition(".")[0], _dims(model, read)
+    if dims is None or read.dim != dims[1] or not read.tensor.endswith(".weight"):
         return None
     whole = len(read.widths) == 1 and units * read.widths[0] == model.get_parameter(read.tensor).shape[read.dim]
     return path if whole else None
@@ -154,16 +163,16 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
         members = sorted((path for path in lists if _form(path) == form), key=_numbers)
         layers |= {f"{stack}.{place}": path for place, path in enumerate(members)}
     name_of = {path: name for name, path in layers.items()}
-    groups: list[Group] = []
+    groups: dict[int, Group] = {}
     parts_of: dict[str, Part] = {}
     apart = [
         part.path
         for part, home in zip(parts, homes, strict=True)
         if layers and not home and not any(path.startswith(f"{part.path}.") for path in inner)
     ]
-    for part, home in zip(parts, homes, strict=True):
-        if part.path in apart:
-            continue
+    members = [(part, home) for part, home in zip(parts, homes, strict=True) if part.path not in apart]
+    # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
+    for part, home in sorted(members, key=lambda member: member[0].path.count(".")):
         layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
         layers.setdefault(layer, home or _running(model, part.path))
         role = part.role
@@ -171,9 +180,9 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
             role = f"{_inside(part.path, layers[layer])}{role}"
         while f"{layer}.{role}" in parts_of:
             role = f"more_{role}"
-        groups.append(Group(layer, role, part.units, part.width, part.cut))
-        parts_of[groups[-1].key] = part
-    return Named(tuple(groups), tuple(apart), parts_of, layers)
+        groups[id(part)] = Group(layer, role, part.units, part.width, part.cut)
+        parts_of[groups[id(part)].key] = part
+    return Named(tuple(groups[id(part)] for part, _ in members), tuple(apart), parts_of, layers)
 
 
 def _running(model: nn.Module, path: str) -> str:

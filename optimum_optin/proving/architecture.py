@@ -23,6 +23,7 @@ from ..running.prepared import check_prepared
 from ..running.wrappers import check_model
 from ..storage.integrity import check_own
 from ..storage.loading import check_loaded
+from ..storage.reload import reload_problem
 from .cuts import cut_trials, without_effect
 from .linears import counter_problems, running_problems
 from .observation import Observation, linears_of, observe, rounding_of
@@ -32,7 +33,7 @@ from .stream import refit_problems
 from .verdict import ArchitectureProof, GroupProof
 
 
-def check_architecture(model: nn.Module, sample: Batch | None = None) -> ArchitectureProof:
+def check_architecture(model: nn.Module, sample: Batch | None = None, *, reload: bool = False) -> ArchitectureProof:
     """Prove that a model can be pruned as its row says, or as it was traced, or say why it cannot.
 
     Some ten passes of one sample and a copy that holds what is cut; the model is the same afterwards. `OptinPruner`
@@ -42,6 +43,7 @@ def check_architecture(model: nn.Module, sample: Batch | None = None) -> Archite
         model: a model of transformers, or any other module, then with a sample.
         sample: inputs of the model, a batch of one sample or more; `None` makes one up. What is proved holds for what
             the model does with this sample. A model of a type that is not registered is traced with it (`find_groups`).
+        reload: whether to save a copy that is cut to half to a temporary folder as well, load it and compare.
 
     Returns:
         What was proved of each group, and why the rest was not. See `ArchitectureProof.check`.
@@ -62,7 +64,17 @@ def check_architecture(model: nn.Module, sample: Batch | None = None) -> Archite
         check_model(model)
     if sample is not None:
         sample = send_to_device(dict(sample), next(model.parameters()).device)
-    return prove(model, sliceable_groups(model, sample), sample)
+    groups = sliceable_groups(model, sample)
+    proof = prove(model, groups, sample)
+    return _reloaded(model, groups, proof, sample) if reload else proof
+
+
+def _reloaded(model: nn.Module, groups: Groups, proof: ArchitectureProof, sample: Batch | None) -> ArchitectureProof:
+    """A proof with what came of saving and loading what was proved of it."""
+    proved = {each.group.key for each in proof.groups if each.cut is None}
+    sample = made_up_sample(model, groups) if sample is None else sample
+    problem = reload_problem(model, [group for group in groups if group.key in proved], sample)
+    return replace(proof, reloaded=problem is None, reload_problem=problem)
 
 
 def sliceable_groups(model: nn.Module, sample: Batch | None = None) -> Groups:

@@ -59,6 +59,8 @@ class ArchitectureProof:
         groups: its groups, proved or not; none where the model could not be run.
         left_whole: what tracing found and is in no group: name -> reason.
         problem: why nothing could be proved of any group; `None` if that was not so.
+        reloaded: whether the model, cut to half, was saved and loaded again as it was; `None` if that was not asked.
+        reload_problem: why not.
         repeatable: whether two passes agree to the last bit.
         rounding: the largest difference, as a share, between two ways to compute the same, that was accepted.
         largest: the largest that there was between a masked model and a cut one.
@@ -71,6 +73,8 @@ class ArchitectureProof:
     groups: tuple[GroupProof, ...] = ()
     left_whole: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
+    reloaded: bool | None = None
+    reload_problem: str | None = None
     repeatable: bool = False
     rounding: float = 0.0
     largest: float = 0.0
@@ -78,8 +82,8 @@ class ArchitectureProof:
 
     @property
     def proved(self) -> bool:
-        """Whether every group can be cut, scored and refitted."""
-        return self.problem is None and all(each.proved for each in self.groups)
+        """Whether every group can be cut, scored and refitted, and, if that was asked, the model saved and loaded."""
+        return self.problem is None and self.reloaded is not False and all(each.proved for each in self.groups)
 
     def check(self, *, refits: bool = True, floors: Mapping[str, int] | None = None) -> None:
         """Raise if the model cannot be pruned.
@@ -149,6 +153,8 @@ class ArchitectureProof:
                 f"{key:<20} {each.group.units:>6} units  {said if same == key or each.proved else f'as {same}'}"
             )
         lines += [f"left whole: {reason}" for reason in reasons_of(self.left_whole)]
+        if self.reloaded is not None:
+            lines.append(f"reloaded: {self.reload_problem or 'cut to half, saved and loaded, it is the same'}")
         return "\n".join(lines)
 
 

@@ -114,6 +114,7 @@ def _remote_code(classes: Iterable[str]) -> str:
         _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
         *definitions,
         _REGISTRATION,
+        _PRUNED,
         *(_SUBCLASS.format(name=name) for name in sorted(classes)),
     ]
     return "\n\n\n".join(parts) + "\n"
@@ -134,8 +135,8 @@ if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < FORMAT_V
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer"""
 
-_SUBCLASS = '''class {name}(transformers.{name}):
-    """`transformers.{name}`, pruned."""
+_PRUNED = '''class Pruned:
+    """What the classes below have beside what transformers' have."""
 
     optin_rebuild = staticmethod(rebuild)
 
@@ -143,3 +144,6 @@ _SUBCLASS = '''class {name}(transformers.{name}):
     def is_custom_code(cls):
         """No: the modules are those of transformers, so their weights are to be renamed on load as there (ViT)."""
         return False'''
+
+_SUBCLASS = '''class {name}(Pruned, transformers.{name}):
+    """`transformers.{name}`, pruned."""'''

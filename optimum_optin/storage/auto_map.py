@@ -28,8 +28,10 @@ def brings_code(kind: type) -> bool:
 
 
 def ordinary_class(kind: type) -> type:
-    """The class that a class of a folder's `modeling_optin.py` derives from; any other class itself."""
-    return kind.__mro__[1] if any(mark in vars(kind) for mark in _MARKS) else kind
+    """The class of transformers that a class in a folder's `modeling_optin.py` is; any other class itself."""
+    if f"{kind.__module__.rpartition('.')[2]}.py" != REMOTE_FILE:
+        return kind
+    return next(each for each in kind.__mro__ if each.__module__.startswith("transformers."))
 
 
 def forget_remote_code(model: PreTrainedModel) -> None:

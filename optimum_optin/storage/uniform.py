@@ -17,19 +17,27 @@ from ..discovery.find import is_declared
 from .entry import structure_of_model
 
 
+def check_sized_by_config(model: PreTrainedModel) -> None:
+    """Raise if nobody knows where the config of the model's type has its sizes; asked before its groups are found.
+
+    Raises:
+        ValueError: the model type has no row.
+    """
+    if not is_declared(model):
+        raise ValueError(
+            f"layout='uniform' cannot prune this {model.config.model_type!r} model: its groups are found by tracing, "
+            "which does not tell from what attributes of the config transformers reads a layer's size. Take "
+            "layout='free', or register the model type with config_fields (register_architecture)."
+        )
+
+
 def check_uniform(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     """Raise if the model cannot be pruned with layout='uniform'.
 
     Raises:
-        ValueError: the model type has no row, or none of its groups names `config_fields`; or the model was pruned
-            before, so that its layers differ.
+        ValueError: no group of the architecture names `config_fields`, or the model was pruned before, so that its
+            layers differ.
     """
-    if not is_declared(model):
-        raise ValueError(
-            f"layout='uniform' cannot prune this {model.config.model_type!r} model: its groups were found by tracing, "
-            "which does not tell from what attributes of the config transformers reads a layer's size. Take "
-            "layout='free', or register the model type with config_fields (register_architecture)."
-        )
     if not any(group.config_fields for group in groups):
         able = [name for name in known_architectures() if _expressible(name)]
         raise ValueError(

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+STREAM = "it writes a stream that is normalised as a whole"
+"""What ends the reason why weights are left out whose channels cannot be told apart."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slice:
@@ -91,11 +94,13 @@ class Trace:
         groups: in the order in which the model runs what reads them.
         left_out: the rest, each with a reason.
         passes: how many forward passes it took.
+        unread: tensors that no operation reads for this sample.
     """
 
     groups: tuple[FoundGroup, ...]
     left_out: tuple[LeftOut, ...]
     passes: int
+    unread: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.groups), *(f"left out: {each}" for each in self.left_out)])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..tainting.passes import Passes, watched
 from ..tainting.readers import Reader
 from .cache import cached
-from .found import LeftOut, Trace
+from .found import STREAM, LeftOut, Trace
 from .kinds import Reached, kind_of, kinds_of
 from .relations import Asking, Relation, alike, confirm, explore, one_run, points
 from .schedule import NAN, NOISE, Question, Spoil, ask, by
@@ -26,9 +26,7 @@ from .units import UNWRITTEN, groups_of, partly_read
 
 _UNSEEN = "the inputs that it is multiplied with are not looked at, as it goes through {!r} first"
 _UNSTEADY = "its passes differ from each other, so that operations that swallow NaN were not looked for"
-_FLOODS = (
-    "each index reaches all channels of what reads it, such as {}: it writes a stream that is normalised as a whole"
-)
+_FLOODS = f"each index reaches all channels of what reads it, such as {{}}: {STREAM}"
 _NO_ORDER = "which index reaches which channels follows no order that was tried"
 _TRIED = 3  # known relations that are tried before a tensor is explored
 
@@ -59,7 +57,8 @@ def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
         if not passes.steady:
             search.left_out.append(LeftOut((type(model).__name__,), _UNSTEADY))
         unseen = [LeftOut((name,), _UNSEEN.format(operation)) for name, operation in passes.unseen().items()]
-    return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count)
+        unread = tuple(name for name in passes.tensors.by_name if name not in passes.used)
+    return Trace(tuple(found), (*search.left_out, *left, *unseen), passes.count, unread)
 
 
 def _place_in(tensors: Mapping[str, Tensor]) -> Callable[[Relation], tuple[bool, int]]:
@@ -116,7 +115,7 @@ class _Search:
         partial, flooded, taints = probe.answer
         if not partial:
             if flooded and not all(map(self._passes.is_plain, probe.names)):
-                self._leave_out(probe, _FLOODS.format(next(iter(flooded)).tensor))
+                self._leave_out(probe, _FLOODS.format(min(reader.tensor for reader in flooded)))
             return []
         if written is not None and not partial & written:
             self._leave_out(probe, UNWRITTEN)

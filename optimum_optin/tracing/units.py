@@ -86,7 +86,8 @@ def groups_of(relations: Sequence[Relation], passes: Passes) -> tuple[list[Found
     order: dict[str, int] = {}
     for place, reader in enumerate(passes.readers):
         order.setdefault(reader.tensor, place)
-    return sorted(found, key=lambda group: min(order[each.tensor] for each in group.reads)), left
+    # A rearranged weight may be read under another name than its own.
+    return sorted(found, key=lambda group: min(order.get(each.tensor, len(order)) for each in group.reads)), left
 
 
 def _places(relations: Sequence[Relation], passes: Passes) -> tuple[list[_Place], int]:

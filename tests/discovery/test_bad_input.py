@@ -10,7 +10,7 @@ import transformers as tr
 from test_untouched import _attributes, state_of
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from toys import Pictures, TorchEncoder, Transformer, perturbed, token_ids
+from toys import Block, Pictures, TorchEncoder, Transformer, perturbed, token_ids
 
 from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
 from optimum_optin.discovery.discover import discover
@@ -150,7 +150,10 @@ def _hooked(linear):
 def test_a_weight_that_is_computed_from_others_is_left_whole_and_never_cut():
     groups = find_groups(put(toy(), _parametrized), token_ids())  # PyTorch crashes on a weight norm of no rows
     assert {group.key for group in groups} == ALL - {"layers.1.neurons"}
-    assert re.search(r"computed from blocks\.1\.up\.parametrizations.*remove param", groups.left_whole["blocks.1"])
+    assert re.search(
+        r"computed from blocks\.1\.up\.parametrizations.*remove param",
+        groups.left_whole["blocks.1.up.parametrizations.weight, blocks.1.up"],
+    )
 
 
 def test_a_model_that_cannot_be_copied_is_refused_with_what_to_do():
@@ -386,3 +389,64 @@ def test_the_model_stays_as_it_is_with_pytorchs_own_layers(norm_first):
     before, expected = seen(model), run_model(model, token_ids())["logits"]
     find_groups(model, token_ids())
     assert seen(model) == before and torch.equal(run_model(model, token_ids())["logits"], expected)
+
+
+# Silence
+
+
+def test_what_no_pass_reads_is_named():
+    config = tr.BertConfig(is_decoder=True, add_cross_attention=True, **SHAPE)
+    model = perturbed(tr.BertModel(config))
+    left = find_groups(model).left_whole
+    assert set(left) == {f"encoder.layer.{layer}.crossattention" for layer in (0, 1)}
+    assert all("no operation reads it for this sample" in reason for reason in left.values())
+    sample = {"input_ids": torch.arange(5, 15)[None], "encoder_hidden_states": torch.randn(1, 7, 32)}
+    groups = find_groups(perturbed(tr.BertModel(config)), sample)
+    assert not groups.left_whole and {f"layers.{layer}.crossattention_heads" for layer in (0, 1)} <= {
+        group.key for group in groups
+    }
+
+
+class Normed(nn.Module):
+    """A layer whose neurons are normalised all together, so that none can go alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(32, 48), nn.LayerNorm(48), nn.Linear(48, 32)
+
+    def forward(self, x):
+        return x + self.down(self.norm(self.up(x)))
+
+
+class Mixed(nn.Module):
+    """A list of layers, each with heads, neurons and what cannot be told."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(Normed(), Block()) for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_weights_in_layers_of_which_nothing_can_be_told_are_named():
+    groups = find_groups(perturbed(Mixed()), {"x": torch.randn(1, 5, 32)})
+    assert {group.key for group in groups} == ALL
+    silent = {f"layers.{layer}.0.{name}.weight" for layer in (0, 1) for name in ("up", "down")}
+    named = {tensor.partition("[")[0] for name in groups.left_whole for tensor in name.split(", ")}
+    assert silent <= named
+
+
+def test_a_registered_encoder_that_is_set_up_as_a_decoder_is_traced():
+    proof = check_architecture(perturbed(tr.BertLMHeadModel(tr.BertConfig(is_decoder=True, **SHAPE))))
+    assert {each.group.key for each in proof.groups} == ALL and not any(each.cut for each in proof.groups)
+
+
+def test_tokens_of_a_model_without_a_row_are_not_merged():
+    shape = {name: size for name, size in SHAPE.items() if name.startswith(("hidden", "num", "inter"))}
+    model = tr.ViTMSNForImageClassification(tr.ViTMSNConfig(image_size=16, patch_size=4, **shape))
+    pruner = OptinPruner(perturbed(model), config=OptinConfig(compensation="none", merging=(4, 0)))
+    with pytest.raises(ValueError, match=r"tokens of this 'vit_msn' model cannot be merged.*set merging='none'"):
+        pruner.prune([{"pixel_values": torch.randn(3, 16, 16)} for _ in range(8)])

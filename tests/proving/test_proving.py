@@ -374,12 +374,9 @@ def test_a_group_that_cannot_lose_its_last_unit_keeps_it():
     OptinPruner(model).check(FAST)
 
 
-@pytest.mark.parametrize("model_class", [tr.BertForMultipleChoice, tr.BertLMHeadModel])
-def test_what_no_sample_can_prove_is_refused_at_once(model_class):
-    decoder = model_class is tr.BertLMHeadModel
-    message = "is set up as a decoder" if decoder else r"reads several sequences per sample, \(batch, choices, tokens\)"
-    with pytest.raises(ValueError, match=message):
-        check_architecture(tiny_model(model_class=model_class, is_decoder=decoder))
+def test_what_no_sample_can_prove_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"reads several sequences per sample, \(batch, choices, tokens\)"):
+        check_architecture(tiny_model(model_class=tr.BertForMultipleChoice))
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, torch.OutOfMemoryError])
@@ -438,3 +435,21 @@ def test_the_command_prints_it_and_says_so_by_its_exit_code(tmp_path, capsys):
     assert run("check", [str(tmp_path / "damaged")]) == 1
     assert "nothing is proved: the output of layers.1 is not finite on one sample" in capsys.readouterr().out
     assert run("check", [str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_model_that_does_not_come_back_from_disk_is_not_proved(monkeypatch):
+    proof = check_architecture(tiny_model(), reload=True)
+    assert proof.reloaded and proof.proved and "reloaded: cut to half, saved and loaded, it is the same" in str(proof)
+    save = tr.BertForSequenceClassification.save_pretrained
+
+    def spoilt(self, folder, **options):
+        with torch.no_grad():
+            self.classifier.weight += 1
+        save(self, folder, **options)
+        with torch.no_grad():
+            self.classifier.weight -= 1
+
+    monkeypatch.setattr(tr.BertForSequenceClassification, "save_pretrained", spoilt)
+    proof = check_architecture(tiny_model(), reload=True)
+    assert proof.reloaded is False and not proof.proved
+    assert "its outputs are off by" in str(proof) and proof.to_dict()["reload_problem"] == proof.reload_problem

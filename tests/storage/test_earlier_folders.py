@@ -4,18 +4,25 @@ import argparse
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoModel
+from tiny import output_of, random_masks, tiny_batch
+from transformers import AutoModel, AutoModelForSequenceClassification
 
-from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
 from optimum_optin.commands import info
+from optimum_optin.editing.surgery import rewrite
 from optimum_optin.publishing.card import BEGIN
 from optimum_optin.publishing.pruned_folders import write_report
+from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.loading import load_model
+from optimum_optin.storage.record import record_structure
+from optimum_optin.storage.structure import structure_of
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures/format_1"
 REPORTS = sorted(FORMAT_1.glob("*/optin_report.json"))
@@ -50,6 +57,39 @@ def test_a_model_loads_and_gives_the_same(folder):
 def test_a_model_is_saved_again(folder, tmp_path):
     load_model(folder, None).save_pretrained(tmp_path)
     _check_outputs(tmp_path, folder.with_name(f"{folder.name}.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-bare-layers", "mpnet", "swin"])
+def test_a_model_is_pruned_again_and_is_of_the_present_format_from_then_on(name, tmp_path):
+    model = load_model(FORMAT_1 / name, None)
+    earlier = structure_of_model(model)
+    groups = find_groups(model)
+    masks = random_masks(groups)
+    rewrite(model, groups, masks)
+    structure = record_structure(model, structure_of(groups, masks), groups)
+    assert all(set(structure[key].kept) <= set(entry.kept) for key, entry in earlier.items())
+    model.save_pretrained(tmp_path)
+    entry = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert (entry["format_version"], entry["transformers"]) == (2, transformers.__version__)
+    batch = tiny_batch(model)
+    batch = {each: value % 30 if each == "input_ids" else value for each, value in batch.items()}
+    assert torch.equal(output_of(load_model(tmp_path, None), batch), output_of(model, batch))
+
+
+def test_a_model_of_earlier_remote_code_is_pruned_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    model = AutoModelForSequenceClassification.from_pretrained(FORMAT_1 / "bert-remote-code", trust_remote_code=True)
+    assert model.config.quantization_config.format_version == 1 and hasattr(model, "optin_convert")
+    groups = find_groups(model)
+    masks = random_masks(groups)
+    rewrite(model, groups, masks)
+    record_structure(model, structure_of(groups, masks), groups)
+    assert "the remote code that this model was loaded with cannot load what is saved from now on" in caplog.text
+    model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "modeling_optin.py").exists()
+    loaded, batch = load_model(tmp_path / "again", None), tiny_batch(model)
+    assert torch.equal(output_of(loaded, batch), output_of(model, batch))
 
 
 def test_a_report_loads_prints_and_is_saved_in_that_form(folder, tmp_path):

@@ -4,6 +4,7 @@ import ast
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,7 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CASES, TINY, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaModel,
+)
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
@@ -24,6 +30,7 @@ from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of
 
 LOAD_ALONE = Path(__file__).parents[1].joinpath("load_alone.py")
+FORMAT_1 = LOAD_ALONE.parent / "fixtures/format_1"
 LOADING = LOAD_ALONE.parents[1] / "docs/source/guides/loading.mdx"
 # No padding: one batch of text for all families, and one of images.
 BATCH = {name: value[:1] for name, value in tiny_batch(tiny_model()).items()}
@@ -177,6 +184,39 @@ def test_the_file_imports_torch_and_transformers_only(models, tmp_path):
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
     assert "mpnet.encoder" not in text and "register_architecture" not in text, "it knows no architecture"
     assert len(text.splitlines()) < 900, "it is to be read before it is trusted"
+
+
+def test_an_architecture_without_a_row(tmp_path):
+    """Beside a model that was saved in format 1, whose file comes before or after."""
+    shape = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    model = LlamaModel(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).eval()
+    groups = find_groups(model, {"input_ids": BATCH["input_ids"]})
+    masks = random_masks(groups)
+    rewrite(model, groups, masks)
+    record_structure(model, structure_of(groups, masks), groups)
+    model.save_pretrained(tmp_path / "llama")
+    write_remote_code(tmp_path / "llama")
+    for name in ("earlier", "upgraded"):
+        shutil.copytree(FORMAT_1 / "bert-remote-code", tmp_path / name)
+    shutil.copytree(FORMAT_1 / "vit-merging", tmp_path / "merging")
+    write_remote_code(tmp_path / "upgraded")
+    write_remote_code(tmp_path / "merging")
+    for order in (("llama", "earlier", "upgraded", "merging"), ("earlier", "llama")):
+        place = tmp_path / order[0]
+        results = load_alone("without", [tmp_path / name for name in order], place)
+        with torch.no_grad():
+            expected = model(**BATCH).last_hidden_state
+        torch.testing.assert_close(results["llama.logits"], expected, atol=1e-6, rtol=0)
+        for name in set(order) & {"earlier", "upgraded"}:
+            here = AutoModelForSequenceClassification.from_pretrained(FORMAT_1 / "bert-remote-code")
+            torch.testing.assert_close(results[f"{name}.logits"], output_of(here, BATCH), atol=1e-6, rtol=0)
+    here = AutoModelForImageClassification.from_pretrained(FORMAT_1 / "vit-merging")
+    torch.testing.assert_close(
+        load_file(tmp_path / "llama" / "without.safetensors")["merging.logits"],
+        output_of(here, PIXELS),
+        atol=1e-6,
+        rtol=0,
+    )
 
 
 def test_a_dense_folder_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from problems import gained, problem, spent
 from test_remote_code import BATCH, batch_for, load_alone
 from tiny import TINY, load, output_of, tiny_model, tiny_samples
-from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from optimum_optin import (
     OptinConfig,
@@ -229,3 +229,12 @@ def test_the_docs_table_is_the_registry():
         fields = {sublayer.role: sublayer.config_fields for stack in row_of(name) for sublayer in stack.sublayers}
         expected.append((name, *("yes" if fields[role] else "no" for role in ("heads", "neurons"))))
     assert sorted(table) == expected
+
+
+def test_a_model_whose_groups_are_traced_is_refused_before_they_are(monkeypatch):
+    monkeypatch.setattr("optimum_optin.discovery.find.discover", None)
+    model = GPT2Model(GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=4, n_positions=64))
+    with pytest.raises(
+        ValueError, match="layout='uniform' cannot prune this 'gpt2' model: its groups are found by tra"
+    ):
+        OptinPruner(model).check(OptinConfig(flops=0.5, layout="uniform"))
