@@ -1,8 +1,8 @@
 """Groups that own parts of one dimension: channels of several convolutions, concatenated before the next."""
 
 import torch
-from toys import perturbed
 from torch import nn
+from toys import perturbed
 
 from optimum_optin import check_architecture, find_groups, masked
 from optimum_optin.editing.surgery import follow_shapes, groups_after, rewrite
