@@ -126,3 +126,10 @@ def test_the_support_matrix_is_up_to_date(monkeypatch):
     monkeypatch.delitem(sys.modules, "make_support_matrix")
     page = matrix.PAGE.read_text(encoding="utf-8")
     assert page == matrix.page_with(matrix.support_matrix()), "run python docs/make_support_matrix.py"
+
+
+def test_the_page_of_supported_models_is_made_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    models = importlib.import_module("make_supported_models")
+    monkeypatch.delitem(sys.modules, "make_supported_models")
+    assert models.PAGE.read_text(encoding="utf-8") == models.page(), "run python docs/make_supported_models.py"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -31,9 +32,8 @@ def stack_of(layer: str) -> str:
 
 
 def attribute(model: nn.Module, path: str) -> Any:
-    """The value of the attribute at a path, e.g. `"layers.0.attention.head_dim"`."""
-    module, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(module), name)
+    """The value of the attribute at a path, e.g. `"layers.0.attention.head_dim"`, or one of a module's config."""
+    return attrgetter(path)(model)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -32,7 +32,9 @@ def inputs_of(model: nn.Module, layers: Mapping[str, str], sample: Batch) -> dic
     dense = _read(model, first, sample)
     found = {stack: [] for stack in stacks}
     for name in telling:
-        changed = _read(model, first, {**sample, name: _changed(sample[name])})
+        changed: dict[str, Tensor] = {}
+        with suppress(Exception):  # sizes of images, say, that fit no others: no tokens are made of them
+            changed = _read(model, first, {**sample, name: _changed(sample[name])})
         for stack in stacks:
             before, after = dense.get(stack), changed.get(stack)
             if before is not None and after is not None and (before.shape != after.shape or (before != after).any()):

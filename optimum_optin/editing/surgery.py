@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -36,10 +38,37 @@ def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
         given = len(masks[group.key]) if group.key in masks else "none"
         if given != group.units:
             raise ValueError(f"{group.key} needs a mask of {group.units} units, got {given}.")
-    for group in groups:
+    for place, group in enumerate(groups):
         kept = masks[group.key].cpu().nonzero().flatten()
         if len(kept) < group.units:
-            take_units(model, group, kept)
+            take_units(model, _moved(group, groups[:place], masks), kept)
+
+
+def groups_after(groups: Iterable[Group], masks: Masks) -> list[Group]:
+    """Groups of a model as they are after `rewrite`: with fewer units, which begin where they begin then.
+
+    Args:
+        groups: as they were before.
+        masks: see `rewrite`.
+    """
+    groups = list(groups)
+    return [replace(_moved(group, groups, masks), units=int(masks[group.key].sum())) for group in groups]
+
+
+def _moved(group: Group, cut: Iterable[Group], masks: Masks) -> Group:
+    """A group whose blocks begin earlier by what other groups have lost before them, in a dimension that they share."""
+    lost: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+    for other in cut:
+        fewer = other.units - int(masks[other.key].sum())
+        for part in (*other.cut.writes, *other.cut.reads):
+            lost[part.tensor, part.dim].append((part.start, fewer * sum(part.widths)))
+
+    def moved(part: Blocks) -> Blocks:
+        before = sum(count for start, count in lost[part.tensor, part.dim] if start < part.start)
+        return replace(part, start=part.start - before) if before else part
+
+    writes, reads = (tuple(map(moved, side)) for side in (group.cut.writes, group.cut.reads))
+    return replace(group, cut=replace(group.cut, writes=writes, reads=reads))
 
 
 def take_units(model: nn.Module, group: Group, kept: Tensor) -> None:
@@ -221,7 +250,7 @@ def _check_plain(module: nn.Module, path: str, name: str) -> None:
     linear, own = isinstance(module, nn.Linear), name in module._parameters or name in module._buffers
     if (
         linear
-        and type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear)
+        and not kind.startswith(("torch.nn.", "transformers.models."))  # a model's own (Falcon's): the proof runs it
         and type(module).forward is not nn.Linear.forward
     ):
         raise ValueError(
@@ -276,7 +305,8 @@ def _(module: nn.Module) -> None:
 @follow_shapes.register(nn.LayerNorm)
 @follow_shapes.register(nn.RMSNorm)
 def _(module: nn.LayerNorm | nn.RMSNorm) -> None:
-    module.normalized_shape = tuple(module.weight.shape)
+    if module.weight.dim() == len(module.normalized_shape):  # others (Chameleon) have weights for every head
+        module.normalized_shape = tuple(module.weight.shape)
 
 
 @follow_shapes.register

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups
 from ..editing.masking import masked
-from ..editing.surgery import rewrite
+from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
 from .observation import Observation, difference, differences, fed, states_of
 
@@ -54,9 +54,13 @@ def cut_trials(model: nn.Module, groups: Groups, sample: Batch, rounding: float)
     if together.problem is None and together.least == 0:
         return {group.key: together for group in groups}
     alone = {group.key: _trial(model, replace(groups, members=(group,)), sample, rounding) for group in groups}
-    if together.problem is not None and all(trial.problem is None for trial in alone.values()):
-        problem = f"alone it can be cut, but together with all other groups it cannot: {together.problem}"
-        return {key: replace(trial, problem=problem) for key, trial in alone.items()}
+    sound = replace(groups, members=tuple(group for group in groups if alone[group.key].problem is None))
+    if together.problem is not None and len(sound):
+        if len(sound) < len(groups):  # is what is left right together?
+            together = _trial(model, sound, sample, rounding)
+        if together.problem is not None:
+            problem = f"alone it can be cut, but together with all other groups it cannot: {together.problem}"
+            alone |= {group.key: replace(alone[group.key], problem=problem) for group in sound}
     return alone
 
 
@@ -84,7 +88,7 @@ def without_effect(model: nn.Module, groups: Groups, sample: Batch, dense: Obser
 def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> Trial:
     copied = _lean_copy(model)
     left, largest = groups, 0.0
-    written = {producer.path for group in groups for producer in group.producers}
+    written = {part.tensor.rpartition(".")[0] for group in groups for part in group.cut.writes}
     narrowed = {group.key for group in groups if group.consumer in written}  # what they write are units themselves
     for what, masks, further in _masks(groups):
         with masked(model, groups, masks):
@@ -97,6 +101,9 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
         except Exception as error:  # whatever a forward may raise that cannot deal with it
             problem = f"with {what} cut, the model does not run ({type(error).__name__}: {error}): {_ROW}"
             return _ended(what, problem, largest)
+        # A layer may return channels that are units: then it returns fewer, which the layers after it and the outputs
+        # are to make the same of.
+        narrowed |= {name for name in groups.layers if name in found and found[name].shape != expected[name].shape}
         off = {state: share for state, share in differences(found, expected).items() if state not in narrowed}
         for state, share in off.items():
             if share > rounding:
@@ -106,7 +113,7 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
                 )
                 return _ended(what, problem, largest)
         largest = max(largest, *off.values())
-        left = replace(groups, members=tuple(_with(group, masks[group.key]) for group in groups))
+        left = replace(left, members=tuple(groups_after(left, further)))
     return Trial(largest=largest)
 
 
@@ -129,10 +136,6 @@ def _mask(group: Group, what: str) -> Tensor:
     half = places % 2 == 0
     most = {_HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
     return half & (half.flip(0).cumsum(0).flip(0) <= most)  # the last of every second one
-
-
-def _with(group: Group, mask: Tensor) -> Group:
-    return replace(group, units=int(mask.sum()))
 
 
 def _lean_copy(model: nn.Module) -> nn.Module:

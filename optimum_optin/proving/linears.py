@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from torch import nn
 
-from ..architectures.group import Group, Groups
+from ..architectures.group import Group, Groups, attribute
 from .observation import Observation, linears_of
 
 
@@ -19,8 +21,9 @@ def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
     for group in groups:
         for path, amount in group.cut.counters.items():
             count = group.units * amount
-            module, _, name = path.rpartition(".")
-            held = getattr(model.get_submodule(module), name, None)
+            held = None
+            with suppress(AttributeError):  # its row may name what is not there
+                held = attribute(model, path)
             if held != count:
                 said = f"{group.units} units, {amount} for each: {count}"
                 found.setdefault(group.key, f"its counter {path} is {held!r}, where its row says {said}")
