@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Group, Groups
+from ..architectures.group import Group, Groups, stack_of
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
 from .observation import Observation, difference, differences, fed, states_of
 
-_HALF, _ONE, _NONE = (
+_SOME, _HALF, _ONE, _NONE = (
+    "every second unit of every second group",
     "every second unit",
     "all units but the least that may stay",
     "all units that may go",
@@ -125,16 +127,28 @@ def _ended(what: str, problem: str, largest: float) -> Trial:
 def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
     """What is cut, masks of the whole groups, and of what the masks before have left of them."""
     before = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
-    for what in (_HALF, _ONE, _NONE):
-        masks = {group.key: _mask(group, what) for group in groups}
+    whole = _every_second(groups)
+    for what in (*([_SOME] if whole else []), _HALF, _ONE, _NONE):
+        masks = {
+            group.key: before[group.key] if what == _SOME and group.key in whole else _mask(group, what)
+            for group in groups
+        }
         yield what, masks, {key: mask[before[key]] for key, mask in masks.items()}
         before = masks
+
+
+def _every_second(groups: Groups) -> set[str]:
+    """Keys of every second group of a stack and role: one layer may hand the next what is as large as it is itself."""
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for group in groups:
+        alike[stack_of(group.layer), group.role].append(group.key)
+    return {key for keys in alike.values() for key in keys[1::2]}
 
 
 def _mask(group: Group, what: str) -> Tensor:
     places = torch.arange(group.units)
     half = places % 2 == 0
-    most = {_HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
+    most = {_SOME: group.units, _HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
     return half & (half.flip(0).cumsum(0).flip(0) <= most)  # the last of every second one
 
 
