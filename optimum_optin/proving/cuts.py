@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Group, Groups, stack_of
+from ..architectures.group import Group, Groups
+from ..discovery.coupling import every_second
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
@@ -127,7 +127,7 @@ def _ended(what: str, problem: str, largest: float) -> Trial:
 def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
     """What is cut, masks of the whole groups, and of what the masks before have left of them."""
     before = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
-    whole = _every_second(groups)
+    whole = {group.key for group in every_second(groups)}
     for what in (*([_SOME] if whole else []), _HALF, _ONE, _NONE):
         masks = {
             group.key: before[group.key] if what == _SOME and group.key in whole else _mask(group, what)
@@ -135,14 +135,6 @@ def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, T
         }
         yield what, masks, {key: mask[before[key]] for key, mask in masks.items()}
         before = masks
-
-
-def _every_second(groups: Groups) -> set[str]:
-    """Keys of every second group of a stack and role: one layer may hand the next what is as large as it is itself."""
-    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for group in groups:
-        alike[stack_of(group.layer), group.role].append(group.key)
-    return {key for keys in alike.values() for key in keys[1::2]}
 
 
 def _mask(group: Group, what: str) -> Tensor:
