@@ -41,12 +41,17 @@ design, and counted apart.
 
 ## Why not
 
+Code that does not run when it is cut mostly reshapes to the width of the hidden states (`led`, `blip`,
+`timesformer`), has a norm for the queries of all heads (`olmo2`), or makes something for a fixed number of heads
+elsewhere (ALiBi in `bloom` and `mpt`). Nothing of these groups is cut, and the rest of the model is.
+
 {reasons}
 ## All types
 
 *Attention* and *FFN* say how many groups are proved of those that should be in the layers, *roles* how many are
-proved of all that were found. *MACs* is what is left of them when all proved groups are cut to one half, and *loaded*
-says whether the cut model was saved, loaded by plain `AutoModel`, and gave equal outputs.
+proved of all that were found. *MACs* is what is left of them when all proved groups are cut to one half, as PyTorch
+counts them (it does not see the grouped products of experts), and *loaded* says whether the cut model was saved,
+loaded by plain `AutoModel`, and gave equal outputs.
 
 {table}"""
 

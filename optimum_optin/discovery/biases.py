@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -48,10 +49,11 @@ def bias_arguments(model: nn.Module, layer: str, units: int, sample: Batch) -> l
 
 
 def together(groups: Iterable[FoundGroup]) -> list[FoundGroup]:
-    """Groups that share tables as one, with the tables: what each of their layers loses, all lose."""
+    """Groups that share tables as one, with the tables, and others that are alike: what one loses, all lose."""
     shared = defaultdict(list)
     for group in groups:
-        shared[tuple(part.tensor for part in group.shared)].append(group)
+        tables = tuple(part.tensor for part in group.shared)
+        shared[tables or (re.sub(r"\d+", "#", group.module), group.units)].append(group)
     found = []
     for members in shared.values():
         levels = zip(*(group.module.split(".") for group in members), strict=False)

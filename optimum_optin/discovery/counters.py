@@ -83,7 +83,7 @@ class _Trials:
         wanted = self._wanted(mask)
         left = f"with {int(mask.sum())} of {len(mask)} units left"
         try:
-            with _undone(self.copied):
+            with undone(self.copied):
                 rewrite(self.copied, [group], {group.key: mask})
                 found = _states(self.copied, self.watched, self.layer, self.sample)
         except torch.OutOfMemoryError:
@@ -208,7 +208,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def _undone(model: nn.Module) -> Iterator[None]:
+def undone(model: nn.Module) -> Iterator[None]:
     """Take back, on exit, whatever was set on a model's modules inside."""
     before = [
         (module, type(module), dict(vars(module)), {name: dict(each) for name, each in _dicts(module)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from ..tracing import trace
 from ..tracing.found import STREAM, FoundGroup, Slice, Trace
 from .biases import bias_arguments, together
 from .counters import Counters, NotCut, counters_of
+from .coupling import coupled
 from .samples import checked_sample, tiny_sample
 from .silent import silent_weights
 from .streams import inputs_of
@@ -49,11 +50,14 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
         sample = tiny_sample(model) if sample is None else checked_sample(model, sample)
         traced = _traced(model, sample)
         counting = _Counting(model, sample)
-        members, left, layers, uncut = counting.groups_of(traced.groups)
+        found = list(traced.groups)
+        members, left, layers, uncut = counting.groups_of(found)
         if uncut:  # layers that cannot pick their own heads from a bias of all lose the same ones
-            alone = [found for found in traced.groups if not uncut & _tables(found)]
-            alike = [found for found in traced.groups if uncut & _tables(found)]
-            members, left, layers, _ = counting.groups_of([*alone, *together(alike)])
+            found = _joined(found, [each for each in found if uncut & _tables(each)])
+            members, left, layers, _ = counting.groups_of(found)
+        if same := {frozenset(part.tensor for part in group.cut.reads) for group in coupled(model, members, sample)}:
+            found = _joined(found, [each for each in found if frozenset(part.tensor for part in each.reads) in same])
+            members, left, layers, _ = counting.groups_of(found)
         inputs = inputs_of(model, layers, sample)
     left = {**_left_out(traced, layers), **left, **silent_weights(model, traced, layers)}
     return Groups(tuple(members), layers, inputs, left, sample)
@@ -171,6 +175,11 @@ class _Counted:
         bias = self.bias and f"{layer}.{self.bias}"
         cut = part.cut if self.as_first else part.otherwise
         return replace(group, least=self.least, cut=replace(cut, counters=counters, shared_bias=bias))
+
+
+def _joined(found: Iterable[FoundGroup], alike: Sequence[FoundGroup]) -> list[FoundGroup]:
+    """Groups, some of which become one."""
+    return [*(each for each in found if not any(each is other for other in alike)), *together(alike)]
 
 
 def _tables(found: FoundGroup) -> frozenset[str]:

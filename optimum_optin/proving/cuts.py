@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups
+from ..discovery.coupling import every_second
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
 from .observation import Observation, difference, differences, fed, states_of
 
-_HALF, _ONE, _NONE = (
+_SOME, _HALF, _ONE, _NONE = (
+    "every second unit of every second group",
     "every second unit",
     "all units but the least that may stay",
     "all units that may go",
@@ -125,8 +127,12 @@ def _ended(what: str, problem: str, largest: float) -> Trial:
 def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
     """What is cut, masks of the whole groups, and of what the masks before have left of them."""
     before = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
-    for what in (_HALF, _ONE, _NONE):
-        masks = {group.key: _mask(group, what) for group in groups}
+    whole = {group.key for group in every_second(groups)}
+    for what in (*([_SOME] if whole else []), _HALF, _ONE, _NONE):
+        masks = {
+            group.key: before[group.key] if what == _SOME and group.key in whole else _mask(group, what)
+            for group in groups
+        }
         yield what, masks, {key: mask[before[key]] for key, mask in masks.items()}
         before = masks
 
@@ -134,7 +140,7 @@ def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, T
 def _mask(group: Group, what: str) -> Tensor:
     places = torch.arange(group.units)
     half = places % 2 == 0
-    most = {_HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
+    most = {_SOME: group.units, _HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
     return half & (half.flip(0).cumsum(0).flip(0) <= most)  # the last of every second one
 
 
