@@ -9,7 +9,7 @@ import torch
 from tiny import CASES, tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
-from optimum_optin.storage.plugin import structure_of_model
+from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.structure import structure_to_json
 
 EXPECTED = json.loads((Path(__file__).parents[1] / "fixtures" / "masks.json").read_text(encoding="utf-8"))
