@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -17,6 +19,7 @@ from .search.limits import numbers_of
 from .search.macs import matching_cost, total_cost
 from .search.masks import check_budget
 from .search.selection import limits_of
+from .storage.record import check_recordable, unsavable
 from .storage.uniform import check_sized_by_config, check_uniform
 
 logger = logging.get_logger(__name__)
@@ -47,7 +50,11 @@ def proved_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     groups = prunable_groups(model, config)
     limits = limits_of(config, groups)
     floors = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
-    return proved(model, groups, refits=config.compensation != "none", floors=floors)
+    groups = proved(model, groups, refits=config.compensation != "none", floors=floors)
+    unsaved = {group.key: reason for group in groups if (reason := unsavable(model, group))}
+    members = tuple(group for group in groups if group.key not in unsaved)
+    check_recordable(model, [group for group in members if floors[group.key] < group.units])
+    return replace(groups, members=members, left_whole={**groups.left_whole, **unsaved})
 
 
 def check_cut(model: PreTrainedModel, groups: Groups, config: OptinConfig) -> None:
