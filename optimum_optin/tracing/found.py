@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 STREAM = "it writes a stream that is normalised as a whole"
@@ -104,8 +103,3 @@ class Trace:
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.groups), *(f"left out: {each}" for each in self.left_out)])
-
-
-def is_rising(indices: Tensor) -> bool:
-    """Whether the units own one run of indices after the other, from 0 on and without a gap."""
-    return torch.equal(indices.flatten(), torch.arange(indices.numel()))
