@@ -14,6 +14,15 @@ SHAPE = {
     "max_position_embeddings": 64,
     "num_labels": 3,
 }
+# Of models without a row: what most configs of texts take.
+TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
 DISTILBERT_SHAPE = {
     "vocab_size": 99,
     "dim": 32,
@@ -228,3 +237,12 @@ def random_masks(groups, seed=0, share=0.5):
         mask[order[: min(max(round(share * group.units), 1), group.units - 1)]] = True
         masks[group.key] = mask
     return masks
+
+
+def perturbed(model, seed=0):
+    """The model in evaluation mode, with weights that are not those of the start."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()

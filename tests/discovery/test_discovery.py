@@ -3,30 +3,14 @@
 import pytest
 import torch
 import transformers as tr
-from tiny import CASES, tiny_batch, tiny_model
+from tiny import CASES, TEXT, perturbed, tiny_batch, tiny_model
 
 from optimum_optin import check_architecture
 from optimum_optin.discovery.declared import declared_groups
 from optimum_optin.discovery.discover import discover
 
-TEXT = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}
 SHARED = ("mpnet", "beit with a shared bias", "beit with both biases")
 IDS = {"input_ids": torch.arange(5, 15)[None]}
-
-
-def perturbed(model):
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
 
 
 @pytest.mark.parametrize("model_type", CASES, ids=CASES)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers as tr
+from tiny import TEXT as SHAPES
 from toys import perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
@@ -14,15 +15,7 @@ from optimum_optin.passes.course import find_course
 from optimum_optin.running.freezing import frozen
 from optimum_optin.search.selection import limits_of
 
-TEXT = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+TEXT = {**SHAPES, "pad_token_id": 0}
 IMAGE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

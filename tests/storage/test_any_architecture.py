@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 import transformers as tr
-from tiny import random_masks, tiny_batch, tiny_model
+from tiny import TEXT, perturbed, random_masks, tiny_batch, tiny_model
 
 from optimum_optin import convert_model, find_groups
 from optimum_optin.architectures.group import Blocks
@@ -19,14 +19,6 @@ from optimum_optin.storage.record import check_structure, record_structure, unsa
 from optimum_optin.storage.reload import reload_problem
 from optimum_optin.storage.structure import Kept, structure_from_json, structure_of
 
-TEXT = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}
 BART = {
     "vocab_size": 99,
     "d_model": 32,
@@ -56,14 +48,6 @@ MODELS = {
         tr.MixtralConfig(num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, **TEXT),
     ),
 }
-
-
-def perturbed(model):
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
 
 
 @cache

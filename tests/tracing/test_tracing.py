@@ -5,15 +5,11 @@ import re
 import pytest
 import torch
 import transformers as tr
-from tiny import tiny_batch, tiny_model
+from tiny import perturbed, tiny_batch, tiny_model
 from torch import nn
 
 from optimum_optin.tracing import trace
 
-# What tracing finds and no row names: poolers and heads between two linears, the network of SwinV2's position bias.
-BEYOND = re.compile(r".*(classifier|classifier\.out_proj|head\.mlp\.fc2|continuous_position_bias_mlp\.2)")
-# One position bias for all layers: their heads are one group, which has many consumers.
-SHARED = ("mpnet", "beit with a shared bias", "beit with both biases")
 IDS = {"input_ids": torch.arange(5, 17)[None]}
 PIXELS = {"pixel_values": torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)}
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
@@ -159,14 +155,6 @@ OTHERS = {
 }
 
 
-def _perturbed(model, seed=0):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
-
-
 def _described(group):
     """A group in words, with paths from its module, layers without their numbers."""
     inside = f"{group.module}."
@@ -179,13 +167,13 @@ def test_units_of_models_that_have_no_row(name):
     make, expected = OTHERS[name]
     torch.manual_seed(0)
     model, inputs = make()
-    assert {_described(group) for group in trace(_perturbed(model), inputs).groups} == expected
+    assert {_described(group) for group in trace(perturbed(model), inputs).groups} == expected
 
 
 def test_a_bias_that_a_stack_shares_is_named_in_the_groups_of_its_layers():
     sizes = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     config = tr.T5Config(decoder_start_token_id=0, **sizes)
-    found = trace(_perturbed(tr.T5Model(config)), {**IDS, "decoder_input_ids": IDS["input_ids"]}).groups
+    found = trace(perturbed(tr.T5Model(config)), {**IDS, "decoder_input_ids": IDS["input_ids"]}).groups
     shared = {group.reads[0].tensor: [str(each) for each in group.shared] for group in found}
     first, bias = "{}.block.{}.layer.0.SelfAttention.o.weight", "block.0.layer.0.SelfAttention.relative_attention_bias"
     expected = {
@@ -201,7 +189,7 @@ def test_a_bias_that_a_stack_shares_is_named_in_the_groups_of_its_layers():
 
 def test_channels_of_convolutions_through_batch_norm_and_shortcuts():
     sizes = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [2, 2], "layer_type": "basic"}
-    model = _perturbed(tr.ResNetModel(tr.ResNetConfig(**sizes)))
+    model = perturbed(tr.ResNetModel(tr.ResNetConfig(**sizes)))
     found = trace(model, PIXELS)
     inner = [group for group in found.groups if group.module.endswith(".layer")]
     assert [group.units for group in inner] == [16, 16, 24, 24]
@@ -222,7 +210,7 @@ def test_channels_of_convolutions_through_batch_norm_and_shortcuts():
 
 def _indices(kind, settings, tensor):
     torch.manual_seed(0)
-    found = trace(_perturbed(_tiny(kind, **settings)()[0]), IDS).groups
+    found = trace(perturbed(_tiny(kind, **settings)()[0]), IDS).groups
     (part,) = [each for group in found for each in group.writes if each.tensor == tensor]
     return part.indices.tolist()
 
