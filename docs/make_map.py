@@ -27,6 +27,7 @@ FLOORS = (
     ("tracing",),
     ("editing", "reading", "tainting", "config"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
+    ("models",),
 )
 
 

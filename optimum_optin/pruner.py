@@ -27,6 +27,8 @@ from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
 from .inputs.samples import undecoded
 from .merging.schedule import TokenSchedule
+from .models.identity import device_of
+from .models.wrappers import check_model
 from .passes.calibration import Calibration, calibrate
 from .pipeline import prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
@@ -40,7 +42,6 @@ from .reading.sources import find_source, load_calibration, note_source, source_
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .running.processes import is_main, on_main, wait
 from .running.randomness import kept_streams
-from .running.wrappers import check_model
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules
 from .search.macs import total_cost
@@ -541,7 +542,7 @@ class OptinPruner:
         source = source_of(data)
         if source and text_columns is not None:
             source = {**source, "text_columns": named(text_columns)}
-        return calibrate(self.model, [send_to_device(dict(batch), self.model.device) for batch in batches], source)
+        return calibrate(self.model, [send_to_device(dict(batch), device_of(self.model)) for batch in batches], source)
 
     def _write(
         self,

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..architectures.group import Group, Groups
 from ..architectures.registry import known_architectures
+from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from .declared import declared_groups, declared_inputs, declared_layers
@@ -53,7 +54,7 @@ def is_declared(model: nn.Module) -> bool:
 
     Rows are of encoders: a model of the same type that is set up as a decoder is traced.
     """
-    config = getattr(model, "config", None)
+    config = config_of(model)
     decodes = getattr(config, "is_decoder", False) is True
     return getattr(config, "model_type", None) in known_architectures() and not decodes
 

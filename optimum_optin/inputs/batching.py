@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..discovery.find import stack_inputs
+from ..models.identity import dtype_of, type_of
 from ..reading.columns import check_unused
 from ..running.batch import Batch, samples_in
 from .encoding import model_inputs
@@ -66,7 +67,7 @@ def calibration_batches(
         batches = _loaded(data, model, num_samples)
     else:
         if not modality.holds_text:
-            check_unused(text_columns, f"{model.config.model_type!r} is a model of {modality.samples}")
+            check_unused(text_columns, f"{type_of(model)!r} is a model of {modality.samples}")
         batches = modality.read(
             draw(data, num_samples, seed),
             model,
@@ -109,7 +110,7 @@ def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batc
                 )
         inputs = {name: value[:num_samples] for name, value in inputs.items()}
         numbers = {name for name in stack_inputs(model).values() if inputs[name].is_floating_point()}
-        batches.append(inputs | {name: inputs[name].to(model.dtype) for name in numbers})
+        batches.append(inputs | {name: inputs[name].to(dtype_of(model)) for name in numbers})
         num_samples -= samples_in(inputs)
         if num_samples <= 0:
             break

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..discovery.find import stack_inputs
+from ..models.identity import main_input_of
 from ..running.batch import Batch, samples_in
 from .modalities import modality_of
 from .tokens import token_masks
@@ -26,6 +27,6 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
 def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:
     """Mean length of the samples in tokens, padding excluded, rounded, at least 1; for pairs, that of the texts."""
     samples = sum(map(samples_in, batches))
-    stack = next(stack for stack, name in stack_inputs(model).items() if name == model.main_input_name)
+    stack = next(stack for stack, name in stack_inputs(model).items() if name == main_input_of(model))
     tokens = sum(int(token_masks(model, batch)[stack].sum()) for batch in batches)
     return max(1, round(tokens / samples))

@@ -17,6 +17,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..models.identity import name_of
 from ..report import PruningReport
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.tasks import task_of
@@ -154,7 +155,7 @@ def weight_bytes(folder: Path) -> int:
 
 def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
     """The metadata of the dense model's card; empty if there is none, or it cannot be read."""
-    path = str(model.config._name_or_path or "")
+    path = name_of(model)
     if not report.base and not path:  # the model was made in memory
         return ModelCardData()
     try:

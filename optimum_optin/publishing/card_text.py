@@ -14,6 +14,7 @@ from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokeni
 
 from ..config import OptinConfig
 from ..figures import CalibrationSource
+from ..models.identity import dtype_of
 from ..reasons import reasons_of
 from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
@@ -140,7 +141,7 @@ def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | No
         _change("parameters", report.params_dense, report.params_pruned, "M"),
     ]
     if weights is not None:
-        rows.append(_change("weights on disk", report.params_dense * model.dtype.itemsize, weights, " MB"))
+        rows.append(_change("weights on disk", report.params_dense * dtype_of(model).itemsize, weights, " MB"))
     note = f"MACs are of one sequence of {report.tokens} tokens."
     if weights is not None:
         note += f" The dense model's size on disk is its parameters in {_dtype(model)}."
@@ -320,7 +321,7 @@ def _spread(value: float | None, error: float | None) -> str:
 
 
 def _dtype(model: PreTrainedModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
+    return str(dtype_of(model)).removeprefix("torch.")
 
 
 def _arguments(values: Mapping[str, Any]) -> str:

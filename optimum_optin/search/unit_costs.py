@@ -17,6 +17,7 @@ from ..architectures.group import Groups
 from ..editing.surgery import take_units
 from ..inputs.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
+from ..models.identity import attention_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import call_model
@@ -93,7 +94,7 @@ def _added_by_units(
 ) -> dict[str, int]:
     """Group key -> MACs that its layer does more with the first unit there twice. One role after the other grows."""
     detach_merging(copied)
-    if getattr(copied.config, "_attn_implementation", "eager") not in ("sdpa", "eager"):
+    if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
     if repeats > 1:
         first = copied.get_submodule(next(iter(groups.layers.values())))
