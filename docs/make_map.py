@@ -21,6 +21,7 @@ FLOORS = (
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
+    ("plain_modules",),
     ("passes", "storage"),
     ("inputs", "merging"),
     ("discovery",),

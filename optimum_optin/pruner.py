@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from huggingface_hub import CommitInfo, ModelCard
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -25,9 +26,12 @@ from .files.folders import NotSavedError, atomic_folder, check_folder
 from .hub_id import hub_commit
 from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
+from .inputs.modules import check_example
 from .inputs.samples import undecoded
 from .merging.schedule import TokenSchedule
-from .models.identity import device_of
+from .models.examples import example_of, forget_example, note_example
+from .models.identity import device_of, is_of_transformers
+from .models.plain import check_module, named_inputs
 from .models.wrappers import check_model
 from .passes.calibration import Calibration, calibrate
 from .pipeline import prune_model, report_of
@@ -81,7 +85,8 @@ class OptinPruner:
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, config: OptinConfig | None = None):
-        check_model(model)
+        if example_of(model) is None:
+            check_model(model)
         _check_type("config", config, OptinConfig)
         check_structure(model)  # refuses a quantized model, too
         self.model = model
@@ -125,6 +130,45 @@ class OptinPruner:
         pruner._origin = Origin(loaded, str(model), commit, processor_given=processor is not None)
         pruner._origin.companions(**kwargs | ({"revision": commit} if commit else {}))
         return pruner
+
+    @classmethod
+    def from_model(
+        cls, module: nn.Module, example_inputs: Any, processor: Any = None, config: OptinConfig | None = None
+    ) -> OptinPruner:
+        """A pruner for any PyTorch module, by an example of its inputs.
+
+        Its groups are found by tracing and proved on the example. What is saved is loaded by `load_pruned`.
+
+        Args:
+            module: the dense module; it is never changed, and measured in evaluation mode.
+            example_inputs: a batch of one sample or more: a tensor for the forward's first argument, a tuple for the
+                first ones, or a dict by their names; with the samples as first dimension, and real values or random
+                ones, as constants tell nothing.
+            processor: a callable that makes the input of an image; may be `None` if calibration data come as tensors.
+            config: default configuration of `score`, `plan` and `prune`.
+
+        Raises:
+            TypeError: `module` is no module, or a wrapper around one.
+            ValueError: the module does not run on the example, returns no numbers, or cannot be pruned (weights on the
+                meta device, batch norms without statistics, ...); or the example is of no use.
+        """
+        check_module(module)
+        if is_of_transformers(module) and is_declared(module):
+            raise ValueError(
+                f"what a {module.config.model_type!r} model reads is known: use OptinPruner(model, processor)."
+            )
+        note_example(module, send_to_device(named_inputs(module, example_inputs), device_of(module)))
+        try:
+            check_example(module)
+        except BaseException:
+            forget_example(module)
+            raise
+        if module.training:
+            logger.warning(
+                f"the {type(module).__name__} is in training mode: it is measured and pruned as in evaluation mode, and "
+                "what comes out is in training mode as well. Call eval() on it."
+            )
+        return cls(module, processor, config)
 
     def get_calibration_dataset(
         self,
@@ -561,6 +605,7 @@ class OptinPruner:
             model,
             report,
             self.processor,
+            dense=self.model,
             name=name,
             read_card=read_card,
             copy_companions=lambda: self._origin.copy_companions(folder, target, self.processor),
@@ -572,7 +617,7 @@ class OptinPruner:
         """The models to measure: the dense one and, if there is one, the pruned one as a user gets it, from disk."""
         if self.pruned_model is None:
             return {"dense": self.model}
-        return {"dense": self.model, "pruned": saved_and_loaded(self.pruned_model)}
+        return {"dense": self.model, "pruned": saved_and_loaded(self.pruned_model, self.model)}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None:

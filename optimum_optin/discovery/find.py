@@ -9,6 +9,7 @@ from torch import nn
 
 from ..architectures.group import Group, Groups
 from ..architectures.registry import known_architectures
+from ..models.examples import example_of
 from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
@@ -60,4 +61,6 @@ def is_declared(model: nn.Module) -> bool:
 
 
 def _discovered(model: nn.Module, sample: Batch | None = None) -> Groups:
-    return measured_once(model, "groups", lambda: discover(model, sample))
+    example = example_of(model) or {}
+    shapes = tuple((name, tuple(value.shape)) for name, value in example.items())
+    return measured_once(model, ("groups", shapes), lambda: discover(model, sample))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.examples import example_of
 from ..models.identity import config_of, device_of, dtype_of, main_input_of
 from ..running.batch import Batch
 from ..running.forward import check_runs, check_sequences
@@ -23,7 +24,8 @@ Maker = Callable[[Any, torch.Generator], Tensor]
 
 
 def tiny_sample(model: nn.Module) -> Batch:
-    """One sample of texts, images or sounds that the model runs on, drawn with a fixed seed, on the model's device.
+    """One sample of texts, images or sounds that the model runs on, drawn with a fixed seed, on the model's device; of
+    a plain module, the first of its example inputs.
 
     Args:
         model: the model, frozen.
@@ -31,6 +33,8 @@ def tiny_sample(model: nn.Module) -> Batch:
     Raises:
         ValueError: the model reads something else, or does not run on what was made up; names what it takes.
     """
+    if (example := example_of(model)) is not None:
+        return checked_sample(model, {name: value[:1] for name, value in example.items()})
     check_sequences(model)
     main = main_input_of(model)
     takes = inspect.signature(model.forward).parameters

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import ImageProcessingMixin
 from transformers.utils import logging
 
+from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
 from ..running.batch import Batch
 from .samples import is_missing
@@ -21,7 +22,7 @@ from .vision import channels_of, check_inputs
 logger = logging.get_logger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img")
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TURNS = {  # its value -> what turns the image upright
     2: "FLIP_LEFT_RIGHT",
@@ -80,7 +81,7 @@ def pixel_values(
     found = {row: _found(sample, model) for row, sample in samples.items()}
     there = [image for image in found.values() if image is not None]
     ready = torch.as_tensor if there and all(map(_is_processed, there)) else _preparation(model, processor)
-    pixels = _read(found, ready, unreadable)
+    pixels = read_each(found, ready, unreadable)
     sizes = {tuple(each.shape) for each in pixels if each is not None}
     if len(sizes) > 1:
         raise ValueError(
@@ -140,7 +141,7 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     if len(known) != 1 and not set(known) & set(_IMAGE_COLUMNS):
         raise ValueError(
             f"cannot tell the column of images among {', '.join(map(str, sample)) or 'none'}, and "
-            f"{model.config.model_type!r} is a model of images: rename it to 'image'."
+            f"{type_of(model)!r} is a model of images: rename it to 'image'."
         )
     return known[0]
 
@@ -177,11 +178,11 @@ def _image_processor(processor: Any) -> Any:
 def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
     """The function that turns an image into pixel values of shape (channels, height, width)."""
     channels, processor = channels_of(model), _image_processor(processor)
-    if channels not in _MODES:
+    if channels not in MODES:
         raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
 
     def prepare(image: Any) -> Tensor:
-        converted = _converted(image, _MODES[channels])
+        converted = in_mode(image, MODES[channels])
         try:
             return processor(images=[converted], return_tensors="pt")["pixel_values"][0]
         except ValueError as error:
@@ -193,7 +194,7 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
     return prepare
 
 
-def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
+def read_each(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
     """The pixel values that `ready` makes of each image; `None` for one that cannot be read."""
     pixels, problems = [], []
     for row, image in images.items():
@@ -220,14 +221,14 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
     return pixels
 
 
-def _converted(image: Any, mode: str):
+def in_mode(image: Any, mode: str):
     """The image as one of Pillow's, in this mode.
 
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
     """
     pillow = _pillow()
-    opened = _opened(image)
+    opened = open_image(image)
     if opened.mode in ("I", "F"):
         raise OSError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
@@ -238,7 +239,7 @@ def _converted(image: Any, mode: str):
     return opened.convert(mode)
 
 
-def _opened(image: Any):
+def open_image(image: Any):
     """The image as one of Pillow's, turned upright; a file is read and closed.
 
     Raises:
@@ -287,7 +288,7 @@ def _image(image: np.ndarray | Tensor):
             f"an image given as an array must have numbers from 0 to 255 (uint8), got {array.dtype}: give "
             "floating-point arrays only if all of them are pixel values."
         )
-    if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
+    if array.ndim == 3 and array.shape[0] in MODES and array.shape[2] not in MODES:
         array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
     try:
         return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)

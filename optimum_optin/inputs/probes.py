@@ -26,6 +26,8 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
 
 def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:
     """Mean length of the samples in tokens, padding excluded, rounded, at least 1; for pairs, that of the texts."""
+    if (usual := modality_of(model).usual_tokens) is not None:
+        return usual(model)
     samples = sum(map(samples_in, batches))
     stack = next(stack for stack, name in stack_inputs(model).items() if name == main_input_of(model))
     tokens = sum(int(token_masks(model, batch)[stack].sum()) for batch in batches)

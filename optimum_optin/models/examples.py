@@ -23,3 +23,8 @@ def note_example(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
 def example_of(model: nn.Module) -> dict[str, Tensor] | None:
     """The batch that was noted for a model; `None` for one whose config tells what it reads."""
     return _EXAMPLES.get(model)
+
+
+def forget_example(model: nn.Module) -> None:
+    """Take back what was noted for a model."""
+    _EXAMPLES.pop(model, None)

@@ -24,10 +24,10 @@ from ..running.freezing import frozen, kept_buffers
 from ..running.prepared import check_prepared
 from ..storage.integrity import check_own
 from ..storage.loading import check_loaded
-from ..storage.reload import reload_problem
 from .cuts import cut_trials, without_effect
 from .linears import counter_problems, running_problems
 from .observation import Observation, linears_of, observe, rounding_of
+from .reload import reload_problem
 from .repeats import check_repeats
 from .samples import made_up_sample
 from .stream import refit_problems

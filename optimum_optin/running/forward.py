@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..models.examples import example_of
 from ..models.identity import config_of, main_input_of
 from .batch import Batch
 from .memory import is_out_of_memory
@@ -109,6 +110,8 @@ def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's `forward` takes an input of this name; with `**kwargs`, what its base model takes, too."""
     if name in inspect.signature(model.forward).parameters:
         return True
+    if (example := example_of(model)) is not None:
+        return name in example
     base = getattr(model, "base_model", model)
     if base is not model and _any_name(model):
         return takes(base, name)
