@@ -165,8 +165,8 @@ class OptinPruner:
             raise
         if module.training:
             logger.warning(
-                f"the {type(module).__name__} is in training mode: it is measured and pruned as in evaluation mode, and "
-                "what comes out is in training mode as well. Call eval() on it."
+                f"the {type(module).__name__} is in training mode: it is measured and pruned as in evaluation mode, "
+                "and what comes out is in training mode as well. Call eval() on it."
             )
         return cls(module, processor, config)
 

@@ -1,4 +1,4 @@
-"""The structure file of a pruned module: what was cut, as the entry in the config of a model of transformers says it."""
+"""The structure file of a pruned module: what was cut, in the form that the configs of transformers have it in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of modules in safetensors: written without those that are another one's, and read into a module of their shapes."""
+"""Weights of modules in safetensors: each tensor written once, and read into a module of the same shapes."""
 
 from __future__ import annotations
 

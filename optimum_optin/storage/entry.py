@@ -107,7 +107,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
 
 
 def noted_in(model: nn.Module) -> Any:
-    """The entry as it is noted on a model: in its config or, of a plain module, as its attribute; `None` if it is dense."""
+    """The entry as it is noted in a model's config or, of a plain module, in an attribute; `None` for a dense model."""
     if isinstance(model, PreTrainedModel):
         return getattr(model.config, "quantization_config", None)
     return vars(model).get(ATTRIBUTE)

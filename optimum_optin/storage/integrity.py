@@ -100,8 +100,10 @@ def difference(model: nn.Module) -> str | None:
     shared, or in activations. `None` if it does not, or if the class takes more than a config, so that nobody can tell;
     of a plain module, only `load_pruned` can.
     """
-    if not isinstance(model, PreTrainedModel):
-        return None
+    return _difference(model) if isinstance(model, PreTrainedModel) else None
+
+
+def _difference(model: PreTrainedModel) -> str | None:
     tied, seen = getattr(model, "all_tied_weights_keys", None) or {}, {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = seen.setdefault(parameter, name)
