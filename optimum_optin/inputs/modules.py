@@ -189,10 +189,10 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
     """All tensors in whatever a module returns."""
     if isinstance(outputs, Tensor):
         yield outputs
-    elif isinstance(outputs, (tuple, list, Mapping)) or hasattr(outputs, "__dict__"):
-        inside = outputs if isinstance(outputs, (tuple, list)) else getattr(outputs, "values", vars(outputs).values)()
-        for each in inside:
-            yield from _tensors(each)
+    elif isinstance(outputs, (tuple, list)):
+        yield from (found for each in outputs for found in _tensors(each))
+    elif isinstance(outputs, Mapping) or hasattr(outputs, "__dict__"):
+        yield from _tensors(list((outputs if isinstance(outputs, Mapping) else vars(outputs)).values()))
 
 
 def _extremes(batches: Sequence[Batch]) -> list[Batch]:
@@ -260,13 +260,16 @@ def _tensor(value: Any, name: str, model: nn.Module) -> Tensor:
     """An input as a tensor of the type that it has in the example."""
     expected = example_of(model)[name]
     try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        tensor = (
+            value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+        )  # a copy, which may be written to
     except (TypeError, ValueError):
         tensor = None
     if tensor is None or tensor.is_floating_point() != expected.is_floating_point():
         given = type(value).__name__ if tensor is None else str(tensor.dtype).removeprefix("torch.")
+        shown = f"of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"{value!r:.80}"
         raise ValueError(
-            f"calibration data hold {given} for {name!r}, {value!r:.80}, and {type(model).__name__} reads "
+            f"calibration data hold {given} for {name!r}, {shown}, and {type(model).__name__} reads "
             f"{str(expected.dtype).removeprefix('torch.')} there by its example inputs: give tensors of that type, or "
             "processor=, a callable that makes one of an image."
         )

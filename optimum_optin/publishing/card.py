@@ -14,10 +14,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.utils import logging
 
-from ..models.identity import name_of
+from ..models.identity import is_of_transformers, name_of
 from ..report import PruningReport
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.tasks import task_of
@@ -39,7 +39,7 @@ _OURS = " (optimum-optin)"  # ends the metric names that we measured, so that th
 
 
 def model_card(
-    model: PreTrainedModel,
+    model: nn.Module,
     report: PruningReport,
     *,
     name: str,
@@ -60,7 +60,8 @@ def model_card(
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
-    ours = _metadata(title, task_of(model), report, _base_card(model, report))
+    library = "transformers" if is_of_transformers(model) else "pytorch"
+    ours = _metadata(title, task_of(model), report, _base_card(model, report), library)
     card = ModelCard(f"---\n{{}}\n---\n\n# {title}\n") if existing is None else _parse(existing)
     _merge(card.data, ours)
     written = card_text(
@@ -153,7 +154,7 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
+def _base_card(model: nn.Module, report: PruningReport) -> ModelCardData:
     """The metadata of the dense model's card; empty if there is none, or it cannot be read."""
     path = name_of(model)
     if not report.base and not path:  # the model was made in memory
@@ -170,14 +171,14 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
         return ModelCardData()
 
 
-def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
+def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData, library: str) -> ModelCardData:
     # A local folder's own card may name the model that it came from.
     base_model = report.base.repo_id if report.base else _plain(base.get("base_model"))
     calibration = report.calibration and report.calibration.dataset
     results = _results(report, task)
     return ModelCardData(
         **{name: _plain(base.get(name)) for name in ("language", *_LICENSE)},
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=task,
         base_model=base_model,
         # The Hub knows finetune, adapter, merge and quantized. Nothing was trained, added or merged: "quantized" is

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
 from ..config import OptinConfig
 from ..figures import CalibrationSource
-from ..models.identity import dtype_of
+from ..models.identity import dtype_of, is_of_transformers, type_of
 from ..reasons import reasons_of
 from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.entry import METHOD
 from ..storage.tasks import auto_class_of, class_of, task_of
 from ..version import __version__
+from .module_text import AFTER_LOADING, LIMITS, loading_lines, making_lines
 
 _BAR = 16  # characters
 # Class, variable to call it by, and class that loads it.
@@ -32,7 +34,7 @@ _OTHER_PROCESSOR = ("processor", "AutoProcessor")
 
 
 def card_text(
-    model: PreTrainedModel,
+    model: nn.Module,
     report: PruningReport,
     *,
     name: str,
@@ -53,7 +55,7 @@ def card_text(
         remote_code: whether the files bring the code to load them.
     """
     sections = [
-        _summary(report),
+        _summary(model, report),
         "## Load it",
         _loading(model, report, name, revision, processor=processor, remote_code=remote_code),
         "## Before and after",
@@ -67,22 +69,23 @@ def card_text(
         _calibration(report),
         _reproduction(model, report),
         "## Limits",
-        _LIMITS,
+        _LIMITS if is_of_transformers(model) else LIMITS,
         "## Citation",
         _CITATION,
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(report: PruningReport) -> str:
+def _summary(model: nn.Module, report: PruningReport) -> str:
     base = f"`{report.base.repo_id}`" if report.base else "a trained model"
     kept = [f"{_kept(report.layers, role)} {ROLES.get(role, role)}" for role in roles_of(report.layers)]
+    result = "an ordinary `transformers` model" if is_of_transformers(model) else f"a `{type_of(model)}` of PyTorch"
     listed = ", ".join([*kept[:-2], " and ".join(kept[-2:])])
     return (
         f"This is {base}, made smaller without training: {listed} are left. The others were removed by optimum-optin, "
         "which implements one-shot pruning with OPTIN (Khaki & Plataniotis, ICLR 2024, "
-        "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary `transformers` model with "
-        f"smaller layers{_merging(report)}."
+        "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is "
+        f"{result} with smaller layers{_merging(report)}."
     )
 
 
@@ -96,7 +99,7 @@ def _merging(report: PruningReport) -> str:
 
 
 def _loading(
-    model: PreTrainedModel,
+    model: nn.Module,
     report: PruningReport,
     name: str,
     revision: str | None,
@@ -104,6 +107,8 @@ def _loading(
     processor: Any,
     remote_code: bool,
 ) -> str:
+    if not is_of_transformers(model):
+        return _code(loading_lines(type_of(model), name, revision)) + AFTER_LOADING
     loaded = {"model": auto_class_of(model)}
     classes = dict(loaded) if class_of(model) else {}
     if processor is not None:
@@ -134,7 +139,7 @@ not fit. Install optimum-optin and import it before `from_pretrained`; do not se
 would load random weights."""
 
 
-def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | None) -> str:
+def _comparison(model: nn.Module, report: PruningReport, weights: int | None) -> str:
     rows = [
         (_counted(report), "", f"asked {report.flops_requested:.1%}", f"{report.flops_achieved:.1%}"),
         _change("MACs of the whole model, counted", report.macs_dense, report.macs_pruned, "M"),
@@ -142,7 +147,8 @@ def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | No
     ]
     if weights is not None:
         rows.append(_change("weights on disk", report.params_dense * dtype_of(model).itemsize, weights, " MB"))
-    note = f"MACs are of one sequence of {report.tokens} tokens."
+    sample = "sequence" if is_of_transformers(model) else "sample like the example inputs,"
+    note = f"MACs are of one {sample} of {report.tokens} tokens."
     if weights is not None:
         note += f" The dense model's size on disk is its parameters in {_dtype(model)}."
     if report.latency is not None:
@@ -242,13 +248,16 @@ def _calibration(report: PruningReport) -> str:
     )
 
 
-def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
+def _reproduction(model: nn.Module, report: PruningReport) -> str:
     task, base = task_of(model), report.base
     arguments = [f'"{base.repo_id}"' if base else '"path/to/the/dense/model"']
     arguments += [f'task="{task}"'] if task else []
     arguments += [f'revision="{base.commit}"'] if base and base.commit else []
     defaults = OptinConfig().to_dict()
     settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
+    if not is_of_transformers(model):
+        lines = making_lines(type_of(model), _arguments(settings))
+        return f"{_code(lines)}\n\nVersions: {_versions()}."
     lines = [
         "from optimum_optin import OptinConfig, OptinPruner",
         "",
@@ -257,11 +266,14 @@ def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
         f"config = OptinConfig({_arguments(settings)})",
         'model = pruner.prune(calibration, config, save_dir="pruned")',
     ]
-    versions = (
+    return f"{_code(lines)}\n\nVersions: {_versions()}."
+
+
+def _versions() -> str:
+    return (
         f"optimum-optin {__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
-    return f"{_code(lines)}\n\nVersions: {versions}."
 
 
 _DRAWN = ("split", "num_samples", "seed", "text_columns")
@@ -320,7 +332,7 @@ def _spread(value: float | None, error: float | None) -> str:
     return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
-def _dtype(model: PreTrainedModel) -> str:
+def _dtype(model: nn.Module) -> str:
     return str(dtype_of(model)).removeprefix("torch.")
 
 

@@ -201,8 +201,8 @@ def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         dense = tuple(tensor_at(model, name).shape)
         if len(shape) != len(dense) or any(size > most for size, most in zip(shape, dense, strict=True)):
             raise ValueError(
-                f"{place_of(model)} gives {name} the shape {tuple(shape)}, but a dense model has {dense} there, of which "
-                f"a pruned one keeps a part: {place_of(model)} is damaged, or of a model with another configuration."
+                f"{place_of(model)} gives {name} the shape {tuple(shape)}, but a dense model has {dense} there, of "
+                f"which a pruned one keeps a part: the file is damaged, or of a model with another configuration."
             )
         if not is_saved(model, name):
             raise ValueError(f"{place_of(model)} gives {name} another shape, but it is not among the weights on disk.")
