@@ -75,9 +75,7 @@ def test_a_module_goes_every_way_that_a_model_of_transformers_goes(kind, tmp_pat
 def test_what_is_counted_is_what_is_measured():
     pruner = OptinPruner.from_model(perturbed(Transformer()), DATA[:1], config=CONFIG)
     pruner.prune(DATA)
-    kept = {
-        layer: {role: each["kept"] for role, each in roles.items()} for layer, roles in pruner.report.layers.items()
-    }
+    layers = pruner.report.layers.values()
     # By hand: of a head, three projections to 8 channels and one back, the products of 9 by 9; of a neuron, two.
     head, neuron = 4 * 9 * 32 * 8 + 2 * 9 * 9 * 8, 2 * 9 * 32
     macs = sum(each["heads"]["kept"] * head + each["neurons"]["kept"] * neuron for each in layers)

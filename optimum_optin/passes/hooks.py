@@ -42,8 +42,8 @@ class _Seen(dict[str, Passage]):
 
     def __missing__(self, path: str) -> Passage:
         raise ValueError(
-            f"{path} does not run on the calibration data, though it ran on the sample that groups were proved on: what "
-            "runs depends on what is read. Exclude its layer (OptinConfig(exclude=...)), or give data that go its way."
+            f"{path} does not run on the calibration data, though it ran on the sample that groups were proved on: "
+            "what runs depends on what is read. Exclude its layer (OptinConfig(exclude=...)), or give other data."
         )
 
 
