@@ -372,6 +372,11 @@ class OptinPruner:
             ValueError: see `optimum_optin.evaluation.accuracy.evaluate_glue`; raised before the first forward pass.
             ConnectionError: the Hub does not answer; give `data_dir`.
         """
+        if not is_of_transformers(self.model):
+            raise ValueError(
+                f"{task} is measured by the labels in a model's config, and {type(self.model).__name__} is a plain "
+                "module: measure it and load_pruned(...) by yourself."
+            )
         options = {"data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
         entry = on_main(lambda: compare_glue(self._models(), self.processor, task, **options))
         if self.report is not None:

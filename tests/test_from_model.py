@@ -250,6 +250,8 @@ def test_options_that_need_a_config_are_refused_before_work():
         pruner.check(OptinConfig(remote_code=True))
     with pytest.raises(ValueError, match="tokens of this Transformer cannot be merged"):
         pruner.prune(DATA, OptinConfig(merging=(2, 0)))
+    with pytest.raises(ValueError, match="sst2 is measured by the labels in a model's config, and Transformer"):
+        pruner.evaluate("sst2")
     with pytest.raises(ValueError, match="is a model of inputs"):
         pruner.score(DATA, text_columns=["text"])
 
