@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -66,11 +66,9 @@ def _calls(model: nn.Module, first: Mapping[str, str]) -> Iterator[dict[str, Ten
 
     def hook(stack: str):
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            tensors = [
-                each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.is_floating_point()
-            ]
-            if tensors:
-                read.setdefault(stack, tensors[0])
+            tensor = first_numbers((*args, *kwargs.values()))
+            if tensor is not None:
+                read.setdefault(stack, tensor)
 
         return record
 
@@ -79,3 +77,13 @@ def _calls(model: nn.Module, first: Mapping[str, str]) -> Iterator[dict[str, Ten
             handle = model.get_submodule(path).register_forward_pre_hook(hook(name), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield read
+
+
+def first_numbers(values: Iterable[Any]) -> Tensor | None:
+    """The first tensor of floating-point numbers among what a module is called with, lists of levels included."""
+    for each in values:
+        if isinstance(each, (tuple, list)):
+            each = first_numbers(each)
+        if isinstance(each, Tensor) and each.is_floating_point():
+            return each
+    return None

@@ -21,7 +21,16 @@ logger = logging.get_logger(__name__)
 
 # SigLIP's text tower reads the last token, and its samples are filled up to full length without a mask.
 _OF_FULL_LENGTH = ("siglip", "siglip_text_model")
-TARGETS = ("label", "labels", "label_ids", "start_positions", "end_positions", "next_sentence_label")
+TARGETS = (
+    "label",
+    "labels",
+    "label_ids",
+    "class_labels",
+    "mask_labels",
+    "start_positions",
+    "end_positions",
+    "next_sentence_label",
+)
 
 
 def text_batches(

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
 from ..running.batch import Batch
+from ..running.forward import takes
 from .samples import is_missing
 from .vision import channels_of, check_inputs
 
@@ -23,6 +24,7 @@ logger = logging.get_logger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
+_OF_SEVERAL_SIZES = "calibration images differ in size once processed, {}: let the image processor resize or crop them."
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TURNS = {  # its value -> what turns the image upright
     2: "FLIP_LEFT_RIGHT",
@@ -54,9 +56,45 @@ def image_batches(
         unreadable: what to do about an image that cannot be read.
         **_of_texts: options for reading texts; they are ignored.
     """
-    pixels = [each for each in pixel_values(samples, model, processor, unreadable) if each is not None]
-    parts = (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
-    return [{"pixel_values": torch.stack(part)} for part in parts]
+    images = [each for each in _processed(samples, model, processor, unreadable) if each is not None]
+    images = [{**each, "pixel_values": each["pixel_values"].to(model.dtype)} for each in images]
+    sizes = {_size(each) for each in images}
+    pads = takes(model, "pixel_mask")
+    if len(sizes) > 1 and not pads and not _may_differ(processor):
+        raise ValueError(_OF_SEVERAL_SIZES.format(", ".join(map(str, sorted(sizes)))))
+    images.sort(key=_size)  # so that a batch holds little padding, or none; the order of equal ones stays
+    batches: list[list[dict[str, Tensor]]] = []
+    for image in images:
+        if not batches or len(batches[-1]) == batch_size or not (pads or _size(batches[-1][0]) == _size(image)):
+            batches.append([])
+        batches[-1].append(image)
+    return [_padded(part) for part in batches]
+
+
+def _padded(images: list[dict[str, Tensor]]) -> Batch:
+    """A batch of images; where sizes differ, filled up with zeros at the right and below, as `pixel_mask` says."""
+    height, width = (max(sides) for sides in zip(*map(_size, images), strict=True))
+    if all(_size(image) == (height, width) for image in images) and not any("pixel_mask" in each for each in images):
+        return {"pixel_values": torch.stack([image["pixel_values"] for image in images])}
+    pixels, masks = [], []
+    for image in images:
+        values = image["pixel_values"]
+        mask = image.get("pixel_mask")
+        mask = torch.ones(values.shape[1:], dtype=torch.long) if mask is None else mask.long()
+        missing = 0, width - values.shape[2], 0, height - values.shape[1]
+        pixels.append(torch.nn.functional.pad(values, missing))
+        masks.append(torch.nn.functional.pad(mask, missing))
+    return {"pixel_values": torch.stack(pixels), "pixel_mask": torch.stack(masks)}
+
+
+def _size(image: Mapping[str, Tensor]) -> tuple[int, int]:
+    height, width = image["pixel_values"].shape[-2:]
+    return height, width
+
+
+def _may_differ(processor: Any) -> bool:
+    """Whether images differ in size once processed by design: they are padded in batches (YOLOS)."""
+    return bool(getattr(getattr(processor, "image_processor", processor), "do_pad", False))
 
 
 def pixel_values(
@@ -78,17 +116,38 @@ def pixel_values(
         ValueError: something that is no image, images without a processor, an image that cannot be read, or none that
             can.
     """
-    found = {row: _found(sample, model) for row, sample in samples.items()}
-    there = [image for image in found.values() if image is not None]
-    ready = torch.as_tensor if there and all(map(_is_processed, there)) else _preparation(model, processor)
-    pixels = read_each(found, ready, unreadable)
+    found = _processed(samples, model, processor, unreadable)
+    pixels = [each if each is None else each["pixel_values"] for each in found]
     sizes = {tuple(each.shape) for each in pixels if each is not None}
     if len(sizes) > 1:
-        raise ValueError(
-            f"calibration images differ in size once processed, {', '.join(map(str, sorted(sizes)))}: let the image "
-            "processor resize or crop them."
-        )
+        raise ValueError(_OF_SEVERAL_SIZES.format(", ".join(map(str, sorted(sizes)))))
     return [each if each is None else each.to(model.dtype) for each in pixels]
+
+
+def _processed(
+    samples: Mapping[int, Any], model: nn.Module, processor: Any, unreadable: str
+) -> list[dict[str, Tensor] | None]:
+    """`pixel_values` of every sample and, where it is known, its `pixel_mask`; arguments as for `pixel_values`."""
+    found = {row: _found(sample, model) for row, sample in samples.items()}
+    there = [image for image in found.values() if image is not None]
+    ready = _as_they_are if there and all(map(_is_processed, there)) else _preparation(model, processor)
+    images = read_each(found, ready, unreadable)
+    masks = {row: sample["pixel_mask"] for row, sample in samples.items() if _has_mask(sample, model)}
+    for (row, _), image in zip(samples.items(), images, strict=True):
+        if image is not None and row in masks:
+            mask = torch.as_tensor(masks[row])
+            image["pixel_mask"] = mask[0] if mask.dim() == 3 and len(mask) == 1 else mask  # a batch of one
+    return images
+
+
+def _has_mask(sample: Any, model: nn.Module) -> bool:
+    return (
+        isinstance(sample, Mapping) and {"pixel_values", "pixel_mask"} <= sample.keys() and takes(model, "pixel_mask")
+    )
+
+
+def _as_they_are(image: Any) -> dict[str, Tensor]:
+    return {"pixel_values": torch.as_tensor(image)}
 
 
 def is_image(value: Any) -> bool:
@@ -175,16 +234,19 @@ def _image_processor(processor: Any) -> Any:
     return processor
 
 
-def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
-    """The function that turns an image into pixel values of shape (channels, height, width)."""
+def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, Tensor]]:
+    """The function that turns an image into pixel values of shape (channels, height, width), and a mask of padding."""
+    masked = takes(model, "pixel_mask")
     channels, processor = channels_of(model), _image_processor(processor)
     if channels not in MODES:
         raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
 
-    def prepare(image: Any) -> Tensor:
+    def prepare(image: Any) -> dict[str, Tensor]:
         converted = in_mode(image, MODES[channels])
         try:
-            return processor(images=[converted], return_tensors="pt")["pixel_values"][0]
+            made = processor(images=[converted], return_tensors="pt")
+            names = ["pixel_values"] + ["pixel_mask"] * (masked and "pixel_mask" in made)
+            return {name: made[name][0] for name in names}
         except ValueError as error:
             raise ValueError(
                 f"{type(processor).__name__} cannot take an image of the model's {channels} channels, "
@@ -194,17 +256,19 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
     return prepare
 
 
-def read_each(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
-    """The pixel values that `ready` makes of each image; `None` for one that cannot be read."""
+def read_each(
+    images: Mapping[int, Any], ready: Callable[[Any], dict[str, Tensor]], unreadable: str
+) -> list[dict[str, Tensor] | None]:
+    """The inputs that `ready` makes of each image; `None` for one that cannot be read."""
     pixels, problems = [], []
     for row, image in images.items():
         try:
             if image is None:
                 raise OSError("there is none")
-            values = ready(image)
-            if values.is_floating_point() and not values.isfinite().all():
+            made = ready(image)
+            if not all(each.isfinite().all() for each in made.values() if each.is_floating_point()):
                 raise OSError("its pixel values are empty, or NaN or infinite")
-            pixels.append(values)
+            pixels.append(made)
         except OSError as error:
             problems.append(f"{_name_of(image) or f'row {row}'} ({error})")
             pixels.append(None)

@@ -15,8 +15,9 @@ from ..running.batch import Batch, token_mask
 from .encoding import check_texts, max_tokens, probe_text, text_batches
 from .images import image_batches
 from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
+from .padding import real_image_tokens
 from .pairs import pair_batches
-from .vision import check_images, image_tokens, probe_images, usual_image
+from .vision import check_images, probe_images, usual_image
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Modality:
 
     Args:
         samples: what its samples are called.
-        real_tokens: name of each input that tokens are made of -> function `(model, batch) -> mask` that tells which
-            tokens are real; shape (batch, tokens), boolean.
+        real_tokens: name of each input that tokens are made of -> function `(model, batch, stack) -> mask` that tells
+            which tokens of a stack are real; shape (batch, tokens), boolean.
         read: makes batches of samples, `(samples, model, processor, **options) -> batches`; the options are
             `batch_size`, `max_length`, `unreadable` and `text_columns` of `calibration_batches`.
         check: raises `ValueError` if a model cannot take these batches, `(batches, model)`.
@@ -41,7 +42,7 @@ class Modality:
     """
 
     samples: str
-    real_tokens: Mapping[str, Callable[[nn.Module, Batch], Tensor]]
+    real_tokens: Mapping[str, Callable[[nn.Module, Batch, str], Tensor]]
     read: Callable[..., list[Batch]]
     check: Callable[[Sequence[Batch], nn.Module], None]
     probe: Callable[[nn.Module, int], Batch]
@@ -60,14 +61,14 @@ class Modality:
 
 TEXTS = Modality(
     samples="texts",
-    real_tokens={"input_ids": lambda model, batch: token_mask(batch)},
+    real_tokens={"input_ids": lambda model, batch, stack: token_mask(batch)},
     read=text_batches,
     check=check_texts,
     probe=probe_text,
 )
 IMAGES = Modality(
     samples="images",
-    real_tokens={"pixel_values": lambda model, batch: token_mask(batch, image_tokens(model, batch))},
+    real_tokens={"pixel_values": real_image_tokens},
     read=image_batches,
     check=check_images,
     probe=probe_images,

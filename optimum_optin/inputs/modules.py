@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import stack_of
-from ..discovery.find import find_layers
+from ..discovery.find import find_groups, find_layers
+from ..discovery.streams import first_numbers
 from ..models.examples import example_of
 from ..models.identity import device_of
 from ..running.batch import Batch, samples_in
 from ..running.facts import measured_once
+from ..running.feature_maps import as_tokens
 from ..running.forward import call_model, check_runs, why_not_run
 from ..running.freezing import frozen
 from ..running.memory import is_out_of_memory
@@ -284,19 +286,19 @@ def _processed(
     images = {row: _image_in(sample, name, model) for row, sample in samples.items()}
     mode = MODES.get(expected.shape[1]) if expected.dim() == 4 else None
 
-    def ready(image: Any) -> Tensor:
+    def ready(image: Any) -> dict[str, Tensor]:
         fits = isinstance(image, Tensor) and image.is_floating_point() == expected.is_floating_point()
         if fits and image.dim() in (expected.dim(), expected.dim() - 1):
-            return image
+            return {name: image}
         made = processor(open_image(image) if mode is None else in_mode(image, mode))
         if isinstance(made, Mapping):  # of an image processor of transformers
             made = made[name] if name in made else made.get("pixel_values")
         made = made[0] if isinstance(made, list) and len(made) == 1 else made
         made = _tensor(made, name, model)
-        return made[0] if made.dim() == expected.dim() and len(made) == 1 else made
+        return {name: made[0] if made.dim() == expected.dim() and len(made) == 1 else made}
 
     read = read_each(images, ready, unreadable)
-    return {row: tensor for row, tensor in zip(images, read, strict=True) if tensor is not None}
+    return {row: inputs for row, inputs in zip(images, read, strict=True) if inputs is not None}
 
 
 def _image_in(sample: Any, name: str, model: nn.Module) -> Any:
@@ -328,40 +330,32 @@ def _batched(inputs: dict[str, Tensor], model: nn.Module) -> Batch:
 @torch.no_grad()
 def _count_tokens(model: nn.Module, batch: Batch) -> dict[str, int]:
     first: dict[str, str] = {}
-    for name, path in find_layers(model).items():
-        first.setdefault(stack_of(name), path)
-    counts: dict[str, int] = {}
+    for name in find_layers(model):
+        first.setdefault(stack_of(name), name)
+    maps, counts = find_groups(model).maps, {}
 
     def counting(stack: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
         def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            read = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-            hidden = next((each for each in read if each.is_floating_point()), None)
+            hidden = first_numbers((*args, *kwargs.values()))
             if hidden is not None:
-                counts.setdefault(stack, _places(hidden))
+                counts.setdefault(stack, as_tokens(hidden, first[stack] in maps and hidden.dim() > 2).shape[1])
             if counts.keys() == first.keys():
                 raise _Counted
 
         return count
 
     with ExitStack() as hooks, frozen(model):
-        for stack, path in first.items():
-            module = model.get_submodule(path)
+        for stack, name in first.items():
+            module = model.get_submodule(find_layers(model)[name])
             handle = module.register_forward_pre_hook(counting(stack), with_kwargs=True, prepend=True)
             hooks.callback(handle.remove)
         with suppress(_Counted):
             call_model(model, {name: value[:1] for name, value in batch.items()})
-    return {stack: counts.get(stack, 1) for stack in first}
+    return {stack: counts.get(stack, 1) for stack in first}  # one that does not run has no tokens to compare
 
 
 class _Counted(Exception):
     """Ends a forward pass early."""
-
-
-def _places(hidden: Tensor) -> int:
-    """How many tokens hidden states have: (batch, tokens, channels), a feature map (batch, channels, height, width)."""
-    if hidden.dim() == 4:
-        return hidden.shape[2] * hidden.shape[3]
-    return hidden.shape[1] if hidden.dim() == 3 else 1
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from ..models.identity import main_input_of
 from ..running.batch import Batch, samples_in
 from .modalities import modality_of
 from .tokens import token_masks
+from .vision import image_tokens
 
 
 def probe_batch(model: nn.Module, tokens: int) -> Batch:
@@ -25,10 +26,17 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
 
 
 def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:
-    """Mean length of the samples in tokens, padding excluded, rounded, at least 1; for pairs, that of the texts."""
+    """Mean length of the samples in tokens, rounded, at least 1; of texts without padding, and for pairs, of the texts.
+
+    Of images that differ in size, it is the number of tokens nearest to the mean that some image has.
+    """
     if (usual := modality_of(model).usual_tokens) is not None:
         return usual(model)
     samples = sum(map(samples_in, batches))
+    if main_input_of(model) == "pixel_values":
+        counts = [image_tokens(model, batch) for batch in batches]
+        mean = sum(count * samples_in(batch) for count, batch in zip(counts, batches, strict=True)) / samples
+        return min(counts, key=lambda count: (abs(count - mean), count))
     stack = next(stack for stack, name in stack_inputs(model).items() if name == main_input_of(model))
     tokens = sum(int(token_masks(model, batch)[stack].sum()) for batch in batches)
     return max(1, round(tokens / samples))

@@ -20,7 +20,7 @@ def token_masks(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     if modality.stack_tokens is not None:
         return modality.stack_tokens(model, batch)
     real_tokens = modality.real_tokens
-    return {stack: real_tokens[name](model, batch) for stack, name in stack_inputs(model).items()}
+    return {stack: real_tokens[name](model, batch, stack) for stack, name in stack_inputs(model).items()}
 
 
 def token_rows(mask: Tensor) -> Tensor:

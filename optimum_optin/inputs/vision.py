@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..architectures.group import stack_of
-from ..discovery.find import find_layers, stack_inputs
+from ..discovery.find import find_groups, find_layers, stack_inputs
+from ..discovery.streams import first_numbers
 from ..running.batch import Batch
 from ..running.facts import measured_once
-from ..running.forward import call_model, logits_of, run_model
+from ..running.feature_maps import as_tokens
+from ..running.forward import call_model
 from ..running.freezing import frozen
 
+_FEW_SIZES = 4  # of images, that are all run before work begins
+_PIXELS = 64  # of an image that models are counted with whose config names no size, nor were they traced with images
 _MOST_TOKENS = 100_000  # no image of more is made only to find out that the model does not take it
 _OTHER_SIZES = (
     "A model that takes images of other sizes only with interpolate_pos_encoding=True is pruned at its own size; the "
@@ -27,31 +31,51 @@ _OTHER_SIZES = (
 
 def image_tokens(model: nn.Module, batch: Batch) -> int | None:
     """How many tokens the first layer gets of each image, class token and the like included; `None` for text."""
-    if "pixel_values" not in batch:
-        return None
+    return next(iter(tokens_of_stacks(model, batch).values())) if "pixel_values" in batch else None
+
+
+def tokens_of_stacks(model: nn.Module, batch: Batch) -> Mapping[str, int]:
+    """Stack -> how many tokens its first layer gets of each image: patches, places of a feature map, queries.
+
+    Args:
+        model: the model.
+        batch: images of one size.
+    """
     size = tuple(batch["pixel_values"].shape[1:])
     return measured_once(model, ("image tokens", size), lambda: _count_tokens(model, batch))
 
 
 @torch.no_grad()
-def _count_tokens(model: nn.Module, batch: Batch) -> int:
-    counts: list[int] = []
+def _count_tokens(model: nn.Module, batch: Batch) -> dict[str, int]:
+    reads, first = stack_inputs(model), {}
+    for name, path in find_layers(model).items():
+        if reads[stack_of(name)] == "pixel_values":
+            first.setdefault(stack_of(name), path)
+    counts: dict[str, int] = {}
 
-    def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]  # (batch, tokens, channels)
-        counts.append(hidden.shape[1])
-        raise _Counted
+    def counting(stack: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+        def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            hidden = first_numbers((*args, *kwargs.values()))
+            if hidden is not None:
+                counts.setdefault(stack, _places(hidden))
+            if counts.keys() == first.keys():
+                raise _Counted
 
-    reads = stack_inputs(model)
-    first = next(path for name, path in find_layers(model).items() if reads[stack_of(name)] == "pixel_values")
-    first = model.get_submodule(first)
-    handle = first.register_forward_pre_hook(count, with_kwargs=True, prepend=True)
-    try:
+        return count
+
+    with ExitStack() as hooks:
+        for stack, path in first.items():
+            module = model.get_submodule(path)
+            handle = module.register_forward_pre_hook(counting(stack), with_kwargs=True, prepend=True)
+            hooks.callback(handle.remove)
         with suppress(_Counted):
             call_model(model, {name: value[:1] for name, value in batch.items()})
-    finally:
-        handle.remove()
-    return counts[0]
+    return {stack: counts.get(stack, 1) for stack in first}  # one that does not run has no tokens to compare
+
+
+def _places(hidden: Tensor) -> int:
+    """How many tokens there are in the hidden states of one sample: all dimensions but that of channels."""
+    return as_tokens(hidden)[..., 0].numel()
 
 
 class _Counted(Exception):
@@ -60,11 +84,11 @@ class _Counted(Exception):
 
 @torch.no_grad()
 def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
-    """Raise if the model cannot take these batches, found by running it on one image of each size.
+    """Raise if the model cannot take these batches, found by running it on one image of each size (of many, of a few).
 
     Raises:
-        ValueError: pixel values that have another shape, type or size or are not finite; or outputs that are maps of
-            pixels.
+        ValueError: pixel values that have another shape, type or size or are not finite; or a `pixel_mask` that does
+            not fit them.
     """
     channels, size = channels_of(model), image_size(model)
     for number, batch in enumerate(batches):
@@ -76,12 +100,14 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
             )
         if len(pixels) == 0 or not pixels.isfinite().all():
             raise ValueError(f"pixel_values of calibration batch {number} are empty, or NaN or infinite: check them.")
-    for shape in sorted({batch["pixel_values"].shape[1:] for batch in batches}):
+        _check_mask(batch, number)
+    shapes = sorted({batch["pixel_values"].shape[1:] for batch in batches}, key=lambda shape: shape.numel())
+    for shape in shapes if len(shapes) <= _FEW_SIZES else (shapes[0], shapes[-1]):
         batch = next(batch for batch in batches if batch["pixel_values"].shape[1:] == shape)
         inputs = {name: value[:1].to(model.device) for name, value in batch.items()}
         try:
             with frozen(model):
-                logits = logits_of(run_model(model, inputs))
+                call_model(model, inputs)
         except (ValueError, RuntimeError) as error:
             if shape[1:] == size:
                 raise ValueError(
@@ -91,11 +117,19 @@ def check_images(batches: Sequence[Batch], model: nn.Module) -> None:
                 f"this {model.config.model_type!r} model cannot take images of {shape[1]} x {shape[2]} pixels, it was "
                 f"made for {size[0]} x {size[1]}: resize them with its image processor ({error}). {_OTHER_SIZES}"
             ) from error
-        if logits is not None and logits.dim() > 3:
-            raise ValueError(
-                f"{type(model).__name__} cannot be pruned: its logits have the shape {tuple(logits.shape)}, and maps "
-                "of labels (segmentation) are not supported yet. AutoModel loads the model without that head."
-            )
+
+
+def _check_mask(batch: Batch, number: int) -> None:
+    mask, pixels = batch.get("pixel_mask"), batch["pixel_values"]
+    if mask is None:
+        return
+    if mask.shape != (len(pixels), *pixels.shape[2:]):
+        raise ValueError(
+            f"pixel_mask of calibration batch {number} must have the shape of pixel_values without channels, "
+            f"{(len(pixels), *pixels.shape[2:])}, got {tuple(mask.shape)}."
+        )
+    if not mask.flatten(1).any(1).all():
+        raise ValueError(f"calibration batch {number} holds an image that is all padding by its pixel_mask: drop it.")
 
 
 def check_inputs(inputs: Iterable[str]) -> None:
@@ -120,7 +154,7 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
     if tokens > _MOST_TOKENS:
         raise ValueError(f"tokens={tokens} is not what this model makes of an image: {usual}.")
     if usual != tokens:  # a model that interpolates its position embeddings takes other sizes, too
-        patch = _pair(_vision_config(model).patch_size)
+        patch = _patch(model, usual)
         patches = tokens - usual + (height // patch[0]) * (width // patch[1])
         rows = max((rows for rows in range(1, math.isqrt(max(patches, 0)) + 1) if patches % rows == 0), default=0)
         batch = _blank(model, rows * patch[0], patches // max(rows, 1) * patch[1])
@@ -136,8 +170,9 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
 def prefix_tokens(model: nn.Module) -> int:
     """How many tokens come before an image's patches: class, distillation and register tokens."""
     height, width = image_size(model)
-    rows, columns = _pair(_vision_config(model).patch_size)
-    return image_tokens(model, usual_image(model)) - (height // rows) * (width // columns)
+    usual = image_tokens(model, usual_image(model))
+    rows, columns = _patch(model, usual)
+    return usual - (height // rows) * (width // columns)
 
 
 def usual_image(model: nn.Module) -> Batch:
@@ -146,8 +181,25 @@ def usual_image(model: nn.Module) -> Batch:
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
-    """Height and width of the images that the model was made for."""
-    return _pair(_vision_config(model).image_size)
+    """Height and width of the images that the model was made for; if its config says nothing, those it was traced with.
+
+    Pyramids (SegFormer, DETR) take images of any size, and have none of their own.
+    """
+    size = next((size for config in _configs(model) if (size := getattr(config, "image_size", None))), None)
+    if size is not None:
+        return _pair(size)
+    sample = find_groups(model).sample or {}
+    return tuple(sample["pixel_values"].shape[-2:]) if "pixel_values" in sample else (_PIXELS, _PIXELS)
+
+
+def _patch(model: nn.Module, tokens: int) -> tuple[int, int]:
+    """Height and width of the pixels that a token is made of, by the config or else by the tokens of a usual image."""
+    size = getattr(_vision_config(model), "patch_size", None)
+    if size is not None:
+        return _pair(size)
+    height, width = image_size(model)
+    side = max(1, round((height * width / tokens) ** 0.5))
+    return side, side
 
 
 def channels_of(model: nn.Module) -> int:
@@ -158,6 +210,12 @@ def channels_of(model: nn.Module) -> int:
 def _blank(model: nn.Module, height: int, width: int) -> Batch:
     pixels = torch.zeros(1, channels_of(model), height, width, dtype=model.dtype, device=model.device)
     return {"pixel_values": pixels}
+
+
+def _configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """Configs that may say how large images are: that of the images, and that of a backbone in it."""
+    config = _vision_config(model)
+    return [each for each in (config, getattr(config, "backbone_config", None)) if each is not None]
 
 
 def _vision_config(model: nn.Module) -> PreTrainedConfig:

@@ -71,8 +71,7 @@ class _Categorical:
     """Logits of a softmax, shape (rows, classes); outputs agree if they have the same class."""
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        log_student, log_teacher = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
-        return _divergence(log_student, log_teacher, temperature)
+        return class_divergences(student, teacher, temperature).mean() * temperature**2
 
     def shaped(self, noise: Tensor, output: Tensor, temperature: float) -> Tensor:
         share = (output / temperature).softmax(-1)
@@ -90,8 +89,7 @@ class _Binary:
     """Logits of independent sigmoids, shape (rows, classes); each output counts by the share of classes that agree."""
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        both = (torch.stack([logits, -logits], dim=-1) for logits in (student / temperature, teacher / temperature))
-        return _divergence(*map(torch.nn.functional.logsigmoid, both), temperature)
+        return switch_divergences(student, teacher, temperature).mean() * temperature**2
 
     def shaped(self, noise: Tensor, output: Tensor, temperature: float) -> Tensor:
         share = (output / temperature).sigmoid()
@@ -163,7 +161,17 @@ def probe_output(output: Tensor, temperature: float, kind: OutputKind, generator
     return (noise * output.float()).sum() / len(output) ** 0.5
 
 
-def _divergence(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
-    """KL divergence of logits at a temperature: summed over all dimensions but rows, averaged over these."""
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1)
-    return divergence.clamp_min(0).mean() * temperature**2  # for equal outputs, rounding may give less than 0
+def class_divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the softmax of logits at a temperature, for each row; shapes (rows, classes) -> (rows,)."""
+    return _divergences(*((logits / temperature).log_softmax(-1) for logits in (student, teacher)))
+
+
+def switch_divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of independent sigmoids at a temperature, summed over those of a row; as above."""
+    both = (torch.stack([logits, -logits], dim=-1) for logits in (student / temperature, teacher / temperature))
+    return _divergences(*map(torch.nn.functional.logsigmoid, both))
+
+
+def _divergences(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    divergences = (log_teacher.exp() * (log_teacher - log_student)).flatten(1).sum(-1)
+    return divergences.clamp_min(0)  # for equal outputs, rounding may give less than 0

@@ -1,4 +1,4 @@
-"""The part of a model's output that is compared: logits, embeddings, or the pooled output."""
+"""The part of a model's output that is compared: logits, maps, what queries say, embeddings, or the pooled output."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
 from .losses import BINARY, CATEGORICAL, REAL, OutputKind
+from .pixels import at_pixels, drawn_pixels
+from .queries import BOXES, MASKS, Place, QueryKind
 from .trajectory import Rows
 
 
@@ -22,7 +24,7 @@ class Output:
     """The part of a model's output that L_KD compares.
 
     Args:
-        values: shape (rows, classes or channels).
+        values: shape (rows, classes or channels); rows are samples, tokens, pixels or queries.
         kind: the kind of the values, see `output_distance`.
         of_head: whether they come from a task's head; a model without one has a pooled output at most, which need not
             be what its user reads.
@@ -39,13 +41,15 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
     Args:
         model: the model.
         batch: its inputs.
-        rows: token positions (`draw_rows`), used where there are logits for every token.
+        rows: token positions (`draw_rows`), used where there are logits for every token; where there are some for every
+            pixel, they decide which pixels are compared (`drawn_pixels`).
 
     Outputs without a name, of a class that is not of transformers, are told by their shape (`forward.run_model`):
-    logits of shape (batch, classes) are one row per sample, those of shape (batch, tokens, classes) one per token.
+    logits of shape (batch, classes) are one row per sample, those of shape (batch, tokens, classes) one per token, those
+    of shape (batch, classes, height, width) one per pixel.
     """
     outputs = run_model(model, batch)
-    rows = next(iter(rows.values()))  # no model of several stacks has logits for every token
+    rows = next(iter(rows.values()))  # no model of several stacks has logits for every token of another
     found = (read(outputs, model, batch, rows) for read in _READERS)
     return next((output for output in found if output is not None), None)
 
@@ -73,6 +77,59 @@ def _replaced_tokens(outputs: Mapping[str, Tensor], model: nn.Module, batch: Bat
         return None
     labels = getattr(config_of(model), "num_labels", None)
     return None if logits.shape[1] == labels else Output(logits.flatten()[rows][:, None], BINARY)
+
+
+def _masked_queries(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Class and mask of every query (MaskFormer and its kin, DETR's segmentation)."""
+    names = ("class_queries_logits", "masks_queries_logits"), ("logits", "pred_masks")
+    found = next(((outputs[one], outputs[other]) for one, other in names if _have(outputs, one, other)), None)
+    if found is None or found[0].dim() != 3 or found[1].dim() != 4:
+        return None
+    logits, masks = found
+    pixels = drawn_pixels(batch, rows, masks.shape[-2:])
+    return _of_queries(logits, at_pixels(masks, pixels), MASKS, model)
+
+
+def _boxed_queries(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Class and box of every query (detectors)."""
+    if not _have(outputs, "logits", "pred_boxes"):
+        return None
+    return _of_queries(outputs["logits"], outputs["pred_boxes"], BOXES, model)
+
+
+def _have(outputs: Mapping[str, Tensor], *names: str) -> bool:
+    return all(isinstance(outputs.get(name), Tensor) for name in names)
+
+
+def _of_queries(logits: Tensor, places: Tensor, place: Place, model: nn.Module) -> Output:
+    """Queries as rows; shapes (batch, queries, classes) and (batch, queries, numbers)."""
+    queries, classes = logits.shape[1:]
+    exclusive = classes - 1 == getattr(getattr(model, "config", None), "num_labels", None)  # the last is "no object"
+    values = torch.cat([logits, places.to(logits)], dim=-1).flatten(0, 1)
+    return Output(values, QueryKind(queries, classes, exclusive, place))
+
+
+def _numbers_of_pixels(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Depth, or colours, of every pixel: shape (batch, height, width) or (batch, channels, height, width)."""
+    maps = next((outputs[name] for name in ("predicted_depth", "reconstruction") if _have(outputs, name)), None)
+    if maps is None or maps.dim() not in (3, 4):
+        return None
+    return Output(_rows_of_pixels(maps if maps.dim() == 4 else maps[:, None], batch, rows), REAL)
+
+
+def _classes_of_pixels(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
+    """Classes of every pixel: logits of shape (batch, classes, height, width); of a single class, those of a sigmoid."""
+    logits = logits_of(outputs)
+    if logits is None or logits.dim() != 4:
+        return None
+    told = _KINDS.get(getattr(model.config, "problem_type", None))
+    kind = told or (CATEGORICAL if logits.shape[1] > 1 else BINARY)
+    return Output(_rows_of_pixels(logits, batch, rows), kind)
+
+
+def _rows_of_pixels(maps: Tensor, batch: Batch, rows: Tensor) -> Tensor:
+    """Compared pixels as rows, shape (batch * pixels, channels)."""
+    return at_pixels(maps, drawn_pixels(batch, rows, maps.shape[-2:])).transpose(1, 2).flatten(0, 1)
 
 
 def _logits(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
@@ -104,5 +161,15 @@ def _pooled(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows:
 
 
 # The first that finds something decides; a task whose output has another form adds a reader.
-_READERS = (_answers, _replaced_tokens, _logits, _embeddings, _pooled)
+_READERS = (
+    _answers,
+    _replaced_tokens,
+    _masked_queries,
+    _boxed_queries,
+    _numbers_of_pixels,
+    _classes_of_pixels,
+    _logits,
+    _embeddings,
+    _pooled,
+)
 _KINDS = {"multi_label_classification": BINARY, "regression": REAL}  # by the config's problem type

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -84,9 +84,17 @@ def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, f
 @torch.no_grad()
 def run_counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
     """PyTorch's flop counter after one forward pass."""
-    with frozen(model), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with frozen(model), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, suppress(_Stopped):
         call_model(model, batch)
     return counter
+
+
+class _Stopped(Exception):
+    """Ends a forward pass early."""
+
+
+def _stop(module: nn.Module, args: tuple, output: Any) -> None:
+    raise _Stopped
 
 
 def _added_by_units(
@@ -97,8 +105,9 @@ def _added_by_units(
     if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
     if repeats > 1:
-        first = copied.get_submodule(next(iter(groups.layers.values())))
+        first, *_, last = map(copied.get_submodule, groups.layers.values())
         first.register_forward_pre_hook(lambda module, args: (args[0].repeat(1, repeats, 1), *args[1:]))
+        last.register_forward_hook(_stop)  # a head that makes maps of tokens has no image of so many
 
     def count() -> dict[str, int]:
         with running:

@@ -463,15 +463,6 @@ def test_interpolation_is_not_asked_for_in_the_data(model_type, data):
         calibration_batches(data, tiny_model(model_type))
 
 
-def test_segmentation_is_refused():
-    import transformers as tr
-
-    settings = {"num_hidden_layers": 4, "out_features": None, "out_indices": [1, 2, 3, 4], "use_mean_pooling": False}
-    model = tiny_model("beit", model_class=tr.BeitForSemanticSegmentation, **settings)
-    with pytest.raises(ValueError, match=r"BeitForSemanticSegmentation cannot be pruned: .* \(1, 3, 16, 16\)"):
-        OptinPruner(model).score(tiny_samples(model=model), OptinConfig(probes=4))
-
-
 def test_tokens_that_no_image_has_are_refused():
     model = tiny_model("vit")
     for tokens in (1, 16, 30):

@@ -69,7 +69,7 @@ def _read(samples, model, processor, *, batch_size, **_options):
 
 SOUNDS = Modality(
     samples="sounds",
-    real_tokens={"sounds": lambda model, batch: token_mask(batch, batch["sounds"].shape[1])},
+    real_tokens={"sounds": lambda model, batch, stack: token_mask(batch, batch["sounds"].shape[1])},
     read=_read,
     check=lambda batches, model: None,
     probe=_sounds,
