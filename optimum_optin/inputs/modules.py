@@ -23,6 +23,7 @@ from ..running.facts import measured_once
 from ..running.feature_maps import as_tokens
 from ..running.forward import call_model, check_runs, why_not_run
 from ..running.freezing import frozen
+from ..running.linears import CONVOLUTIONS
 from ..running.memory import is_out_of_memory
 from .encoding import TARGETS
 from .images import MODES, image_column, in_mode, open_image, read_each
@@ -338,7 +339,8 @@ def _count_tokens(model: nn.Module, batch: Batch) -> dict[str, int]:
         def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             hidden = first_numbers((*args, *kwargs.values()))
             if hidden is not None:
-                counts.setdefault(stack, as_tokens(hidden, first[stack] in maps and hidden.dim() > 2).shape[1])
+                is_map = hidden.dim() > 2 and (first[stack] in maps or _reads_maps(module, hidden))
+                counts.setdefault(stack, as_tokens(hidden, is_map).shape[1])
             if counts.keys() == first.keys():
                 raise _Counted
 
@@ -352,6 +354,12 @@ def _count_tokens(model: nn.Module, batch: Batch) -> dict[str, int]:
         with suppress(_Counted):
             call_model(model, {name: value[:1] for name, value in batch.items()})
     return {stack: counts.get(stack, 1) for stack in first}  # one that does not run has no tokens to compare
+
+
+def _reads_maps(layer: nn.Module, hidden: Tensor) -> bool:
+    """Whether a layer that returns no map, as a whole network does, begins with a convolution of this one."""
+    convolution = next((each for each in layer.modules() if isinstance(each, CONVOLUTIONS)), None)
+    return convolution is not None and convolution.in_channels == hidden.shape[1]
 
 
 class _Counted(Exception):

@@ -112,7 +112,7 @@ def _added_by_units(
     def count() -> dict[str, int]:
         with running:
             flops = run_counted(copied, batch).get_flop_counts()
-        paths = {layer: f"{type(copied).__name__}.{path}" for layer, path in groups.layers.items()}
+        paths = {layer: f"{type(copied).__name__}.{path}".removesuffix(".") for layer, path in groups.layers.items()}
         return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
 
     added: dict[str, int] = {}

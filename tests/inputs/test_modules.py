@@ -112,6 +112,10 @@ def test_tokens_are_what_the_first_layer_gets(texts):
     assert module_tokens(texts, {"token_ids": torch.arange(14).view(2, 7)})["layers"].shape == (2, 7)
 
 
+def test_places_of_maps_are_tokens(pictures):
+    assert module_tokens(pictures, {"pixels": IMAGES})["model"].shape == (10, 64)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
