@@ -113,6 +113,62 @@ def test_the_shape_of_a_sample_counts_and_not_the_number_in_the_example():
     assert reports[0] == reports[1]
 
 
+# Convolutions
+
+
+class Stage(nn.Module):
+    """Two convolutions beside a shortcut without parameters, as in the ResNets for CIFAR-10."""
+
+    def __init__(self, channels_in, channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride, self.more = stride, (channels - channels_in) // 2
+
+    def forward(self, x):
+        written = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        if self.stride > 1:
+            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
+        return (x + written).relu()
+
+
+class Residual(nn.Module):
+    """A classifier of images with residual stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.stages = nn.Sequential(Stage(8, 8, 1), Stage(8, 16, 2), Stage(16, 16, 1))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, pixels):
+        return self.head(self.stages(self.norm(self.first(pixels)).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("compensation", ["ridge", "none"])
+@pytest.mark.parametrize("kind", [Pictures, Residual])
+def test_convolutions_go_the_same_way(kind, compensation, tmp_path):
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    labelled = list(zip(images, range(32), strict=True))
+    config = OptinConfig(flops=0.6, probes=8, compensation=compensation)
+    module = perturbed(kind())
+    before = seen(module)
+    pruner = OptinPruner.from_model(module, images[:2], config=config)
+    pruned = pruner.prune(labelled, save_dir=tmp_path)
+    report = pruner.report
+    assert same(seen(module), before)
+    assert 0.4 < report.flops_achieved <= 0.6 and report.macs_pruned < report.macs_dense and report.tokens == 256
+    loaded = load_pruned(kind, tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(loaded(images), pruned(images), atol=1e-6)
+    again = OptinPruner.from_model(loaded, images[:1], config=config)
+    smaller = again.prune(images, save_dir=tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(load_pruned(kind, tmp_path)(images), smaller(images), atol=1e-6)
+
+
 # What is in the way
 
 
