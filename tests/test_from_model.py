@@ -13,6 +13,8 @@ from toys import Block, Pictures, TorchEncoder, Transformer, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, load_pruned
 from optimum_optin.models.examples import example_of
+from optimum_optin.running.prepared import copy_of
+from optimum_optin.storage.structure import Kept
 
 CONFIG = OptinConfig(flops=0.6, probes=8, min_heads=2)
 DATA = torch.randint(0, 50, (24, 9), generator=torch.Generator().manual_seed(1))
@@ -101,6 +103,32 @@ def test_several_inputs_and_outputs_by_name():
         pruned = pruner.prune(samples)
         assert pruner.report.divergence["agreement"] is not None, "the dict's logits are compared"
         assert pruned(DATA, places(24))["logits"].shape == (24, 5)
+
+
+class Loose(Transformer):
+    """Names no input."""
+
+    def forward(self, **inputs):
+        return super().forward(inputs["ids"]) * inputs["weights"]
+
+
+def test_inputs_without_names_of_their_own_come_by_those_of_the_example(tmp_path):
+    both = {"ids": DATA, "weights": torch.rand(24, 1)}
+    pruner = OptinPruner.from_model(perturbed(Loose()), {name: each[:1] for name, each in both.items()}, config=CONFIG)
+    pruned = pruner.prune([{name: each[row] for name, each in both.items()} for row in range(24)], save_dir=tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_pruned(Loose, tmp_path)(**both), pruned(**both))
+    assert set(pruner.report.layers) == {"layers.0", "layers.1"}
+
+
+def test_a_known_structure_is_cut_without_scores(tmp_path):
+    pruner = OptinPruner.from_model(perturbed(Transformer()), DATA[:1], config=CONFIG)
+    copied = copy_of(pruner.model)
+    OptinPruner.convert_model(copied, {"layers.1.neurons": Kept(48, (1, 2, 40))})
+    assert copied.blocks[1].up.out_features == 3 and copied.blocks[0].up.out_features == 48
+    again = OptinPruner.from_model(copied, DATA[:1], config=CONFIG)
+    again.prune(DATA, save_dir=tmp_path)
+    assert again.report.layers["layers.1"]["neurons"]["units"] == 48
 
 
 def test_the_shape_of_a_sample_counts_and_not_the_number_in_the_example():

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..models.examples import example_of
-from ..models.identity import config_of, main_input_of
+from ..models.identity import config_of, is_of_transformers, main_input_of
 from .batch import Batch
 from .memory import is_out_of_memory
 
@@ -112,11 +111,12 @@ _MADE_UP = {
 
 
 def takes(model: nn.Module, name: str) -> bool:
-    """Whether the model's `forward` takes an input of this name; with `**kwargs`, what its base model takes, too."""
+    """Whether the model's `forward` takes an input of this name; with `**kwargs`, what its base model takes, too, and a
+    plain module whatever it is given."""
     if name in inspect.signature(model.forward).parameters:
         return True
-    if (example := example_of(model)) is not None:
-        return name in example
+    if not is_of_transformers(model):
+        return _any_name(model)
     base = getattr(model, "base_model", model)
     if base is not model and _any_name(model):
         return takes(base, name)
