@@ -21,6 +21,7 @@ FLOORS = (
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
+    ("image_tasks",),
     ("passes", "storage"),
     ("inputs", "merging"),
     ("discovery",),

@@ -168,7 +168,8 @@ class OptinConfig:
 
         Every unit is scored by a pass without it (`scorer="exact"`), the search is that of Kwon et al. alone, nothing
         is refitted or merged, and a layer may lose all its heads. Where the weight of the output term and its
-        temperature come from stands in docs/source/concepts/method.mdx. `exact` takes a pass per unit: take few samples.
+        temperature come from stands in docs/source/concepts/method.mdx. `exact` takes a pass per unit: take few
+        samples.
 
         Args:
             **fields: fields to set otherwise, such as `flops=0.6` or `num_samples=32`.

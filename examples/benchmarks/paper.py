@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python examples/benchmarks/paper.py reactions --samples 8
     OMP_NUM_THREADS=1 python examples/benchmarks/paper.py fashion-vit --samples 16
 
-Exhaustive scores take a pass per unit and batch, so the paper's setting sees --samples samples; ours sees as many in one
-row, and the default of 512 in another. The paper's masks with our refit on 512 samples show what of the difference the
-refit makes. Every figure is of the model reloaded from disk, on test samples. Results gather in a JSON file, with the
-exhaustive scores beside it; a run that was cut off goes on where it was.
+Exhaustive scores take a pass per unit and batch, so the paper's setting sees --samples samples; ours sees as many in
+one row, and the default of 512 in another. The paper's masks with our refit on 512 samples show what of the difference
+the refit makes. Every figure is of the model reloaded from disk, on test samples. Results gather in a JSON file, with
+the exhaustive scores beside it; a run that was cut off goes on where it was.
 """
 
 import argparse

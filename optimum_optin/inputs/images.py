@@ -79,7 +79,7 @@ def pixel_values(
     """
     found = {row: _found(sample, model) for row, sample in samples.items()}
     there = [image for image in found.values() if image is not None]
-    ready = torch.as_tensor if there and all(map(_is_processed, there)) else _preparation(model, processor)
+    ready = torch.as_tensor if there and all(map(_is_processed, there)) else preparation(model, processor)
     pixels = _read(found, ready, unreadable)
     sizes = {tuple(each.shape) for each in pixels if each is not None}
     if len(sizes) > 1:
@@ -174,14 +174,12 @@ def _image_processor(processor: Any) -> Any:
     return processor
 
 
-def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
+def preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
     """The function that turns an image into pixel values of shape (channels, height, width)."""
-    channels, processor = channels_of(model), _image_processor(processor)
-    if channels not in _MODES:
-        raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
+    channels, mode, processor = channels_of(model), mode_of(model), _image_processor(processor)
 
     def prepare(image: Any) -> Tensor:
-        converted = _converted(image, _MODES[channels])
+        converted = converted_image(image, mode)
         try:
             return processor(images=[converted], return_tensors="pt")["pixel_values"][0]
         except ValueError as error:
@@ -191,6 +189,18 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
             ) from error
 
     return prepare
+
+
+def mode_of(model: nn.Module) -> str:
+    """Pillow's name of the images that the model takes.
+
+    Raises:
+        ValueError: files have no such images.
+    """
+    channels = channels_of(model)
+    if channels not in _MODES:
+        raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
+    return _MODES[channels]
 
 
 def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
@@ -220,7 +230,7 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
     return pixels
 
 
-def _converted(image: Any, mode: str):
+def converted_image(image: Any, mode: str):
     """The image as one of Pillow's, in this mode.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
 from ..files.model_files import are_weights, left_over
+from ..image_tasks.pictures import MASKS
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
 from ..storage.entry import METHOD
@@ -58,17 +60,26 @@ def read_report(folder: str | os.PathLike) -> PruningReport | None:
     return PruningReport.load(folder) if Path(folder, REPORT_FILE).is_file() else None
 
 
-def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
-    """Write a report with more figures into a saved model's folder, and bring the card up to date; both or neither.
+def write_report(folder: str | os.PathLike, report: PruningReport, pictures: Mapping[str, bytes] | None = None) -> None:
+    """Write a report with more figures into a saved model's folder, and bring the card up to date; all or nothing.
 
     A card that cannot be read stays as it is.
+
+    Args:
+        folder: the folder.
+        report: the report.
+        pictures: files that the card shows, name -> content, beside those that are there.
     """
-    folder = Path(folder).resolve()
+    folder, pictures = Path(folder).resolve(), pictures or {}
     card = card_or_none(
-        lambda existing: _card(folder, report, existing, name=folder.name), lambda: own_card(folder), name=folder.name
+        lambda existing: _card(folder, report, existing, name=folder.name, pictures=pictures),
+        lambda: own_card(folder),
+        name=folder.name,
     )
     with atomic_folder(folder) as draft:
         report.save(draft)
+        for name, content in pictures.items():
+            (draft / name).write_bytes(content)
         if card is not None:
             card.save(draft / CARD_FILE)
 
@@ -157,7 +168,13 @@ def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
 
 
 def _card(
-    folder: Path, report: PruningReport, existing: str | None, *, name: str, revision: str | None = None
+    folder: Path,
+    report: PruningReport,
+    existing: str | None,
+    *,
+    name: str,
+    revision: str | None = None,
+    pictures: Collection[str] = (),
 ) -> ModelCard:
     config = AutoConfig.from_pretrained(folder)
     try:
@@ -176,5 +193,6 @@ def _card(
         revision=revision,
         processor=load_processor(folder),
         folder=folder,
+        pictures={*pictures, *(each for each in (MASKS,) if (folder / each).is_file())},
         existing=existing,
     )
