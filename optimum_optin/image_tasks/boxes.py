@@ -122,7 +122,7 @@ def _columns(objects: Sequence[Mapping[str, Any]], places: Mapping[Any, int]) ->
     return {
         "bbox": [each["bbox"] for each in objects],
         "category": [places[each["category_id"]] for each in objects],
-        "area": [each.get("area", each["bbox"][2] * each["bbox"][3]) for each in objects],
+        "area": [each["area"] if "area" in each else math.prod(each["bbox"][2:]) for each in objects],
         "iscrowd": [each.get("iscrowd", 0) for each in objects],
     }
 

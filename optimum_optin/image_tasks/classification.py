@@ -94,7 +94,7 @@ def rank_of(logits: Tensor, targets: Tensor) -> Tensor:
         logits: shape (samples, classes).
         targets: class indices, shape (samples,).
     """
-    order = logits.argsort(-1, descending=True, stable=True)
+    order = logits.argsort(dim=-1, descending=True, stable=True)
     return (order == targets[:, None]).int().argmax(-1)
 
 
