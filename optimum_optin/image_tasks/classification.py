@@ -56,9 +56,9 @@ class ImageClassification:
         batches = passed(
             model, processor, samples, batch_size, task=self.name, annotated=lambda place, size: targets[place]
         )
-        for places, _, labels, outputs in batches:
-            logits = _logits(outputs, (len(places), classes), model)
-            ranks[places] = rank_of(logits.float().cpu(), torch.tensor(labels))
+        for batch in batches:
+            logits = _logits(batch.outputs, (len(batch.places), classes), model)
+            ranks[batch.places] = rank_of(logits.float().cpu(), torch.tensor(batch.annotations))
         return Measurement(accuracies(ranks, classes))
 
     def show(self, samples: AnnotatedImages, shown: dict[str, Any]) -> dict[str, bytes]:

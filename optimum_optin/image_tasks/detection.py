@@ -82,11 +82,10 @@ class ObjectDetection:
 
         true: list[Boxes | None] = [None] * len(samples)
         predicted: list[Boxes | None] = [None] * len(samples)
-        for places, sizes, wanted, outputs in passed(
-            model, processor, samples, batch_size, task=self.name, annotated=annotated
-        ):
-            for place, known, found in zip(places, wanted, found_boxes(outputs, sizes, processor), strict=True):
-                true[place], predicted[place] = known, _of_categories(found, place_of)
+        for batch in passed(model, processor, samples, batch_size, task=self.name, annotated=annotated):
+            found = found_boxes(batch.outputs, batch.sizes, processor)
+            for place, known, each in zip(batch.places, batch.annotations, found, strict=True):
+                true[place], predicted[place] = known, _of_categories(each, place_of)
         names = labels_of(model) if classes is None else self._names(samples)
         metrics, by_category = mean_average_precision(true, predicted, len(names))
         return Measurement(metrics, {names[place]: value for place, value in by_category.items()})

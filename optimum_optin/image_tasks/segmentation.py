@@ -103,12 +103,12 @@ class SemanticSegmentation:
         def annotated(place: int, size: tuple[int, int]) -> Tensor:
             return self._annotation(samples, place, size, len(labels), reduced)
 
-        for places, sizes, wanted, outputs in passed(
-            model, processor, samples, batch_size, task=self.name, annotated=annotated
-        ):
-            for place, true, predicted in zip(places, wanted, semantic_maps(outputs, sizes, processor), strict=True):
-                confusion.add(predicted, true)
-                shown = predicted.numpy() if place == 0 else shown
+        for batch in passed(model, processor, samples, batch_size, task=self.name, annotated=annotated):
+            predicted = semantic_maps(batch.outputs, batch.filled, processor)
+            for place, size, true, found in zip(batch.places, batch.sizes, batch.annotations, predicted, strict=True):
+                real = found[: size[0], : size[1]]
+                confusion.add(real, true)
+                shown = real.numpy() if place == 0 else shown
         metrics = {"mean_iou": confusion.mean_iou(), "pixel_accuracy": confusion.pixel_accuracy()}
         by_class = dict(zip(labels, confusion.class_iou().tolist(), strict=True))
         return Measurement(metrics, {name: value for name, value in by_class.items() if not math.isnan(value)}, shown)

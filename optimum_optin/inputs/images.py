@@ -79,7 +79,7 @@ def pixel_values(
     """
     found = {row: _found(sample, model) for row, sample in samples.items()}
     there = [image for image in found.values() if image is not None]
-    ready = torch.as_tensor if there and all(map(_is_processed, there)) else preparation(model, processor)
+    ready = torch.as_tensor if there and all(map(_is_processed, there)) else _preparation(model, processor)
     pixels = _read(found, ready, unreadable)
     sizes = {tuple(each.shape) for each in pixels if each is not None}
     if len(sizes) > 1:
@@ -163,7 +163,12 @@ def _is_processed(image: Any) -> bool:
     return isinstance(image, Tensor) and image.is_floating_point()
 
 
-def _image_processor(processor: Any) -> Any:
+def image_processor_of(processor: Any) -> Any:
+    """The image processor itself, or the one inside a processor of texts and images.
+
+    Raises:
+        ValueError: there is none.
+    """
     processor = getattr(processor, "image_processor", processor)
     if not isinstance(processor, ImageProcessingMixin):
         given = "none" if processor is None else type(processor).__name__
@@ -174,9 +179,9 @@ def _image_processor(processor: Any) -> Any:
     return processor
 
 
-def preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
+def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
     """The function that turns an image into pixel values of shape (channels, height, width)."""
-    channels, mode, processor = channels_of(model), mode_of(model), _image_processor(processor)
+    channels, mode, processor = channels_of(model), mode_of(model), image_processor_of(processor)
 
     def prepare(image: Any) -> Tensor:
         converted = converted_image(image, mode)

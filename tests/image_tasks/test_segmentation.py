@@ -10,6 +10,7 @@ from PIL import Image as Pillow
 from sklearn.metrics import confusion_matrix, jaccard_score
 from tiny import tiny_model
 from torch import nn
+from transformers import Mask2FormerImageProcessorPil
 
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.image_tasks import mean_iou_metric
@@ -179,6 +180,43 @@ def test_a_processor_without_maps_leaves_them_to_the_logits():
         assert torch.equal(each, expected[0].argmax(0))
     with pytest.raises(ValueError, match="object has no post_process_semantic_segmentation, and the model no logits"):
         semantic_maps({"logits": torch.randn(2, 3)}, [(8, 8)] * 2, object())
+
+
+class _Filled:
+    """What a processor that fills images up makes of a model that sees each pixel's class as it is."""
+
+    def post_process_semantic_segmentation(self, outputs, target_sizes):
+        found = []
+        for each, size in zip(outputs.logits, target_sizes, strict=True):
+            found.append(nn.functional.interpolate(each[None], size=tuple(size), mode="nearest")[0].argmax(0))
+        return found
+
+
+def test_what_a_processor_fills_up_is_no_part_of_the_map(tmp_path, monkeypatch):
+    """A model that repeats the red channel as a class must be right everywhere, whatever stands beside the image."""
+    image = np.zeros((20, 12, 3), np.uint8)
+    image[..., 0] = np.arange(240).reshape(20, 12) % 3 * 100
+    write_scenes(tmp_path / "s", [image] * 2, [image[..., 0] // 100] * 2)
+    for place in range(2):
+        Pillow.fromarray(image).save(tmp_path / "s" / "images" / f"scene-{place}.png")
+        (tmp_path / "s" / "images" / f"scene-{place}.jpg").unlink()
+    model = segmenter()
+    monkeypatch.setattr(
+        type(model),
+        "forward",
+        lambda self, pixel_values, **_: {
+            "logits": torch.stack([-(pixel_values[:, 0] - 100 * index).abs() for index in range(3)], dim=1)
+        },
+    )
+    processor = Mask2FormerImageProcessorPil(
+        do_resize=False, do_rescale=False, do_normalize=False, pad_size={"height": 32, "width": 32}
+    )
+    inputs = processor(images=[Pillow.fromarray(image)], return_tensors="pt")
+    assert inputs["pixel_values"].shape[-2:] == (32, 32) and inputs["pixel_mask"].sum() == 240
+    monkeypatch.setattr(
+        type(processor), "post_process_semantic_segmentation", _Filled.post_process_semantic_segmentation
+    )
+    assert evaluate_model(model, processor, TASK, data_dir=tmp_path / "s")["metrics"]["mean_iou"]["value"] == 1
 
 
 def test_the_metric_is_one_of_evaluate():
