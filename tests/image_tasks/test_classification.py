@@ -12,12 +12,12 @@ from pictures import image_processor
 from PIL import Image as Pillow
 from tiny import tiny_model
 
+from optimum_optin.evaluation import top_k_metric
 from optimum_optin.evaluation.comparison import evaluate_model
+from optimum_optin.evaluation.top_k_metric import TopKAccuracy
 from optimum_optin.image_tasks import labels as labels_file
-from optimum_optin.image_tasks import top_k_metric
 from optimum_optin.image_tasks.classification import accuracies, rank_of
 from optimum_optin.image_tasks.labels import class_indices
-from optimum_optin.image_tasks.top_k_metric import TopKAccuracy
 
 TASK = "image-classification"
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "T-shirt/top"]

@@ -187,8 +187,8 @@ def test_boxes_and_categories_come_in_as_they_are(tmp_path, monkeypatch):
 def test_the_metric_is_one_of_evaluate():
     import evaluate
 
-    from optimum_optin.image_tasks import average_precision_metric
-    from optimum_optin.image_tasks.average_precision_metric import MeanAveragePrecision
+    from optimum_optin.evaluation import average_precision_metric
+    from optimum_optin.evaluation.average_precision_metric import MeanAveragePrecision
 
     true, predicted = _scenes()
     found = [{"boxes": each.boxes, "labels": each.labels, "scores": each.scores} for each in predicted]

@@ -12,10 +12,10 @@ from tiny import tiny_model
 from torch import nn
 from transformers import Mask2FormerImageProcessorPil
 
+from optimum_optin.evaluation import mean_iou_metric
 from optimum_optin.evaluation.comparison import evaluate_model
-from optimum_optin.image_tasks import mean_iou_metric
+from optimum_optin.evaluation.mean_iou_metric import MeanIou
 from optimum_optin.image_tasks.confusion import Confusion
-from optimum_optin.image_tasks.mean_iou_metric import MeanIou
 from optimum_optin.image_tasks.pictures import palette
 from optimum_optin.image_tasks.segmentation import semantic_maps
 

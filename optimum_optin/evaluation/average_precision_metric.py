@@ -12,7 +12,7 @@ class MeanAveragePrecision(evaluate.Metric):
     """mAP of boxes (x, y, width, height); `compute` takes `num_labels`, how many categories there are.
 
     Example:
-        >>> from optimum_optin.image_tasks.average_precision_metric import MeanAveragePrecision
+        >>> from optimum_optin.evaluation.average_precision_metric import MeanAveragePrecision
         >>> found = [{"boxes": [[1, 1, 8, 8]], "labels": [0], "scores": [0.9]}]
         >>> true = [{"boxes": [[1, 1, 8, 8]], "labels": [0]}]
         >>> round(MeanAveragePrecision().compute(predictions=found, references=true, num_labels=2)["map"], 6)

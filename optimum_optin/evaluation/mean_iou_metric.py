@@ -19,7 +19,7 @@ class MeanIou(evaluate.Metric):
     `compute` takes `num_labels`, how many classes there are, and `ignore_index`, the class of pixels that do not count.
 
     Example:
-        >>> from optimum_optin.image_tasks.mean_iou_metric import MeanIou
+        >>> from optimum_optin.evaluation.mean_iou_metric import MeanIou
         >>> MeanIou().compute(predictions=[[[0, 1], [1, 1]]], references=[[[0, 1], [0, 1]]], num_labels=2)["mean_iou"]
         0.5833333333333333
     """

@@ -13,7 +13,7 @@ class TopKAccuracy(evaluate.Metric):
     """Share of samples whose class is among the `k` likeliest; `compute` takes `k`, 1 by default.
 
     Example:
-        >>> from optimum_optin.image_tasks.top_k_metric import TopKAccuracy
+        >>> from optimum_optin.evaluation.top_k_metric import TopKAccuracy
         >>> TopKAccuracy().compute(predictions=[[0.1, 0.7, 0.2], [0.3, 0.4, 0.3]], references=[2, 1], k=2)
         {'top_2_accuracy': 1.0}
     """
