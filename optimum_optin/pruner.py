@@ -327,8 +327,8 @@ class OptinPruner:
                 `"validation_matched"`, or what there is.
             batch_size: samples per forward pass; it does not change the figures.
             max_samples: samples to draw at most, with a fixed seed; `None` takes all.
-            **options: of the task; for segmentation `ignore_index` and `reduce_labels`, see
-                `optimum_optin.image_tasks.SemanticSegmentation`.
+            **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
+                segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`.
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.

@@ -83,7 +83,8 @@ def evaluate_model(
         split: split to measure on; `None` takes validation, or what there is.
         batch_size: samples per forward pass; it does not change the figures.
         max_samples: samples to draw at most, with a fixed seed; `None` takes all.
-        **options: of the task; for segmentation `ignore_index` and `reduce_labels`, see `SemanticSegmentation`.
+        **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
+            segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`.
 
     Returns:
         `{"task": "image-classification", "dataset": "photos", "split": "validation", "samples": 500, "metrics":

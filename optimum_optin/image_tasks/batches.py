@@ -12,9 +12,9 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from ..inputs.images import converted_image, image_processor_of, mode_of
 from ..running.forward import run_model
 from ..running.freezing import frozen
+from .opening import inputs_of, mode_of, prepared, read_pixels, stacked
 from .samples import AnnotatedImages
 
 _WAITING = 4  # batches of images of odd sizes that are kept until there are more of their kind
@@ -66,23 +66,22 @@ def passed(
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
-    processor, mode = image_processor_of(processor), mode_of(model)
+    mode = mode_of(model)
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     waiting: dict[tuple[int, ...], list[tuple[int, tuple[int, int], Any, dict[str, Tensor]]]] = {}
 
     def run(kind: tuple[int, ...]) -> Passed:
         places, sizes, annotations, inputs = map(list, zip(*waiting.pop(kind), strict=True))
-        batch = {name: torch.stack([each[name] for each in inputs]) for name in inputs[0]}
-        batch["pixel_values"] = batch["pixel_values"].to(like.dtype)
+        batch = inputs_of(stacked(inputs, like.dtype), model)
         filled = [_filled(size, each) for size, each in zip(sizes, inputs, strict=True)]
         with torch.inference_mode(), frozen(model):
             outputs = run_model(model, send_to_device(batch, like.device))
         return Passed(places, sizes, filled, annotations, outputs)
 
     for place in tqdm(range(len(samples)), desc=task, unit="image"):
-        image = _opened(samples, place, mode)
+        image = opened_image(samples, place, mode)
         size = image.shape[:2]
-        inputs = _prepared(image, processor)
+        inputs = prepared(image, processor)
         kind = tuple(inputs["pixel_values"].shape)
         waiting.setdefault(kind, []).append((place, size, annotated(place, size), inputs))
         if len(waiting[kind]) == batch_size:
@@ -91,14 +90,6 @@ def passed(
             yield run(max(waiting, key=lambda each: len(waiting[each])))
     for kind in list(waiting):
         yield run(kind)
-
-
-def _prepared(image: np.ndarray, processor: Any) -> dict[str, Tensor]:
-    """The pixel values of an image and, if its processor fills it up, the mask of those that are real."""
-    from PIL import Image
-
-    inputs = processor(images=[Image.fromarray(image)], return_tensors="pt")
-    return {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
 
 
 def _filled(size: tuple[int, int], inputs: dict[str, Tensor]) -> tuple[int, int]:
@@ -110,14 +101,6 @@ def _filled(size: tuple[int, int], inputs: dict[str, Tensor]) -> tuple[int, int]
     return tuple(round(side / float(share)) for side, share in zip(size, shares, strict=True))
 
 
-def opened_image(samples: AnnotatedImages, place: int) -> np.ndarray:
-    """An image in colour, upright, shape (height, width, 3)."""
-    return _opened(samples, place, "RGB")
-
-
-def _opened(samples: AnnotatedImages, place: int, mode: str) -> np.ndarray:
-    """The image as an array: turned upright by its EXIF once, and not again by whoever reads it next."""
-    try:
-        return np.asarray(converted_image(samples.rows[place][samples.image], mode))
-    except OSError as error:
-        raise ValueError(f"{samples.name(place)} cannot be read as an image: {error}.") from error
+def opened_image(samples: AnnotatedImages, place: int, mode: str = "RGB") -> np.ndarray:
+    """An image as an array, upright; in colour, of shape (height, width, 3)."""
+    return read_pixels(samples.rows[place][samples.image], mode, samples.name(place))

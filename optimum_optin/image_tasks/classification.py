@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,9 +24,15 @@ class ImageClassification:
 
     Samples come from a folder of one folder for each class, or of such below `validation` and the like; or from a data
     set with columns `image` and `label`. Classes are matched by name with the model's.
+
+    Args:
+        labels: the names of the model's classes, in their order; `None` takes its config's.
     """
 
     name = "image-classification"
+
+    def __init__(self, labels: Sequence[str] | None = None):
+        self._labels = labels
 
     def read(
         self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
@@ -51,7 +58,7 @@ class ImageClassification:
         Raises:
             ValueError: outputs that are no logits by class, or not finite; or an image that cannot be read.
         """
-        targets, classes = self._targets(model, samples), len(labels_of(model))
+        targets, classes = self._targets(model, samples), len(labels_of(model, self._labels))
         ranks = torch.zeros(len(samples), dtype=torch.long)
         batches = passed(
             model, processor, samples, batch_size, task=self.name, annotated=lambda place, size: targets[place]
@@ -67,23 +74,23 @@ class ImageClassification:
 
     def _targets(self, model: nn.Module, samples: AnnotatedImages) -> list[int]:
         """The model's class of each sample."""
-        classes = len(labels_of(model))
+        known = labels_of(model, self._labels)
         names = getattr((getattr(samples.rows, "features", None) or {}).get(samples.target), "names", None)
         labels = list(samples.rows[samples.target]) if names else [row[samples.target] for row in samples.rows]
         for place, label in enumerate(labels):
             check_there(label, samples.name(place), "label")
         if names is not None:
             used = sorted(set(labels))
-            known = dict(zip(used, _indices(names, used, model, samples), strict=True))
-            return [known[label] for label in labels]
+            indices = dict(zip(used, _indices(names, used, known, samples), strict=True))
+            return [indices[label] for label in labels]
         if all(isinstance(label, str) for label in labels):
             used = sorted(set(labels))
-            known = dict(zip(used, class_indices(used, model, samples.source), strict=True))
-            return [known[label] for label in labels]
+            indices = dict(zip(used, class_indices(used, known, samples.source), strict=True))
+            return [indices[label] for label in labels]
         for place, label in enumerate(labels):
             if isinstance(label, bool) or not isinstance(label, int):
                 raise ValueError(f"{samples.name(place)} has the label {label!r}: it must be a class's name or index.")
-            check_index(label, classes, samples.name(place))
+            check_index(label, len(known), samples.name(place))
         return labels
 
 
@@ -110,12 +117,12 @@ def accuracies(ranks: Tensor, classes: int) -> dict[str, tuple[float, float]]:
     return {name: (share, math.sqrt(share * (1 - share) / len(ranks))) for name, share in shares.items()}
 
 
-def _indices(names: list[str], used: list[int], model: nn.Module, samples: AnnotatedImages) -> list[int]:
+def _indices(names: Sequence[str], used: Sequence[int], known: Sequence[str], samples: AnnotatedImages) -> list[int]:
     """The model's index of each class that is used; classes without images do not matter, unless order decides."""
-    if len(names) == len(labels_of(model)):
-        every = class_indices(names, model, samples.source)
+    if len(names) == len(known):
+        every = class_indices(names, known, samples.source)
         return [every[label] for label in used]
-    return class_indices([names[label] for label in used], model, samples.source)
+    return class_indices([names[label] for label in used], known, samples.source)
 
 
 def _logits(outputs: dict[str, Any], shape: tuple[int, int], model: nn.Module) -> Tensor:

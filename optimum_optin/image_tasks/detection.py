@@ -26,9 +26,15 @@ class ObjectDetection:
     Samples come from a folder with images and a JSON file in COCO's form; or from a data set with columns `image` and
     `objects`, whose `bbox` are (x, y, width, height) in pixels. Categories are matched by name with the model's
     classes.
+
+    Args:
+        labels: the names of the model's classes, in their order; `None` takes its config's.
     """
 
     name = "object-detection"
+
+    def __init__(self, labels: Sequence[str] | None = None):
+        self._labels = labels
 
     def read(
         self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
@@ -58,7 +64,7 @@ class ObjectDetection:
         Raises:
             ValueError: names the file.
         """
-        names = self._names(samples) or labels_of(model)
+        names = self._names(samples) or labels_of(model, self._labels)
         boxes = 0
         for place in range(len(samples)):
             found = boxes_of(samples.rows[place][samples.target], samples.name(place))
@@ -86,7 +92,7 @@ class ObjectDetection:
             found = found_boxes(batch.outputs, batch.sizes, processor)
             for place, known, each in zip(batch.places, batch.annotations, found, strict=True):
                 true[place], predicted[place] = known, _of_categories(each, place_of)
-        names = labels_of(model) if classes is None else self._names(samples)
+        names = labels_of(model, self._labels) if classes is None else self._names(samples)
         metrics, by_category = mean_average_precision(true, predicted, len(names))
         return Measurement(metrics, {names[place]: value for place, value in by_category.items()})
 
@@ -101,9 +107,9 @@ class ObjectDetection:
         """The model's class of each category; `None` if the data have no names, so that both are one."""
         names = self._names(samples)
         if names is None:
-            labels_of(model)
+            labels_of(model, self._labels)
             return None
-        return class_indices(names, model, samples.source)
+        return class_indices(names, labels_of(model, self._labels), samples.source)
 
 
 def found_boxes(outputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], processor: Any) -> list[Boxes]:

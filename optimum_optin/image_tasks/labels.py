@@ -38,21 +38,30 @@ def check_kind(model: nn.Module, processor: object, task: str, kinds: Sequence[s
         raise ValueError(f"{task} reads images: pass the model's image processor as processor=.")
 
 
-def labels_of(model: nn.Module) -> list[str]:
+def labels_of(model: nn.Module, given: Sequence[str] | None = None) -> list[str]:
     """The names of a model's classes, in the order of its outputs.
 
+    Args:
+        model: the model.
+        given: the names, where the user gives them.
+
     Raises:
-        ValueError: the model's config does not tell.
+        ValueError: the model's config does not tell, or they are no names.
     """
+    if given is not None:
+        if isinstance(given, str) or not given or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"labels={given!r:.80} must be a list of the names of the model's classes.")
+        return list(given)
     named = getattr(getattr(model, "config", None), "id2label", None)
     if not named or set(named) != set(range(len(named))):
         raise ValueError(
-            f"this {type(model).__name__} does not say which classes it has: set config.id2label, e.g. {{0: 'cat'}}."
+            f"this {type(model).__name__} does not say which classes it has: give their names in the order of its "
+            "outputs, labels=['cat', ...], or set config.id2label."
         )
     return [str(named[index]) for index in range(len(named))]
 
 
-def class_indices(names: Sequence[str], model: nn.Module, source: str) -> list[int]:
+def class_indices(names: Sequence[str], labels: Sequence[str], source: str) -> list[int]:
     """For each class of a data set, the model's index of it.
 
     Classes are matched by name, whatever case, spaces, hyphens and underscores. Only where the names of one side say
@@ -61,13 +70,12 @@ def class_indices(names: Sequence[str], model: nn.Module, source: str) -> list[i
 
     Args:
         names: the data set's classes, in its order.
-        model: the model.
+        labels: the model's classes, in its order.
         source: what messages call the data set.
 
     Raises:
         ValueError: classes that the model does not have; names them.
     """
-    labels = labels_of(model)
     known = {_plain(label): index for index, label in enumerate(labels)}
     missing = [name for name in names if _plain(name) not in known]
     if not missing:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from ..reading.kinds import has_image_suffix
 from .batches import opened_image, passed
 from .confusion import Confusion
 from .labels import check_kind, labels_of
+from .opening import open_file
 from .pictures import MASKS, masks_beside
 from .samples import AnnotatedImages, check_there, read_annotated
 
@@ -39,6 +39,7 @@ class SemanticSegmentation:
     Args:
         ignore_index: the class of pixels that do not count.
         reduce_labels: annotations count from 1, and 0 does not count; `None` takes what the image processor says.
+        labels: the names of the model's classes, in their order; `None` takes its config's.
 
     Raises:
         ValueError: a value that does not fit.
@@ -46,13 +47,14 @@ class SemanticSegmentation:
 
     name = "semantic-segmentation"
 
-    def __init__(self, ignore_index: int = 255, reduce_labels: bool | None = None):
+    def __init__(self, ignore_index: int = 255, reduce_labels: bool | None = None, labels: Sequence[str] | None = None):
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
             raise ValueError(f"ignore_index={ignore_index!r} must be a whole number, as annotations hold.")
         if reduce_labels not in (None, True, False):
             raise ValueError(f"reduce_labels={reduce_labels!r} must be True, False, or None for the processor's own.")
         self._ignored = ignore_index
         self._reduced = reduce_labels
+        self._labels = labels
 
     def read(
         self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
@@ -72,7 +74,7 @@ class SemanticSegmentation:
             ValueError: another kind of model, no processor, or no names of its classes.
         """
         check_kind(model, processor, self.name, _KINDS)
-        labels_of(model)
+        labels_of(model, self._labels)
 
     def check_each(self, model: nn.Module, processor: Any, samples: AnnotatedImages) -> None:
         """Raise if an annotation cannot be used, or nothing in all of them counts.
@@ -80,7 +82,7 @@ class SemanticSegmentation:
         Raises:
             ValueError: names the file.
         """
-        classes, reduced, counted = len(labels_of(model)), self._reduces(processor), 0
+        classes, reduced, counted = len(labels_of(model, self._labels)), self._reduces(processor), 0
         for place in range(len(samples)):
             size = opened_image(samples, place).shape[:2]
             counted += int((self._annotation(samples, place, size, classes, reduced) != self._ignored).sum())
@@ -96,7 +98,7 @@ class SemanticSegmentation:
         Raises:
             ValueError: outputs that no map can be made of.
         """
-        labels = labels_of(model)
+        labels = labels_of(model, self._labels)
         confusion, shown = Confusion(len(labels), self._ignored), None
         reduced = self._reduces(processor)
 
@@ -204,20 +206,11 @@ def read_annotation(value: Any, name: str) -> np.ndarray:
     Raises:
         ValueError: it cannot be read, or holds colours; names it.
     """
-    from PIL import Image
-
     if isinstance(value, (np.ndarray, list)):
         found = np.asarray(value)
     else:
         try:
-            if isinstance(value, Mapping):
-                value = value["path"] if value.get("bytes") is None else value["bytes"]
-            opened = (
-                value
-                if isinstance(value, Image.Image)
-                else Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
-            )
-            opened.load()
+            opened = open_file(value)
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"{name} cannot be read as an annotation: {error}.") from error
         if len(opened.getbands()) > 1:

@@ -163,12 +163,7 @@ def _is_processed(image: Any) -> bool:
     return isinstance(image, Tensor) and image.is_floating_point()
 
 
-def image_processor_of(processor: Any) -> Any:
-    """The image processor itself, or the one inside a processor of texts and images.
-
-    Raises:
-        ValueError: there is none.
-    """
+def _image_processor(processor: Any) -> Any:
     processor = getattr(processor, "image_processor", processor)
     if not isinstance(processor, ImageProcessingMixin):
         given = "none" if processor is None else type(processor).__name__
@@ -181,10 +176,12 @@ def image_processor_of(processor: Any) -> Any:
 
 def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
     """The function that turns an image into pixel values of shape (channels, height, width)."""
-    channels, mode, processor = channels_of(model), mode_of(model), image_processor_of(processor)
+    channels, processor = channels_of(model), _image_processor(processor)
+    if channels not in _MODES:
+        raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
 
     def prepare(image: Any) -> Tensor:
-        converted = converted_image(image, mode)
+        converted = _converted(image, _MODES[channels])
         try:
             return processor(images=[converted], return_tensors="pt")["pixel_values"][0]
         except ValueError as error:
@@ -194,18 +191,6 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], Tensor]:
             ) from error
 
     return prepare
-
-
-def mode_of(model: nn.Module) -> str:
-    """Pillow's name of the images that the model takes.
-
-    Raises:
-        ValueError: files have no such images.
-    """
-    channels = channels_of(model)
-    if channels not in _MODES:
-        raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
-    return _MODES[channels]
 
 
 def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable: str) -> list[Tensor | None]:
@@ -235,7 +220,7 @@ def _read(images: Mapping[int, Any], ready: Callable[[Any], Tensor], unreadable:
     return pixels
 
 
-def converted_image(image: Any, mode: str):
+def _converted(image: Any, mode: str):
     """The image as one of Pillow's, in this mode.
 
     Raises:

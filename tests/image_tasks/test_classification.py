@@ -11,6 +11,7 @@ from image_tasks_data import segmentation_processor, segmenter
 from pictures import image_processor
 from PIL import Image as Pillow
 from tiny import tiny_model
+from torch import nn
 
 from optimum_optin.evaluation import top_k_metric
 from optimum_optin.evaluation.comparison import evaluate_model
@@ -18,6 +19,7 @@ from optimum_optin.evaluation.top_k_metric import TopKAccuracy
 from optimum_optin.image_tasks import labels as labels_file
 from optimum_optin.image_tasks.classification import accuracies, rank_of
 from optimum_optin.image_tasks.labels import class_indices
+from optimum_optin.image_tasks.opening import read_pixels
 
 TASK = "image-classification"
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "T-shirt/top"]
@@ -123,10 +125,10 @@ def test_classes_without_names_are_matched_by_their_order(monkeypatch):
     said = []
     monkeypatch.setattr(labels_file.logger, "warning", said.append)
     folders = ["n01440764", "n01443537", "n01484850"]
-    assert class_indices(folders, classifier(["tench, Tinca tinca", "goldfish", "shark"]), "ImageNet") == [0, 1, 2]
-    assert class_indices(["cat", "dog"], classifier(["LABEL_0", "LABEL_1"]), "zoo") == [0, 1]
+    assert class_indices(folders, ["tench, Tinca tinca", "goldfish", "shark"], "ImageNet") == [0, 1, 2]
+    assert class_indices(["cat", "dog"], ["LABEL_0", "LABEL_1"], "zoo") == [0, 1]
     assert len(said) == 2 and "they are matched by their order; check that it is the same" in said[0]
-    assert class_indices(["T shirt/Top", "CAT"], classifier(), "zoo") == [6, 0] and len(said) == 2
+    assert class_indices(["T shirt/Top", "CAT"], NAMES, "zoo") == [6, 0] and len(said) == 2
 
 
 def test_the_metric_is_one_of_evaluate():
@@ -137,6 +139,54 @@ def test_the_metric_is_one_of_evaluate():
             found = metric.compute(predictions=logits.tolist(), references=targets.tolist(), k=top)
             among = (logits.topk(top).indices == targets[:, None]).any(1).double().mean()
             assert found == {"accuracy" if top == 1 else f"top_{top}_accuracy": pytest.approx(float(among))}
+
+
+class _Plain(nn.Module):
+    """A module of one's own, which has no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, len(NAMES))
+
+    def forward(self, x):
+        return self.head(x[:, :, 0, 0])
+
+
+def _tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def test_a_plain_module_is_measured_with_its_labels_given(tmp_path):
+    torch.manual_seed(0)
+    model = _Plain()
+    with torch.no_grad():
+        model.head.weight.mul_(20)
+    write_classes(tmp_path / "zoo")
+    found = evaluate_model(model, _tensor, TASK, data_dir=tmp_path / "zoo", labels=NAMES)
+    classes = [NAMES.index(SHOWN[place % len(SHOWN)].lower()) for place in range(24)]
+    with torch.no_grad():
+        predicted = [int(model(_tensor(image)[None]).argmax()) for image in _arrays()]
+    right = sum(one == other for one, other in zip(predicted, classes, strict=True))
+    assert found["metrics"]["accuracy"]["value"] == right / 24 and len(set(predicted)) > 1
+    with pytest.raises(ValueError, match="this _Plain does not say which classes it has: give their names"):
+        evaluate_model(model, _tensor, TASK, data_dir=tmp_path / "zoo")
+    with pytest.raises(ValueError, match="labels='cat' must be a list of the names"):
+        evaluate_model(model, _tensor, TASK, data_dir=tmp_path / "zoo", labels="cat")
+    with pytest.raises(ValueError, match=r"needs logits of shape \(24, 2\) of this batch, _Plain gives \(24, 7\)"):
+        evaluate_model(model, _tensor, TASK, data_dir=write_classes(tmp_path / "two", NAMES[:2]), labels=NAMES[:2])
+    with pytest.raises(ValueError, match="images need an image processor, got int"):
+        evaluate_model(model, 3, TASK, data_dir=tmp_path / "zoo", labels=NAMES)
+
+
+def test_images_are_upright_and_16_bits_keep_their_shades(tmp_path):
+    image = Pillow.fromarray(_arrays()[0])
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_pixels(str(tmp_path / "turned.png"), "RGB", "it"), np.rot90(_arrays()[0], -1))
+    shades = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Pillow.fromarray(shades).save(tmp_path / "deep.png")
+    assert np.array_equal(read_pixels((tmp_path / "deep.png").read_bytes(), "L", "it"), shades // 257)
 
 
 # Bad input
