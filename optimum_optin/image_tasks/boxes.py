@@ -166,7 +166,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _image(folder: Path, file: Path, name: str, split: str | None) -> Path:
     beside = file.stem.removeprefix("instances_")
-    inside = [file.parent, folder, folder / "images", folder / beside, folder / "images" / beside]
+    inside = [file.parent, file.parent / "images", folder, folder / "images"]
+    inside += [folder / beside, folder / "images" / beside]
     inside += [folder / split, folder / "images" / split] if split else []
     for place in inside:
         if (place / name).is_file():

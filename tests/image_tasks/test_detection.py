@@ -198,6 +198,13 @@ def test_the_metric_is_one_of_evaluate():
         assert metric.compute(predictions=found, references=wanted, num_labels=3)["map"] == pytest.approx(expected)
 
 
+def test_images_stand_beside_the_file_of_their_split(tmp_path):
+    for split in ("train", "test"):
+        write_coco(tmp_path / split, "instances.json")
+    found = read_coco(tmp_path, None)
+    assert found.split == "test" and found.rows[0]["image"] == str(tmp_path / "test" / "images" / "0.png")
+
+
 @pytest.mark.parametrize(
     ("name", "split"),
     [
