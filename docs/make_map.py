@@ -21,7 +21,7 @@ FLOORS = (
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
-    ("plain_modules",),
+    ("plain_modules", "image_tasks"),
     ("passes", "storage"),
     ("inputs", "merging"),
     ("discovery",),

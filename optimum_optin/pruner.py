@@ -20,7 +20,7 @@ from .architectures.group import Groups
 from .compensation.refit import check_tokens
 from .config import OptinConfig
 from .discovery.find import is_declared
-from .evaluation.accuracy import compare_glue
+from .evaluation.comparison import compare
 from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
 from .hub_id import hub_commit
@@ -96,6 +96,7 @@ class OptinPruner:
         self.report: PruningReport | None = None
         self.scores: Scores | None = None
         self._origin = Origin(model, processor_given=processor is not None)
+        self._pictures: dict[str, bytes] = {}  # of what `evaluate` measured, for the card: name -> content
 
     @classmethod
     def from_pretrained(
@@ -331,6 +332,7 @@ class OptinPruner:
         self.scores = dataclasses.replace(scores, calibration=None)
         pruned = prune_model(self.model, groups, scores, calibration, config)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
+        self._pictures = {}
         base = self._origin.base()
         self.report = report_of(self.model, groups, pruned, scores, config, calibration=calibration, base=base)
         if save_dir is not None:
@@ -347,41 +349,46 @@ class OptinPruner:
         self,
         task: str,
         *,
+        data: Any = None,
         data_dir: str | os.PathLike | None = None,
         split: str | None = None,
         batch_size: int = 32,
         max_samples: int | None = None,
+        **options: Any,
     ) -> dict:
-        """Measure the dense and, if there is one, the pruned model on a GLUE task; the report keeps both.
+        """Measure the dense and, if there is one, the pruned model on a task; the report keeps both.
 
         The pruned model is first saved and loaded again: what is measured is what a user gets. If there are several
-        processes, the main one measures, and all return the same.
+        processes, the main one measures. Of a segmenter, `save_pretrained` then saves a picture with both models'
+        masks.
 
         Args:
-            task: `"sst2"` or `"glue/sst2"`, and so on.
-            data_dir: folder in the GLUE TSV layout (`SST-2/dev.tsv`, ...); `None` asks the Hub.
+            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"` or
+                `"object-detection"`.
+            data: of images, a `datasets.Dataset` or the name of a data set on the Hub, instead of `data_dir`.
+            data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub,
+                for images as docs/source/guides/evaluation.mdx shows.
             split: split to measure on, by its name on the Hub; `None` takes validation, for MNLI
-                `"validation_matched"`.
+                `"validation_matched"`, or what there is.
             batch_size: samples per forward pass; it does not change the figures.
             max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+            **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
+                segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`.
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.
 
         Raises:
-            ValueError: see `optimum_optin.evaluation.accuracy.evaluate_glue`; raised before the first forward pass.
-            ConnectionError: the Hub does not answer; give `data_dir`.
+            ValueError, FileNotFoundError, ConnectionError, ImportError: see
+                `optimum_optin.evaluation.comparison.evaluate_model`; raised before the first forward pass.
         """
-        if not is_of_transformers(self.model):
-            raise ValueError(
-                f"{task} is measured by the labels in a model's config, and {type(self.model).__name__} is a plain "
-                "module: measure it and load_pruned(...) by yourself."
-            )
-        options = {"data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
-        entry = on_main(lambda: compare_glue(self._models(), self.processor, task, **options))
+        given = {"data": data, "data_dir": data_dir, "split": split, "batch_size": batch_size}
+        options |= {**given, "max_samples": max_samples}
+        found = on_main(lambda: compare(self._models(), self.processor, task, **options))
         if self.report is not None:
-            self.report = self.report.evaluated(entry)
-        return entry.to_dict()
+            self.report = self.report.evaluated(found.entry)
+            self._pictures |= found.files
+        return found.entry.to_dict()
 
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
         """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
@@ -469,7 +476,8 @@ class OptinPruner:
             RuntimeError: nothing was pruned yet.
         """
         model, report = self._pruned()
-        return model_card(model, report, name=repo_id or "path/to/pruned-model", processor=self.processor)
+        name = repo_id or "path/to/pruned-model"
+        return model_card(model, report, name=name, processor=self.processor, pictures=self._pictures)
 
     def push_to_hub(
         self,
@@ -614,6 +622,7 @@ class OptinPruner:
             name=name,
             read_card=read_card,
             copy_companions=lambda: self._origin.copy_companions(folder, target, self.processor),
+            pictures=self._pictures,
             revision=revision,
             remote_code=report.config["remote_code"] if remote_code is None else remote_code,
         )

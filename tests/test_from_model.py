@@ -3,6 +3,7 @@
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
 import transformers as tr
@@ -197,6 +198,36 @@ def test_convolutions_go_the_same_way(kind, compensation, tmp_path):
         assert torch.allclose(load_pruned(kind, tmp_path)(images), smaller(images), atol=1e-6)
 
 
+def scaled(image):
+    """What a transform of torchvision does with an image of Pillow's."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def test_images_are_read_by_a_callable_and_accuracy_is_measured(tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    arrays = np.random.default_rng(0).integers(0, 255, (20, 16, 16, 3), np.uint8)
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    for number, array in enumerate(arrays):
+        folder = tmp_path / "zoo" / names[number % 5]
+        folder.mkdir(parents=True, exist_ok=True)
+        pillow.fromarray(array).save(folder / f"{number}.png")
+    module = perturbed(Pictures())
+    config = OptinConfig(flops=0.6, probes=8)
+    pruner = OptinPruner.from_model(module, torch.rand(1, 3, 16, 16), processor=scaled, config=config)
+    dense = pruner.evaluate("image-classification", data_dir=tmp_path / "zoo", labels=names)["metrics"]["accuracy"]
+    with torch.no_grad():
+        right = [int(module(scaled(each)[None]).argmax()) == number % 5 for number, each in enumerate(arrays)]
+    assert dense["dense"] == pytest.approx(sum(right) / 20)
+    pruner.prune([pillow.fromarray(each) for each in arrays], save_dir=tmp_path / "pruned")
+    both = pruner.evaluate("image-classification", data_dir=tmp_path / "zoo", labels=names)["metrics"]["accuracy"]
+    assert both["dense"] == dense["dense"] and both["pruned"] is not None
+    pruner.save_pretrained(tmp_path / "pruned")
+    card = (tmp_path / "pruned" / "README.md").read_text()
+    assert "image-classification" in card and "load_pruned" in card
+    with pytest.raises(ValueError, match="does not say which classes it has.*labels="):
+        pruner.evaluate("image-classification", data_dir=tmp_path / "zoo")
+
+
 # What is in the way
 
 
@@ -326,7 +357,9 @@ def test_modules_of_which_nothing_can_be_proved_are_refused():
         OptinPruner.from_model(perturbed(Flat()), torch.randn(1, 9)).check()
 
 
-def test_options_that_need_a_config_are_refused_before_work():
+def test_options_that_need_a_config_are_refused_before_work(tmp_path):
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2/dev.tsv").write_text("sentence\tlabel\na cat\t1\n")
     pruner = OptinPruner.from_model(perturbed(Transformer()), DATA[:1])
     with pytest.raises(ValueError, match="layout='uniform' cannot prune this Transformer"):
         pruner.check(OptinConfig(layout="uniform"))
@@ -335,7 +368,7 @@ def test_options_that_need_a_config_are_refused_before_work():
     with pytest.raises(ValueError, match="tokens of this Transformer cannot be merged"):
         pruner.prune(DATA, OptinConfig(merging=(2, 0)))
     with pytest.raises(ValueError, match="sst2 is measured by the labels in a model's config, and Transformer"):
-        pruner.evaluate("sst2")
+        pruner.evaluate("sst2", data_dir=tmp_path)
     with pytest.raises(ValueError, match="is a model of inputs"):
         pruner.score(DATA, text_columns=["text"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ _TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
 _FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
 _LICENSE = ("license", "license_name", "license_link")
 _LARGEST = 10 * 2**20  # bytes of a card to read
+# Tasks that models of several kinds are measured on, by the Hub's names; others are data sets, such as `glue/sst2`.
+_HUB_TASKS = {
+    "image-classification": "image-classification",
+    "semantic-segmentation": "image-segmentation",
+    "object-detection": "object-detection",
+}
 _OURS = " (optimum-optin)"  # ends the metric names that we measured, so that the next card replaces them
 
 
@@ -46,6 +52,7 @@ def model_card(
     revision: str | None = None,
     processor: Any = None,
     folder: Path | None = None,
+    pictures: Collection[str] = (),
     existing: str | None = None,
 ) -> ModelCard:
     """The card of a pruned model.
@@ -57,6 +64,7 @@ def model_card(
         revision: the branch to load from.
         processor: its tokenizer or the like.
         folder: the folder that the model was saved to; `None` if there are no files yet.
+        pictures: names of the files beside the card that it shows.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
@@ -72,6 +80,7 @@ def model_card(
         processor=processor,
         weights=folder and weight_bytes(folder),
         remote_code=folder is not None and (folder / REMOTE_FILE).is_file(),
+        pictures=pictures,
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
     parts = itertools.chain([part], itertools.repeat(""))  # a second one, from a copy, would be out of date
@@ -195,9 +204,9 @@ def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCa
 def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=task or "other",
+            task_type=_HUB_TASKS.get(entry.task, task) or "other",
             dataset_type=entry.dataset,
-            dataset_name=entry.task,
+            dataset_name=entry.dataset if entry.task in _HUB_TASKS else entry.task,
             dataset_config=entry.config or None,
             dataset_split=entry.split,
             metric_type=metric,

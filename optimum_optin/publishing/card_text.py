@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
 from ..config import OptinConfig
 from ..figures import CalibrationSource
+from ..image_tasks.pictures import MASKS
 from ..models.identity import dtype_of, is_of_transformers, type_of
 from ..reasons import reasons_of
 from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of
@@ -42,6 +43,7 @@ def card_text(
     processor: Any = None,
     weights: int | None = None,
     remote_code: bool = False,
+    pictures: Collection[str] = (),
 ) -> str:
     """Our part of the card.
 
@@ -53,6 +55,7 @@ def card_text(
         processor: its tokenizer or the like.
         weights: size of the weight files in bytes.
         remote_code: whether the files bring the code to load them.
+        pictures: names of the files beside the card that it shows.
     """
     sections = [
         _summary(model, report),
@@ -61,6 +64,8 @@ def card_text(
         "## Before and after",
         _comparison(model, report, weights),
         *_accuracy(report),
+        *_pictures(report, pictures),
+        *_classes(report),
         *_divergence(report),
         "## What is kept",
         _layers(report.layers, report.merges),
@@ -189,6 +194,31 @@ def _accuracy(report: PruningReport) -> list[str]:
         return []
     table = _table(("task", "split", "samples", "metric", "dense", "pruned"), rows)
     return ["## Accuracy", f"{table}\n\n± is one standard error over the samples."]
+
+
+def _pictures(report: PruningReport, pictures: Collection[str]) -> list[str]:
+    """What both models see in an image; for each file that is there, as a link relative to the card."""
+    measured = any(entry.task == "semantic-segmentation" for entry in report.evaluations)
+    return [f"![{_MASKS_SHOW}]({MASKS})\n\n{_MASKS_SHOW}." for name in pictures if name == MASKS and measured]
+
+
+_MASKS_SHOW = "An image, what the dense model sees in it, and what the pruned one does, a colour for each class"
+
+
+def _classes(report: PruningReport) -> list[str]:
+    """The first metric, class by class, of tasks where it is a mean over classes."""
+    parts = []
+    for entry in report.evaluations:
+        if not entry.classes:
+            continue
+        metric = next(iter(entry.metrics))
+        rows = [
+            (_escaped(name), _spread(value.dense, None), _spread(value.pruned, None))
+            for name, value in entry.classes.items()
+        ]
+        heading = f"<summary>{metric} of {entry.task}, {entry.split}, class by class</summary>"
+        parts.append(f"<details>{heading}\n\n{_table(('class', 'dense', 'pruned'), rows)}\n\n</details>")
+    return parts
 
 
 def _divergence(report: PruningReport) -> list[str]:

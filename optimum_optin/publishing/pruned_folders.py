@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils import logging
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
 from ..files.model_files import are_weights, left_over
+from ..image_tasks.pictures import MASKS
 from ..plain_modules.structure_file import WEIGHTS_FILE, read_structure
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
@@ -64,17 +66,26 @@ def read_report(folder: str | os.PathLike) -> PruningReport | None:
     return PruningReport.load(folder) if Path(folder, REPORT_FILE).is_file() else None
 
 
-def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
-    """Write a report with more figures into a saved model's folder, and bring the card up to date; both or neither.
+def write_report(folder: str | os.PathLike, report: PruningReport, pictures: Mapping[str, bytes] | None = None) -> None:
+    """Write a report with more figures into a saved model's folder, and bring the card up to date; all or nothing.
 
     A card that cannot be read stays as it is.
+
+    Args:
+        folder: the folder.
+        report: the report.
+        pictures: files that the card shows, name -> content, beside those that are there.
     """
-    folder = Path(folder).resolve()
+    folder, pictures = Path(folder).resolve(), pictures or {}
     card = card_or_none(
-        lambda existing: _card(folder, report, existing, name=folder.name), lambda: own_card(folder), name=folder.name
+        lambda existing: _card(folder, report, existing, name=folder.name, pictures=pictures),
+        lambda: own_card(folder),
+        name=folder.name,
     )
     with atomic_folder(folder) as draft:
         report.save(draft)
+        for name, content in pictures.items():
+            (draft / name).write_bytes(content)
         if card is not None:
             card.save(draft / CARD_FILE)
 
@@ -163,10 +174,18 @@ def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
 
 
 def _card(
-    folder: Path, report: PruningReport, existing: str | None, *, name: str, revision: str | None = None
+    folder: Path,
+    report: PruningReport,
+    existing: str | None,
+    *,
+    name: str,
+    revision: str | None = None,
+    pictures: Collection[str] = (),
 ) -> ModelCard:
+    shown = {*pictures, *(each for each in (MASKS,) if (folder / each).is_file())}
+    options = {"name": name, "revision": revision, "folder": folder, "pictures": shown, "existing": existing}
     if (folder / STRUCTURE_FILE).is_file():
-        return model_card(_stand_in(folder), report, name=name, revision=revision, folder=folder, existing=existing)
+        return model_card(_stand_in(folder), report, **options)
     config = AutoConfig.from_pretrained(folder)
     try:
         loader = model_class(folder, None)
@@ -177,15 +196,7 @@ def _card(
         skeleton = make(config).to(config.dtype)
     if loader is AutoModel and config.architectures:
         skeleton.__class__ = type(config.architectures[0], (type(skeleton),), {})
-    return model_card(
-        skeleton,
-        report,
-        name=name,
-        revision=revision,
-        processor=load_processor(folder),
-        folder=folder,
-        existing=existing,
-    )
+    return model_card(skeleton, report, processor=load_processor(folder), **options)
 
 
 def _stand_in(folder: Path) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ def write_pruned(
     name: str,
     read_card: Callable[[], str | None],
     copy_companions: Callable[[], None],
+    pictures: Mapping[str, bytes] | None = None,
     revision: str | None = None,
     remote_code: bool = False,
 ) -> None:
-    """Write the model, its processor, its companions, the report and the card.
+    """Write the model, its processor, its companions, the report and the card with its pictures.
 
     Args:
         folder: an empty folder.
@@ -49,6 +50,7 @@ def write_pruned(
         name: what the card tells users to load.
         read_card: reads the card to update; `None` if there is none.
         copy_companions: copies the dense model's companions into the folder.
+        pictures: files that the card shows, name -> content.
         revision: the branch that the card names.
         remote_code: write `modeling_optin.py`, too.
 
@@ -74,7 +76,10 @@ def write_pruned(
         save_part(processor, folder)
     copy_companions()
     report.save(folder)
-    make = partial(model_card, model, report, name=name, revision=revision, processor=processor, folder=folder)
+    for picture, content in (pictures or {}).items():
+        (folder / picture).write_bytes(content)
+    shown = {"processor": processor, "folder": folder, "pictures": pictures or ()}
+    make = partial(model_card, model, report, name=name, revision=revision, **shown)
     card = card_or_none(lambda existing: make(existing=existing), read_card, name=name)
     if card is not None:
         card.save(folder / CARD_FILE)
