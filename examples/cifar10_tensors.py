@@ -18,7 +18,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: what pub
 
 
 def load_pixels(
-    folder: Path, split: str, count: int | None = None, seed: int = 0, cache_dir: Path = CACHE
+    folder: Path, split: str, count: int | None = None, seed: int = 0, cache_dir: Path | None = None
 ) -> tuple[Tensor, Tensor]:
     """CIFAR-10 as networks read it.
 
@@ -27,7 +27,7 @@ def load_pixels(
         split: "train" (50,000 images) or "test" (10,000).
         count: how many images, drawn at random (default: all, in the order of the files' names).
         seed: of the draw.
-        cache_dir: where the decoded images are kept.
+        cache_dir: where the decoded images are kept (default: ~/.cache/optimum-optin/cifar10).
 
     Returns:
         Normalised pixel values, shape (images, 3, 32, 32), and labels, shape (images,).
@@ -39,9 +39,9 @@ def load_pixels(
     return normalised(images), labels
 
 
-def load_bytes(folder: Path, split: str, cache_dir: Path = CACHE) -> tuple[Tensor, Tensor]:
+def load_bytes(folder: Path, split: str, cache_dir: Path | None = None) -> tuple[Tensor, Tensor]:
     """CIFAR-10 as it is: bytes of shape (images, 3, 32, 32), and labels; all of a split, by the files' names."""
-    cached = Path(cache_dir) / f"{split}.safetensors"
+    cached = Path(cache_dir or CACHE) / f"{split}.safetensors"
     key = _origin(Path(folder) / CIFAR10_ARCHIVE)
     if not _is_of(cached, key):
         images, labels = read_cifar10(folder, split)

@@ -51,7 +51,7 @@ def main():
     model = vgg_cifar.VGG16()
     train(model, images, labels, arguments)
     with atomic_folder(save_dir) as draft:
-        save_file(model.state_dict(), draft / vgg_cifar.WEIGHTS)
+        save_file(weights_of(model), draft / vgg_cifar.WEIGHTS)
     (save_dir / CHECKPOINT).unlink(missing_ok=True)
     test = load_pixels(arguments.data_dir, "test")
     print(f"reloaded from disk, {len(test[0])} test images: accuracy {accuracy(vgg_cifar.load(save_dir), *test):.4f}")
@@ -123,8 +123,12 @@ def keep(model, optimizer, checkpoint, metadata) -> None:
         for name, weight in model.named_parameters()
     }
     with atomic_folder(checkpoint.parent) as draft:
-        state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file({**state, **momentum}, draft / checkpoint.name, metadata)
+        save_file({**weights_of(model), **momentum}, draft / checkpoint.name, metadata)
+
+
+def weights_of(model) -> dict[str, Tensor]:
+    """A state dict in the order of memory that safetensors has; in training, channels are last."""
+    return {name: value.contiguous() for name, value in model.state_dict().items()}
 
 
 def resume(model, optimizer, checkpoint, expected) -> int:

@@ -196,14 +196,13 @@ def learning_rate(done: float) -> float:
 
 def keep(model, optimizer, checkpoint, metadata):
     """Write what `resume` reads: the model, both moments of each of its weights, and how it was trained."""
-    content = {f"model.{name}": weight.contiguous() for name, weight in model.named_parameters()}
+    content = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for name, weight in model.named_parameters():
         content |= {f"{key}.{name}": value for key, value in optimizer.state[weight].items()}
     with atomic_folder(checkpoint.parent) as draft:
         save_file(content, draft / checkpoint.name, metadata)
 
 
-@torch.no_grad()
 def resume(model, optimizer, checkpoint, expected):
     """Put a model and its optimizer where `keep` left them; the number of steps that are done."""
     with safe_open(checkpoint, "pt") as file:
@@ -212,8 +211,8 @@ def resume(model, optimizer, checkpoint, expected):
     if differing:
         raise SystemExit(f"{checkpoint} was trained with {'; '.join(differing)}: delete it, or give what it has.")
     content = load_file(checkpoint)
+    model.load_state_dict({name: content[f"model.{name}"] for name in model.state_dict()})
     for name, weight in model.named_parameters():
-        weight.copy_(content[f"model.{name}"])
         moments = ("exp_avg", "exp_avg_sq", "step")
         optimizer.state[weight] = {key: content[f"{key}.{name}"] for key in moments if f"{key}.{name}" in content}
     print(f"going on after step {metadata['done']}, from {checkpoint}", flush=True)
