@@ -59,6 +59,8 @@ class FashionScenes(Dataset):
         count: how many scenes.
         size: pixels on a side.
         seed: of all draws.
+        garments: in a scene, at least and at most.
+        shares: of the canvas's side, that a garment's side may have, at least and at most.
         fashion_dir: folder of Fashion-MNIST's files (default: of the Debian package).
         cifar10_dir: folder of cifar10_jpeg.tar.xz (default: canvases without photos).
     """
@@ -70,12 +72,15 @@ class FashionScenes(Dataset):
         size: int = SIZE,
         *,
         seed: int = 0,
+        garments: tuple[int, int] = GARMENTS,
+        shares: tuple[float, float] = SHARES,
         fashion_dir: Path | None = None,
         cifar10_dir: Path | None = None,
     ):
-        self.garments, self.labels = read_fashion(split, fashion_dir)
+        self.images, self.labels = read_fashion(split, fashion_dir)
         self.photos = None if cifar10_dir is None else load_bytes(cifar10_dir, split)[0].numpy()
-        self.count, self.size, self.entropy = count, size, (seed, ("train", "test").index(split))
+        self.count, self.size, self.garments, self.shares = count, size, garments, shares
+        self.entropy = (seed, ("train", "test").index(split))
 
     def __len__(self) -> int:
         return self.count
@@ -85,18 +90,21 @@ class FashionScenes(Dataset):
             raise IndexError(f"scene {index} of {self.count}")
         random = np.random.default_rng((*self.entropy, index))
         image = waves(random, self.size) if self.photos is None else photo(random, self.size, self.photos)
-        return paste(random, image, self.garments, self.labels)
+        wanted = random.integers(*self.garments, endpoint=True)
+        drawn = random.integers(len(self.labels), size=wanted)
+        sides = (self.size * random.uniform(*self.shares, wanted)).round().astype(int)
+        return paste(random, image, self.images[drawn], self.labels[drawn], sides)
 
 
-def paste(random: np.random.Generator, image: np.ndarray, garments: np.ndarray, labels: np.ndarray) -> Scene:
-    """A scene on this canvas; a garment for which no place is found, since it would cover others, is left out."""
-    image, size = image.astype(np.float32), len(image)
+def paste(
+    random: np.random.Generator, canvas: np.ndarray, garments: np.ndarray, labels: np.ndarray, sides: np.ndarray
+) -> Scene:
+    """A scene of these garments, with so many pixels on a side; those that would cover others too much are left out."""
+    image, size = canvas.astype(np.float32), len(canvas)
     instances = np.zeros((size, size), np.int64)
     areas, classes = [], []
-    for _ in range(random.integers(GARMENTS[0], GARMENTS[1], endpoint=True)):
-        number = random.integers(len(labels))
-        side = round(size * random.uniform(*SHARES))
-        brightness, mask = _enlarged(garments[number], side, mirror=random.random() < 0.5)
+    for garment, label, side in zip(garments, labels, sides, strict=True):
+        brightness, mask = _enlarged(garment, side, mirror=random.random() < 0.5)
         tint = random.uniform(0.35, 1, 3)
         for _ in range(_TRIES):
             y, x = random.integers(0, size - side, 2, endpoint=True)
@@ -111,7 +119,7 @@ def paste(random: np.random.Generator, image: np.ndarray, garments: np.ndarray, 
                 image[window] = np.where(mask[..., None], color, image[window])
                 instances = after
                 areas.append(int(mask.sum()))
-                classes.append(int(labels[number]) + 1)
+                classes.append(int(label) + 1)
                 break
     noisy = image + random.normal(0, 4, image.shape)
     return Scene(noisy.clip(0, 255).astype(np.uint8), instances, tuple(classes))

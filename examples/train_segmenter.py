@@ -3,10 +3,11 @@
     python examples/train_segmenter.py segformer --backgrounds path/to/cifar10
     python examples/train_segmenter.py mask2former --backgrounds path/to/cifar10
 
-A short plain loop: AdamW, a warm-up and a cosine; every step sees new scenes of 96 x 96 pixels (fashion_scenes.py).
-SegFormer learns the class of each pixel. Mask2Former, on a small Swin, learns one mask of each class of a scene, the
-background included, with the losses that transformers has for it. While it trains, a checkpoint is kept beside the
-result every few hundred steps, from which the same command goes on.
+A short plain loop: AdamW, a warm-up and a cosine; every step sees new scenes (fashion_scenes.py). Most steps see
+close-ups of 48 x 48 pixels, in which garments are as large as in whole scenes of 96 x 96 and fill half of the image:
+what they are is learnt there for a quarter of the time. SegFormer learns the class of each pixel. Mask2Former, on a
+small Swin, learns one mask of each class of a scene, the background included, with the losses that transformers has for
+it. While it trains, a checkpoint is kept beside the result every few hundred steps, from which the same command goes on.
 
 The result is an ordinary model folder, written only when training is done; the figures printed last are of the model
 reloaded from it. The test scenes choose nothing: the last step is what is saved.
@@ -38,6 +39,7 @@ from transformers import (
     SwinConfig,
     set_seed,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from optimum_optin.files.folders import atomic_folder, check_folder
 
@@ -45,6 +47,9 @@ LABELS = {
     "id2label": dict(enumerate(CLASSES)),
     "label2id": {label: index for index, label in enumerate(CLASSES)},
 }
+CLOSE_UPS = 0.7  # of all steps, the first ones
+CLOSE_UP = {"size": SIZE // 2, "garments": (1, 2), "shares": (0.6, 1.0)}
+INITIAL_DEVIATION = 0.06  # as for other narrow models (train_image_classifier.py)
 WARM_UP = 0.05  # of all steps
 REPORTED = 200  # steps between two lines, and two checkpoints
 CHECKPOINT = "unfinished.safetensors"
@@ -63,7 +68,13 @@ class Recipe:
 
 def segformer() -> PreTrainedModel:
     """A SegFormer with the encoder of B0 and half of its decoder's width."""
-    config = SegformerConfig(decoder_hidden_size=128, drop_path_rate=0.0, classifier_dropout_prob=0.0, **LABELS)
+    config = SegformerConfig(
+        decoder_hidden_size=128,
+        drop_path_rate=0.0,
+        classifier_dropout_prob=0.0,
+        initializer_range=INITIAL_DEVIATION,
+        **LABELS,
+    )
     return SegformerForSemanticSegmentation(config)
 
 
@@ -76,6 +87,7 @@ def mask2former() -> PreTrainedModel:
         num_heads=[2, 4, 8, 16],
         window_size=6,  # 24 x 24 patches in windows, then 12 x 12, one window of 6 x 6, and 3 x 3
         drop_path_rate=0.0,
+        initializer_range=INITIAL_DEVIATION,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
     config = Mask2FormerConfig(
@@ -103,6 +115,12 @@ def mask2former_processor() -> BaseImageProcessor:
     return Mask2FormerImageProcessorPil(size={"height": SIZE, "width": SIZE}, num_labels=len(CLASSES))
 
 
+def pixel_values(scenes: list[Scene]) -> Tensor:
+    """What the processors make of images that have the right size."""
+    images = torch.stack([torch.from_numpy(scene.image) for scene in scenes]).float() / 255
+    return ((images - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(IMAGENET_DEFAULT_STD)).movedim(-1, 1)
+
+
 def pixel_classes(scenes: list[Scene]) -> dict[str, Tensor]:
     """The class of each pixel."""
     return {"labels": torch.stack([torch.from_numpy(scene.semantic).long() for scene in scenes])}
@@ -117,8 +135,8 @@ def class_masks(scenes: list[Scene]) -> dict[str, list[Tensor]]:
 
 
 RECIPES = {
-    "segformer": Recipe(segformer, segformer_processor, pixel_classes, steps=2000, learning_rate=1e-3),
-    "mask2former": Recipe(mask2former, mask2former_processor, class_masks, steps=2500, learning_rate=5e-4),
+    "segformer": Recipe(segformer, segformer_processor, pixel_classes, steps=3000, learning_rate=2e-3),
+    "mask2former": Recipe(mask2former, mask2former_processor, class_masks, steps=3000, learning_rate=5e-4),
 }
 
 
@@ -129,7 +147,7 @@ def main():
     parser.add_argument("--fashion-dir", type=Path, help="folder of the IDX files (default: of the Debian package)")
     parser.add_argument("--save-dir", type=Path, help="(default: ~/.cache/optimum-optin/scenes-ARCHITECTURE)")
     parser.add_argument("--steps", type=int, help="(default: as the architecture needs)")
-    parser.add_argument("--batch-size", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="twice as many close-ups (default: %(default)s)")
     parser.add_argument("--test-scenes", type=int, default=500, help="(default: %(default)s)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast in training")
     parser.add_argument("--seed", type=int, default=0)
@@ -140,25 +158,28 @@ def main():
 
     steps = arguments.steps or recipe.steps
     data = {"fashion_dir": arguments.fashion_dir, "cifar10_dir": arguments.backgrounds}
-    scenes = FashionScenes("train", steps * arguments.batch_size, seed=arguments.seed, **data)
+    close = round(CLOSE_UPS * steps)
+    seed, size = arguments.seed, arguments.batch_size
+    close_ups = FashionScenes("train", close * 2 * size, seed=seed, **CLOSE_UP, **data)
+    scenes = FashionScenes("train", (steps - close) * size, seed=seed, **data)
     set_seed(arguments.seed)
     model, processor = recipe.model(), recipe.processor()
-    train(model, processor, scenes, save_dir / CHECKPOINT, arguments)
+    train(model, close_ups, scenes, save_dir / CHECKPOINT, arguments)
     with atomic_folder(save_dir) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
     (save_dir / CHECKPOINT).unlink(missing_ok=True)
-    print(f"{len(scenes)} scenes; saved in {save_dir}", flush=True)
+    print(f"{len(close_ups)} close-ups and {len(scenes)} scenes; saved in {save_dir}", flush=True)
     reloaded = type(model).from_pretrained(save_dir)
     test = FashionScenes("test", arguments.test_scenes, **data)
     measured = scene_accuracy(reloaded, AutoImageProcessor.from_pretrained(save_dir), test)
     print(f"reloaded from disk, {measured}")
 
 
-def train(model, processor, scenes, checkpoint, arguments):
-    """Train in place; every scene is seen once."""
+def train(model, close_ups, scenes, checkpoint, arguments):
+    """Train in place; every close-up is seen once, then every scene."""
     recipe, size = RECIPES[arguments.architecture], arguments.batch_size
-    steps = len(scenes) // size
+    close, steps = len(close_ups) // (2 * size), len(close_ups) // (2 * size) + len(scenes) // size
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -170,11 +191,13 @@ def train(model, processor, scenes, checkpoint, arguments):
     for step in range(begun, steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * learning_rate((step + 1) / steps)
-        batch = [scenes[number] for number in range(step * size, (step + 1) * size)]
-        pixels = processor(images=[scene.image for scene in batch], return_tensors="pt")["pixel_values"]
+        if step < close:
+            batch = [close_ups[number] for number in range(2 * step * size, 2 * (step + 1) * size)]
+        else:
+            batch = [scenes[number] for number in range((step - close) * size, (step - close + 1) * size)]
         torch.manual_seed(arguments.seed + step)  # of the points where masks are compared: resuming changes nothing
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
-            loss = model(pixel_values=pixels, **recipe.targets(batch)).loss
+            loss = model(pixel_values=pixel_values(batch), **recipe.targets(batch)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
