@@ -6,8 +6,9 @@
 A short plain loop: AdamW, a warm-up and a cosine; every step sees new scenes (fashion_scenes.py). Most steps see
 close-ups of 48 x 48 pixels, in which garments are as large as in whole scenes of 96 x 96 and fill half of the image:
 what they are is learnt there for a quarter of the time. SegFormer learns the class of each pixel. Mask2Former, on a
-small Swin, learns one mask of each class of a scene, the background included, with the losses that transformers has for
-it. While it trains, a checkpoint is kept beside the result every few hundred steps, from which the same command goes on.
+small Swin, learns one mask of each class of a scene, the background included, with the losses that transformers has
+for it. While it trains, a checkpoint is kept beside the result every few hundred steps, from which the same command
+goes on.
 
 The result is an ordinary model folder, written only when training is done; the figures printed last are of the model
 reloaded from it. The test scenes choose nothing: the last step is what is saved.
@@ -63,6 +64,7 @@ class Recipe:
     processor: Callable[[], BaseImageProcessor]
     targets: Callable[[list[Scene]], dict]
     steps: int
+    batch_size: int
     learning_rate: float
 
 
@@ -101,7 +103,7 @@ def mask2former() -> PreTrainedModel:
         num_attention_heads=4,
         dim_feedforward=256,
         num_queries=20,
-        train_num_points=1024,
+        train_num_points=512,
         **LABELS,
     )
     return Mask2FormerForUniversalSegmentation(config)
@@ -135,8 +137,8 @@ def class_masks(scenes: list[Scene]) -> dict[str, list[Tensor]]:
 
 
 RECIPES = {
-    "segformer": Recipe(segformer, segformer_processor, pixel_classes, steps=3000, learning_rate=2e-3),
-    "mask2former": Recipe(mask2former, mask2former_processor, class_masks, steps=3000, learning_rate=5e-4),
+    "segformer": Recipe(segformer, segformer_processor, pixel_classes, steps=3000, batch_size=16, learning_rate=2e-3),
+    "mask2former": Recipe(mask2former, mask2former_processor, class_masks, steps=3000, batch_size=8, learning_rate=5e-4),
 }
 
 
@@ -146,8 +148,8 @@ def main():
     parser.add_argument("--backgrounds", type=Path, help="folder of cifar10_jpeg.tar.xz (default: no photos)")
     parser.add_argument("--fashion-dir", type=Path, help="folder of the IDX files (default: of the Debian package)")
     parser.add_argument("--save-dir", type=Path, help="(default: ~/.cache/optimum-optin/scenes-ARCHITECTURE)")
-    parser.add_argument("--steps", type=int, help="(default: as the architecture needs)")
-    parser.add_argument("--batch-size", type=int, default=16, help="twice as many close-ups (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="(default: 3000)")
+    parser.add_argument("--batch-size", type=int, help="twice as many close-ups (default: 16 for segformer, 8 for mask2former)")
     parser.add_argument("--test-scenes", type=int, default=500, help="(default: %(default)s)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast in training")
     parser.add_argument("--seed", type=int, default=0)
@@ -159,7 +161,7 @@ def main():
     steps = arguments.steps or recipe.steps
     data = {"fashion_dir": arguments.fashion_dir, "cifar10_dir": arguments.backgrounds}
     close = round(CLOSE_UPS * steps)
-    seed, size = arguments.seed, arguments.batch_size
+    seed, size = arguments.seed, arguments.batch_size or recipe.batch_size
     close_ups = FashionScenes("train", close * 2 * size, seed=seed, **CLOSE_UP, **data)
     scenes = FashionScenes("train", (steps - close) * size, seed=seed, **data)
     set_seed(arguments.seed)
@@ -178,7 +180,8 @@ def main():
 
 def train(model, close_ups, scenes, checkpoint, arguments):
     """Train in place; every close-up is seen once, then every scene."""
-    recipe, size = RECIPES[arguments.architecture], arguments.batch_size
+    recipe = RECIPES[arguments.architecture]
+    size = arguments.batch_size or recipe.batch_size
     close, steps = len(close_ups) // (2 * size), len(close_ups) // (2 * size) + len(scenes) // size
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim <= 1]
