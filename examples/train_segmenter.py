@@ -58,12 +58,11 @@ CHECKPOINT = "unfinished.safetensors"
 
 @dataclass(frozen=True)
 class Recipe:
-    """One architecture: how to make it, what it learns from, and how long."""
+    """One architecture: how to make it, and what and how it learns."""
 
     model: Callable[[], PreTrainedModel]
     processor: Callable[[], BaseImageProcessor]
     targets: Callable[[list[Scene]], dict]
-    steps: int
     batch_size: int
     learning_rate: float
 
@@ -137,8 +136,8 @@ def class_masks(scenes: list[Scene]) -> dict[str, list[Tensor]]:
 
 
 RECIPES = {
-    "segformer": Recipe(segformer, segformer_processor, pixel_classes, steps=3000, batch_size=16, learning_rate=2e-3),
-    "mask2former": Recipe(mask2former, mask2former_processor, class_masks, steps=3000, batch_size=8, learning_rate=5e-4),
+    "segformer": Recipe(segformer, segformer_processor, pixel_classes, batch_size=16, learning_rate=2e-3),
+    "mask2former": Recipe(mask2former, mask2former_processor, class_masks, batch_size=8, learning_rate=5e-4),
 }
 
 
@@ -148,8 +147,8 @@ def main():
     parser.add_argument("--backgrounds", type=Path, help="folder of cifar10_jpeg.tar.xz (default: no photos)")
     parser.add_argument("--fashion-dir", type=Path, help="folder of the IDX files (default: of the Debian package)")
     parser.add_argument("--save-dir", type=Path, help="(default: ~/.cache/optimum-optin/scenes-ARCHITECTURE)")
-    parser.add_argument("--steps", type=int, help="(default: 3000)")
-    parser.add_argument("--batch-size", type=int, help="twice as many close-ups (default: 16 for segformer, 8 for mask2former)")
+    parser.add_argument("--steps", type=int, default=3000, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="in scenes (default: 16 for segformer, 8 for mask2former)")
     parser.add_argument("--test-scenes", type=int, default=500, help="(default: %(default)s)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast in training")
     parser.add_argument("--seed", type=int, default=0)
@@ -158,12 +157,11 @@ def main():
     default_dir = Path.home() / ".cache" / "optimum-optin" / f"scenes-{arguments.architecture}"
     save_dir = check_folder(arguments.save_dir or default_dir)
 
-    steps = arguments.steps or recipe.steps
     data = {"fashion_dir": arguments.fashion_dir, "cifar10_dir": arguments.backgrounds}
-    close = round(CLOSE_UPS * steps)
+    close = round(CLOSE_UPS * arguments.steps)
     seed, size = arguments.seed, arguments.batch_size or recipe.batch_size
     close_ups = FashionScenes("train", close * 2 * size, seed=seed, **CLOSE_UP, **data)
-    scenes = FashionScenes("train", (steps - close) * size, seed=seed, **data)
+    scenes = FashionScenes("train", (arguments.steps - close) * size, seed=seed, **data)
     set_seed(arguments.seed)
     model, processor = recipe.model(), recipe.processor()
     train(model, close_ups, scenes, save_dir / CHECKPOINT, arguments)
@@ -182,7 +180,7 @@ def train(model, close_ups, scenes, checkpoint, arguments):
     """Train in place; every close-up is seen once, then every scene."""
     recipe = RECIPES[arguments.architecture]
     size = arguments.batch_size or recipe.batch_size
-    close, steps = len(close_ups) // (2 * size), len(close_ups) // (2 * size) + len(scenes) // size
+    close, steps = len(close_ups) // (2 * size), arguments.steps  # batches of close-ups are twice as large
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
