@@ -27,6 +27,7 @@ EXTRAS = {
     "quality": ["ruff>=0.12"],
     "docs": ["hf-doc-builder>=0.5"],
     "plots": ["matplotlib>=3.8"],
+    "detection": ["pycocotools>=2.0.11"],  # mean average precision
     # What the tests run a pruned model with, if it is there.
     "neighbours": [
         "peft>=0.21",

@@ -21,12 +21,14 @@ FLOORS = (
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
+    ("plain_modules", "image_tasks"),
     ("passes", "storage"),
     ("inputs", "merging"),
     ("discovery",),
     ("tracing",),
     ("editing", "reading", "tainting", "config"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
+    ("models",),
 )
 
 

@@ -13,6 +13,7 @@ from .config import OptinConfig
 from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
+from .models.identity import in_words
 from .proving.architecture import proved, sliceable_groups
 from .publishing.remote_code import check_remote_code
 from .search.candidates import priced
@@ -70,7 +71,7 @@ def check_cut(model: PreTrainedModel, groups: Groups, config: OptinConfig) -> No
     if config.remote_code:
         check_remote_code(model)
     if config.merging == "auto" and not merges_tokens(model, config):
-        cause = "layout='uniform'" if config.layout == "uniform" else f"this {model.config.model_type!r} model"
+        cause = "layout='uniform'" if config.layout == "uniform" else f"this {in_words(model)}"
         logger.warning(f"merging='auto' merges none: {cause} does not allow it (docs/source/guides/merge_tokens.mdx).")
 
 

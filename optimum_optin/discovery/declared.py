@@ -7,6 +7,7 @@ from torch import nn
 from ..architectures.group import Blocks, Consumer, Cut, Group, Groups, Producer, attribute
 from ..architectures.registry import known_architectures, row_of
 from ..architectures.stacks import Linears, Stack, Sublayer
+from ..models.identity import in_words, type_of
 
 
 def declared_inputs(model: nn.Module) -> dict[str, str]:
@@ -70,7 +71,7 @@ def key_projection(model: nn.Module) -> str:
     Raises:
         ValueError: tokens of this architecture cannot be merged.
     """
-    known = model.config.model_type in known_architectures()
+    known = type_of(model) in known_architectures()
     stacks = stacks_of(model) if known else ()
     if len(stacks) != 1 or stacks[0].keys is None:
         rows = {name: row_of(name) for name in known_architectures()}
@@ -78,7 +79,7 @@ def key_projection(model: nn.Module) -> str:
         partly = [name for name, row in rows.items() if any(stack.keys for stack in row)]
         able += [f"{name} (its classifiers of images)" for name in partly if name not in able]
         raise ValueError(
-            f"tokens of this {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
+            f"tokens of this {in_words(model)} cannot be merged; those of {', '.join(able)} can. The "
             "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
             "or rotary positions): set merging='none'."
         )
@@ -152,7 +153,7 @@ def _check_producer(module: nn.Module, path: str, parts: int, consumer: nn.Modul
 
 def stacks_of(model: nn.Module) -> tuple[Stack, ...]:
     """The stacks of a registered model's row; of a classifier made of one tower of a dual model, that one."""
-    stacks = row_of(getattr(getattr(model, "config", None), "model_type", None))
+    stacks = row_of(type_of(model))
     there = [stack for stack in stacks if _holds(model, _base_prefix(model) + stack.layers.partition(".*")[0])]
     return tuple(there) or stacks
 

@@ -16,8 +16,8 @@ from ..passes.hooks import recorded
 from ..passes.losses import REAL, OutputKind, output_distance
 from ..passes.outputs import Output, compared_output
 from ..passes.trajectory import hidden_states, layer_rows
-from ..running.feature_maps import as_tokens
 from ..running.batch import Batch
+from ..running.feature_maps import as_tokens
 from ..running.freezing import frozen
 from ..running.processes import add_up, my_share, process_count
 

@@ -17,6 +17,7 @@ from ..architectures.group import Groups
 from ..editing.surgery import take_units
 from ..inputs.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
+from ..models.identity import attention_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import call_model
@@ -125,7 +126,7 @@ def _added_by_units(
 ) -> dict[str, int]:
     """Group key -> MACs that its layer does more with the first unit there twice. One role after the other grows."""
     detach_merging(copied)
-    if getattr(copied.config, "_attn_implementation", "eager") not in ("sdpa", "eager"):
+    if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
     if repeats > 1:
         first, *_, last = map(copied.get_submodule, groups.layers.values())
@@ -135,7 +136,7 @@ def _added_by_units(
     def count() -> dict[str, int]:
         with running:
             flops = run_counted(copied, batch).get_flop_counts()
-        paths = {layer: f"{type(copied).__name__}.{path}" for layer, path in groups.layers.items()}
+        paths = {layer: f"{type(copied).__name__}.{path}".removesuffix(".") for layer, path in groups.layers.items()}
         return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
 
     added: dict[str, int] = {}
