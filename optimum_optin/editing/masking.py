@@ -55,22 +55,38 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
         yield
 
 
-def gradients(functional: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> tuple[Tensor, ...]:
+def gradients(
+    functional: Tensor, leaves: Sequence[Tensor], keys: Sequence[str], keep_graph: bool = False
+) -> tuple[Tensor, ...]:
     """Gradients of a scalar made of the model's outputs, one by each of `leaves`.
+
+    Those by the last layers of a stack are 0 where the model does not use them (BEiT's segmentation reads the layers
+    that `out_indices` names, and those after them run in vain).
+
+    Args:
+        functional: the scalar.
+        leaves: tensors, in order of execution.
+        keys: the group of each.
+        keep_graph: whether there will be more gradients of the same pass.
 
     Raises:
         ValueError: the outputs have no gradient by one of them.
     """
-    try:
-        return torch.autograd.grad(functional, leaves, retain_graph=keep_graph)
-    except RuntimeError as error:
-        if functional.requires_grad and "used in the graph" not in str(error):
-            raise
-        raise ValueError(
-            "what the model's forward returns has no gradient by all of its layers, which these scores and the refit "
-            "need: let forward do without torch.no_grad, detach() and numpy, and use every sample and layer. "
-            "(scorer='exact' with compensation='none' takes it as it is.)"
-        ) from error
+    if functional.requires_grad:
+        found = torch.autograd.grad(functional, leaves, retain_graph=keep_graph, allow_unused=True)
+        stacks: dict[str, list[bool]] = {}
+        for key, gradient in zip(keys, found, strict=True):
+            stacks.setdefault(stack_of(key), []).append(gradient is not None)
+        if all(used[0] and used == sorted(used, reverse=True) for used in stacks.values()):
+            return tuple(
+                torch.zeros_like(leaf) if gradient is None else gradient
+                for leaf, gradient in zip(leaves, found, strict=True)
+            )
+    raise ValueError(
+        "what the model's forward returns has no gradient by all of its layers, which these scores and the refit "
+        "need: let forward do without torch.no_grad, detach() and numpy, and use every sample and layer. "
+        "(scorer='exact' with compensation='none' takes it as it is.)"
+    )
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibratio
 
 
 def _by_group(functional: Tensor, masks: dict[str, Tensor], keep_graph: bool = False) -> dict[str, Tensor]:
-    return dict(zip(masks, gradients(functional, list(masks.values()), keep_graph), strict=True))
+    return dict(zip(masks, gradients(functional, list(masks.values()), list(masks), keep_graph), strict=True))
 
 
 def _add(totals: Terms, term: str, squares: dict[str, Tensor]) -> None:

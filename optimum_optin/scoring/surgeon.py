@@ -66,9 +66,9 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
     kept = {group.key: real_rows(group, ran.seen[group.producers[0].path].input, ran.real) for group in ran.groups}
     for group in ran.groups:
         sums[group.key].add_inputs(_rows(ran.seen[group.consumer].input.detach(), kept[group.key]))
-    slopes = {}
+    slopes, keys = {}, [group.key for group in ran.groups]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
-        slopes[term] = gradients(functional, ran.written(), keep_graph=number < len(functionals))
+        slopes[term] = gradients(functional, ran.written(), keys, keep_graph=number < len(functionals))
         for group, gradient in zip(ran.groups, slopes[term], strict=True):
             sums[group.key].add_gradients(term, _rows(gradient, kept[group.key]))
     return ran.start(slopes.get("output"))
