@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..reading.kinds import has_image_suffix
 from ..running.batch import Batch
 from ..running.forward import takes
+from .label_maps import check_no_map, without_maps
 from .samples import is_missing
 from .vision import channels_of, check_inputs
 
@@ -190,7 +191,7 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     """
     if "pixel_values" in sample:
         return "pixel_values"
-    images = [name for name, value in sample.items() if is_missing(value) or is_image(value)]
+    images = without_maps([name for name, value in sample.items() if is_missing(value) or is_image(value)], model)
     there = [name for name in images if not is_missing(sample[name])]
     if not there:  # a name of a file may stand beside the image, too
         files = [name for name, value in sample.items() if _is_file(value)]
@@ -241,7 +242,7 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
         raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
 
     def prepare(image: Any) -> dict[str, Tensor]:
-        converted = _converted(image, _MODES[channels])
+        converted = _converted(image, _MODES[channels], model)
         try:
             made = processor(images=[converted], return_tensors="pt")
             names = ["pixel_values"] + ["pixel_mask"] * (masked and "pixel_mask" in made)
@@ -285,14 +286,16 @@ def _read(
     return pixels
 
 
-def _converted(image: Any, mode: str):
+def _converted(image: Any, mode: str, model: nn.Module):
     """The image as one of Pillow's, in this mode.
 
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
+        ValueError: it is a map of labels.
     """
     pillow = _pillow()
     opened = _opened(image)
+    check_no_map(opened, model, _name_of(image))
     if opened.mode in ("I", "F"):
         raise OSError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
