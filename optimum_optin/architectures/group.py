@@ -22,6 +22,9 @@ HEADS = "heads"
 NEURONS = "neurons"
 
 
+CHANNELS = "channels"
+
+
 Masks = Mapping[str, Tensor]
 """Group key -> what is kept, shape (units,), 1 or True = keep."""
 
@@ -38,15 +41,17 @@ def attribute(model: nn.Module, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Producer:
-    """A linear whose outputs are the units.
+    """A linear or convolution whose outputs are the units.
 
     Args:
         path: module path, e.g. `"attention.self.query"`.
         parts: in how many equal blocks its rows hold the units, e.g. 3 for a packed q/k/v projection.
+        norm: path of the batch norm that reads what it writes, as it is; `None` if there is none.
     """
 
     path: str
     parts: int = 1
+    norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,8 @@ class Cut:
     """What is sliced when units are removed; names and paths from the model.
 
     Args:
-        consumer: path of the linear that reads the units; `None` where it is no linear, or there are several.
-        producers: the linears that write them.
+        consumer: path of the linear or convolution that reads the units; `None` where it is neither, or there are several.
+        producers: the linears and convolutions that write them.
         writes: what the units own of the tensors that write them.
         reads: what they own of those that read them. To multiply what is read by a mask is to cut all of these.
         counters: attributes that count units, and must follow: path -> how much one unit counts.
@@ -116,9 +121,11 @@ class Residual:
 
     Args:
         windowed: whether its linears see the tokens in windows, in another order than the residual stream.
+        norm: path of the batch norm that reads what the consumer writes, as it is; `None` if there is none.
     """
 
     windowed: bool = False
+    norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,12 +160,12 @@ class Group:
 
     @property
     def consumer(self) -> str | None:
-        """Path of the linear that reads the units; `None` where it is no linear, or there are several."""
+        """Path of the linear or convolution that reads the units; `None` where it is neither, or there are several."""
         return self.cut.consumer
 
     @property
     def producers(self) -> tuple[Producer, ...]:
-        """The linears that write the units."""
+        """The linears and convolutions that write the units."""
         return self.cut.producers
 
 
@@ -174,6 +181,7 @@ class Groups:
         inputs: every stack in order of execution: name -> the model input that the stack's tokens are made of.
         left_whole: what was found and is in no group, because it cannot be cut or was not proved: name -> reason.
         sample: what the model was traced with, a batch of one sample; `None` if it was not traced.
+        maps: names of the layers that return feature maps, shape (batch, channels, ...).
     """
 
     members: tuple[Group, ...]
@@ -181,6 +189,7 @@ class Groups:
     inputs: Mapping[str, str]
     left_whole: Mapping[str, str] = field(default_factory=dict)
     sample: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    maps: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.members)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from ..passes.pauses import kept_modules
 from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Rows, Walk, watched
 from ..running.freezing import frozen
-from ..running.linears import weight_of
+from ..running.linears import add_to_weight, is_convolution, weight_of
 from ..running.processes import first_of_all, progress, take_from_main
 from .ridge import Regression, solve_ridge
 
@@ -155,31 +156,66 @@ def check_tokens(groups: Groups, calibration: Calibration) -> None:
 
 
 def _refit_producers(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
+    """Let producers write what they would write of the dense model's input, as far as their own input tells."""
+    if is_convolution(pruned.get_submodule(stop.path)):
+        _refit_convolutions(pruned, stop, walks, strength)
+    else:
+        _refit_linears(pruned, stop, walks, strength)
+
+
+def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
     producers = [pruned.get_submodule(path) for path in stop.producers]
     inputs = weight_of(producers[0]).shape[1]
-    fit, held_out = _sums(producers[0], inputs, walks, stop, PrunedWalk.input_errors)
+    ((fit, held_out),) = _sums(walks, stop, [(producers[0], inputs, PrunedWalk.input_errors)])
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = _solved(fit, held_out, intercept, strength)
         for producer in (each for each in producers if (each.bias is not None) == intercept):
             weight = weight_of(producer).double()
-            weight_of(producer).add_((weight @ change).to(producer.weight))
-            if intercept:
-                producer.bias += (weight @ shift).to(producer.bias)
+            _add(producer, None, weight @ change, weight @ shift)
+
+
+def _refit_convolutions(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
+    """The same for patches, of which there are many more numbers to guess than a convolution writes: these are guessed."""
+    norms = {each.path: each.norm and pruned.get_submodule(each.norm) for each in stop.group.producers}
+    producers = {path: pruned.get_submodule(path) for path in stop.producers}
+    wanted = [
+        (producer, len(weight_of(producer)), partial(PrunedWalk.map_errors, path=path))
+        for path, producer in producers.items()
+    ]
+    for (path, producer), (fit, held_out) in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
+        intercept = producer.bias is not None or norms[path] is not None
+        _add(producer, norms[path], *_solved(fit, held_out, intercept, strength))
 
 
 def _refit_consumer(pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None) -> None:
     consumer = pruned.get_submodule(stop.path)
-    fit, held_out = _sums(consumer, len(weight_of(consumer)), walks, stop, PrunedWalk.output_errors)
-    weight, bias = _solved(fit, held_out, consumer.bias is not None, strength)
+    norm = stop.group.residual.norm and pruned.get_submodule(stop.group.residual.norm)
+    ((fit, held_out),) = _sums(walks, stop, [(consumer, len(weight_of(consumer)), PrunedWalk.output_errors)])
+    weight, bias = _solved(fit, held_out, consumer.bias is not None or norm is not None, strength)
+    if norm is not None:
+        scale = _slope(norm) if scale is None else _slope(norm) * scale.to(norm.running_var)
     if scale is not None:  # the errors are those of the stream
         share = _inverse(scale, weight)
         weight, bias = weight * share[:, None], bias * share
+    _add(consumer, norm, weight, bias)
+
+
+def _add(linear: nn.Module, norm: nn.Module | None, weight: Tensor, bias: Tensor) -> None:
+    """Add changes to a linear or a convolution, in place: of the bias, if it has none, to what follows it."""
     if weight.numel():
-        weight_of(consumer).add_(weight.to(consumer.weight))
-    if consumer.bias is not None:
-        consumer.bias += bias.to(consumer.bias)
+        add_to_weight(linear, weight)
+    if linear.bias is not None:
+        linear.bias += bias.to(linear.bias)
+    elif norm is not None:
+        norm.running_mean -= bias.to(norm.running_mean)
+
+
+def _slope(norm: nn.Module) -> Tensor:
+    """What a batch norm multiplies each channel by, shape (channels,)."""
+    slope = (norm.running_var + norm.eps).rsqrt()
+    return slope if norm.weight is None else slope * norm.weight
 
 
 def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
@@ -188,26 +224,35 @@ def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
     return torch.where(scale.abs() > _LEAST_SCALE * scale.abs().mean(), 1 / scale, 0)
 
 
-def _sums(
-    linear: nn.Module, outputs: int, walks: Walks, stop: Stop, rows_of: Callable[[PrunedWalk, Stop], Rows | None]
-) -> tuple[Regression, Regression]:
-    """The sums of all walks' rows, with the linear's inputs and `outputs` errors: (to fit, held out)."""
-    inputs = weight_of(linear).shape[1]
-    fit, held_out = (Regression(inputs, outputs, linear.weight.device) for _ in range(2))
+_Wanted = tuple[nn.Module, int, Callable[[PrunedWalk, Stop], Rows | None]]
+"""A linear or convolution, how many errors a row has, and what gives the rows of a walk."""
+
+
+def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted]) -> list[tuple[Regression, Regression]]:
+    """For each regression that is wanted, the sums of all walks' rows: (to fit, held out)."""
+    sums = []
+    for linear, outputs, _ in wanted:
+        inputs, device = weight_of(linear).shape[1], linear.weight.device
+        sums.append((Regression(inputs, outputs, device), Regression(inputs, outputs, device)))
     for index, walk in enumerate(walks):
-        rows = rows_of(walk, stop) if walk is not None and walk.reach(stop) else None
-        if rows is not None:
-            if len(walks) == 1:
-                is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
-                held_out.add(*(each[is_held_out] for each in rows))
-                fit.add(*(each[~is_held_out] for each in rows))
-            else:
-                (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-        if walk is not None:
-            walk.leave(stop)
-    fit.add_up()
-    held_out.add_up()
-    return fit, held_out
+        if walk is None:
+            continue
+        if walk.reach(stop):
+            for (_, _, rows_of), (fit, held_out) in zip(wanted, sums, strict=True):
+                rows = rows_of(walk, stop)
+                if rows is None:
+                    continue
+                if len(walks) == 1:
+                    is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
+                    held_out.add(*(each[is_held_out] for each in rows))
+                    fit.add(*(each[~is_held_out] for each in rows))
+                else:
+                    (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+        walk.leave(stop)
+    for pair in sums:
+        for each in pair:
+            each.add_up()
+    return sums
 
 
 def _solved(fit: Regression, held_out: Regression, intercept: bool, strength: float | None) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ..running.processes import progress
 from ..tracing import trace
 from ..tracing.found import STREAM, FoundGroup, Slice, Trace
 from .biases import bias_arguments, together
+from .convolutions import maps_of, with_norms
 from .counters import Counters, NotCut, counters_of
 from .coupling import coupled
 from .samples import checked_sample, tiny_sample
@@ -59,8 +60,9 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
             found = _joined(found, [each for each in found if frozenset(part.tensor for part in each.reads) in same])
             members, left, layers, _ = counting.groups_of(found)
         inputs = inputs_of(model, layers, sample)
+        members, maps = with_norms(model, members, sample), maps_of(model, layers, sample)
     left = {**_left_out(traced, layers), **left, **silent_weights(model, traced, layers)}
-    return Groups(tuple(members), layers, inputs, left, sample)
+    return Groups(tuple(members), layers, inputs, left, sample, maps)
 
 
 class _Counting:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..architectures.group import HEADS, NEURONS, Blocks, Cut, Group, Producer
+from ..architectures.group import CHANNELS, HEADS, NEURONS, Blocks, Cut, Group, Producer
+from ..running.linears import CONVOLUTIONS, is_convolution
 from ..tracing.found import FoundGroup, Slice
 
-CHANNELS = "channels"
 _LINEARS = {nn.Linear: (0, 1), Conv1D: (1, 0)}  # the dimensions of the weight that are written and read
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (*CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Inexpressible(Exception):
@@ -96,7 +96,9 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     inner = [part for part in reads if part is not last] if last else []
     readers = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in reads]
     width = sum((last or reads[0]).widths)
-    role = CHANNELS if any(isinstance(each, _CONVOLUTIONS) for each in readers) else NEURONS if width == 1 else HEADS
+    role = NEURONS if width == 1 else HEADS
+    if any(isinstance(each, _CONVOLUTIONS) for each in readers) or _is_flattened(model, writes):
+        role = CHANNELS
     producers = [
         Producer(part.tensor.rpartition(".")[0], len(part.widths))
         for part in writes
@@ -109,6 +111,12 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
         return Part(found.module, role, found.units, width, cut, None, tables)
     by_one = replace(cut, consumer=next(iter(consumers)), writes=(*writes, *inner), reads=(last,))
     return Part(found.module, role, found.units, width, by_one, cut if inner else None, tables)
+
+
+def _is_flattened(model: nn.Module, writes: Iterable[Blocks]) -> bool:
+    """Whether units are channels of a convolution, which a linear reads place by place."""
+    modules = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in writes]
+    return any(map(is_convolution, modules)) and not any(isinstance(each, tuple(_LINEARS)) for each in modules)
 
 
 def _check_kept(model: nn.Module, name: str) -> None:
@@ -130,7 +138,7 @@ def _weight_of(hook: object) -> str:
 
 
 def _consumer(model: nn.Module, read: Blocks, units: int) -> str | None:
-    """Path of the linear whose inputs are the units, one after the other, and nothing else; `None` if not."""
+    """Path of the linear or convolution whose inputs are the units, one after the other, and no others; `None` if not."""
     path, dims = read.tensor.rpartition(".")[0], _dims(model, read)
     if dims is None or read.dim != dims[1] or not read.tensor.endswith(".weight"):
         return None
@@ -140,6 +148,8 @@ def _consumer(model: nn.Module, read: Blocks, units: int) -> str | None:
 
 def _dims(model: nn.Module, part: Blocks) -> tuple[int, int] | None:
     module = model.get_submodule(part.tensor.rpartition(".")[0])
+    if is_convolution(module):
+        return 0, 1
     return next((dims for kind, dims in _LINEARS.items() if isinstance(module, kind)), None)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Blocks, Group, Masks, stack_of
+from ..running.linears import is_convolution
 from ..running.multihead import running_plainly
 
 
@@ -33,7 +34,8 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
             else:
                 consumer = model.get_submodule(group.consumer)
                 stack.enter_context(running_plainly([model.get_submodule(group.consumer.rpartition(".")[0])]))
-                hook = consumer.register_forward_pre_hook(_masking_hook(masks[group.key], group.width))
+                hook = _masking_hook(masks[group.key], group.width, is_convolution(consumer))
+                hook = consumer.register_forward_pre_hook(hook)
                 stack.callback(hook.remove)
         yield
 
@@ -111,12 +113,15 @@ def _without(model: nn.Module, part: Blocks, mask: Tensor) -> Iterator[None]:
         tensors[name] = weight
 
 
-def _masking_hook(mask: Tensor, width: int):
+def _masking_hook(mask: Tensor, width: int, is_map: bool):
     def hook(module: nn.Module, args: tuple) -> tuple:
-        units = args[0]  # (batch, tokens, units * width); with windows, (batch * windows, tokens, units * width)
+        units = args[0]  # (batch, ..., units * width); with windows, (batch * windows, tokens, units * width)
         columns = mask.to(units).repeat_interleave(width, dim=-1)
         if columns.dim() == 2:
-            columns = columns.repeat_interleave(len(units) // len(columns), dim=0).unsqueeze(1)
-        return (units * columns, *args[1:])
+            columns = columns.repeat_interleave(len(units) // len(columns), dim=0)
+        places = [1] * (units.dim() - 2)
+        if is_map:  # (batch, units * width, ...)
+            return (units * columns.view(-1, columns.shape[-1], *places), *args[1:])
+        return (units * columns.view(-1, *places, columns.shape[-1]), *args[1:])
 
     return hook

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..architectures.group import Group
+from ..running.feature_maps import as_tokens
+from ..running.forward import first_of
+from ..running.linears import is_convolution
 from .hooks import find_module
 
 _SUMS = 8  # sums after a consumer among which its own is looked for
@@ -47,20 +50,23 @@ class Join:
     Args:
         terms: the other terms that are known when the consumer starts; for each, all places where it is.
         scale: what the output is multiplied by, shape (channels,), on the CPU; `None` for 1.
+        of_maps: whether what is added are feature maps, shape (batch, channels, ...).
     """
 
     terms: tuple[tuple[Place, ...], ...]
     scale: Tensor | None = None
+    of_maps: bool = False
 
     def stream(self, terms: Sequence[Tensor], output: Tensor) -> Tensor:
         """The sum, of the shape of the output.
 
         Args:
             terms: a tensor for each term.
-            output: what the consumer wrote.
+            output: what the consumer wrote, with its channels last, and behind a batch norm what that made of it.
         """
         stream = output if self.scale is None else output * self.scale.to(output)
         for term in terms:
+            term = as_tokens(term, is_map=True) if self.of_maps else term
             stream = stream + term.to(output.device).reshape(output.shape)
         return stream
 
@@ -98,7 +104,9 @@ def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[dict[st
             if not group.residual.windowed:
                 consumer = model.get_submodule(group.consumer)
                 stack.callback(consumer.register_forward_pre_hook(search.starting_hook(group.key)).remove)
-                stack.callback(consumer.register_forward_hook(search.writing_hook(group.key)).remove)
+                hook = search.writing_hook(group.key, is_convolution(consumer))
+                last = model.get_submodule(group.residual.norm) if group.residual.norm else consumer
+                stack.callback(last.register_forward_hook(hook).remove)
         stack.enter_context(search)
         yield search.joins
 
@@ -128,10 +136,18 @@ _Terms = tuple[tuple[tuple[int, Place], ...], ...]
 
 @dataclass
 class _Output:
-    """An output whose sum is looked for, and how many sums it was looked for in."""
+    """An output whose sum is looked for, with its channels last, and how many sums it was looked for in."""
 
     value: Tensor
     sums: int = 0
+
+    def forms_of(self, term: Tensor) -> Iterator[tuple[bool, Tensor]]:
+        """A tensor with the output's channels last, if it has as many numbers for each; and whether it is of maps."""
+        if term.numel() == self.value.numel():
+            if term.shape[-1] == self.value.shape[-1]:
+                yield False, term
+            if term.dim() > 2 and term.shape[1] == self.value.shape[-1]:
+                yield True, as_tokens(term, is_map=True)
 
 
 @dataclass
@@ -181,21 +197,21 @@ class _Search(TorchDispatchMode):
         """Take this sum for the join of the outputs that are a term of it; return their keys."""
         found: set[str] = set()
         for key, output in list(self._outputs.items()):
-            value = output.value
-            if value.numel() != one.numel() or not value.shape[-1] == one.shape[-1] == other.shape[-1]:
+            if not (any(output.forms_of(one)) and any(output.forms_of(other))):
                 continue
             output.sums += 1
             for term, factor, beside, times in ((one, 1, other, alpha), (other, alpha, one, 1)):
-                if key not in found and (scale := _scale(term, value)) is not None:
-                    found.add(key)
-                    self._join(key, scale * factor, beside if times == 1 else None)
+                for of_maps, rows in output.forms_of(term):
+                    if key not in found and (scale := _scale(rows, output.value)) is not None:
+                        found.add(key)
+                        self._join(key, scale * factor, beside if times == 1 else None, of_maps)
             if key in found or output.sums == _SUMS:
                 del self._outputs[key]
         return found
 
-    def _join(self, key: str, scale: Tensor | float, beside: Tensor | None) -> None:
+    def _join(self, key: str, scale: Tensor | float, beside: Tensor | None, of_maps: bool) -> None:
         plain = not isinstance(scale, Tensor) and scale == 1
-        self.joins[key] = Join((), None if plain else torch.as_tensor(scale, dtype=torch.float32))
+        self.joins[key] = Join((), None if plain else torch.as_tensor(scale, dtype=torch.float32), of_maps)
         self._add_terms(key, beside)
 
     def _add_terms(self, key: str, beside: Tensor | None) -> None:
@@ -252,10 +268,10 @@ class _Search(TorchDispatchMode):
 
         return hook
 
-    def writing_hook(self, key: str):
+    def writing_hook(self, key: str, is_map: bool):
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             if key not in self.joins and _is_state(output):
-                self._outputs[key] = _Output(output.clone())
+                self._outputs[key] = _Output((as_tokens(output, is_map=True) if is_map else output).clone())
 
         return hook
 
@@ -266,11 +282,6 @@ class _Search(TorchDispatchMode):
             self.joins[key] = replace(join, terms=tuple(filter(None, once)))
             if not self.joins[key].terms:
                 del self.joins[key]
-
-
-def first_of(output: Any) -> Any:
-    """What a module returns; of several things, the first."""
-    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def _is_state(value: Any) -> bool:

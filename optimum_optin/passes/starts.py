@@ -13,6 +13,7 @@ from ..architectures.group import Group, Groups, stack_of
 from ..editing.masking import differentiable, gradients
 from ..inputs.tokens import TokenMasks
 from ..running.batch import Batch
+from ..running.linears import rows_written
 from .hooks import Passage, observed, recorded
 from .losses import probe_output
 from .outputs import Output, compared_output
@@ -27,13 +28,15 @@ class Start:
     Args:
         batch: the batch.
         real: its real tokens.
-        weights: group key -> weight of every row that its consumer writes, of the shape of that without channels:
-            (batch, tokens) or, where the consumer sees windows, (batch * windows, tokens).
+        weights: group key -> weight of every row that its consumer writes (`rows_written`), of the shape of that
+            without channels: (batch, tokens) or, where the consumer sees windows, (batch * windows, tokens).
+        seed: seed of the draw of places that convolutions are refitted at.
     """
 
     batch: Batch
     real: TokenMasks
     weights: dict[str, Tensor]
+    seed: int = 0
 
 
 def real_rows(group: Group, source: Tensor, real: TokenMasks) -> Tensor | None:
@@ -61,7 +64,8 @@ class DensePass:
     """What one forward pass of the dense model returned on its way, with its graph; see `run_dense`.
 
     Args:
-        groups: the model's groups.
+        model: the model.
+        groups: its groups.
         batch: the batch that ran.
         real: its real tokens.
         rows: the token positions that are compared.
@@ -70,6 +74,7 @@ class DensePass:
         output: what L_KD compares; `None` where there is nothing.
     """
 
+    model: nn.Module
     groups: Groups
     batch: Batch
     real: TokenMasks
@@ -79,15 +84,16 @@ class DensePass:
     output: Output | None
 
     def written(self) -> list[Tensor]:
-        """What each consumer wrote, shape (batch, tokens, channels) or (batch * windows, tokens, channels)."""
+        """What each consumer wrote, in order of the groups."""
         return [self.seen[group.consumer].output for group in self.groups]
 
-    def start(self, gradients: Sequence[Tensor] | None) -> Start:
+    def start(self, gradients: Sequence[Tensor] | None, generator: torch.Generator) -> Start:
         """What a walk starts from.
 
         Args:
             gradients: gradient of a random functional of the logits by each tensor of `written`. They are not used
                 without a head: then every token counts the same.
+            generator: source of the seed of places.
         """
         if self.output is None or not self.output.of_head:
             gradients = None
@@ -95,13 +101,15 @@ class DensePass:
         for group, output, gradient in zip(
             self.groups, self.written(), gradients or [None] * len(self.groups), strict=True
         ):
-            valid = real_tokens(group, self.real)
+            consumer, valid = self.model.get_submodule(group.consumer), real_tokens(group, self.real)
+            output = rows_written(consumer, output)
+            gradient = None if gradient is None else rows_written(consumer, gradient)
             if valid is None:  # a sample's windows follow each other
                 samples = len(self.real[stack_of(group.layer)])
                 valid = torch.ones(output.shape[:-1], dtype=torch.bool).view(samples, -1)
             weight = valid.float() if gradient is None else token_weights(gradient.reshape(*valid.shape, -1), valid)
             weights[group.key] = weight.view(output.shape[:-1])
-        return Start(self.batch, self.real, weights)
+        return Start(self.batch, self.real, weights, int(torch.randint(2**31, (), generator=generator)))
 
 
 def run_dense(
@@ -131,7 +139,7 @@ def run_dense(
         recorded(model, groups.layers) as layers,
     ):
         output = compared_output(model, batch, compared)
-    return DensePass(groups, batch, real, compared, seen, layers, output)
+    return DensePass(model, groups, batch, real, compared, seen, layers, output)
 
 
 def dense_pass(
@@ -157,6 +165,6 @@ def dense_pass(
     """
     ran = run_dense(model, groups, batch, real, rows=rows, generator=generator)
     if ran.output is None or not ran.output.of_head:
-        return ran.start(None)
+        return ran.start(None, generator)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
-    return ran.start(gradients(functional, ran.written(), [group.key for group in groups]))
+    return ran.start(gradients(functional, ran.written(), [group.key for group in groups]), generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..architectures.group import stack_of
 from ..inputs.tokens import TokenMasks, token_rows
 from ..merging.hooks import MergedTokens
+from ..running.feature_maps import as_tokens
+from ..running.forward import first_of
 from .losses import token_features
 
 Rows = Mapping[str, Tensor]
@@ -18,10 +20,10 @@ Rows = Mapping[str, Tensor]
 
 
 def hidden_states(output: Any) -> Tensor:
-    """The hidden states, shape (batch, tokens, channels), in whatever a layer returns; merged tokens restored."""
+    """The hidden states in whatever a layer returns, merged tokens restored; see `as_tokens` for their shape."""
     if isinstance(output, MergedTokens):
         return output.restored()
-    return output if isinstance(output, Tensor) else output[0]
+    return first_of(output)
 
 
 def draw_rows(real: TokenMasks, rows: int, generator: torch.Generator) -> Rows:
@@ -52,20 +54,23 @@ def layer_rows(rows: Tensor, hidden: Tensor, tokens: int) -> Tensor:
     return rows if tokens == hidden.shape[1] else (rows * hidden.shape[1] // tokens).unique()
 
 
-def trajectory_features(outputs: Mapping[str, Any], rows: Rows, real: TokenMasks) -> dict[str, Tensor]:
+def trajectory_features(
+    outputs: Mapping[str, Any], rows: Rows, real: TokenMasks, maps: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Normalised features of the compared tokens after each layer: name -> shape (K, channels).
 
     Args:
         outputs: what the layers returned, by name.
         rows: see `draw_rows`.
         real: the batch's real tokens.
+        maps: names of the layers that return feature maps (`Groups.maps`); each place is a token.
 
     Raises:
         ValueError: a layer's output is not finite; names the first such layer.
     """
     features = {}
     for name, output in outputs.items():
-        hidden = hidden_states(output)
+        hidden = as_tokens(hidden_states(output), name in maps)
         stack = stack_of(name)
         features[name] = token_features(hidden, layer_rows(rows[stack], hidden, real[stack].shape[1]))
         if not features[name].isfinite().all():

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import HEADS, Group
-from ..running.forward import call_model
+from ..running.forward import call_model, first_of
+from ..running.linears import drawn_places, rows_read, rows_written
 from .course import Course, Stop
-from .joins import Place, first_of
+from .joins import Place
 from .pauses import HeldPass, running_pass
 from .starts import Start, real_tokens
 
@@ -33,14 +34,16 @@ class Walk:
 
     Attributes:
         sources: path of each stop of producers that was reached -> what they read.
-        targets: key of each group that was passed -> what the refit aims at: the residual stream after the sublayer or,
-            where no join was found, its output alone.
+        targets: key of each group that was passed -> what the refit aims at, with its channels last: the residual
+            stream after the sublayer or, where no join was found, its output alone (behind a batch norm, if one reads
+            it).
         filled: key of each group in windows -> which rows are tokens, rather than zeros that fill up windows.
     """
 
     def __init__(self, model: nn.Module, course: Course, start: Start):
         self.start = start
         self.course = course
+        self._model = model
         self.sources: dict[str, Tensor] = {}
         self.targets: dict[str, Tensor] = {}
         self.filled: dict[str, Tensor] = {}
@@ -81,11 +84,12 @@ class Walk:
         self._stream.add(group, number, term)
 
     def on_writing(self, group: Group, output: Tensor) -> None:
-        """Called in the pass when a consumer has run."""
+        """Called in the pass when a consumer has run, and the batch norm behind it."""
         if group.consumer in self._passed:
             return
         self._passed.add(group.consumer)
-        self.targets[group.key] = self._stream.after(group, output)
+        rows = rows_written(self._model.get_submodule(group.consumer), output)
+        self.targets[group.key] = self._stream.after(group, rows)
         self._stream.leave(group)
         if group is self.course.stops[-1].group:  # nothing that comes after it is needed
             self._held.pause(None)
@@ -139,17 +143,39 @@ class PrunedWalk:
         told = self._told(stop)
         return None if told is None else _rows(self._inputs, errors, *told)
 
+    def map_errors(self, stop: Stop, path: str) -> Rows:
+        """What a producer that is a convolution reads in the pruned model, and how far what it makes of it falls short
+        of what it would make of the dense model's input.
+
+        Args:
+            stop: the producers' stop, which was reached.
+            path: the producer.
+        """
+        producer = self.model.get_submodule(path)
+        source = self.dense.sources[stop.path].to(self._inputs.device)
+        errors = _run(producer, source) - _run(producer, self._inputs)
+        places = self._places(producer, errors)
+        weights, all_errors = self._weights(stop.group), rows_written(producer, errors)
+        if weights.shape != all_errors.shape[:-1]:  # the consumer works at another scale
+            weights = errors.new_ones(all_errors.shape[:-1])
+        rows = rows_read(producer, self._inputs, places)
+        return _rows(rows, *_at(places, all_errors, weights), None)
+
     def output_errors(self, stop: Stop) -> Rows:
         """What the group's consumer reads in the pruned model, and how far the stream after it falls short.
 
         Args:
             stop: the consumer's stop, which was reached.
         """
-        consumer = self.model.get_submodule(stop.path)
-        written = type(consumer).forward(consumer, self._inputs)  # not by a call, which would be another run
-        stream = self._stream.after(stop.group, written)
-        errors = self.dense.targets[stop.group.key].to(stream.device) - stream
-        return _rows(self._inputs, errors, self._weights(stop.group), real_tokens(stop.group, self.dense.start.real))
+        group, consumer = stop.group, self.model.get_submodule(stop.path)
+        written = _run(consumer, self._inputs)
+        places = self._places(consumer, written)
+        if group.residual.norm is not None:
+            written = _run(self.model.get_submodule(group.residual.norm), written)
+        stream = self._stream.after(group, rows_written(consumer, written))
+        errors = self.dense.targets[group.key].to(stream.device) - stream
+        rows, real = rows_read(consumer, self._inputs, places), real_tokens(group, self.dense.start.real)
+        return _rows(rows, *_at(places, errors, self._weights(group)), real)
 
     def on_reading(self, stop: Stop, inputs: Tensor) -> None:
         """See `Walk`."""
@@ -164,6 +190,9 @@ class PrunedWalk:
     def on_writing(self, group: Group, output: Tensor) -> None:
         """See `Walk`."""
         self._stream.leave(group)
+
+    def _places(self, module: nn.Module, output: Tensor) -> Tensor | None:
+        return drawn_places(module, output, torch.Generator().manual_seed(self.dense.start.seed))
 
     def _told(self, stop: Stop) -> tuple[Tensor, Tensor | None] | None:
         """Weights of the rows that producers read, and which of them are real tokens (`None` for all)."""
@@ -228,7 +257,9 @@ def watched(model: nn.Module, course: Course, stops: Sequence[Stop]) -> Iterator
             module = model.get_submodule(stop.path)
             stack.callback(module.register_forward_pre_hook(_reading_hook(stop)).remove)
             if not stop.producers:
-                stack.callback(module.register_forward_hook(_writing_hook(stop.group)).remove)
+                norm = stop.group.residual.norm
+                last = module if norm is None else model.get_submodule(norm)
+                stack.callback(last.register_forward_hook(_writing_hook(stop.group)).remove)
                 join = course.joins.get(stop.group.key)
                 for number, places in enumerate(join.terms if join else ()):
                     for place in places:
@@ -268,6 +299,18 @@ def _writing_hook(group: Group):
 def _tell(say: Callable[[Walk | PrunedWalk], None]) -> None:
     if (held := running_pass()) is not None:
         say(held.owner)
+
+
+def _run(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What a module makes of its input; not by a call, which would be another run for its hooks."""
+    return type(module).forward(module, inputs)
+
+
+def _at(places: Tensor | None, errors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors of shape (batch, places, outputs) and weights of shape (batch, places), at some of the places."""
+    if places is None:
+        return errors, weights
+    return errors[:, places.to(errors.device)], weights[:, places.to(weights.device)]
 
 
 def _rows(inputs: Tensor, errors: Tensor, weights: Tensor, real: Tensor | None) -> Rows:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from torch import nn
 
 from ..architectures.group import Group, Groups, attribute
+from ..running.linears import CONVOLUTIONS
 from .observation import Observation, linears_of
 
 
@@ -30,24 +31,25 @@ def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
     return found
 
 
-def running_problems(groups: Groups, dense: Observation) -> dict[str, str]:
+def running_problems(model: nn.Module, groups: Groups, dense: Observation) -> dict[str, str]:
     """Group key -> why its units cannot be scored, for how layer and linears run; none where they can.
 
     Args:
-        groups: the model's groups.
+        model: the model.
+        groups: its groups.
         dense: what a pass was seen to do.
     """
-    found = {group.key: _problem(group, groups.layers[group.layer], dense) for group in groups}
+    found = {group.key: _problem(model, group, groups.layers[group.layer], dense) for group in groups}
     return {key: problem for key, problem in found.items() if problem}
 
 
-def _problem(group: Group, layer: str, dense: Observation) -> str | None:
+def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> str | None:
     if group.consumer is None:
         names = " and ".join(part.tensor for part in group.cut.reads)
-        return f"its units are read by {names}, which is not the weight of one linear that reads them alone"
+        return f"its units are read by {names}, which is not the weight of one linear or convolution that reads them alone"
     if not group.producers:
         names = " and ".join(part.tensor for part in group.cut.writes)
-        return f"its units are written by {names}, none of which is the weight of a linear"
+        return f"its units are written by {names}, none of which is the weight of a linear or of a convolution of all channels"
     for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
@@ -58,11 +60,12 @@ def _problem(group: Group, layer: str, dense: Observation) -> str | None:
                 "if it ran once. What several layers or steps share cannot be pruned yet"
             )
     for path in linears_of(group):
-        read = dense.reads[path]
-        if read is None or read.dim() != 3:
+        read, module = dense.reads[path], model.get_submodule(path)
+        dims = 2 + len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else 3
+        if read is None or read.dim() < dims:
             what = "nothing by place" if read is None else f"a tensor of shape {tuple(read.shape)}"
             return (
-                f"{path} reads {what}, where one of shape (batch, tokens, features) is expected: let its layer call it "
-                "with one"
+                f"{path} reads {what}, where one of {'features' if dims == 3 else 'channels'} for each sample and place "
+                f"is expected, with {dims} dimensions: let its layer call it with one"
             )
     return None

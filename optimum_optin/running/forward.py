@@ -65,6 +65,13 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     return model(*given, **{name: value for name, value in inputs.items() if name not in places}, **options)
 
 
+def first_of(output: Any) -> Any:
+    """What a module returns; of several things, the first, however deep it lies (a backbone's first feature map)."""
+    if isinstance(output, Mapping) and output:
+        return first_of(next(iter(output.values())))
+    return first_of(output[0]) if isinstance(output, (tuple, list)) and output else output
+
+
 @torch.no_grad()
 def check_runs(model: nn.Module, batch: Batch) -> None:
     """Raise if a model does not run on a batch.

@@ -40,7 +40,7 @@ def score_exact(model: nn.Module, groups: Groups, calibration: Calibration, conf
         rows = draw_rows(real, config.rows, streams[index])
         with recorded(model, layers) as dense_outputs:
             dense_final = compared_output(model, batch, rows)
-        dense = trajectory_features(dense_outputs, rows, real)
+        dense = trajectory_features(dense_outputs, rows, real, groups.maps)
         for group, unit in masked_units:
             # A layer before the group's own is not touched by its masks.
             later = list(layers)[list(layers).index(group.layer) :]
@@ -51,7 +51,7 @@ def score_exact(model: nn.Module, groups: Groups, calibration: Calibration, conf
                 recorded(model, {name: layers[name] for name in later}) as outputs,
             ):
                 final = compared_output(model, batch, rows)
-            features = trajectory_features(outputs, rows, real)
+            features = trajectory_features(outputs, rows, real, groups.maps)
             moved = sum(manifold_distance(features[name], dense[name]) for name in later)
             _add(totals, "trajectory", group, unit, moved)
             if final is not None:

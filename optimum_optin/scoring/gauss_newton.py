@@ -43,7 +43,7 @@ def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibratio
         masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
         with masked(model, groups, masks), recorded(model, groups.layers) as outputs:
             final = compared_output(model, batch, compared)
-        features = trajectory_features(outputs, compared, calibration.real[index])
+        features = trajectory_features(outputs, compared, calibration.real[index], groups.maps)
         moves = [probe_manifold(feature, generator) for feature in features.values()]
         functional = sum(move.to(moves[0].device) for move in moves)
         slopes = _by_group(functional, masks, keep_graph=final is not None)

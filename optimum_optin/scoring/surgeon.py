@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Groups
+from ..architectures.group import Group, Groups
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients
@@ -23,7 +23,7 @@ from ..passes.losses import probe_manifold, probe_output
 from ..passes.moments import Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
-from ..running.linears import weight_of
+from ..running.linears import drawn_places, rows_read, rows_written, weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
@@ -39,7 +39,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     Probe k sees batch k mod len(calibration).
     """
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
-    sums = {group.key: _Sums(model.get_submodule(group.consumer)) for group in groups}
+    sums = {group.key: _Sums(model, group) for group in groups}
     probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
     starts: list[Start | None] = [None] * len(calibration)
@@ -57,21 +57,24 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
 
 def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, generator: torch.Generator) -> Start:
     """Add the minibatch of a pass, and one probe of each term, to the sums, in place; return the start of its walk."""
-    features = trajectory_features(ran.layers, ran.rows, ran.real)
+    features = trajectory_features(ran.layers, ran.rows, ran.real, ran.groups.maps)
     functionals = {}
     if ran.output is not None:  # drawn first, as in `dense_pass`
         functionals["output"] = probe_output(ran.output.values, temperature, ran.output.kind, generator)
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
     kept = {group.key: real_rows(group, ran.seen[group.producers[0].path].input, ran.real) for group in ran.groups}
-    for group in ran.groups:
-        sums[group.key].add_inputs(_rows(ran.seen[group.consumer].input.detach(), kept[group.key]))
     slopes, keys = {}, [group.key for group in ran.groups]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
         slopes[term] = gradients(functional, ran.written(), keys, keep_graph=number < len(functionals))
         for group, gradient in zip(ran.groups, slopes[term], strict=True):
-            sums[group.key].add_gradients(term, _rows(gradient, kept[group.key]))
-    return ran.start(slopes.get("output"))
+            sums[group.key].add_gradients(term, _rows(rows_written(sums[group.key].consumer, gradient), kept[group.key]))
+    for group in ran.groups:
+        consumer, passage = sums[group.key].consumer, ran.seen[group.consumer]
+        places = drawn_places(consumer, passage.output, generator)
+        rows = rows_read(consumer, passage.input.detach(), places)
+        sums[group.key].add_inputs(_rows(rows, kept[group.key]))
+    return ran.start(slopes.get("output"), generator)
 
 
 def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], probes: int) -> Terms:
@@ -86,10 +89,10 @@ def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], 
             terms[name][group.key] = torch.zeros(group.units, dtype=torch.float64, device=sums[group.key].device)
     for index in progress(my_share(len(groups)), "removal orders", "group"):
         group = groups[index]
-        weight = weight_of(model.get_submodule(group.consumer))
+        weight = weight_of(sums[group.key].consumer)
         metrics = [sums[group.key].metrics[name].double() / traces[name] for name in names]
         try:
-            scores = removal_scores(weight, sums[group.key].covariance(), metrics, group.width)
+            scores = removal_scores(weight, sums[group.key].covariance(), metrics, weight.shape[1] // group.units)
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
         for name, score in zip(names, scores, strict=True):
@@ -101,14 +104,16 @@ def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], 
 
 def _rows(values: Tensor, real: Tensor | None) -> Tensor:
     """The rows of the real tokens, on the device of the values (a model may be spread over devices)."""
-    return values.flatten(0, 1) if real is None else values[real.to(values.device)]
+    return values.flatten(0, -2) if real is None else values[real.to(values.device)]
 
 
 class _Sums:
     """Running sums at one consumer: inputs for H, gradients at the output for Gamma."""
 
-    def __init__(self, consumer: nn.Module):
-        self.centred = consumer.bias is not None  # a bias absorbs the mean of what is removed
+    def __init__(self, model: nn.Module, group: Group):
+        self.consumer = consumer = model.get_submodule(group.consumer)
+        # A bias, or the mean of a batch norm, absorbs the mean of what is removed.
+        self.centred = consumer.bias is not None or group.residual.norm is not None
         self.device = consumer.weight.device
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
         self.inputs = Moments(weight_of(consumer).shape[1], self.device, torch.float32)

@@ -17,6 +17,7 @@ from ..passes.losses import REAL, OutputKind, output_distance
 from ..passes.outputs import Output, compared_output
 from ..passes.trajectory import hidden_states, layer_rows
 from ..running.batch import Batch
+from ..running.feature_maps import as_tokens
 from ..running.freezing import frozen
 from ..running.processes import add_up, my_share, process_count
 
@@ -83,5 +84,5 @@ def _output(model: nn.Module, groups: Groups, batch: Batch, real: TokenMasks) ->
     if output is not None and output.of_head:
         return output
     ((layer, hidden),) = last.items()
-    hidden, stack = hidden_states(hidden), stack_of(layer)
+    hidden, stack = as_tokens(hidden_states(hidden), layer in groups.maps), stack_of(layer)
     return Output(hidden.flatten(0, 1)[layer_rows(rows[stack], hidden, real[stack].shape[1])], REAL, of_head=False)

@@ -16,6 +16,7 @@ from ..inputs.probes import probe_batch
 from ..inputs.vision import prefix_tokens
 from ..merging.hooks import is_mergeable
 from ..merging.schedule import TokenCosts, TokenSchedule
+from ..running.linears import weight_of
 from .unit_costs import macs_by_length, run_counted, unit_macs
 
 
@@ -53,7 +54,7 @@ def token_costs(model: nn.Module, groups: Groups, tokens: int) -> TokenCosts:
     for group in groups:
         linear, squared = by_length[group.key]
         totals[group.layer] += group.units * (linear * counts + squared * counts.square())
-    channels = model.get_submodule(groups[0].consumer).out_features if len(groups) else 0
+    channels = len(weight_of(model.get_submodule(groups[0].consumer))) if len(groups) else 0
     pair = dict.fromkeys(totals, float(channels))  # outputs are compared where there are no keys
     pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
     return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)
