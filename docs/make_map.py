@@ -22,6 +22,7 @@ FLOORS = (
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
     ("passes", "storage"),
+    ("comparing",),
     ("inputs", "merging"),
     ("discovery",),
     ("tracing",),

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..comparing.losses import BINARY, CATEGORICAL, REAL, OutputKind
+from ..comparing.pixels import at_pixels, drawn_pixels
+from ..comparing.queries import BOXES, MASKS, Place, QueryKind
 from ..inputs.tokens import token_masks, token_rows
 from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
-from .losses import BINARY, CATEGORICAL, REAL, OutputKind
-from .pixels import at_pixels, drawn_pixels
-from .queries import BOXES, MASKS, Place, QueryKind
 from .trajectory import Rows
 
 

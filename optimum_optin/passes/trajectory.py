@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..architectures.group import stack_of
+from ..comparing.losses import token_features
 from ..inputs.tokens import TokenMasks, token_rows
 from ..merging.hooks import MergedTokens
 from ..running.feature_maps import as_tokens
 from ..running.forward import first_of
-from .losses import token_features
 
 Rows = Mapping[str, Tensor]
 """Stack name -> token positions to compare: indices into batch * tokens of its first layer, shape (K,)."""

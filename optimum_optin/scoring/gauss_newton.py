@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Groups
+from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients, masked
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded
-from ..passes.losses import probe_manifold, probe_output
 from ..passes.outputs import compared_output
 from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import samples_in

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups
+from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
-from ..passes.losses import probe_manifold, probe_output
 from ..passes.moments import Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features

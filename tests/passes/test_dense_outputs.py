@@ -4,10 +4,10 @@ import pytest
 import torch
 from dense import LABELS, QUERIES, SIZE, dense_model, images
 
-from optimum_optin.passes.losses import BINARY, CATEGORICAL, REAL
+from optimum_optin.comparing.losses import BINARY, CATEGORICAL, REAL
+from optimum_optin.comparing.pixels import _MOST, at_pixels, drawn_pixels
+from optimum_optin.comparing.queries import BOXES, MASKS
 from optimum_optin.passes.outputs import compared_output
-from optimum_optin.passes.pixels import _MOST, at_pixels, drawn_pixels
-from optimum_optin.passes.queries import BOXES, MASKS
 
 ROWS = torch.tensor([3, 5, 21])
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from optimum_optin.passes.losses import output_distance, probe_output
-from optimum_optin.passes.queries import BOXES, MASKS, QueryKind
+from optimum_optin.comparing.losses import output_distance, probe_output
+from optimum_optin.comparing.queries import BOXES, MASKS, QueryKind
 
 QUERIES, CLASSES, PIXELS = 5, 4, 9
 
