@@ -58,7 +58,12 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
 
 
 def gradients(
-    functional: Tensor, leaves: Sequence[Tensor], keys: Sequence[str], keep_graph: bool = False
+    functional: Tensor,
+    leaves: Sequence[Tensor],
+    keys: Sequence[str],
+    *,
+    keep_graph: bool = False,
+    beside: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
     """Gradients of a scalar made of the model's outputs, one by each of `leaves`.
 
@@ -70,15 +75,18 @@ def gradients(
         leaves: tensors, in order of execution.
         keys: the group of each.
         keep_graph: whether there will be more gradients of the same pass.
+        beside: gradients of another scalar of the same pass. Where these are not 0, those of this one may well be (a
+            head's channels move the output, and no layer).
 
     Raises:
         ValueError: the outputs have no gradient by one of them.
     """
     if functional.requires_grad:
         found = torch.autograd.grad(functional, leaves, retain_graph=keep_graph, allow_unused=True)
+        known = [bool(other.any()) for other in beside] or [False] * len(found)
         stacks: dict[str, list[bool]] = {}
-        for key, gradient in zip(keys, found, strict=True):
-            stacks.setdefault(stack_of(key), []).append(gradient is not None)
+        for key, gradient, moves in zip(keys, found, known, strict=True):
+            stacks.setdefault(stack_of(key), []).append(gradient is not None or moves)
         if all(used[0] and used == sorted(used, reverse=True) for used in stacks.values()):
             return tuple(
                 torch.zeros_like(leaf) if gradient is None else gradient

@@ -66,7 +66,13 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
     kept = {group.key: real_rows(group, ran.seen[group.producers[0].path].input, ran.real) for group in ran.groups}
     slopes, keys = {}, [group.key for group in ran.groups]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
-        slopes[term] = gradients(functional, ran.written(), keys, keep_graph=number < len(functionals))
+        slopes[term] = gradients(
+            functional,
+            ran.written(),
+            keys,
+            keep_graph=number < len(functionals),
+            beside=slopes.get("output", ()),
+        )
         for group, gradient in zip(ran.groups, slopes[term], strict=True):
             sums[group.key].add_gradients(term, _rows(rows_written(sums[group.key].consumer, gradient), kept[group.key]))
     for group in ran.groups:
