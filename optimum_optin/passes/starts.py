@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups, stack_of
+from ..comparing.losses import probe_output
 from ..editing.masking import differentiable, gradients
 from ..inputs.tokens import TokenMasks
 from ..running.batch import Batch
 from ..running.linears import rows_written
 from .hooks import Passage, observed, recorded
-from .losses import probe_output
 from .outputs import Output, compared_output
 from .token_weights import token_weights
 from .trajectory import Rows, draw_rows
@@ -168,4 +168,4 @@ def dense_pass(
     if ran.output is None or not ran.output.of_head:
         return ran.start(None, generator)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
-    return ran.start(gradients(functional, ran.written()), generator)
+    return ran.start(gradients(functional, ran.written(), [group.key for group in groups for _ in group.consumers]), generator)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Consumer, Groups
+from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
-from ..passes.losses import probe_manifold, probe_output
 from ..passes.moments import Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
@@ -65,9 +65,10 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
     kept = {group.key: real_rows(group, ran.seen[group.producers[0].path].input, ran.real) for group in ran.groups}
     consumers = [(group, each.path) for group in ran.groups for each in group.consumers]
-    slopes = {}
+    slopes, keys = {}, [group.key for group, _ in consumers]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
-        slopes[term] = gradients(functional, ran.written(), keep_graph=number < len(functionals))
+        options = {"keep_graph": number < len(functionals), "beside": slopes.get("output", ())}
+        slopes[term] = gradients(functional, ran.written(), keys, **options)
         for (group, path), gradient in zip(consumers, slopes[term], strict=True):
             sums[path].add_gradients(term, _rows(rows_written(sums[path].module, gradient), kept[group.key]))
     for group, path in consumers:
