@@ -23,6 +23,7 @@ FLOORS = (
     ("scoring", "compensation", "proving", "evaluation", "report"),
     ("plain_modules", "image_tasks"),
     ("passes", "storage"),
+    ("comparing",),
     ("inputs", "merging"),
     ("discovery",),
     ("tracing",),

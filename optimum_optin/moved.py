@@ -29,7 +29,7 @@ _MOVED = {
     "hub": ("hub_id", "publishing.hub"),
     "images": ("inputs.vision",),
     "loading": ("storage.loading",),
-    "losses": ("passes.losses",),
+    "losses": ("comparing.losses",),
     "masking": ("running.freezing", "editing.masking"),
     "metrics": ("evaluation.metrics",),
     "pixels": ("inputs.images", "reading.kinds"),

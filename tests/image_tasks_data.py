@@ -41,6 +41,34 @@ def segmentation_processor(**changes):
     return tr.SegformerImageProcessorPil(size={"height": 32, "width": 32}, **changes)
 
 
+def mask_classifier():
+    """A tiny Mask2Former on a Swin, that knows three colours; and its image processor."""
+    backbone = tr.SwinConfig(
+        image_size=32,
+        patch_size=2,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[2, 2, 4, 4],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    sizes = dict.fromkeys(["feature_size", "mask_feature_size", "hidden_dim", "dim_feedforward"], 32)
+    config = tr.Mask2FormerConfig(
+        backbone_config=backbone,
+        encoder_feedforward_dim=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_queries=5,
+        id2label=dict(enumerate(COLORS)),
+        label2id={name: index for index, name in enumerate(COLORS)},
+        **sizes,
+    )
+    torch.manual_seed(0)
+    processor = tr.Mask2FormerImageProcessorPil(size={"height": 32, "width": 32})
+    return perturbed(tr.Mask2FormerForUniversalSegmentation(config)), processor
+
+
 def detector():
     """A tiny YOLOS that knows three colours."""
     config = tr.YolosConfig(

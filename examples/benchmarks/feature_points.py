@@ -13,12 +13,12 @@ import torch
 from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig, find_groups, masked
+from optimum_optin.comparing.losses import probe_manifold
 from optimum_optin.discovery.find import find_layers
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.passes.hooks import recorded
-from optimum_optin.passes.losses import probe_manifold
 from optimum_optin.passes.trajectory import draw_rows, trajectory_features
 from optimum_optin.running.freezing import frozen
 from optimum_optin.search.macs import cost_tables, dense_cost

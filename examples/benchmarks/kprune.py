@@ -13,10 +13,10 @@ from tasks import pool
 from torch import Tensor
 
 from optimum_optin.architectures.group import HEADS
+from optimum_optin.comparing.losses import CATEGORICAL, REAL
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.passes.hooks import observed
-from optimum_optin.passes.losses import CATEGORICAL, REAL
 from optimum_optin.passes.outputs import Output
 from optimum_optin.running.batch import token_mask
 from optimum_optin.running.freezing import frozen

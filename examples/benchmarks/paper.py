@@ -22,12 +22,15 @@ from optimum_optin import OptinConfig, OptinPruner, Scores
 from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.structure import masks_of
 
+ROWS = ("paper", "refitted", "few", "ours")
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task_arguments(parser)
     parser.add_argument("--samples", type=int, default=8, help="that `exact` sees (default: %(default)s)")
     parser.add_argument("--flops", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what to draw, in this order")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/paper"))
     arguments = parser.parse_args()
@@ -40,19 +43,18 @@ def main():
     if "dense" not in results.values:
         results.add("dense", evaluate(task, task.pruner.model))
     config = OptinConfig.paper(num_samples=arguments.samples, seed=arguments.seed)
+    paper, ours = Method(by_paper(task, config, place), own=True), Method(by_default(), own=True)
     few = f"ours-{arguments.samples}"
-    methods = {  # name -> method, its repairs, and how many samples it sees
-        "paper": (Method(by_paper(task, config, place), own=True), ("own", "ridge"), 512),
-        few: (Method(by_default(), own=True), ("own",), arguments.samples),
-        "ours": (Method(by_default(), own=True), ("own",), 512),
+    rows = {  # name, method, repair, and how many samples it sees beside the scores
+        "paper": ("paper", paper, "own", 512),
+        "refitted": ("paper", paper, "ridge", 512),
+        "few": (few, ours, "own", arguments.samples),
+        "ours": ("ours", ours, "own", 512),
     }
-    for name, (method, repairs, samples) in methods.items():
-        keys = {
-            flops: {repair: f"{name}/{repair}/{arguments.seed}/{flops}" for repair in repairs}
-            for flops in arguments.flops
-        }
+    for name, method, repair, samples in (rows[row] for row in arguments.rows):
+        keys = {flops: {repair: f"{name}/{repair}/{arguments.seed}/{flops}"} for flops in arguments.flops}
         run(task, method, arguments.seed, results.missing(keys), results, samples=samples)
-    print(table(results.values, {name: method for name, (method, *_) in methods.items()}, task.metric))
+    print(table(results.values, {name: method for name, method, *_ in rows.values()}, task.metric))
 
 
 def by_paper(task, config, folder):

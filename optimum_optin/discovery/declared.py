@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..architectures.group import Blocks, Cut, Group, Groups, Producer, attribute
+from ..architectures.group import Blocks, Consumer, Cut, Group, Groups, Producer, attribute
 from ..architectures.registry import known_architectures, row_of
 from ..architectures.stacks import Linears, Stack, Sublayer
 from ..models.identity import in_words, type_of
@@ -123,7 +123,7 @@ def _cut(model: nn.Module, path: str, linears: Linears, width: int) -> Cut:
     core = linears.core and f"{path}.{linears.core}"
     apart = [name.rpartition(".")[0] for name in tables if core and not name.startswith(f"{core}.")]
     return Cut(
-        f"{path}.{linears.consumer}",
+        (Consumer(f"{path}.{linears.consumer}", width),),
         producers,
         (*writes, *(Blocks(name, dim, (1,)) for name, dim in tables.items())),
         (Blocks(f"{path}.{linears.consumer}.weight", 1, (width,)),),

@@ -82,8 +82,7 @@ def _calls(model: nn.Module, first: Mapping[str, str]) -> Iterator[dict[str, Ten
 def first_numbers(values: Iterable[Any]) -> Tensor | None:
     """The first tensor of floating-point numbers among what a module is called with, lists of levels included."""
     for each in values:
-        if isinstance(each, (tuple, list)):
-            each = first_numbers(each)
-        if isinstance(each, Tensor) and each.is_floating_point():
-            return each
+        found = first_numbers(each) if isinstance(each, (tuple, list)) else each
+        if isinstance(found, Tensor) and found.is_floating_point():
+            return found
     return None

@@ -28,15 +28,13 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
         for group in groups:
             if group.key not in masks:
                 continue
-            if group.consumer is None:
-                for part in group.cut.reads:
-                    stack.enter_context(_without(model, part, masks[group.key]))
-            else:
-                consumer = model.get_submodule(group.consumer)
-                stack.enter_context(running_plainly([model.get_submodule(group.consumer.rpartition(".")[0])]))
-                hook = _masking_hook(masks[group.key], group.width, is_convolution(consumer))
-                hook = consumer.register_forward_pre_hook(hook)
-                stack.callback(hook.remove)
+            for consumer in group.consumers:
+                module = model.get_submodule(consumer.path)
+                stack.enter_context(running_plainly([model.get_submodule(consumer.path.rpartition(".")[0])]))
+                hook = _masking_hook(masks[group.key], consumer.width, is_convolution(module))
+                stack.callback(module.register_forward_pre_hook(hook).remove)
+            for part in () if group.consumers else group.cut.reads:
+                stack.enter_context(_without(model, part, masks[group.key]))
         yield
 
 
@@ -57,22 +55,46 @@ def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
         yield
 
 
-def gradients(functional: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> tuple[Tensor, ...]:
+def gradients(
+    functional: Tensor,
+    leaves: Sequence[Tensor],
+    keys: Sequence[str],
+    *,
+    keep_graph: bool = False,
+    beside: Sequence[Tensor] = (),
+) -> tuple[Tensor, ...]:
     """Gradients of a scalar made of the model's outputs, one by each of `leaves`.
+
+    Those by the last layers of a stack are 0 where the model does not use them (BEiT's segmentation reads the layers
+    that `out_indices` names, and those after them run in vain).
+
+    Args:
+        functional: the scalar.
+        leaves: tensors, in order of execution.
+        keys: the group of each.
+        keep_graph: whether there will be more gradients of the same pass.
+        beside: gradients of another scalar of the same pass. Where these are not 0, those of this one may well be (a
+            head's channels move the output, and no layer).
 
     Raises:
         ValueError: the outputs have no gradient by one of them.
     """
-    try:
-        return torch.autograd.grad(functional, leaves, retain_graph=keep_graph)
-    except RuntimeError as error:
-        if functional.requires_grad and "used in the graph" not in str(error):
-            raise
-        raise ValueError(
-            "what the model's forward returns has no gradient by all of its layers, which these scores and the refit "
-            "need: let forward do without torch.no_grad, detach() and numpy, and use every sample and layer. "
-            "(scorer='exact' with compensation='none' takes it as it is.)"
-        ) from error
+    if functional.requires_grad:
+        found = torch.autograd.grad(functional, leaves, retain_graph=keep_graph, allow_unused=True)
+        known = [bool(other.any()) for other in beside] or [False] * len(found)
+        stacks: dict[str, list[bool]] = {}
+        for key, gradient, moves in zip(keys, found, known, strict=True):
+            stacks.setdefault(stack_of(key), []).append(gradient is not None or moves)
+        if all(used[0] and used == sorted(used, reverse=True) for used in stacks.values()):
+            return tuple(
+                torch.zeros_like(leaf) if gradient is None else gradient
+                for leaf, gradient in zip(leaves, found, strict=True)
+            )
+    raise ValueError(
+        "what the model's forward returns has no gradient by all of its layers, which these scores and the refit "
+        "need: let forward do without torch.no_grad, detach() and numpy, and use every sample and layer. "
+        "(scorer='exact' with compensation='none' takes it as it is.)"
+    )
 
 
 @contextmanager

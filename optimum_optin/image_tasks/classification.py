@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..figures import Measurement
+from ..inputs.samples import is_missing
 from ..running.forward import logits_of
 from .batches import passed
 from .labels import check_index, check_kind, class_indices, labels_of
@@ -76,22 +77,29 @@ class ImageClassification:
         """The model's class of each sample."""
         known = labels_of(model, self._labels)
         names = getattr((getattr(samples.rows, "features", None) or {}).get(samples.target), "names", None)
-        labels = list(samples.rows[samples.target]) if names else [row[samples.target] for row in samples.rows]
+        labels = samples.targets()
         for place, label in enumerate(labels):
-            check_there(label, samples.name(place), "label")
-        if names is not None:
-            used = sorted(set(labels))
-            indices = dict(zip(used, _indices(names, used, known, samples), strict=True))
-            return [indices[label] for label in labels]
-        if all(isinstance(label, str) for label in labels):
-            used = sorted(set(labels))
-            indices = dict(zip(used, class_indices(used, known, samples.source), strict=True))
-            return [indices[label] for label in labels]
-        for place, label in enumerate(labels):
-            if isinstance(label, bool) or not isinstance(label, int):
-                raise ValueError(f"{samples.name(place)} has the label {label!r}: it must be a class's name or index.")
-            check_index(label, len(known), samples.name(place))
-        return labels
+            if is_missing(label):
+                check_there(label, samples.name(place), "label")
+        used = sorted(set(labels), key=str)
+        if names is None and all(isinstance(label, str) for label in used):
+            indices = class_indices(used, known, samples.source)
+        else:
+            for label in used:
+                place = labels.index(label)
+                if isinstance(label, bool) or not isinstance(label, int):
+                    name = samples.name(place)
+                    raise ValueError(f"{name} has the label {label!r}: it must be a class's name or index.")
+                if names is not None and not 0 <= label < len(names):
+                    raise ValueError(
+                        f"{samples.name(place)} has the label {label}, which is none of the {len(names)} classes of "
+                        f"{samples.source}: this split may have no labels."
+                    )
+                if names is None:
+                    check_index(label, len(known), samples.name(place))
+            indices = used if names is None else _indices(names, used, known, samples)
+        index_of = dict(zip(used, indices, strict=True))
+        return [index_of[label] for label in labels]
 
 
 def rank_of(logits: Tensor, targets: Tensor) -> Tensor:

@@ -48,6 +48,12 @@ class AnnotatedImages:
             image = image.get("path")
         return str(image) if isinstance(image, (str, os.PathLike)) else f"row {place}"
 
+    def targets(self) -> list[Any]:
+        """All annotations, without reading the images where that can be helped."""
+        if hasattr(self.rows, "with_format"):
+            return list(self.rows.with_format(None)[self.target])
+        return [row[self.target] for row in self.rows]
+
     def drawn(self, max_samples: int | None) -> AnnotatedImages:
         """At most so many rows, always the same ones.
 

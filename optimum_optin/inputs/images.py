@@ -17,6 +17,7 @@ from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
 from ..running.batch import Batch
 from ..running.forward import takes
+from .label_maps import check_no_map, without_maps
 from .samples import is_missing
 from .vision import channels_of, check_inputs
 
@@ -191,7 +192,7 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     """
     if "pixel_values" in sample:
         return "pixel_values"
-    images = [name for name, value in sample.items() if is_missing(value) or is_image(value)]
+    images = without_maps([name for name, value in sample.items() if is_missing(value) or is_image(value)], model)
     there = [name for name in images if not is_missing(sample[name])]
     if not there:  # a name of a file may stand beside the image, too
         files = [name for name, value in sample.items() if _is_file(value)]
@@ -242,7 +243,9 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
         raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
 
     def prepare(image: Any) -> dict[str, Tensor]:
-        converted = in_mode(image, MODES[channels])
+        opened = open_image(image)
+        check_no_map(opened, model, _name_of(image))
+        converted = in_mode(opened, MODES[channels], _name_of(image))
         try:
             made = processor(images=[converted], return_tensors="pt")
             names = ["pixel_values"] + ["pixel_mask"] * (masked and "pixel_mask" in made)
@@ -285,8 +288,13 @@ def read_each(
     return pixels
 
 
-def in_mode(image: Any, mode: str):
+def in_mode(image: Any, mode: str, name: str | None = None):
     """The image as one of Pillow's, in this mode.
+
+    Args:
+        image: an image in whatever form.
+        mode: Pillow's name of the mode.
+        name: what to call it in errors; `None` for its own name.
 
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
@@ -296,7 +304,7 @@ def in_mode(image: Any, mode: str):
     if opened.mode in ("I", "F"):
         raise OSError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
-            f"range, {_name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
+            f"range, {name or _name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
         )
     if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         opened = pillow.Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))

@@ -8,11 +8,11 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig
 
 from ..architectures.group import stack_of
-from ..discovery.find import find_groups, find_layers, stack_inputs
+from ..discovery.find import find_groups
 from ..discovery.streams import first_numbers
 from ..running.batch import Batch
 from ..running.facts import measured_once
@@ -47,35 +47,29 @@ def tokens_of_stacks(model: nn.Module, batch: Batch) -> Mapping[str, int]:
 
 @torch.no_grad()
 def _count_tokens(model: nn.Module, batch: Batch) -> dict[str, int]:
-    reads, first = stack_inputs(model), {}
-    for name, path in find_layers(model).items():
-        if reads[stack_of(name)] == "pixel_values":
-            first.setdefault(stack_of(name), path)
+    groups, first = find_groups(model), {}
+    for name, path in groups.layers.items():
+        if groups.inputs[stack_of(name)] == "pixel_values":
+            first.setdefault(stack_of(name), (path, name in groups.maps))
     counts: dict[str, int] = {}
 
-    def counting(stack: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+    def counting(stack: str, is_map: bool) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
         def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             hidden = first_numbers((*args, *kwargs.values()))
             if hidden is not None:
-                counts.setdefault(stack, _places(hidden))
+                counts.setdefault(stack, as_tokens(hidden, is_map and hidden.dim() > 3)[..., 0].numel())
             if counts.keys() == first.keys():
                 raise _Counted
 
         return count
 
     with ExitStack() as hooks:
-        for stack, path in first.items():
-            module = model.get_submodule(path)
-            handle = module.register_forward_pre_hook(counting(stack), with_kwargs=True, prepend=True)
-            hooks.callback(handle.remove)
+        for stack, (path, is_map) in first.items():
+            module, hook = model.get_submodule(path), counting(stack, is_map)
+            hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
         with suppress(_Counted):
             call_model(model, {name: value[:1] for name, value in batch.items()})
     return {stack: counts.get(stack, 1) for stack in first}  # one that does not run has no tokens to compare
-
-
-def _places(hidden: Tensor) -> int:
-    """How many tokens there are in the hidden states of one sample: all dimensions but that of channels."""
-    return as_tokens(hidden)[..., 0].numel()
 
 
 class _Counted(Exception):

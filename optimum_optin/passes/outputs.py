@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..comparing.losses import BINARY, CATEGORICAL, REAL, OutputKind
+from ..comparing.pixels import at_pixels, drawn_pixels
+from ..comparing.queries import BOXES, MASKS, Place, QueryKind
 from ..inputs.tokens import token_masks, token_rows
 from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
-from .losses import BINARY, CATEGORICAL, REAL, OutputKind
-from .pixels import at_pixels, drawn_pixels
-from .queries import BOXES, MASKS, Place, QueryKind
 from .trajectory import Rows
 
 
@@ -45,8 +45,8 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
             pixel, they decide which pixels are compared (`drawn_pixels`).
 
     Outputs without a name, of a class that is not of transformers, are told by their shape (`forward.run_model`):
-    logits of shape (batch, classes) are one row per sample, those of shape (batch, tokens, classes) one per token, those
-    of shape (batch, classes, height, width) one per pixel.
+    logits of shape (batch, classes) are one row per sample, those of shape (batch, tokens, classes) one per token, and
+    those of shape (batch, classes, height, width) one per pixel.
     """
     outputs = run_model(model, batch)
     rows = next(iter(rows.values()))  # no model of several stacks has logits for every token of another
@@ -118,7 +118,7 @@ def _numbers_of_pixels(outputs: Mapping[str, Tensor], model: nn.Module, batch: B
 
 
 def _classes_of_pixels(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows: Tensor) -> Output | None:
-    """Classes of every pixel: logits of shape (batch, classes, height, width); of a single class, those of a sigmoid."""
+    """Classes of every pixel: logits of shape (batch, classes, height, width), of a single class those of a sigmoid."""
     logits = logits_of(outputs)
     if logits is None or logits.dim() != 4:
         return None
@@ -163,10 +163,10 @@ def _pooled(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows:
 # The first that finds something decides; a task whose output has another form adds a reader.
 _READERS = (
     _answers,
-    _replaced_tokens,
     _masked_queries,
     _boxed_queries,
     _numbers_of_pixels,
+    _replaced_tokens,
     _classes_of_pixels,
     _logits,
     _embeddings,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..architectures.group import stack_of
+from ..comparing.losses import token_features
 from ..inputs.tokens import TokenMasks, token_rows
 from ..merging.hooks import MergedTokens
 from ..running.feature_maps import as_tokens
-from .losses import token_features
+from ..running.forward import first_of
 
 Rows = Mapping[str, Tensor]
 """Stack name -> token positions to compare: indices into batch * tokens of its first layer, shape (K,)."""
@@ -22,7 +23,7 @@ def hidden_states(output: Any) -> Tensor:
     """The hidden states in whatever a layer returns, merged tokens restored; see `as_tokens` for their shape."""
     if isinstance(output, MergedTokens):
         return output.restored()
-    return output if isinstance(output, Tensor) else output[0]
+    return first_of(output)
 
 
 def draw_rows(real: TokenMasks, rows: int, generator: torch.Generator) -> Rows:

@@ -201,7 +201,7 @@ def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
         raise
     except Exception as error:  # whatever a forward may raise
         raise ValueError(f"it {why_not_run(model, sample, error)}") from error
-    consumers = {group.key for group in groups}
+    consumers = {each.path for group in groups for each in group.consumers}
     for name, state in dense.states.items():
         if name not in consumers and not state.isfinite().all():
             raise ValueError(

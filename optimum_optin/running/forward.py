@@ -67,8 +67,10 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
 
 
 def first_of(output: Any) -> Any:
-    """What a module returns; of several things, the first."""
-    return output[0] if isinstance(output, (tuple, list)) and output else output
+    """What a module returns; of several things, the first, however deep it lies (a backbone's first feature map)."""
+    if isinstance(output, Mapping) and output:
+        return first_of(next(iter(output.values())))
+    return first_of(output[0]) if isinstance(output, (tuple, list)) and output else output
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups
+from ..comparing.losses import manifold_distance, output_distance
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import masked
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded, replayed
-from ..passes.losses import manifold_distance, output_distance
 from ..passes.outputs import compared_output
 from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import Batch

@@ -7,16 +7,18 @@ E[(r . J_u)^2] = ||J_u||^2, and one backward pass gives r . J_u for every unit (
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Groups
+from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients, masked
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded
-from ..passes.losses import probe_manifold, probe_output
 from ..passes.outputs import compared_output
 from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import samples_in
@@ -45,20 +47,20 @@ def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibratio
             final = compared_output(model, batch, compared)
         features = trajectory_features(outputs, compared, calibration.real[index], groups.maps)
         moves = [probe_manifold(feature, generator) for feature in features.values()]
-        functional = sum(move.to(moves[0].device) for move in moves)
-        slopes = _by_group(functional, masks, keep_graph=final is not None)
+        functional, by_output = sum(move.to(moves[0].device) for move in moves), {}
+        if final is not None:
+            diverging = probe_output(final.values, config.temperature, final.kind, generator)
+            by_output = _by_group(diverging, masks, keep_graph=True)
+        slopes = _by_group(functional, masks, beside=list(by_output.values()))
         # The Gram matrix couples the samples of a batch: a unit is one mask for all of them.
         _add(totals, "trajectory", {key: slope.sum(0).square() for key, slope in slopes.items()})
-        if final is not None:
-            functional = probe_output(final.values, config.temperature, final.kind, generator)
-            slopes = _by_group(functional, masks)
-            # Outputs of different samples are independent: each sample is a probe of its own.
-            _add(totals, "output", {key: slope.square().sum(0) for key, slope in slopes.items()})
+        if by_output:  # outputs of different samples are independent: each sample is a probe of its own
+            _add(totals, "output", {key: slope.square().sum(0) for key, slope in by_output.items()})
     return means(totals, config.probes)
 
 
-def _by_group(functional: Tensor, masks: dict[str, Tensor], keep_graph: bool = False) -> dict[str, Tensor]:
-    return dict(zip(masks, gradients(functional, list(masks.values()), keep_graph), strict=True))
+def _by_group(functional: Tensor, masks: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    return dict(zip(masks, gradients(functional, list(masks.values()), list(masks), **options), strict=True))
 
 
 def _add(totals: Terms, term: str, squares: dict[str, Tensor]) -> None:

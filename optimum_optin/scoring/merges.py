@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
 from ..architectures.group import Groups
+from ..comparing.losses import manifold_distance, output_distance
 from ..config import OptinConfig
 from ..inputs.tokens import TokenMasks
 from ..inputs.vision import image_tokens, prefix_tokens
@@ -23,7 +24,6 @@ from ..merging.matching import most_merges
 from ..merging.schedule import TokenSchedule
 from ..passes.calibration import Calibration
 from ..passes.hooks import recorded, replayed
-from ..passes.losses import manifold_distance, output_distance
 from ..passes.outputs import compared_output
 from ..passes.trajectory import Rows, draw_rows, trajectory_features
 from ..running.batch import Batch

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Groups, stack_of
+from ..comparing.losses import REAL, OutputKind, output_distance
 from ..figures import Divergence
 from ..inputs.tokens import TokenMasks, token_rows
 from ..passes.calibration import Calibration
 from ..passes.hooks import recorded
-from ..passes.losses import REAL, OutputKind, output_distance
 from ..passes.outputs import Output, compared_output
 from ..passes.trajectory import hidden_states, layer_rows
 from ..running.batch import Batch

@@ -67,6 +67,30 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
     return macs
 
 
+def macs_of_modules(model: nn.Module, batch: Batch) -> Mapping[str, float]:
+    """Path of a module -> MACs that it does in a forward pass, those of the modules in it included.
+
+    Args:
+        model: the model as it is now.
+        batch: inputs to count with.
+    """
+
+    def measure() -> dict[str, float]:
+        try:
+            fake = FakeTensorMode(allow_non_fake_inputs=True)
+            with fake:
+                inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
+                counter = run_counted(_skeleton(model, fake), inputs)
+        except Exception as error:
+            logger.debug(f"MACs are counted on the model itself, which needs its weights to run: {error}")
+            counter = run_counted(model, batch)
+        counts = counter.get_flop_counts().items()
+        return {path.partition(".")[2]: sum(operations.values()) / 2 for path, operations in counts}
+
+    shapes = tuple((name, tuple(value.shape)) for name, value in batch.items())
+    return measured_once(model, ("MACs of modules", shapes), measure)
+
+
 def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, float]]:
     """Group key -> a and b of the MACs, a n + b n^2, that a unit adds to a layer of n tokens.
 

@@ -214,6 +214,10 @@ def test_labels_beyond_the_models_are_named(tmp_path):
     data = Dataset.from_dict(columns, features=Features({"image": Image(), "label": Value("int64")}))
     with pytest.raises(ValueError, match=r"\.png has the label 7, and the model 7 classes, 0 to 6"):
         evaluate_model(classifier(), image_processor(), TASK, data=data)
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    unlabelled = Dataset.from_dict({**columns, "label": [-1] * 24}, features=features)
+    with pytest.raises(ValueError, match=r"\.png has the label -1, which is none of the 2 classes of .*no labels"):
+        evaluate_model(classifier(), image_processor(), TASK, data=unlabelled)
     columns["label"][3] = None
     data = Dataset.from_dict(columns, features=Features({"image": Image(), "label": Value("int64")}))
     with pytest.raises(ValueError, match=r"\.png has no label: add it"):

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image
-from image_tasks_data import COLORS, SIZES, maps, pixels, segmentation_processor, segmenter, write_scenes
+from image_tasks_data import (
+    COLORS,
+    SIZES,
+    maps,
+    mask_classifier,
+    pixels,
+    segmentation_processor,
+    segmenter,
+    write_scenes,
+)
 from PIL import Image as Pillow
 from tiny import tiny_model
 from torch import nn
@@ -129,6 +138,19 @@ def test_a_folder_is_measured_as_a_loop_does(tmp_path, batch_size):
     both, either = (np.sum([_counted(*pair, 3)[side] for pair in pairs], axis=0) for side in range(2))
     assert found["classes"] == pytest.approx(dict(zip(COLORS, both / either, strict=True)))
     assert min(found["classes"].values()) > 0.05, "or the test shows little"
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_classifiers_of_masks_are_measured_by_what_their_processor_makes_of_them(tmp_path, batch_size):
+    model, processor = mask_classifier()
+    found = evaluate_model(model, processor, TASK, data_dir=_as_png(tmp_path / "scenes"), batch_size=batch_size)
+    pairs = []
+    for image, true in zip(pixels(), maps(), strict=True):
+        with torch.no_grad():
+            outputs = model(**processor(images=Pillow.fromarray(image), return_tensors="pt"))
+        (predicted,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[true.shape])
+        pairs.append((predicted.numpy(), true))
+    assert found["metrics"]["mean_iou"]["value"] == pytest.approx(_mean_iou(pairs, 3), abs=1e-3)
 
 
 def test_labels_that_count_from_one_are_reduced(tmp_path):

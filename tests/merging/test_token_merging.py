@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification, Dinov2Backbone
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
 from optimum_optin.commands.run import run
+from optimum_optin.comparing.losses import manifold_distance, output_distance
 from optimum_optin.discovery import find_layers, key_projection
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.inputs.vision import image_tokens, prefix_tokens
@@ -21,7 +22,6 @@ from optimum_optin.merging.hooks import TokenMerger, attach_merging, merging
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import recorded
-from optimum_optin.passes.losses import manifold_distance, output_distance
 from optimum_optin.passes.outputs import compared_output
 from optimum_optin.passes.trajectory import draw_rows, trajectory_features
 from optimum_optin.running.freezing import frozen

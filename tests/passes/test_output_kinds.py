@@ -5,8 +5,8 @@ import torch
 from tiny import tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.comparing.losses import BINARY, CATEGORICAL, REAL, output_distance, probe_output
 from optimum_optin.passes import outputs
-from optimum_optin.passes.losses import BINARY, CATEGORICAL, REAL, output_distance, probe_output
 from optimum_optin.passes.outputs import Output
 from optimum_optin.search.divergence import _Sums
 

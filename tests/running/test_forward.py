@@ -21,10 +21,10 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands.run import run
+from optimum_optin.comparing.losses import CATEGORICAL, REAL
 from optimum_optin.discovery.find import find_layers
 from optimum_optin.evaluation.accuracy import evaluate_glue
 from optimum_optin.inputs.tokens import token_masks, token_rows
-from optimum_optin.passes.losses import CATEGORICAL, REAL
 from optimum_optin.passes.outputs import compared_output
 from optimum_optin.running.forward import logits_of, run_model
 

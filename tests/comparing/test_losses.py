@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optimum_optin.passes.losses import (
+from optimum_optin.comparing.losses import (
     BINARY,
     CATEGORICAL,
     REAL,

@@ -37,7 +37,12 @@ def drawn_pixels(batch: Batch, rows: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def at_pixels(maps: Tensor, pixels: Tensor) -> Tensor:
-    """What maps hold at pixels: shapes (batch, channels, height, width), (batch, pixels) -> (batch, channels, pixels)."""
+    """What maps hold at pixels, shape (batch, channels, pixels).
+
+    Args:
+        maps: shape (batch, channels, height, width).
+        pixels: see `drawn_pixels`.
+    """
     flat = maps.flatten(2)
     return flat.gather(2, pixels.to(maps.device)[:, None].expand(-1, flat.shape[1], -1))
 

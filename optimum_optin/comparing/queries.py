@@ -149,8 +149,9 @@ def _sides(boxes: Tensor) -> Tensor:
 
 def _overlap(some: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of boxes, row by row."""
-    lows, highs = zip(*((each[:, :2] - each[:, 2:] / 2, each[:, :2] + each[:, 2:] / 2) for each in (some, others)))
-    sides = torch.minimum(*highs) - torch.maximum(*lows)
+    lows = torch.maximum(*(each[:, :2] - each[:, 2:] / 2 for each in (some, others)))
+    highs = torch.minimum(*(each[:, :2] + each[:, 2:] / 2 for each in (some, others)))
+    sides = highs - lows
     shared = sides.clamp_min(0).prod(-1)
     union = some[:, 2:].prod(-1) + others[:, 2:].prod(-1) - shared
     return shared / union.clamp_min(1e-12)
