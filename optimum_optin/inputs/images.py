@@ -17,7 +17,7 @@ from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
 from ..running.batch import Batch
 from ..running.forward import takes
-from .label_maps import check_no_map, without_maps
+from ..reading.label_maps import check_no_map, without_maps
 from .samples import is_missing
 from .vision import channels_of, check_inputs
 
