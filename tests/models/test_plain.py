@@ -114,6 +114,6 @@ def test_what_is_asked_of_a_module():
     assert (type_of(toy), in_words(toy), main_input_of(toy)) == ("Transformer", "Transformer", "token_ids")
     assert dtype_of(toy) == torch.bfloat16 and device_of(toy).type == "cpu"
     forget_example(toy)
-    assert example_of(toy) is None
+    assert example_of(toy) is None and example_of("a name") is None
     toy.config = dataclasses.make_dataclass("Config", ["layers"])(2)
     assert (type_of(toy), in_words(toy), main_input_of(toy)) == ("Transformer", "Transformer", None)
