@@ -22,7 +22,7 @@ def note_example(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
 
 
 def example_of(model: Any) -> dict[str, Tensor] | None:
-    """The batch that was noted for a model; `None` for one whose config tells what it reads, and for what is no model."""
+    """The batch that was noted for a model; `None` if none was, and for what is no model."""
     return _EXAMPLES.get(model) if isinstance(model, nn.Module) else None
 
 
