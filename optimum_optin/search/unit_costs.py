@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.utils import logging
 
-from ..architectures.group import Group, Groups
+from ..architectures.group import Groups
 from ..editing.surgery import take_units
 from ..inputs.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
@@ -125,7 +124,7 @@ def _stop(module: nn.Module, args: tuple, output: Any) -> None:
 def _added_by_units(
     copied: nn.Module, groups: Groups, batch: Batch, repeats: int, running: AbstractContextManager
 ) -> dict[str, int]:
-    """Group key -> MACs that its layer does more with the first unit there twice. Groups grow that stand apart."""
+    """Group key -> MACs that its layer does more with the first unit there twice. One role after the other grows."""
     detach_merging(copied)
     if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
@@ -136,56 +135,19 @@ def _added_by_units(
 
     def count() -> dict[str, int]:
         with running:
-            counted = run_counted(copied, batch)
-        flops = {**counted.get_flop_counts(), type(copied).__name__: {"": counted.get_total_flops()}}
+            flops = run_counted(copied, batch).get_flop_counts()
         paths = {layer: f"{type(copied).__name__}.{path}".removesuffix(".") for layer, path in groups.layers.items()}
-        return {path: sum(flops.get(path, {}).values()) // 2 for path in (type(copied).__name__, *paths.values())}
+        return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
 
     added: dict[str, int] = {}
-    before = count() if len(groups) else {}
-    for place, grown in apart(groups):
+    macs = count() if len(groups) else {}
+    for role in dict.fromkeys(group.role for group in groups):
+        grown = groups.of_role(role)
         for group in grown:
             take_units(copied, group, torch.tensor([*range(group.units), 0]))
-        macs = count()
-        for group in grown:
-            path = f"{type(copied).__name__}.{place(group)}".removesuffix(".")
-            added[group.key] = macs[path] - before[path]
-            take_units(copied, replace(group, units=group.units + 1), torch.arange(group.units))
-    return {group.key: added[group.key] for group in groups}
-
-
-Part = tuple[Callable[[Group], str], list[Group]]
-"""Groups that can grow at once, and where what each of them adds is counted: path of a module, `""` for the model."""
-
-
-def apart(groups: Groups) -> list[Part]:
-    """Groups in few parts, in each of which no layer lies in another's and no two groups own parts of one tensor.
-
-    What one of them costs is then the same whether the others grow or not. A group of several layers (channels of a
-    stream) grows by itself, and is counted in the whole model.
-    """
-    parts: list[tuple[list[Group], set[str], list[str]]] = []
-    alone: list[Group] = []
-    for group in groups:
-        tensors = {each.tensor for each in (*group.cut.writes, *group.cut.reads)}
-        path = f"{groups.layers[group.layer]}.".removeprefix(".")
-        if not all(each.startswith(path) for each in tensors):
-            alone.append(group)
-            continue
-        fits = (part for part in parts if not tensors & part[1] and not _nested(path, part[2]))
-        part = next(fits, None)
-        if part is None:
-            parts.append(part := ([], set(), []))
-        part[0].append(group)
-        part[1].update(tensors)
-        part[2].append(path)
-    within = [(lambda group: groups.layers[group.layer], members) for members, _, _ in parts]
-    return [*within, *((lambda group: "", [group]) for group in alone)]
-
-
-def _nested(path: str, others: list[str]) -> bool:
-    """Whether a module lies in another, or the other way round."""
-    return any(path.startswith(each) or each.startswith(path) for each in others)
+        before, macs = macs, count()
+        added |= {group.key: macs[group.layer] - before[group.layer] for group in grown}
+    return added
 
 
 def _skeleton(model: nn.Module, fake: FakeTensorMode) -> nn.Module:

@@ -6,8 +6,6 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from tiny import CASES, tiny_batch, tiny_model
-from toys import Pictures, Residual, pixels
-from toys import perturbed as perturbed_toy
 from transformers import BertForSequenceClassification
 
 from optimum_optin import Stack, find_groups, neurons
@@ -20,7 +18,6 @@ from optimum_optin.inputs.vision import image_tokens
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.hooks import observed
 from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, total_cost
-from optimum_optin.search.unit_costs import unit_macs
 from optimum_optin.storage.record import convert_model
 
 each_architecture = pytest.mark.parametrize("model_type", CASES, ids=CASES)
@@ -169,17 +166,3 @@ def test_units_that_cost_nothing_are_refused_by_name():
             cost_tables(model, find_groups(model), 10)
     finally:
         registry._ARCHITECTURES.pop("elsewhere")
-
-
-@pytest.mark.parametrize("kind", [Residual, Pictures])
-def test_channels_cost_what_goes_with_them_wherever_that_is(kind):
-    model, sample = perturbed_toy(kind()), pixels()
-    groups = find_groups(model, sample)
-    costs, dense = unit_macs(model, groups, sample), count_macs(model, sample)
-    assert len(groups) > 1
-    for group in groups:
-        masks = {each.key: torch.ones(each.units, dtype=torch.bool) for each in groups}
-        masks[group.key][group.units // 2 :] = False
-        cut = copy.deepcopy(model)
-        rewrite(cut, groups, masks)
-        assert dense - count_macs(cut, sample) == costs[group.key] * (group.units - group.units // 2), group.key
