@@ -92,7 +92,7 @@ class OptinPruner:
         self.model = model
         self.processor = processor
         self.config = config or OptinConfig()
-        self.pruned_model: PreTrainedModel | None = None
+        self.pruned_model: PreTrainedModel | nn.Module | None = None
         self.report: PruningReport | None = None
         self.scores: Scores | None = None
         self._origin = Origin(model, processor_given=processor is not None)
@@ -297,15 +297,16 @@ class OptinPruner:
         flops: float | None = None,
         save_dir: str | os.PathLike | None = None,
         text_columns: Sequence[str | int] | None = None,
-    ) -> PreTrainedModel:
-        """Prune the dense model and return the smaller one, an ordinary `transformers` model.
+    ) -> PreTrainedModel | nn.Module:
+        """Prune the dense model and return the smaller one, an ordinary `transformers` model or module of its class.
 
         Under `accelerate launch`, call it on every process with the same data: they share the work and all return
         the same model.
 
         Args:
             calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings,
-                pairs of strings, dicts, tokenised dicts, images or pixel values; labels are not used. Not needed with
+                pairs of strings, dicts, tokenised dicts, images or pixel values; of a plain module, tensors, tuples or
+                dicts like its example inputs, or batches of these. Labels are not used. Not needed with
                 `scores`, unless they were loaded from disk and compensation is wanted.
             config: configuration; `None` takes that of the scores, or without scores the pruner's.
             scores: scores from an earlier `score` on this model; they serve any budget.
@@ -443,7 +444,8 @@ class OptinPruner:
         vocabularies, code, modules of sentence-transformers. Weights of another model in the folder are deleted; all
         else in it stays untouched. If there are several processes, the main one writes.
 
-        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`;
+        The folder loads with `import optimum_optin` and plain `AutoModel...from_pretrained(folder)`, that of a plain
+        module with `load_pruned(factory, folder)`;
         docs/source/guides/loading.mdx has the ways that need no package. If there is a card, the text outside our part
         stays.
 

@@ -10,7 +10,7 @@ import transformers as tr
 from tiny import TEXT as SHAPES
 from tiny import tiny_model
 from torch import nn
-from toys import Block, Pictures, TorchEncoder, Transformer, perturbed
+from toys import Block, Pictures, Residual, TorchEncoder, Transformer, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, load_pruned
 from optimum_optin.models.examples import example_of
@@ -143,37 +143,6 @@ def test_the_shape_of_a_sample_counts_and_not_the_number_in_the_example():
 
 
 # Convolutions
-
-
-class Stage(nn.Module):
-    """Two convolutions beside a shortcut without parameters, as in the ResNets for CIFAR-10."""
-
-    def __init__(self, channels_in, channels, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.stride, self.more = stride, (channels - channels_in) // 2
-
-    def forward(self, x):
-        written = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        if self.stride > 1:
-            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
-        return (x + written).relu()
-
-
-class Residual(nn.Module):
-    """A classifier of images with residual stages."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.stages = nn.Sequential(Stage(8, 8, 1), Stage(8, 16, 2), Stage(16, 16, 1))
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, pixels):
-        return self.head(self.stages(self.norm(self.first(pixels)).relu()).mean((2, 3)))
 
 
 @pytest.mark.parametrize("compensation", ["ridge", "none"])

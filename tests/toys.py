@@ -69,6 +69,37 @@ class Pictures(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Stage(nn.Module):
+    """Two convolutions beside a shortcut without parameters, as in the ResNets for CIFAR-10."""
+
+    def __init__(self, channels_in, channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride, self.more = stride, (channels - channels_in) // 2
+
+    def forward(self, x):
+        written = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        if self.stride > 1:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
+        return (x + written).relu()
+
+
+class Residual(nn.Module):
+    """A classifier of images with residual stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.stages = nn.Sequential(Stage(8, 8, 1), Stage(8, 16, 2), Stage(16, 16, 1))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, pixels):
+        return self.head(self.stages(self.norm(self.first(pixels)).relu()).mean((2, 3)))
+
+
 def perturbed(module):
     """The module in evaluation mode, with weights and statistics that are not those of the start."""
     torch.manual_seed(0)

@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
+from ..reading.label_maps import check_no_map, without_maps
 from ..running.batch import Batch
 from ..running.forward import takes
-from .label_maps import check_no_map, without_maps
 from .samples import is_missing
 from .vision import channels_of, check_inputs
 

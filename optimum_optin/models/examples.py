@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ def note_example(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
     _EXAMPLES[model] = dict(batch)
 
 
-def example_of(model: nn.Module) -> dict[str, Tensor] | None:
-    """The batch that was noted for a model; `None` for one whose config tells what it reads."""
-    return _EXAMPLES.get(model)
+def example_of(model: Any) -> dict[str, Tensor] | None:
+    """The batch that was noted for a model; `None` if none was, and for what is no model."""
+    return _EXAMPLES.get(model) if isinstance(model, nn.Module) else None
 
 
 def forget_example(model: nn.Module) -> None:

@@ -18,7 +18,9 @@ def is_of_transformers(model: Any) -> bool:
 
 def config_of(model: nn.Module) -> Any:
     """The config that transformers reads a model by; `None` for a plain module, whatever that calls its config."""
-    return getattr(model, "config", None) if example_of(model) is None or is_of_transformers(model) else None
+    config = getattr(model, "config", None)
+    known = is_of_transformers(model) or (example_of(model) is None and hasattr(config, "model_type"))
+    return config if known else None
 
 
 def type_of(model: nn.Module) -> str:

@@ -122,7 +122,7 @@ def _classes_of_pixels(outputs: Mapping[str, Tensor], model: nn.Module, batch: B
     logits = logits_of(outputs)
     if logits is None or logits.dim() != 4:
         return None
-    told = _KINDS.get(getattr(model.config, "problem_type", None))
+    told = _KINDS.get(getattr(config_of(model), "problem_type", None))
     kind = told or (CATEGORICAL if logits.shape[1] > 1 else BINARY)
     return Output(_rows_of_pixels(logits, batch, rows), kind)
 

@@ -1,6 +1,6 @@
 """What must hold of a plain module and of its example inputs, and what is said where it does not."""
 
-import collections
+import dataclasses
 
 import pytest
 import torch
@@ -109,9 +109,11 @@ def test_batch_norms_without_statistics_are_refused_by_name():
 
 def test_what_is_asked_of_a_module():
     toy = Transformer().to(torch.bfloat16)
-    toy.config = collections.UserDict(model_type="mine")  # nanoGPT's is a dataclass
+    toy.config = dataclasses.make_dataclass("Config", ["model_type"])("mine")
     note_example(toy, {"token_ids": torch.arange(5)[None]})
     assert (type_of(toy), in_words(toy), main_input_of(toy)) == ("Transformer", "Transformer", "token_ids")
     assert dtype_of(toy) == torch.bfloat16 and device_of(toy).type == "cpu"
     forget_example(toy)
-    assert example_of(toy) is None
+    assert example_of(toy) is None and example_of("a name") is None
+    toy.config = dataclasses.make_dataclass("Config", ["layers"])(2)
+    assert (type_of(toy), in_words(toy), main_input_of(toy)) == ("Transformer", "Transformer", None)

@@ -237,10 +237,6 @@ def test_a_trial_of_saving_compares():
     assert "its outputs are off by " in reload_problem(model, groups, tiny_sample(model))
 
 
-def test_only_models_of_transformers_are_saved():
-    assert "no model of transformers" in reload_problem(torch.nn.Linear(2, 2), [], {})
-
-
 def test_what_is_made_anew_on_loading_cannot_be_cut():
     model = tiny_model()
     groups = list(find_groups(model))
