@@ -1,7 +1,7 @@
-"""How class and place of a query should be weighed: pruned segmenters and detectors of toy scenes, by kinds of distance.
+"""How to weigh class and place of a query: segmenters and detectors of toy scenes, pruned by kinds of distance.
 
-Trains a small EoMT (masks) or YOLOS (boxes) on scenes of discs and squares from a seed, prunes it with each way to weigh the parts
-of its output, and prints what is left of its accuracy. Needs SciPy, for the losses of transformers.
+Trains a small EoMT (masks) or YOLOS (boxes) on scenes of discs and squares from a seed, prunes it with each way to
+weigh the parts of its output, and prints what is left of its accuracy. Needs SciPy, for the losses of transformers.
 
     python examples/benchmarks/output_parts.py --places masks --flops 0.5 0.35
 """
