@@ -21,6 +21,7 @@ FLOORS = (
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
+    ("plain_modules", "image_tasks"),
     ("passes", "storage"),
     ("comparing",),
     ("inputs", "merging"),
@@ -28,6 +29,7 @@ FLOORS = (
     ("tracing",),
     ("editing", "reading", "tainting", "config"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
+    ("models",),
 )
 
 

@@ -11,6 +11,7 @@ from .config import OptinConfig
 from .discovery.find import find_groups
 from .editing.masking import masked
 from .files.folders import NotSavedError
+from .plain_modules.loading import load_pruned
 from .proving import ArchitectureProof, GroupProof, check_architecture
 from .pruner import OptinPruner
 from .report import PruningPlan, PruningReport
@@ -37,6 +38,7 @@ __all__ = [
     "find_groups",
     "heads",
     "known_architectures",
+    "load_pruned",
     "masked",
     "neurons",
     "register_architecture",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -100,12 +100,13 @@ class Evaluation(_Record):
     """What a task's metrics say of the dense and of the pruned model, on the same samples.
 
     Args:
-        task: e.g. `"glue/sst2"`.
-        dataset: its data set on the Hub.
+        task: e.g. `"glue/sst2"` or `"semantic-segmentation"`.
+        dataset: its data set on the Hub, or the name of a folder.
         config: the data set's configuration, if it has several.
-        split: the split that was measured on.
+        split: the split that was measured on; `"all"` for data without splits.
         samples: how many samples of the split.
         metrics: metric -> its values.
+        classes: class -> the value of the first metric for it, where a metric is a mean over classes.
     """
 
     task: str
@@ -114,14 +115,32 @@ class Evaluation(_Record):
     split: str
     samples: int
     metrics: Mapping[str, MetricValues]
+    classes: Mapping[str, MetricValues] | None = None
 
     def __post_init__(self) -> None:
-        metrics = {name: MetricValues.of(values) for name, values in dict(self.metrics).items()}
-        object.__setattr__(self, "metrics", metrics)
+        for name in ("metrics", "classes"):
+            if (values := getattr(self, name)) is not None:
+                read = {each: MetricValues.of(value) for each, value in dict(values).items()}
+                object.__setattr__(self, name, read)
 
     def __str__(self) -> str:
         what = f"{self.task}, {self.split}, {self.samples} samples"
         return "\n".join(f"{what}: {name} {values}" for name, values in self.metrics.items())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one model does on the samples of a task.
+
+    Args:
+        metrics: metric -> its value and its standard error, `None` where there is none.
+        classes: class -> its part in the first metric; empty if that is no mean over classes.
+        shown: what the model says of the first sample, for a picture; `None` where there is none to show.
+    """
+
+    metrics: Mapping[str, tuple[float, float | None]]
+    classes: Mapping[str, float] = field(default_factory=dict)
+    shown: Any = None
 
 
 @dataclass(frozen=True, eq=False)

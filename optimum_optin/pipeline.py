@@ -89,7 +89,7 @@ def prune_model(
     notes: dict[str, str] = {}
     with _timed(seconds, "compensation"):
         if starts and not all(mask.all() for mask in masks.values()):
-            notes = refit(model, [pruned], groups, starts)
+            notes = refit(model, [pruned], groups, starts, masks=[masks])
     if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):

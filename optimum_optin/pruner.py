@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from huggingface_hub import CommitInfo, ModelCard
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -19,14 +20,19 @@ from .architectures.group import Groups
 from .compensation.refit import check_tokens
 from .config import OptinConfig
 from .discovery.find import is_declared
-from .evaluation.accuracy import compare_glue
+from .evaluation.comparison import compare
 from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
 from .hub_id import hub_commit
 from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
+from .inputs.modules import check_example
 from .inputs.samples import undecoded
 from .merging.schedule import TokenSchedule
+from .models.examples import example_of, forget_example, note_example
+from .models.identity import device_of, is_of_transformers
+from .models.plain import check_module, named_inputs
+from .models.wrappers import check_model
 from .passes.calibration import Calibration, calibrate
 from .pipeline import prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
@@ -40,7 +46,6 @@ from .reading.sources import find_source, load_calibration, note_source, source_
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .running.processes import is_main, on_main, wait
 from .running.randomness import kept_streams
-from .running.wrappers import check_model
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules
 from .search.macs import total_cost
@@ -80,7 +85,8 @@ class OptinPruner:
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, config: OptinConfig | None = None):
-        check_model(model)
+        if example_of(model) is None:
+            check_model(model)
         _check_type("config", config, OptinConfig)
         check_structure(model)  # refuses a quantized model, too
         self.model = model
@@ -90,6 +96,7 @@ class OptinPruner:
         self.report: PruningReport | None = None
         self.scores: Scores | None = None
         self._origin = Origin(model, processor_given=processor is not None)
+        self._pictures: dict[str, bytes] = {}  # of what `evaluate` measured, for the card: name -> content
 
     @classmethod
     def from_pretrained(
@@ -124,6 +131,45 @@ class OptinPruner:
         pruner._origin = Origin(loaded, str(model), commit, processor_given=processor is not None)
         pruner._origin.companions(**kwargs | ({"revision": commit} if commit else {}))
         return pruner
+
+    @classmethod
+    def from_model(
+        cls, module: nn.Module, example_inputs: Any, processor: Any = None, config: OptinConfig | None = None
+    ) -> OptinPruner:
+        """A pruner for any PyTorch module, by an example of its inputs.
+
+        Its groups are found by tracing and proved on the example. What is saved is loaded by `load_pruned`.
+
+        Args:
+            module: the dense module; it is never changed, and measured in evaluation mode.
+            example_inputs: a batch of one sample or more: a tensor for the forward's first argument, a tuple for the
+                first ones, or a dict by their names; with the samples as first dimension, and real values or random
+                ones, as constants tell nothing.
+            processor: a callable that makes the input of an image; may be `None` if calibration data come as tensors.
+            config: default configuration of `score`, `plan` and `prune`.
+
+        Raises:
+            TypeError: `module` is no module, or a wrapper around one.
+            ValueError: the module does not run on the example, returns no numbers, or cannot be pruned (weights on the
+                meta device, batch norms without statistics, ...); or the example is of no use.
+        """
+        check_module(module)
+        if is_of_transformers(module) and is_declared(module):
+            raise ValueError(
+                f"what a {module.config.model_type!r} model reads is known: use OptinPruner(model, processor)."
+            )
+        note_example(module, send_to_device(named_inputs(module, example_inputs), device_of(module)))
+        try:
+            check_example(module)
+        except BaseException:
+            forget_example(module)
+            raise
+        if module.training:
+            logger.warning(
+                f"the {type(module).__name__} is in training mode: it is measured and pruned as in evaluation mode, "
+                "and what comes out is in training mode as well. Call eval() on it."
+            )
+        return cls(module, processor, config)
 
     def get_calibration_dataset(
         self,
@@ -286,6 +332,7 @@ class OptinPruner:
         self.scores = dataclasses.replace(scores, calibration=None)
         pruned = prune_model(self.model, groups, scores, calibration, config)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
+        self._pictures = {}
         base = self._origin.base()
         self.report = report_of(self.model, groups, pruned, scores, config, calibration=calibration, base=base)
         if save_dir is not None:
@@ -302,36 +349,46 @@ class OptinPruner:
         self,
         task: str,
         *,
+        data: Any = None,
         data_dir: str | os.PathLike | None = None,
         split: str | None = None,
         batch_size: int = 32,
         max_samples: int | None = None,
+        **options: Any,
     ) -> dict:
-        """Measure the dense and, if there is one, the pruned model on a GLUE task; the report keeps both.
+        """Measure the dense and, if there is one, the pruned model on a task; the report keeps both.
 
         The pruned model is first saved and loaded again: what is measured is what a user gets. If there are several
-        processes, the main one measures, and all return the same.
+        processes, the main one measures. Of a segmenter, `save_pretrained` then saves a picture with both models'
+        masks.
 
         Args:
-            task: `"sst2"` or `"glue/sst2"`, and so on.
-            data_dir: folder in the GLUE TSV layout (`SST-2/dev.tsv`, ...); `None` asks the Hub.
+            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"` or
+                `"object-detection"`.
+            data: of images, a `datasets.Dataset` or the name of a data set on the Hub, instead of `data_dir`.
+            data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub,
+                for images as docs/source/guides/evaluation.mdx shows.
             split: split to measure on, by its name on the Hub; `None` takes validation, for MNLI
-                `"validation_matched"`.
+                `"validation_matched"`, or what there is.
             batch_size: samples per forward pass; it does not change the figures.
             max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+            **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
+                segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`.
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.
 
         Raises:
-            ValueError: see `optimum_optin.evaluation.accuracy.evaluate_glue`; raised before the first forward pass.
-            ConnectionError: the Hub does not answer; give `data_dir`.
+            ValueError, FileNotFoundError, ConnectionError, ImportError: see
+                `optimum_optin.evaluation.comparison.evaluate_model`; raised before the first forward pass.
         """
-        options = {"data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
-        entry = on_main(lambda: compare_glue(self._models(), self.processor, task, **options))
+        given = {"data": data, "data_dir": data_dir, "split": split, "batch_size": batch_size}
+        options |= {**given, "max_samples": max_samples}
+        found = on_main(lambda: compare(self._models(), self.processor, task, **options))
         if self.report is not None:
-            self.report = self.report.evaluated(entry)
-        return entry.to_dict()
+            self.report = self.report.evaluated(found.entry)
+            self._pictures |= found.files
+        return found.entry.to_dict()
 
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
         """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
@@ -419,7 +476,8 @@ class OptinPruner:
             RuntimeError: nothing was pruned yet.
         """
         model, report = self._pruned()
-        return model_card(model, report, name=repo_id or "path/to/pruned-model", processor=self.processor)
+        name = repo_id or "path/to/pruned-model"
+        return model_card(model, report, name=name, processor=self.processor, pictures=self._pictures)
 
     def push_to_hub(
         self,
@@ -541,7 +599,7 @@ class OptinPruner:
         source = source_of(data)
         if source and text_columns is not None:
             source = {**source, "text_columns": named(text_columns)}
-        return calibrate(self.model, [send_to_device(dict(batch), self.model.device) for batch in batches], source)
+        return calibrate(self.model, [send_to_device(dict(batch), device_of(self.model)) for batch in batches], source)
 
     def _write(
         self,
@@ -560,9 +618,11 @@ class OptinPruner:
             model,
             report,
             self.processor,
+            dense=self.model,
             name=name,
             read_card=read_card,
             copy_companions=lambda: self._origin.copy_companions(folder, target, self.processor),
+            pictures=self._pictures,
             revision=revision,
             remote_code=report.config["remote_code"] if remote_code is None else remote_code,
         )
@@ -571,7 +631,7 @@ class OptinPruner:
         """The models to measure: the dense one and, if there is one, the pruned one as a user gets it, from disk."""
         if self.pruned_model is None:
             return {"dense": self.model}
-        return {"dense": self.model, "pruned": saved_and_loaded(self.pruned_model)}
+        return {"dense": self.model, "pruned": saved_and_loaded(self.pruned_model, self.model)}
 
     def _pruned(self) -> tuple[PreTrainedModel, PruningReport]:
         if self.pruned_model is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -12,12 +13,14 @@ from .config import OptinConfig
 from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
+from .models.identity import in_words
 from .proving.architecture import proved, sliceable_groups
 from .publishing.remote_code import check_remote_code
 from .search.candidates import priced
 from .search.limits import numbers_of
-from .search.macs import matching_cost, total_cost
+from .search.macs import kept_cost, matching_cost, total_cost
 from .search.masks import check_budget
+from .search.overlaps import overlapping
 from .search.selection import limits_of
 from .storage.record import check_recordable, unsavable
 from .storage.uniform import check_sized_by_config, check_uniform
@@ -68,7 +71,7 @@ def check_cut(model: PreTrainedModel, groups: Groups, config: OptinConfig) -> No
     if config.remote_code:
         check_remote_code(model)
     if config.merging == "auto" and not merges_tokens(model, config):
-        cause = "layout='uniform'" if config.layout == "uniform" else f"this {model.config.model_type!r} model"
+        cause = "layout='uniform'" if config.layout == "uniform" else f"this {in_words(model)}"
         logger.warning(f"merging='auto' merges none: {cause} does not allow it (docs/source/guides/merge_tokens.mdx).")
 
 
@@ -85,5 +88,11 @@ def check_affordable(
         ValueError: see `check_budget`.
     """
     costs, budget = priced(model, groups, tokens, config, schedule)
+    limits = limits_of(config, groups)
+    if overlapping(groups):  # what must stay costs less than the sum
+        numbers = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
+        least = {group.key: torch.arange(group.units) < numbers[group.key] for group in groups}
+        share = total_cost(model, groups, tokens, masks=least) / max(kept_cost(costs, least), 1)
+        costs = {key: table * share for key, table in costs.items()}
     dense, spent = total_cost(model, groups, tokens), matching_cost(model, groups, tokens, schedule)
-    check_budget(costs, budget, limits_of(config, groups), dense, spent)
+    check_budget(costs, budget, limits, dense, spent)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optimum_optin import OptinConfig
-from optimum_optin.architectures.group import Cut, Group
+from optimum_optin.architectures.group import Consumer, Cut, Group
 from optimum_optin.search.selection import limits_of
 
 
@@ -118,7 +118,7 @@ def test_what_may_go_stays_as_it_was_checked():
     ids=["default", "two", "three", "one", "uniform"],
 )
 def test_floors_of_roles_take_the_place_of_the_two_older_fields(settings, floors):
-    cut = Cut("a", ())
+    cut = Cut((Consumer("a"),), ())
     groups = [Group("layers.0", "heads", 2, 1, cut)]
     groups += [Group("layers.0", role, 9, 1, cut, config_fields=("size",)) for role in ("neurons", "channels")]
     limits = limits_of(OptinConfig(**settings), groups)

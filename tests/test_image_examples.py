@@ -1,7 +1,6 @@
 """The examples that read or train on images: their loaders, one step of training, folders that load."""
 
 import gzip
-import io
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from image_sets import write_cifar10, write_fashion
 from safetensors.torch import load_file
 from tiny import tiny_model
 from transformers import (
@@ -47,34 +47,12 @@ def _fresh_accelerator():
 
 @pytest.fixture
 def fashion(tmp_path):
-    """A folder of random images in the layout of Fashion-MNIST, with every class."""
-    random = np.random.default_rng(0)
-    for name, count in (("train", 20), ("t10k", 10)):
-        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", random.integers(0, 256, (count, 28, 28), dtype=np.uint8))
-        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8) % 10)
-    return tmp_path
-
-
-def write_idx(path, array):
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    path.write_bytes(gzip.compress(header + array.tobytes()))
+    return write_fashion(tmp_path)
 
 
 @pytest.fixture
 def cifar10(tmp_path):
-    """A folder of random images in the layout of CIFAR-10 as JPEG files: two of every class in train, one in test."""
-    image_module = pytest.importorskip("PIL.Image")
-    random = np.random.default_rng(0)
-    with tarfile.open(tmp_path / image_data.CIFAR10_ARCHIVE, "w:xz") as archive:
-        for split, count in (("train", 2), ("test", 1)):
-            for name in [f"cifar/{split}/{label}/{index}.jpg" for label in CIFAR10_CLASSES for index in range(count)]:
-                content = io.BytesIO()
-                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                image_module.fromarray(pixels).save(content, "JPEG")
-                member = tarfile.TarInfo(name)
-                member.size = len(content.getvalue())
-                archive.addfile(member, io.BytesIO(content.getvalue()))
-    return tmp_path
+    return write_cifar10(tmp_path)
 
 
 def test_fashion_is_what_the_processor_makes(fashion):

@@ -387,7 +387,7 @@ def test_scores_of_a_pruning_that_fails_are_saved_by_the_command(what, place, mo
     assert run("prune", [*data, "--output", str(place / "out")]) == 0
 
 
-@pytest.mark.parametrize("what", ["compare_glue", "latency_entry", "push"])
+@pytest.mark.parametrize("what", ["compare", "latency_entry", "push"])
 def test_what_fails_after_saving_costs_no_result(what, place, monkeypatch, capsys, hub):
     (place / "SST-2").mkdir()
     rows = "".join(f"{text}\t{index % 2}\n" for index, text in enumerate(TEXTS))
@@ -399,7 +399,7 @@ def test_what_fails_after_saving_costs_no_result(what, place, monkeypatch, capsy
     assert f"boom (the pruned model is saved in {place / 'out'})" in err.splitlines()[-1]
     result, report = json.loads(out), PruningReport.load(place / "out")
     assert result == {"output": str(place / "out"), **report.to_dict()}
-    assert len(report.evaluations) == (what != "compare_glue") and bool(report.latency) == (what == "push")
+    assert len(report.evaluations) == (what != "compare") and bool(report.latency) == (what == "push")
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, 2), (500, 1)])

@@ -55,6 +55,21 @@ class Producer:
 
 
 @dataclass(frozen=True)
+class Consumer:
+    """A linear or convolution whose inputs are the units of one group, and nothing else.
+
+    Args:
+        path: module path, e.g. `"attention.output.dense"`.
+        width: input columns, or channels, per unit.
+        norm: path of the batch norm that reads what it writes, as it is; `None` if there is none.
+    """
+
+    path: str
+    width: int = 1
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
 class Blocks:
     """The indices that units own along one dimension of a tensor, in blocks that follow each other.
 
@@ -94,7 +109,8 @@ class Cut:
     """What is sliced when units are removed; names and paths from the model.
 
     Args:
-        consumer: path of the linear or convolution that reads the units; `None` where it is neither, or there are several.
+        consumers: the linears and convolutions that read the units, in order of execution; none where something else
+            reads them as well, so that masks have to be put on weights.
         producers: the linears and convolutions that write them.
         writes: what the units own of the tensors that write them.
         reads: what they own of those that read them. To multiply what is read by a mask is to cut all of these.
@@ -105,7 +121,7 @@ class Cut:
         parts: modules that a bias of the units comes from, and that go with the last unit.
     """
 
-    consumer: str | None
+    consumers: tuple[Consumer, ...]
     producers: tuple[Producer, ...]
     writes: tuple[Blocks, ...] = ()
     reads: tuple[Blocks, ...] = ()
@@ -121,11 +137,9 @@ class Residual:
 
     Args:
         windowed: whether its linears see the tokens in windows, in another order than the residual stream.
-        norm: path of the batch norm that reads what the consumer writes, as it is; `None` if there is none.
     """
 
     windowed: bool = False
-    norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,9 +173,14 @@ class Group:
         return f"{self.layer}.{self.role}"
 
     @property
+    def consumers(self) -> tuple[Consumer, ...]:
+        """The linears and convolutions that read the units; none where something else reads them as well."""
+        return self.cut.consumers
+
+    @property
     def consumer(self) -> str | None:
-        """Path of the linear or convolution that reads the units; `None` where it is neither, or there are several."""
-        return self.cut.consumer
+        """Path of the one that reads the units; `None` where there are none or several."""
+        return self.consumers[0].path if len(self.consumers) == 1 else None
 
     @property
     def producers(self) -> tuple[Producer, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..config import OptinConfig
+from ..config import PRESETS, OptinConfig
 from ..files.folders import check_folder
 from ..pruner import OptinPruner
 from ..publishing.pruned_folders import read_report
@@ -134,14 +134,17 @@ def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config:
 def add_config(parser: argparse.ArgumentParser, names: Sequence[str] = CONFIG_FIELDS) -> None:
     """Add fields of `OptinConfig` as options."""
     group = parser.add_argument_group("pruning")
+    group.add_argument(
+        "--preset", choices=sorted(PRESETS), help="a setting by name (paper: that of the paper); options change it"
+    )
     add_options(group, OptinConfig, names)
     if "merging" in names:  # it is taken by its earlier name, too
         group.add_argument("--tokens", type=word_or_numbers, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def load_config(arguments: argparse.Namespace, default: OptinConfig | None = None) -> OptinConfig:
-    """The configuration with the fields that the user gave; the others are those of `default`."""
-    fields = given(arguments, CONFIG_FIELDS)
+    """The configuration with the fields that the user gave, or a preset has; the others are those of `default`."""
+    fields = {**PRESETS.get(arguments.preset, {}), **given(arguments, CONFIG_FIELDS)}
     if "tokens" in arguments:  # it must not be compared with what `default` says of merging
         fields["merging"] = OptinConfig(**given(arguments, ("merging", "tokens"))).merging
     return dataclasses.replace(default or OptinConfig(), **fields)

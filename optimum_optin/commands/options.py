@@ -42,7 +42,7 @@ def argument_texts(documented: Callable) -> dict[str, str]:
     lines = inspect.getdoc(documented).split("\nArgs:\n")[1].split("\n\n")[0].splitlines()
     texts: dict[str, str] = {}
     for line in lines:
-        start = re.match(r"    (\w+): (.*)", line)
+        start = re.match(r"    \**(\w+): (.*)", line)
         if start:
             name, text = start.groups()
             texts[name] = text

@@ -10,8 +10,7 @@ from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
 from ..config import OptinConfig
-from ..evaluation.accuracy import check_model
-from ..evaluation.glue import read_glue
+from ..evaluation.comparison import check_task
 from ..files.folders import NotSavedError, check_folder
 from ..pruner import OptinPruner
 from ..publishing.hub import check_push
@@ -30,9 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", metavar="DIR", help="scores that `optin score` saved, instead of scoring again")
     parser.add_argument("--dry-run", action="store_true", help="show what would be kept; cuts and writes nothing")
     parser.add_argument(
-        "--evaluate", nargs="+", default=(), metavar="TASK", help="GLUE tasks to measure before and after"
+        "--evaluate", nargs="+", default=(), metavar="TASK", help="tasks to measure before and after (glue/sst2, ...)"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="GLUE as TSV files (SST-2/dev.tsv, ...), for --evaluate")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of their data, for --evaluate; of GLUE, its TSV files (SST-2/dev.tsv, ...)",
+    )
     parser.add_argument("--benchmark", action="store_true", help="time the dense model against the pruned one")
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="repository to upload the result to")
     parser.add_argument(
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         return plan.to_dict(), str(plan)
 
     for task in arguments.evaluate:
-        check_model(pruner.model, pruner.processor, read_glue(task, data_dir=arguments.data_dir).task)
+        check_task(pruner.model, pruner.processor, task, data_dir=arguments.data_dir)
     pruner.check_save_directory(arguments.output)
     output = _prune(pruner, calibration, config, scores, arguments.output)
     commit = None

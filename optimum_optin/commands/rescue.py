@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -80,14 +80,16 @@ def check_place(place: str, output: str, result: tuple[dict, str]) -> tuple[dict
     return result
 
 
-def note_figures(folder: str, report: PruningReport, result: tuple[dict, str]) -> None:
-    """Write a report with more figures into a pruned folder.
+def note_figures(
+    folder: str, report: PruningReport, result: tuple[dict, str], pictures: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a report with more figures into a pruned folder, and pictures for its card.
 
     Raises:
         NotSavedError: the report could not be written; the result is printed all the same.
     """
     try:
-        write_report(folder, report)
+        write_report(folder, report, pictures)
     except Exception as error:
         raise NotSavedError(f"the figures could not be noted in {folder}: {error}", result) from error
 

@@ -8,7 +8,7 @@ as much as they matter to the model's output (`token_weights.py`). Both changes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures.group import Groups, stack_of
+from ..architectures.group import Groups, Masks, stack_of
 from ..config import OptinConfig
 from ..passes.calibration import Calibration, dense_passes
 from ..passes.course import Course, Stop, find_course
@@ -49,6 +49,7 @@ def compensate(
     groups: Groups,
     calibration: Calibration,
     config: OptinConfig | None = None,
+    masks: Masks | None = None,
 ) -> None:
     """Refit producers and consumers of `pruned`, in place; returns nothing.
 
@@ -58,8 +59,10 @@ def compensate(
         groups: groups of the dense model.
         calibration: the dense model's calibration.
         config: see `dense_passes`.
+        masks: see `refit`.
     """
-    refit(dense, [pruned], groups, dense_passes(dense, groups, calibration, config or OptinConfig()))
+    starts = dense_passes(dense, groups, calibration, config or OptinConfig())
+    refit(dense, [pruned], groups, starts, masks=None if masks is None else [masks])
 
 
 @torch.inference_mode(False)
@@ -70,6 +73,7 @@ def refit(
     groups: Groups,
     starts: Sequence[Start | None],
     strength: float | None = None,
+    masks: Sequence[Masks] | None = None,
 ) -> dict[str, str]:
     """Refit producers and consumers of pruned models, in place.
 
@@ -84,6 +88,7 @@ def refit(
         starts: from `dense_passes`; `None` for batches that other processes work on.
         strength: strength of the regularisation; `None` chooses it for each linear on held-out tokens, which costs
             several times as much linear algebra.
+        masks: what each of the pruned models keeps; may be `None` if no consumer writes units of another group.
 
     Returns:
         Group key -> what was different with it: `ALONE` or `UNREACHED`. Others were refitted to the residual stream.
@@ -101,18 +106,36 @@ def refit(
         for model, there in zip(pruned, stops, strict=True):
             contexts.enter_context(watched(model, course, there))
         dense_walks = [start and _kept(contexts, Walk(dense, course, start)) for start in starts]
-        walks_of = [[walk and _kept(contexts, PrunedWalk(model, walk)) for walk in dense_walks] for model in pruned]
+        kept = [kept_outputs(dense, groups, each) for each in masks or [{}] * len(pruned)]
+        walks_of = [
+            [walk and _kept(contexts, PrunedWalk(model, walk, outputs)) for walk in dense_walks]
+            for model, outputs in zip(pruned, kept, strict=True)
+        ]
         for stop in progress(course.stops, "compensation", "linear"):
             for walk in filter(None, dense_walks):
                 walk.reach(stop)
-            for model, walks, there in zip(pruned, walks_of, stops, strict=True):
+            for model, walks, there, outputs in zip(pruned, walks_of, stops, kept, strict=True):
                 if stop in there:
-                    _refit(model, stop, course.joins.get(stop.group.key), walks, strength)
+                    _refit(model, stop, _join(course, stop, outputs), walks, strength)
             for walk in filter(None, dense_walks):
                 walk.leave(stop)
-    reached = {stop.group.key for stop in course.stops if not stop.producers}
-    notes = {group.key: UNREACHED for group in groups if group.key not in reached}
-    return notes | dict.fromkeys(sorted(reached - course.joins.keys()), ALONE)
+    reached = {stop.path: stop.group.key for stop in course.stops if stop.consumer}
+    notes = {group.key: UNREACHED for group in groups if group.key not in reached.values()}
+    alone = {key for path, key in reached.items() if path not in course.joins}
+    return notes | dict.fromkeys(sorted(alone), ALONE)
+
+
+def kept_outputs(dense: nn.Module, groups: Groups, masks: Masks) -> dict[str, Tensor]:
+    """Path of every consumer that writes units of some other group -> which of its outputs are left, ascending."""
+    consumers = {each.path for group in groups for each in group.consumers}
+    kept: dict[str, Tensor] = {}
+    for group in (group for group in groups if group.key in masks):
+        units = masks[group.key].cpu().nonzero().flatten()
+        for part in group.cut.writes:
+            path, _, name = part.tensor.rpartition(".")
+            if path in consumers and name == "weight":
+                kept[path] = part.indices(group.units, units, dense.get_parameter(part.tensor).shape[part.dim])
+    return kept
 
 
 def _course(dense: nn.Module, groups: Groups, starts: Sequence[Start | None]) -> Course:
@@ -120,6 +143,12 @@ def _course(dense: nn.Module, groups: Groups, starts: Sequence[Start | None]) ->
     start = next(filter(None, starts), None)
     sample = start and {name: value[:_SAMPLES] for name, value in start.batch.items()}
     return first_of_all(sample and find_course(dense, groups, sample))
+
+
+def _join(course: Course, stop: Stop, kept: Mapping[str, Tensor]) -> Join | None:
+    """The join of what a pruned model's consumer writes."""
+    join = course.joins.get(stop.path)
+    return join.of(kept[stop.path]) if join and stop.path in kept else join
 
 
 def _kept(contexts: ExitStack, walk: Walk | PrunedWalk) -> Walk | PrunedWalk:
@@ -135,7 +164,7 @@ def has_stop(model: nn.Module, stop: Stop) -> bool:
 def _refit(model: nn.Module, stop: Stop, join: Join | None, walks: Walks, strength: float | None) -> None:
     """Refit what is about to run at a stop; the passes go on behind it."""
     try:
-        if stop.producers:
+        if stop.consumer is None:
             _refit_producers(model, stop, walks, strength)
         else:
             _refit_consumer(model, stop, None if join is None else join.scale, walks, strength)
@@ -191,7 +220,7 @@ def _refit_convolutions(pruned: nn.Module, stop: Stop, walks: Walks, strength: f
 
 def _refit_consumer(pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None) -> None:
     consumer = pruned.get_submodule(stop.path)
-    norm = stop.group.residual.norm and pruned.get_submodule(stop.group.residual.norm)
+    norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
     ((fit, held_out),) = _sums(walks, stop, [(consumer, len(weight_of(consumer)), PrunedWalk.output_errors)])
     weight, bias = _solved(fit, held_out, consumer.bias is not None or norm is not None, strength)
     if norm is not None:

@@ -97,5 +97,5 @@ def with_norms(model: nn.Module, groups: Iterable[Group], sample: Batch) -> list
 
 def _with(group: Group, norms: Mapping[str, str]) -> Group:
     producers = tuple(replace(each, norm=norms.get(each.path)) for each in group.producers)
-    residual = replace(group.residual, norm=norms.get(group.consumer))
-    return replace(group, residual=residual, cut=replace(group.cut, producers=producers))
+    consumers = tuple(replace(each, norm=norms.get(each.path)) for each in group.consumers)
+    return replace(group, cut=replace(group.cut, producers=producers, consumers=consumers))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..architectures.group import Blocks, Cut, Group, Groups, Producer, attribute
+from ..architectures.group import Blocks, Consumer, Cut, Group, Groups, Producer, attribute
 from ..architectures.registry import known_architectures, row_of
 from ..architectures.stacks import Linears, Stack, Sublayer
+from ..models.identity import in_words, type_of
 
 
 def declared_inputs(model: nn.Module) -> dict[str, str]:
@@ -70,7 +71,7 @@ def key_projection(model: nn.Module) -> str:
     Raises:
         ValueError: tokens of this architecture cannot be merged.
     """
-    known = model.config.model_type in known_architectures()
+    known = type_of(model) in known_architectures()
     stacks = stacks_of(model) if known else ()
     if len(stacks) != 1 or stacks[0].keys is None:
         rows = {name: row_of(name) for name in known_architectures()}
@@ -78,7 +79,7 @@ def key_projection(model: nn.Module) -> str:
         partly = [name for name, row in rows.items() if any(stack.keys for stack in row)]
         able += [f"{name} (its classifiers of images)" for name in partly if name not in able]
         raise ValueError(
-            f"tokens of this {model.config.model_type!r} model cannot be merged; those of {', '.join(able)} can. The "
+            f"tokens of this {in_words(model)} cannot be merged; those of {', '.join(able)} can. The "
             "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
             "or rotary positions): set merging='none'."
         )
@@ -122,7 +123,7 @@ def _cut(model: nn.Module, path: str, linears: Linears, width: int) -> Cut:
     core = linears.core and f"{path}.{linears.core}"
     apart = [name.rpartition(".")[0] for name in tables if core and not name.startswith(f"{core}.")]
     return Cut(
-        f"{path}.{linears.consumer}",
+        (Consumer(f"{path}.{linears.consumer}", width),),
         producers,
         (*writes, *(Blocks(name, dim, (1,)) for name, dim in tables.items())),
         (Blocks(f"{path}.{linears.consumer}.weight", 1, (width,)),),
@@ -152,7 +153,7 @@ def _check_producer(module: nn.Module, path: str, parts: int, consumer: nn.Modul
 
 def stacks_of(model: nn.Module) -> tuple[Stack, ...]:
     """The stacks of a registered model's row; of a classifier made of one tower of a dual model, that one."""
-    stacks = row_of(getattr(getattr(model, "config", None), "model_type", None))
+    stacks = row_of(type_of(model))
     there = [stack for stack in stacks if _holds(model, _base_prefix(model) + stack.layers.partition(".*")[0])]
     return tuple(there) or stacks
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from ..architectures.group import Group, Groups
 from ..architectures.registry import known_architectures
+from ..models.examples import example_of
+from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from .declared import declared_groups, declared_inputs, declared_layers
@@ -53,10 +55,12 @@ def is_declared(model: nn.Module) -> bool:
 
     Rows are of encoders: a model of the same type that is set up as a decoder is traced.
     """
-    config = getattr(model, "config", None)
+    config = config_of(model)
     decodes = getattr(config, "is_decoder", False) is True
     return getattr(config, "model_type", None) in known_architectures() and not decodes
 
 
 def _discovered(model: nn.Module, sample: Batch | None = None) -> Groups:
-    return measured_once(model, "groups", lambda: discover(model, sample))
+    example = example_of(model) or {}
+    shapes = tuple((name, tuple(value.shape)) for name, value in example.items())
+    return measured_once(model, ("groups", shapes), lambda: discover(model, sample))

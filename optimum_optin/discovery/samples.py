@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.examples import example_of
+from ..models.identity import config_of, device_of, dtype_of, main_input_of
 from ..running.batch import Batch
 from ..running.forward import check_runs, check_sequences
 
@@ -22,7 +24,8 @@ Maker = Callable[[Any, torch.Generator], Tensor]
 
 
 def tiny_sample(model: nn.Module) -> Batch:
-    """One sample of texts, images or sounds that the model runs on, drawn with a fixed seed, on the model's device.
+    """One sample of texts, images or sounds that the model runs on, drawn with a fixed seed, on the model's device; of
+    a plain module, the first of its example inputs.
 
     Args:
         model: the model, frozen.
@@ -30,8 +33,10 @@ def tiny_sample(model: nn.Module) -> Batch:
     Raises:
         ValueError: the model reads something else, or does not run on what was made up; names what it takes.
     """
+    if (example := example_of(model)) is not None:
+        return checked_sample(model, {name: value[:1] for name, value in example.items()})
     check_sequences(model)
-    main = getattr(model, "main_input_name", None)
+    main = main_input_of(model)
     takes = inspect.signature(model.forward).parameters
     if main not in _MAKERS:
         raise ValueError(
@@ -91,12 +96,9 @@ def _choices(main: str, takes: Iterable[str]) -> Iterator[Mapping[str, Maker]]:
 
 def _sample(model: nn.Module, makers: Mapping[str, Maker]) -> Batch:
     """Inputs by their makers, on the model's device."""
-    generator, parameter = torch.Generator().manual_seed(0), next(model.parameters())
-    sample = {name: make(getattr(model, "config", None), generator) for name, make in makers.items()}
-    return {
-        name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-        for name, value in sample.items()
-    }
+    generator, device, dtype = torch.Generator().manual_seed(0), device_of(model), dtype_of(model)
+    sample = {name: make(config_of(model), generator) for name, make in makers.items()}
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in sample.items()}
 
 
 def _words(config: Any, generator: torch.Generator, tokens: int = _TOKENS) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import stack_of
+from ..models.identity import main_input_of
 from ..running.batch import Batch
 from ..running.forward import call_model
 
@@ -25,7 +26,7 @@ def inputs_of(model: nn.Module, layers: Mapping[str, str], sample: Batch) -> dic
     """
     first = {stack_of(name): path for name, path in reversed(layers.items())}
     stacks = dict.fromkeys(map(stack_of, layers))
-    main = getattr(model, "main_input_name", None)
+    main = main_input_of(model)
     telling = [name for name, value in sample.items() if value.dim() > 1 and value.unique().numel() > 1]
     if len(telling) < 2:
         return dict.fromkeys(stacks, telling[0] if telling else main or next(iter(sample)))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..architectures.group import CHANNELS, HEADS, NEURONS, Blocks, Cut, Group, Producer
+from ..architectures.group import CHANNELS, HEADS, NEURONS, Blocks, Consumer, Cut, Group, Producer
 from ..running.linears import CONVOLUTIONS, is_convolution
 from ..tracing.found import FoundGroup, Slice
 
@@ -69,7 +69,7 @@ class Named:
 
     Args:
         groups: the groups.
-        apart: paths of the groups that lie in no layer, if others do.
+        apart: paths of the groups that touch no layer, if others do.
         parts: group key -> what it was made of.
         layers: name -> module path of all layers of the lists that groups lie in, in order of execution.
     """
@@ -89,13 +89,13 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     for part in (*found.writes, *found.reads):
         _check_kept(model, part.tensor)
     writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
-    consumers = {_consumer(model, part, found.units): part for part in reads}
-    consumers.pop(None, None)
-    last = next(iter(consumers.values())) if len(consumers) == 1 else None
+    whole = {part: consumer for part in reads if (consumer := _consumer(model, part, found.units))}
+    alone = len(whole) == 1 or len(whole) == len(reads)  # what reads the units beside one of several cannot be masked
+    consumers = tuple(whole.values()) if alone else ()
     # What else reads the units may well make more of them, which only that one linear reads (DeBERTa's positions).
-    inner = [part for part in reads if part is not last] if last else []
+    inner = [part for part in reads if part not in whole] if len(whole) == 1 else []
     readers = [model.get_submodule(part.tensor.rpartition(".")[0]) for part in reads]
-    width = sum((last or reads[0]).widths)
+    width = consumers[0].width if consumers else sum(reads[0].widths)
     role = NEURONS if width == 1 else HEADS
     if any(isinstance(each, _CONVOLUTIONS) for each in readers) or _is_flattened(model, writes):
         role = CHANNELS
@@ -103,14 +103,14 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
         Producer(part.tensor.rpartition(".")[0], len(part.widths))
         for part in writes
         # One row for a whole head makes a bias or a gate of it, from something else than what heads are made of.
-        if part.tensor.endswith(".weight") and _dims(model, part) and (width == 1 or sum(part.widths) > 1)
+        if part.tensor.endswith(".weight") and _dims(model, part) and (width == 1 or role == CHANNELS or sum(part.widths) > 1)
     ]
     tables = tuple(part.tensor for part in found.shared)
-    cut = Cut(None, tuple(producers), tuple(writes), tuple(reads))
-    if last is None:
+    cut = Cut(() if inner else consumers, tuple(producers), tuple(writes), tuple(reads))
+    if not inner:
         return Part(found.module, role, found.units, width, cut, None, tables)
-    by_one = replace(cut, consumer=next(iter(consumers)), writes=(*writes, *inner), reads=(last,))
-    return Part(found.module, role, found.units, width, by_one, cut if inner else None, tables)
+    by_one = replace(cut, consumers=consumers, writes=(*writes, *inner), reads=tuple(whole))
+    return Part(found.module, role, found.units, width, by_one, cut, tables)
 
 
 def _is_flattened(model: nn.Module, writes: Iterable[Blocks]) -> bool:
@@ -137,13 +137,13 @@ def _weight_of(hook: object) -> str:
     return getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
 
 
-def _consumer(model: nn.Module, read: Blocks, units: int) -> str | None:
-    """Path of the linear or convolution whose inputs are the units, one after the other, and no others; `None` if not."""
+def _consumer(model: nn.Module, read: Blocks, units: int) -> Consumer | None:
+    """The linear or convolution whose inputs are the units, one after the other, and no others; `None` if not."""
     path, dims = read.tensor.rpartition(".")[0], _dims(model, read)
     if dims is None or read.dim != dims[1] or not read.tensor.endswith(".weight"):
         return None
     whole = len(read.widths) == 1 and units * read.widths[0] == model.get_parameter(read.tensor).shape[read.dim]
-    return path if whole else None
+    return Consumer(path, read.widths[0]) if whole else None
 
 
 def _dims(model: nn.Module, part: Blocks) -> tuple[int, int] | None:
@@ -175,24 +175,38 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
     name_of = {path: name for name, path in layers.items()}
     groups: dict[int, Group] = {}
     parts_of: dict[str, Part] = {}
-    apart = [
-        part.path
-        for part, home in zip(parts, homes, strict=True)
-        if layers and not home and not any(path.startswith(f"{part.path}.") for path in inner)
-    ]
-    members = [(part, home) for part, home in zip(parts, homes, strict=True) if part.path not in apart]
+    members: list[tuple[Part, str | None]] = []
+    apart: list[str] = []
+    for part, home in zip(parts, homes, strict=True):
+        touched = _layer_in(part, name_of)
+        if layers and not home and not touched:
+            apart.append(part.path)
+        else:
+            members.append((part, home or (touched if part.role == CHANNELS else None)))
     # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
     for part, home in sorted(members, key=lambda member: member[0].path.count(".")):
         layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
         layers.setdefault(layer, home or _running(model, part.path))
         role = part.role
-        if f"{layer}.{role}" in parts_of:
+        if home and not _is_in(part.path, home):  # layers hand them on
+            role = f"stream_{role}"
+        elif f"{layer}.{role}" in parts_of:
             role = f"{_inside(part.path, layers[layer])}{role}"
         while f"{layer}.{role}" in parts_of:
             role = f"more_{role}"
         groups[id(part)] = Group(layer, role, part.units, part.width, part.cut)
         parts_of[groups[id(part)].key] = part
     return Named(tuple(groups[id(part)] for part, _ in members), tuple(apart), parts_of, layers)
+
+
+def _layer_in(part: Part, layers: Iterable[str]) -> str | None:
+    """The path of the first layer that reads units, or else writes some; `None` if none does either."""
+    tensors = (each.tensor for each in (*part.cut.reads, *part.cut.writes))
+    return next((path for tensor in tensors for path in layers if _is_in(tensor, path)), None)
+
+
+def _is_in(path: str, layer: str) -> bool:
+    return path == layer or path.startswith(f"{layer}.")
 
 
 def _running(model: nn.Module, path: str) -> str:

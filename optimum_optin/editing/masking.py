@@ -28,15 +28,13 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
         for group in groups:
             if group.key not in masks:
                 continue
-            if group.consumer is None:
-                for part in group.cut.reads:
-                    stack.enter_context(_without(model, part, masks[group.key]))
-            else:
-                consumer = model.get_submodule(group.consumer)
-                stack.enter_context(running_plainly([model.get_submodule(group.consumer.rpartition(".")[0])]))
-                hook = _masking_hook(masks[group.key], group.width, is_convolution(consumer))
-                hook = consumer.register_forward_pre_hook(hook)
-                stack.callback(hook.remove)
+            for consumer in group.consumers:
+                module = model.get_submodule(consumer.path)
+                stack.enter_context(running_plainly([model.get_submodule(consumer.path.rpartition(".")[0])]))
+                hook = _masking_hook(masks[group.key], consumer.width, is_convolution(module))
+                stack.callback(module.register_forward_pre_hook(hook).remove)
+            for part in () if group.consumers else group.cut.reads:
+                stack.enter_context(_without(model, part, masks[group.key]))
         yield
 
 

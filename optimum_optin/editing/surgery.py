@@ -207,8 +207,9 @@ def _slice(model: nn.Module, part: Blocks, units: int, kept: Tensor) -> None:
 
 
 def _remove_core(model: nn.Module, cut: Cut) -> None:
-    inside = cut.consumer.startswith(f"{cut.core}.")
-    name = cut.consumer.removeprefix(f"{cut.core}.")
+    consumer = cut.consumers[0].path
+    inside = consumer.startswith(f"{cut.core}.")
+    name = consumer.removeprefix(f"{cut.core}.")
     core = model.get_submodule(cut.core)
     removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
     model.set_submodule(cut.core, removed.train(core.training))

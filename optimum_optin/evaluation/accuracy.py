@@ -14,19 +14,59 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from ..figures import Evaluation
+from ..figures import Measurement
 from ..inputs.batching import check_batches
 from ..inputs.encoding import padded_batches
+from ..models.identity import config_of
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
 from ..storage.tasks import class_of
-from .glue import DATASET, GlueSamples, GlueTask, read_glue
+from .glue import GlueSamples, GlueTask, read_glue
 from .metrics import metrics_of, standard_error
 
 logger = logging.get_logger(__name__)
 
 Measured = dict[str, tuple[float, float]]
 """Metric -> its value and its standard error."""
+
+
+class GlueAccuracy:
+    """A task of GLUE, with its official metrics.
+
+    Args:
+        row: its row in the table of GLUE's tasks.
+    """
+
+    def __init__(self, row: GlueTask):
+        self._row = row
+        self.name = f"glue/{row.name}"
+
+    def read(
+        self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
+    ) -> GlueSamples:
+        """The labelled samples; see `read_glue`.
+
+        Raises:
+            ValueError: see there; or `data`.
+        """
+        if data is not None:
+            raise ValueError(f"{self.name} is read from the Hub, or from TSV files with data_dir=: leave data= out.")
+        return read_glue(self._row.name, data_dir=data_dir, split=split, max_samples=max_samples)
+
+    def check(self, model: PreTrainedModel, processor: Any, samples: GlueSamples) -> None:
+        """See `check_model`."""
+        check_model(model, processor, samples.task)
+
+    def check_each(self, model: PreTrainedModel, processor: Any, samples: GlueSamples) -> None:
+        """All was checked when they were read."""
+
+    def measure(self, model: PreTrainedModel, processor: Any, samples: GlueSamples, batch_size: int) -> Measurement:
+        """See `measure`."""
+        return Measurement(measure(model, processor, samples, batch_size))
+
+    def show(self, samples: GlueSamples, shown: Mapping[str, Any]) -> dict[str, bytes]:
+        """There is no picture of a text."""
+        return {}
 
 
 def evaluate_glue(
@@ -62,34 +102,8 @@ def evaluate_glue(
     samples = read_glue(task, data_dir=data_dir, split=split, max_samples=max_samples)
     measured = measure(model, processor, samples, batch_size)
     return {
-        **describe(samples),
+        **samples.described(f"glue/{samples.task.name}"),
         "metrics": {name: {"value": value, "error": error} for name, (value, error) in measured.items()},
-    }
-
-
-def compare_glue(
-    models: Mapping[str, PreTrainedModel], processor: Any, task: str, *, batch_size: int = 32, **options
-) -> Evaluation:
-    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples; `options` go to `read_glue`."""
-    samples = read_glue(task, **options)
-    for model in models.values():
-        check_model(model, processor, samples.task)
-    metrics: dict[str, dict[str, float]] = {name: {} for name in samples.task.metrics}
-    for which, model in models.items():
-        for name, (value, error) in measure(model, processor, samples, batch_size).items():
-            metrics[name] |= {which: value, f"{which}_error": error}
-    return Evaluation(**describe(samples), metrics=metrics)
-
-
-def describe(samples: GlueSamples) -> dict:
-    """The samples in words: task, data set, its configuration and split, and how many there are."""
-    task = samples.task.name
-    return {
-        "task": f"glue/{task}",
-        "dataset": DATASET,
-        "config": task,
-        "split": samples.split,
-        "samples": len(samples.texts),
     }
 
 
@@ -111,6 +125,11 @@ def check_model(model: PreTrainedModel, processor: Any, task: GlueTask) -> None:
     Raises:
         ValueError: no processor, no classifier, or another number of labels.
     """
+    if config_of(model) is None:
+        raise ValueError(
+            f"glue/{task.name} is measured by the labels in a model's config, and {type(model).__name__} is a plain "
+            "module: measure it by yourself."
+        )
     if processor is None:
         raise ValueError(f"glue/{task.name} is text: pass the model's tokenizer as processor=.")
     classifies = any(kind.__name__.endswith("ForSequenceClassification") for kind in type(model).__mro__)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,6 +161,19 @@ class GlueSamples:
     split: str
     texts: list[tuple[str, ...]]
     labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def described(self, task: str) -> dict[str, Any]:
+        """The samples in words: task, data set, its configuration and split, and how many there are."""
+        return {
+            "task": task,
+            "dataset": DATASET,
+            "config": self.task.name,
+            "split": self.split,
+            "samples": len(self),
+        }
 
 
 def find_task(name: str) -> GlueTask:

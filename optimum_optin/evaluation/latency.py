@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..figures import Latency
 from ..inputs.modalities import modality_of
 from ..inputs.probes import probe_batch
+from ..models.identity import device_of, dtype_of, type_of
 from ..running.forward import run_model
 from ..running.freezing import frozen
 
@@ -77,9 +78,9 @@ def latency_entry(
         ValueError: a number that is no whole number of at least 1, more tokens than the models take, or models of
             different architectures.
     """
-    if dense.config.model_type != pruned.config.model_type:
+    if type_of(dense) != type_of(pruned):
         raise ValueError(
-            f"the dense model is {dense.config.model_type!r}, the pruned one {pruned.config.model_type!r}: compare a "
+            f"the dense model is {type_of(dense)!r}, the pruned one {type_of(pruned)!r}: compare a "
             "model with what it was pruned from."
         )
     for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
@@ -91,10 +92,10 @@ def latency_entry(
     batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
     times = compare_latency(dense, pruned, batch, repeats)
     return Latency(
-        device=dense.device.type,
-        hardware=hardware(dense.device),
+        device=device_of(dense).type,
+        hardware=hardware(device_of(dense)),
         threads=torch.get_num_threads(),
-        dtype=str(dense.dtype).removeprefix("torch."),
+        dtype=str(dtype_of(dense)).removeprefix("torch."),
         batch_size=batch_size,
         tokens=tokens,
         repeats=repeats,

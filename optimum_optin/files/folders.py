@@ -26,7 +26,7 @@ except ImportError:  # not a POSIX system: savers are not kept apart
 
 _WRITTEN = re.compile(
     r"README\.md|(generation_|tokenizer_|preprocessor_|processor_)?config\.json|tokenizer\.json|"
-    r"optin_(report|scores)\.json|optin_scores\.safetensors"
+    r"optin_(report|scores|structure)\.json|optin_scores\.safetensors"
 )
 
 

@@ -5,7 +5,7 @@ Samples are drawn in `samples.py`, and read and checked by the model's modality 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..discovery.find import stack_inputs
+from ..models.examples import example_of
+from ..models.identity import dtype_of, type_of
 from ..reading.columns import check_unused
 from ..running.batch import Batch, samples_in
 from .encoding import model_inputs
 from .modalities import modality_of
+from .modules import batch_of
 from .samples import draw
 from .vision import check_inputs
 
@@ -41,7 +44,7 @@ def calibration_batches(
         data: a `DataLoader`, whose batches are used as they come, the output of a processor, or samples in whatever
             `samples.draw` takes. A model of texts takes strings, pairs of strings, dicts with text and tokenised
             dicts; one of images takes what `images.pixel_values` does, or an array or tensor of images; a dual model
-            takes pairs (image, text) and dicts with both.
+            takes pairs (image, text) and dicts with both; a plain module what `modules.inputs_of` takes.
         model: the model the batches are for.
         processor: its tokenizer or image processor; not needed for tokenised data and pixel values.
         num_samples: samples to use at most.
@@ -63,10 +66,11 @@ def calibration_batches(
     modality = modality_of(model)
     if isinstance(data, DataLoader):
         check_unused(text_columns, "a DataLoader's batches are taken as they come")
-        batches = _loaded(data, model, num_samples)
+        taken = _taken if example_of(model) is None else batch_of
+        batches = _first((taken(batch, model) for batch in data), num_samples)
     else:
         if not modality.holds_text:
-            check_unused(text_columns, f"{model.config.model_type!r} is a model of {modality.samples}")
+            check_unused(text_columns, f"{type_of(model)!r} is a model of {modality.samples}")
         batches = modality.read(
             draw(data, num_samples, seed),
             model,
@@ -76,6 +80,7 @@ def calibration_batches(
             unreadable=unreadable,
             text_columns=text_columns,
         )
+        batches = _first(batches, num_samples)  # samples of a plain module may be batches themselves
     check_batches(batches, model)
     # Not in order of length, so that a progress bar's estimate is fair.
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
@@ -93,27 +98,28 @@ def check_batches(batches: Sequence[Batch], model: nn.Module) -> None:
     modality_of(model).check(batches, model)
 
 
-def _loaded(loader: DataLoader, model: nn.Module, num_samples: int) -> list[Batch]:
-    batches: list[Batch] = []
-    for batch in loader:
-        if not isinstance(batch, Mapping):
-            raise ValueError(
-                f"a DataLoader must give dicts of tensors, got {type(batch).__name__}: set its collate_fn."
-            )
-        check_inputs(batch)
-        inputs = _complete(batch, model)
-        for name, value in inputs.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(
-                    f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them."
-                )
-        inputs = {name: value[:num_samples] for name, value in inputs.items()}
-        numbers = {name for name in stack_inputs(model).values() if inputs[name].is_floating_point()}
-        batches.append(inputs | {name: inputs[name].to(model.dtype) for name in numbers})
-        num_samples -= samples_in(inputs)
+def _first(batches: Iterable[Batch], num_samples: int) -> list[Batch]:
+    """The first batches, of a number of samples at most."""
+    found: list[Batch] = []
+    for batch in batches:
+        found.append({name: value[:num_samples] for name, value in batch.items()})
+        num_samples -= samples_in(found[-1])
         if num_samples <= 0:
             break
-    return batches
+    return found
+
+
+def _taken(batch: Any, model: nn.Module) -> Batch:
+    """What a model of transformers takes of a batch that a `DataLoader` made."""
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"a DataLoader must give dicts of tensors, got {type(batch).__name__}: set its collate_fn.")
+    check_inputs(batch)
+    inputs = _complete(batch, model)
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them.")
+    numbers = {name for name in stack_inputs(model).values() if inputs[name].is_floating_point()}
+    return inputs | {name: inputs[name].to(dtype_of(model)) for name in numbers}
 
 
 def _complete(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 # SigLIP's text tower reads the last token, and its samples are filled up to full length without a mask.
 _OF_FULL_LENGTH = ("siglip", "siglip_text_model")
-_TARGETS = (
+TARGETS = (
     "label",
     "labels",
     "label_ids",
@@ -157,7 +157,7 @@ def is_tokenised(sample: Any) -> bool:
 def model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The inputs in a sample or batch that the model takes, without targets; and the attention mask, which we need."""
     taken = {name: value for name, value in sample.items() if takes(model, name) or name == "attention_mask"}
-    return {name: value for name, value in taken.items() if name not in _TARGETS}
+    return {name: value for name, value in taken.items() if name not in TARGETS}
 
 
 def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unreadable: str) -> dict[int, Any]:

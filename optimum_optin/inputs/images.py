@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import ImageProcessingMixin
 from transformers.utils import logging
 
+from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
 from ..running.batch import Batch
 from ..running.forward import takes
@@ -23,7 +24,7 @@ from .vision import channels_of, check_inputs
 logger = logging.get_logger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img")
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
 _OF_SEVERAL_SIZES = "calibration images differ in size once processed, {}: let the image processor resize or crop them."
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TURNS = {  # its value -> what turns the image upright
@@ -131,7 +132,7 @@ def _processed(
     found = {row: _found(sample, model) for row, sample in samples.items()}
     there = [image for image in found.values() if image is not None]
     ready = _as_they_are if there and all(map(_is_processed, there)) else _preparation(model, processor)
-    images = _read(found, ready, unreadable)
+    images = read_each(found, ready, unreadable)
     masks = {row: sample["pixel_mask"] for row, sample in samples.items() if _has_mask(sample, model)}
     for (row, _), image in zip(samples.items(), images, strict=True):
         if image is not None and row in masks:
@@ -200,7 +201,7 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     if len(known) != 1 and not set(known) & set(_IMAGE_COLUMNS):
         raise ValueError(
             f"cannot tell the column of images among {', '.join(map(str, sample)) or 'none'}, and "
-            f"{model.config.model_type!r} is a model of images: rename it to 'image'."
+            f"{type_of(model)!r} is a model of images: rename it to 'image'."
         )
     return known[0]
 
@@ -238,11 +239,13 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
     """The function that turns an image into pixel values of shape (channels, height, width), and a mask of padding."""
     masked = takes(model, "pixel_mask")
     channels, processor = channels_of(model), _image_processor(processor)
-    if channels not in _MODES:
+    if channels not in MODES:
         raise ValueError(f"this model takes images of {channels} channels, which files do not have: give pixel values.")
 
     def prepare(image: Any) -> dict[str, Tensor]:
-        converted = _converted(image, _MODES[channels], model)
+        opened = open_image(image)
+        check_no_map(opened, model, _name_of(image))
+        converted = in_mode(opened, MODES[channels], _name_of(image))
         try:
             made = processor(images=[converted], return_tensors="pt")
             names = ["pixel_values"] + ["pixel_mask"] * (masked and "pixel_mask" in made)
@@ -256,7 +259,7 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
     return prepare
 
 
-def _read(
+def read_each(
     images: Mapping[int, Any], ready: Callable[[Any], dict[str, Tensor]], unreadable: str
 ) -> list[dict[str, Tensor] | None]:
     """The inputs that `ready` makes of each image; `None` for one that cannot be read."""
@@ -266,8 +269,7 @@ def _read(
             if image is None:
                 raise OSError("there is none")
             made = ready(image)
-            values = made["pixel_values"]
-            if values.is_floating_point() and not values.isfinite().all():
+            if not all(each.isfinite().all() for each in made.values() if each.is_floating_point()):
                 raise OSError("its pixel values are empty, or NaN or infinite")
             pixels.append(made)
         except OSError as error:
@@ -286,27 +288,30 @@ def _read(
     return pixels
 
 
-def _converted(image: Any, mode: str, model: nn.Module):
+def in_mode(image: Any, mode: str, name: str | None = None):
     """The image as one of Pillow's, in this mode.
+
+    Args:
+        image: an image in whatever form.
+        mode: Pillow's name of the mode.
+        name: what to call it in errors; `None` for its own name.
 
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
-        ValueError: it is a map of labels.
     """
     pillow = _pillow()
-    opened = _opened(image)
-    check_no_map(opened, model, _name_of(image))
+    opened = open_image(image)
     if opened.mode in ("I", "F"):
         raise OSError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
-            f"range, {_name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
+            f"range, {name or _name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
         )
     if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         opened = pillow.Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
     return opened.convert(mode)
 
 
-def _opened(image: Any):
+def open_image(image: Any):
     """The image as one of Pillow's, turned upright; a file is read and closed.
 
     Raises:
@@ -355,7 +360,7 @@ def _image(image: np.ndarray | Tensor):
             f"an image given as an array must have numbers from 0 to 255 (uint8), got {array.dtype}: give "
             "floating-point arrays only if all of them are pixel values."
         )
-    if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
+    if array.ndim == 3 and array.shape[0] in MODES and array.shape[2] not in MODES:
         array = array.transpose(1, 2, 0)  # (channels, height, width) -> (height, width, channels)
     try:
         return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)

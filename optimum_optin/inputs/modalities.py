@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
 
 from ..discovery.find import stack_inputs
+from ..models.examples import example_of
+from ..models.identity import in_words
 from ..running.batch import Batch, token_mask
 from .encoding import check_texts, max_tokens, probe_text, text_batches
 from .images import image_batches
+from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
 from .padding import real_image_tokens
 from .pairs import pair_batches
 from .vision import check_images, probe_images, usual_image
@@ -31,6 +34,8 @@ class Modality:
         probe: makes one sample of a number of tokens on the model's device, `(model, tokens) -> batch`; raises
             `ValueError` if the model takes no such sample.
         most_tokens: `(model) -> number`, how many tokens a sample may have; `None` if only a run of the model tells.
+        usual_tokens: `(model) -> number`, how many tokens samples count as having, if not their mean length.
+        stack_tokens: `(model, batch) -> stack -> mask`, in the place of `real_tokens`.
         auto_processor: the auto class that loads a model's processor.
         processor: what this processor is called in messages.
         processed: what samples are called that need no processor.
@@ -42,6 +47,8 @@ class Modality:
     check: Callable[[Sequence[Batch], nn.Module], None]
     probe: Callable[[nn.Module, int], Batch]
     most_tokens: Callable[[nn.Module], int | None] = max_tokens
+    usual_tokens: Callable[[nn.Module], int] | None = None
+    stack_tokens: Callable[[nn.Module, Batch], dict[str, Tensor]] | None = None
     auto_processor: type = AutoProcessor
     processor: str = "tokenizer"
     processed: str = "tokenised"
@@ -84,21 +91,36 @@ PAIRS = Modality(
     check=_check_pairs,
     probe=lambda model, tokens: probe_text(model, tokens) | usual_image(model),
 )
+MODULES = Modality(
+    samples="inputs",
+    real_tokens={},
+    read=module_batches,
+    check=check_inputs_of_module,
+    probe=probe_module,
+    most_tokens=lambda model: None,
+    usual_tokens=usual_tokens,
+    stack_tokens=module_tokens,
+    processor="callable that makes tensors",
+    processed="tensors",
+)
 MODALITIES = (TEXTS, IMAGES, PAIRS)
 
 
 def modality_of(model: nn.Module) -> Modality:
-    """The modality of a model, told by its inputs.
+    """The modality of a model, told by its inputs; of a module that came with an example, what that holds.
 
     Raises:
         ValueError: none has these inputs; names them.
     """
+    if example_of(model) is not None:
+        return MODULES
     inputs = set(stack_inputs(model).values())
     for modality in MODALITIES:
         if modality.real_tokens.keys() == inputs:
             return modality
     known = (f"{each.samples} ({' and '.join(map(repr, each.real_tokens))})" for each in MODALITIES)
     raise ValueError(
-        f"this {model.config.model_type!r} model reads {' and '.join(sorted(map(repr, inputs)))}, and we know only "
-        f"models of {', '.join(known)}: prune the part of it that reads one of these."
+        f"this {in_words(model)} reads {' and '.join(sorted(map(repr, inputs)))}, and we know only "
+        f"models of {', '.join(known)}: prune the part of it that reads one of these, or "
+        "give an example of its inputs (OptinPruner.from_model)."
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..discovery.find import stack_inputs
+from ..models.identity import main_input_of
 from ..running.batch import Batch, samples_in
 from .modalities import modality_of
 from .tokens import token_masks
@@ -29,11 +30,13 @@ def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:
 
     Of images that differ in size, it is the number of tokens nearest to the mean that some image has.
     """
+    if (usual := modality_of(model).usual_tokens) is not None:
+        return usual(model)
     samples = sum(map(samples_in, batches))
-    if model.main_input_name == "pixel_values":
+    if main_input_of(model) == "pixel_values":
         counts = [image_tokens(model, batch) for batch in batches]
         mean = sum(count * samples_in(batch) for count, batch in zip(counts, batches, strict=True)) / samples
         return min(counts, key=lambda count: (abs(count - mean), count))
-    stack = next(stack for stack, name in stack_inputs(model).items() if name == model.main_input_name)
+    stack = next(stack for stack, name in stack_inputs(model).items() if name == main_input_of(model))
     tokens = sum(int(token_masks(model, batch)[stack].sum()) for batch in batches)
     return max(1, round(tokens / samples))

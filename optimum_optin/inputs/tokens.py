@@ -16,7 +16,10 @@ TokenMasks = Mapping[str, Tensor]
 
 def token_masks(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Which tokens of a batch are real in every stack: those of a text but padding, and all of an image."""
-    real_tokens = modality_of(model).real_tokens
+    modality = modality_of(model)
+    if modality.stack_tokens is not None:
+        return modality.stack_tokens(model, batch)
+    real_tokens = modality.real_tokens
     return {stack: real_tokens[name](model, batch, stack) for stack, name in stack_inputs(model).items()}
 
 

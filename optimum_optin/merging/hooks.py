@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ..architectures.group import HEADS, Groups
 from ..config import OptinConfig
 from ..discovery.declared import key_projection
+from ..models.identity import attention_of
 from .matching import match_tokens, merge_tokens, most_merges, take_tokens
 from .schedule import TokenSchedule
 
@@ -244,7 +245,7 @@ def check_takes_bias(model: nn.Module) -> None:
     Raises:
         ValueError: says what forbids it.
     """
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = attention_of(model)
     if attention not in ("sdpa", "eager"):
         raise ValueError(
             f"tokens of a model with attn_implementation={attention!r} cannot be merged, as it takes no bias: load it "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Group
+from ..architectures.group import Consumer, Group
 from ..running.batch import Batch
 from ..running.forward import call_model
 from .joins import Join, watched_joins
@@ -23,17 +23,19 @@ class Stop:
 
     Args:
         group: the group.
-        producers: paths of those of its producers that read one and the same tensor, in order of execution; none at its
+        producers: paths of those of its producers that read one and the same tensor, in order of execution; none at a
             consumer.
+        consumer: one of its consumers; `None` at producers.
     """
 
     group: Group
     producers: tuple[str, ...] = ()
+    consumer: Consumer | None = None
 
     @property
     def path(self) -> str:
         """The module that the pass is about to run."""
-        return self.producers[0] if self.producers else self.group.consumer
+        return self.producers[0] if self.consumer is None else self.consumer.path
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Course:
 
     Args:
         stops: where producers read, and where consumers do.
-        joins: group key -> where its output joins the residual stream; see `watched_joins`.
+        joins: path of a consumer -> where its output joins the residual stream; see `watched_joins`.
     """
 
     stops: tuple[Stop, ...]
@@ -50,8 +52,8 @@ class Course:
 
     def within(self, models: Sequence[nn.Module]) -> Course:
         """The course with joins by places that all of these models have."""
-        joins = {key: join.within(models) for key, join in self.joins.items()}
-        return replace(self, joins={key: join for key, join in joins.items() if join})
+        joins = {path: join.within(models) for path, join in self.joins.items()}
+        return replace(self, joins={path: join for path, join in joins.items() if join})
 
     def reads(self, group: Group) -> int:
         """How many different tensors a group's producers read."""
@@ -67,15 +69,19 @@ def find_course(model: nn.Module, groups: Sequence[Group], sample: Batch) -> Cou
         groups: its groups, in any order; those without a consumer are passed over.
         sample: its inputs, of two samples or more if there are so many; groups that it does not reach have no stops.
     """
-    watch, groups = _Watch(), [group for group in groups if group.consumer is not None]
+    watch, groups = _Watch(), [group for group in groups if group.consumers]
+    consumers = {each.path for group in groups for each in group.consumers}
     with ExitStack() as stack:
         joins = stack.enter_context(watched_joins(model, groups))
         for group in groups:
             for producer in group.producers:
+                if producer.path in consumers:  # of another group, to be refitted as such
+                    continue
                 hook = watch.reading_hook(group, producer.path)
                 stack.callback(model.get_submodule(producer.path).register_forward_pre_hook(hook).remove)
-            hook = watch.ending_hook(group)
-            stack.callback(model.get_submodule(group.consumer).register_forward_pre_hook(hook).remove)
+            for consumer in group.consumers:
+                hook = watch.ending_hook(group, consumer)
+                stack.callback(model.get_submodule(consumer.path).register_forward_pre_hook(hook).remove)
         call_model(model, sample)
     return Course(watch.stops_of_single_runs(), joins)
 
@@ -94,14 +100,14 @@ class _Watch:
         stops = []
         for stop in self.stops:
             once = tuple(path for path in stop.producers if self._runs[path] == 1)
-            if once or not stop.producers:
+            if once or stop.consumer:
                 stops.append(replace(stop, producers=once))
         return tuple(stops)
 
     def reading_hook(self, group: Group, path: str):
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             self._runs[path] += 1
-            if path in self._seen or group.consumer in self._seen:
+            if path in self._seen or all(each.path in self._seen for each in group.consumers):
                 return
             self._seen.add(path)
             for index, earlier in self._read.setdefault(group.key, []):
@@ -113,11 +119,11 @@ class _Watch:
 
         return hook
 
-    def ending_hook(self, group: Group):
+    def ending_hook(self, group: Group, consumer: Consumer):
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if group.consumer not in self._seen:
-                self._seen.add(group.consumer)
+            if consumer.path not in self._seen:
+                self._seen.add(consumer.path)
                 self._read.pop(group.key, None)
-                self.stops.append(Stop(group))
+                self.stops.append(Stop(group, consumer=consumer))
 
         return hook

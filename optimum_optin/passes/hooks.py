@@ -37,6 +37,16 @@ class Passage:
     output: Tensor
 
 
+class _Seen(dict[str, Passage]):
+    """Path -> passage; to ask for a module that did not run is an error that says so."""
+
+    def __missing__(self, path: str) -> Passage:
+        raise ValueError(
+            f"{path} does not run on the calibration data, though it ran on the sample that groups were proved on: "
+            "what runs depends on what is read. Exclude its layer (OptinConfig(exclude=...)), or give other data."
+        )
+
+
 @contextmanager
 def observed(model: nn.Module, paths: Iterable[str], stop_after: str | None = None) -> Iterator[dict[str, Passage]]:
     """Collect inputs and outputs of modules during the forward passes inside.
@@ -49,7 +59,7 @@ def observed(model: nn.Module, paths: Iterable[str], stop_after: str | None = No
     Yields:
         path -> its last passage; filled as the model runs.
     """
-    seen: dict[str, Passage] = {}
+    seen = _Seen()
     with ExitStack() as stack:
         for path in paths:
             hook = model.get_submodule(path).register_forward_hook(_observing_hook(seen, path, stop_after))

@@ -70,6 +70,10 @@ class Join:
             stream = stream + term.to(output.device).reshape(output.shape)
         return stream
 
+    def of(self, channels: Tensor) -> Join:
+        """The join of some of the channels alone."""
+        return self if self.scale is None else replace(self, scale=self.scale[channels.cpu()])
+
     def within(self, models: Sequence[nn.Module]) -> Join | None:
         """The join by places that all of these models have; `None` if no term is left."""
         terms = (tuple(place for place in places if _everywhere(models, place.path)) for places in self.terms)
@@ -90,9 +94,9 @@ def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[dict[st
         groups: its groups.
 
     Yields:
-        Group key -> its join; filled as the model runs. A group is not among them whose output goes through a norm
-        first or joins no sum, whose tokens are in another order there (windows), or if no other term is known before
-        its consumer runs.
+        Path of a consumer -> its join; filled as the model runs. One is not among them whose output goes through a norm
+        first (but a batch norm) or joins no sum, whose tokens are in another order there (windows), or if no other term
+        is known before it runs.
     """
     search = _Search()
     with ExitStack() as stack:
@@ -100,13 +104,12 @@ def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[dict[st
             hook = search.reading_hook(path)
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
             stack.callback(module.register_forward_hook(search.returning_hook(path)).remove)
-        for group in groups:
-            if not group.residual.windowed:
-                consumer = model.get_submodule(group.consumer)
-                stack.callback(consumer.register_forward_pre_hook(search.starting_hook(group.key)).remove)
-                hook = search.writing_hook(group.key, is_convolution(consumer))
-                last = model.get_submodule(group.residual.norm) if group.residual.norm else consumer
-                stack.callback(last.register_forward_hook(hook).remove)
+        for each in (each for group in groups if not group.residual.windowed for each in group.consumers):
+            consumer = model.get_submodule(each.path)
+            stack.callback(consumer.register_forward_pre_hook(search.starting_hook(each.path)).remove)
+            hook = search.writing_hook(each.path, is_convolution(consumer))
+            last = consumer if each.norm is None else model.get_submodule(each.norm)
+            stack.callback(last.register_forward_hook(hook).remove)
         stack.enter_context(search)
         yield search.joins
 
@@ -194,38 +197,38 @@ class _Search(TorchDispatchMode):
         return total
 
     def _joined(self, one: Tensor, other: Tensor, alpha: float) -> set[str]:
-        """Take this sum for the join of the outputs that are a term of it; return their keys."""
+        """Take this sum for the join of the outputs that are a term of it; return their paths."""
         found: set[str] = set()
-        for key, output in list(self._outputs.items()):
+        for path, output in list(self._outputs.items()):
             if not (any(output.forms_of(one)) and any(output.forms_of(other))):
                 continue
             output.sums += 1
             for term, factor, beside, times in ((one, 1, other, alpha), (other, alpha, one, 1)):
                 for of_maps, rows in output.forms_of(term):
-                    if key not in found and (scale := _scale(rows, output.value)) is not None:
-                        found.add(key)
-                        self._join(key, scale * factor, beside if times == 1 else None, of_maps)
-            if key in found or output.sums == _SUMS:
-                del self._outputs[key]
+                    if path not in found and (scale := _scale(rows, output.value)) is not None:
+                        found.add(path)
+                        self._join(path, scale * factor, beside if times == 1 else None, of_maps)
+            if path in found or output.sums == _SUMS:
+                del self._outputs[path]
         return found
 
-    def _join(self, key: str, scale: Tensor | float, beside: Tensor | None, of_maps: bool) -> None:
+    def _join(self, path: str, scale: Tensor | float, beside: Tensor | None, of_maps: bool) -> None:
         plain = not isinstance(scale, Tensor) and scale == 1
-        self.joins[key] = Join((), None if plain else torch.as_tensor(scale, dtype=torch.float32), of_maps)
-        self._add_terms(key, beside)
+        self.joins[path] = Join((), None if plain else torch.as_tensor(scale, dtype=torch.float32), of_maps)
+        self._add_terms(path, beside)
 
-    def _add_terms(self, key: str, beside: Tensor | None) -> None:
+    def _add_terms(self, path: str, beside: Tensor | None) -> None:
         """Add the other side of a sum to a join, as far as it is known where it was before the consumer started."""
         terms = () if beside is None else self._terms_of(beside)
-        before = (tuple(place for time, place in places if time < self._started[key]) for places in terms)
-        self.joins[key] = replace(self.joins[key], terms=(*self.joins[key].terms, *filter(None, before)))
+        before = (tuple(place for time, place in places if time < self._started[path]) for places in terms)
+        self.joins[path] = replace(self.joins[path], terms=(*self.joins[path].terms, *filter(None, before)))
 
     def _continued(self, one: Tensor, other: Tensor, alpha: float) -> set[str]:
-        """Add a term to the joins that this sum goes on with; return their keys."""
-        found = {key for key, total in self._open.items() if total in (_identity(one), _identity(other))}
-        for key in found:
-            goes_on_with = one if self._open[key] == _identity(other) else other
-            self._add_terms(key, goes_on_with if alpha == 1 else None)
+        """Add a term to the joins that this sum goes on with; return their paths."""
+        found = {path for path, total in self._open.items() if total in (_identity(one), _identity(other))}
+        for path in found:
+            goes_on_with = one if self._open[path] == _identity(other) else other
+            self._add_terms(path, goes_on_with if alpha == 1 else None)
         return found
 
     def _terms_of(self, tensor: Tensor) -> _Terms:
@@ -250,7 +253,7 @@ class _Search(TorchDispatchMode):
             self._runs[path] += 1
             given = [*enumerate(args), *kwargs.items()]
             read = {_identity(value) for _, value in given if _is_state(value)}
-            self._open = {key: total for key, total in self._open.items() if total not in read}
+            self._open = {path: total for path, total in self._open.items() if total not in read}
             for argument, value in given:
                 self._note(Place(path, argument), value)
 
@@ -262,26 +265,26 @@ class _Search(TorchDispatchMode):
 
         return hook
 
-    def starting_hook(self, key: str):
+    def starting_hook(self, path: str):
         def hook(module: nn.Module, args: tuple) -> None:
-            self._started.setdefault(key, next(self._clock))
+            self._started.setdefault(path, next(self._clock))
 
         return hook
 
-    def writing_hook(self, key: str, is_map: bool):
+    def writing_hook(self, path: str, is_map: bool):
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            if key not in self.joins and _is_state(output):
-                self._outputs[key] = _Output((as_tokens(output, is_map=True) if is_map else output).clone())
+            if path not in self.joins and _is_state(output):
+                self._outputs[path] = _Output((as_tokens(output, is_map=True) if is_map else output).clone())
 
         return hook
 
     def __exit__(self, *exception) -> None:
         super().__exit__(*exception)
-        for key, join in list(self.joins.items()):  # of a module that runs several times, it is not known when
+        for path, join in list(self.joins.items()):  # of a module that runs several times, it is not known when
             once = [tuple(place for place in places if self._runs[place.path] == 1) for places in join.terms]
-            self.joins[key] = replace(join, terms=tuple(filter(None, once)))
-            if not self.joins[key].terms:
-                del self.joins[key]
+            self.joins[path] = replace(join, terms=tuple(filter(None, once)))
+            if not self.joins[path].terms:
+                del self.joins[path]
 
 
 def _is_state(value: Any) -> bool:

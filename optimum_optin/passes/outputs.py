@@ -12,6 +12,7 @@ from ..comparing.losses import BINARY, CATEGORICAL, REAL, OutputKind
 from ..comparing.pixels import at_pixels, drawn_pixels
 from ..comparing.queries import BOXES, MASKS, Place, QueryKind
 from ..inputs.tokens import token_masks, token_rows
+from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
@@ -74,7 +75,7 @@ def _replaced_tokens(outputs: Mapping[str, Tensor], model: nn.Module, batch: Bat
     logits = logits_of(outputs)
     if logits is None or "input_ids" not in batch or logits.shape != batch["input_ids"].shape:
         return None
-    labels = getattr(model.config, "num_labels", None)
+    labels = getattr(config_of(model), "num_labels", None)
     return None if logits.shape[1] == labels else Output(logits.flatten()[rows][:, None], BINARY)
 
 
@@ -141,7 +142,7 @@ def _logits(outputs: Mapping[str, Tensor], model: nn.Module, batch: Batch, rows:
     if logits.dim() == 3:
         logits = logits.flatten(0, 1)
         logits = logits[rows[rows < len(logits)]]  # BEiT's masked images have none for the class token
-    told = _KINDS.get(getattr(model.config, "problem_type", None))
+    told = _KINDS.get(getattr(config_of(model), "problem_type", None))
     return Output(logits, told or (CATEGORICAL if logits.shape[1] > 1 else REAL))
 
 

@@ -28,7 +28,7 @@ class Start:
     Args:
         batch: the batch.
         real: its real tokens.
-        weights: group key -> weight of every row that its consumer writes (`rows_written`), of the shape of that
+        weights: path of every consumer -> weight of each row that it writes (`rows_written`), of the shape of that
             without channels: (batch, tokens) or, where the consumer sees windows, (batch * windows, tokens).
         seed: seed of the draw of places that convolutions are refitted at.
     """
@@ -85,7 +85,7 @@ class DensePass:
 
     def written(self) -> list[Tensor]:
         """What each consumer wrote, in order of the groups."""
-        return [self.seen[group.consumer].output for group in self.groups]
+        return [self.seen[each.path].output for group in self.groups for each in group.consumers]
 
     def start(self, gradients: Sequence[Tensor] | None, generator: torch.Generator) -> Start:
         """What a walk starts from.
@@ -98,17 +98,18 @@ class DensePass:
         if self.output is None or not self.output.of_head:
             gradients = None
         weights = {}
-        for group, output, gradient in zip(
-            self.groups, self.written(), gradients or [None] * len(self.groups), strict=True
+        consumers = [(group, each.path) for group in self.groups for each in group.consumers]
+        for (group, path), output, gradient in zip(
+            consumers, self.written(), gradients or [None] * len(consumers), strict=True
         ):
-            consumer, valid = self.model.get_submodule(group.consumer), real_tokens(group, self.real)
+            consumer, valid = self.model.get_submodule(path), real_tokens(group, self.real)
             output = rows_written(consumer, output)
             gradient = None if gradient is None else rows_written(consumer, gradient)
             if valid is None:  # a sample's windows follow each other
                 samples = len(self.real[stack_of(group.layer)])
                 valid = torch.ones(output.shape[:-1], dtype=torch.bool).view(samples, -1)
             weight = valid.float() if gradient is None else token_weights(gradient.reshape(*valid.shape, -1), valid)
-            weights[group.key] = weight.view(output.shape[:-1])
+            weights[path] = weight.view(output.shape[:-1])
         return Start(self.batch, self.real, weights, int(torch.randint(2**31, (), generator=generator)))
 
 
@@ -132,7 +133,7 @@ def run_dense(
         generator: source of the rows; the functional of the output must be the next draw from it.
     """
     compared = draw_rows(real, rows, generator)
-    paths = [path for group in groups for path in (group.consumer, group.producers[0].path)]
+    paths = [each.path for group in groups for each in (*group.consumers, group.producers[0])]
     with (
         differentiable(model, groups),
         observed(model, paths) as seen,
@@ -167,4 +168,4 @@ def dense_pass(
     if ran.output is None or not ran.output.of_head:
         return ran.start(None, generator)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
-    return ran.start(gradients(functional, ran.written(), [group.key for group in groups]), generator)
+    return ran.start(gradients(functional, ran.written(), [group.key for group in groups for _ in group.consumers]), generator)

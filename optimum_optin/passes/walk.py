@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import HEADS, Group
+from ..architectures.group import HEADS, Consumer, Group
 from ..running.forward import call_model, first_of
 from ..running.linears import drawn_places, rows_read, rows_written
 from .course import Course, Stop
@@ -34,7 +34,7 @@ class Walk:
 
     Attributes:
         sources: path of each stop of producers that was reached -> what they read.
-        targets: key of each group that was passed -> what the refit aims at, with its channels last: the residual
+        targets: path of each consumer that was passed -> what the refit aims at, with its channels last: the residual
             stream after the sublayer or, where no join was found, its output alone (behind a batch norm, if one reads
             it).
         filled: key of each group in windows -> which rows are tokens, rather than zeros that fill up windows.
@@ -53,15 +53,13 @@ class Walk:
 
     def reach(self, stop: Stop) -> None:
         """Go on until what refits need to know of a stop is known, or to the end if the batch does not come by it."""
-        known, name = (self.sources, stop.path) if stop.producers else (self.targets, stop.group.key)
-        while name not in known and not self._held.ended:
+        known = self.targets if stop.consumer else self.sources
+        while stop.path not in known and not self._held.ended:
             self._held.go_on()
 
     def leave(self, stop: Stop) -> None:
         """Forget what is known of a stop; after the last one, end the pass."""
-        self.sources.pop(stop.path, None)
-        if not stop.producers:
-            self.targets.pop(stop.group.key, None)
+        (self.targets if stop.consumer else self.sources).pop(stop.path, None)
         if stop is self.course.stops[-1]:
             self.close()
 
@@ -72,27 +70,28 @@ class Walk:
 
     def on_reading(self, stop: Stop, inputs: Tensor) -> None:
         """Called in the pass where a stop is; if its module runs several times, only the first counts."""
-        if stop.producers and stop.path not in self._passed:
+        if stop.consumer is None and stop.path not in self._passed:
             self._passed.add(stop.path)
             if stop.group.residual.windowed:
                 self.filled[stop.group.key] = inputs.any(-1)
             self.sources[stop.path] = inputs
             self._held.pause(stop.path)
 
-    def on_term(self, group: Group, number: int, term: Tensor) -> None:
-        """Called in the pass where a term of a group's stream is."""
-        self._stream.add(group, number, term)
+    def on_term(self, consumer: Consumer, number: int, term: Tensor) -> None:
+        """Called in the pass where a term of a consumer's stream is."""
+        self._stream.add(consumer, number, term)
 
-    def on_writing(self, group: Group, output: Tensor) -> None:
+    def on_writing(self, consumer: Consumer, output: Tensor) -> None:
         """Called in the pass when a consumer has run, and the batch norm behind it."""
-        if group.consumer in self._passed:
+        if consumer.path in self._passed:
             return
-        self._passed.add(group.consumer)
-        rows = rows_written(self._model.get_submodule(group.consumer), output)
-        self.targets[group.key] = self._stream.after(group, rows)
-        self._stream.leave(group)
-        if group is self.course.stops[-1].group:  # nothing that comes after it is needed
-            self._held.pause(None)
+        self._passed.add(consumer.path)
+        rows = rows_written(self._model.get_submodule(consumer.path), output)
+        joined = consumer.path in self.course.joins
+        target = self._stream.after(consumer, rows)
+        self.targets[consumer.path] = target if joined else target.clone()  # an activation may change it in place
+        self._stream.leave(consumer)
+        self._held.pause(None)
 
 
 class PrunedWalk:
@@ -101,14 +100,16 @@ class PrunedWalk:
     Args:
         model: the pruned model.
         dense: the dense model's walk.
+        kept: path of every consumer that writes units itself -> which of its outputs are left, ascending.
     """
 
-    def __init__(self, model: nn.Module, dense: Walk):
+    def __init__(self, model: nn.Module, dense: Walk, kept: Mapping[str, Tensor] | None = None):
         self.dense = dense
         self.model = model
+        self._kept = kept or {}
         self._inputs: Tensor | None = None
         self._passed: set[str] = set()
-        self._stream = _Stream(dense.course)
+        self._stream = _Stream(dense.course, self._kept)
         self._held = HeldPass(lambda: call_model(model, dense.start.batch), self)
 
     def reach(self, stop: Stop) -> bool:
@@ -116,7 +117,7 @@ class PrunedWalk:
         while not self._held.ended and self._held.place in (None, *self._passed):
             self._held.go_on()
         reached = self._held.place == stop.path
-        return reached and (stop.path in self.dense.sources or stop.group.key in self.dense.targets)
+        return reached and (stop.path in self.dense.sources or stop.path in self.dense.targets)
 
     def leave(self, stop: Stop) -> None:
         """Pass by a stop from now on; after the last one, end the pass."""
@@ -128,7 +129,7 @@ class PrunedWalk:
     def close(self) -> None:
         """End the pass where it is."""
         self._held.close()
-        self._inputs, self._stream = None, _Stream(self.dense.course)
+        self._inputs, self._stream = None, _Stream(self.dense.course, self._kept)
 
     def input_errors(self, stop: Stop) -> Rows | None:
         """What producers read in the pruned model, and by how much it falls short of the dense model's.
@@ -155,7 +156,7 @@ class PrunedWalk:
         source = self.dense.sources[stop.path].to(self._inputs.device)
         errors = _run(producer, source) - _run(producer, self._inputs)
         places = self._places(producer, errors)
-        weights, all_errors = self._weights(stop.group), rows_written(producer, errors)
+        weights, all_errors = self._weights(stop), rows_written(producer, errors)
         if weights.shape != all_errors.shape[:-1]:  # the consumer works at another scale
             weights = errors.new_ones(all_errors.shape[:-1])
         rows = rows_read(producer, self._inputs, places)
@@ -167,15 +168,17 @@ class PrunedWalk:
         Args:
             stop: the consumer's stop, which was reached.
         """
-        group, consumer = stop.group, self.model.get_submodule(stop.path)
+        consumer = self.model.get_submodule(stop.path)
         written = _run(consumer, self._inputs)
         places = self._places(consumer, written)
-        if group.residual.norm is not None:
-            written = _run(self.model.get_submodule(group.residual.norm), written)
-        stream = self._stream.after(group, rows_written(consumer, written))
-        errors = self.dense.targets[group.key].to(stream.device) - stream
-        rows, real = rows_read(consumer, self._inputs, places), real_tokens(group, self.dense.start.real)
-        return _rows(rows, *_at(places, errors, self._weights(group)), real)
+        if stop.consumer.norm is not None:
+            written = _run(self.model.get_submodule(stop.consumer.norm), written)
+        stream = self._stream.after(stop.consumer, rows_written(consumer, written))
+        target = self.dense.targets[stop.path].to(stream.device)
+        if stop.path in self._kept:
+            target = target[..., self._kept[stop.path].to(target.device)]
+        rows, real = rows_read(consumer, self._inputs, places), real_tokens(stop.group, self.dense.start.real)
+        return _rows(rows, *_at(places, target - stream, self._weights(stop)), real)
 
     def on_reading(self, stop: Stop, inputs: Tensor) -> None:
         """See `Walk`."""
@@ -183,20 +186,20 @@ class PrunedWalk:
             self._inputs = inputs
             self._held.pause(stop.path)
 
-    def on_term(self, group: Group, number: int, term: Tensor) -> None:
+    def on_term(self, consumer: Consumer, number: int, term: Tensor) -> None:
         """See `Walk`."""
-        self._stream.add(group, number, term)
+        self._stream.add(consumer, number, term)
 
-    def on_writing(self, group: Group, output: Tensor) -> None:
+    def on_writing(self, consumer: Consumer, output: Tensor) -> None:
         """See `Walk`."""
-        self._stream.leave(group)
+        self._stream.leave(consumer)
 
     def _places(self, module: nn.Module, output: Tensor) -> Tensor | None:
         return drawn_places(module, output, torch.Generator().manual_seed(self.dense.start.seed))
 
     def _told(self, stop: Stop) -> tuple[Tensor, Tensor | None] | None:
         """Weights of the rows that producers read, and which of them are real tokens (`None` for all)."""
-        weights, real = self._weights(stop.group), real_tokens(stop.group, self.dense.start.real)
+        weights, real = self._weights(stop), real_tokens(stop.group, self.dense.start.real)
         if self.dense.course.reads(stop.group) > 1:  # one may be another stack's sequence
             alike = [mask for mask in self.dense.start.real.values() if mask.shape == self._inputs.shape[:-1]]
             if not alike:
@@ -208,39 +211,48 @@ class PrunedWalk:
             weights = (weights > 0).float()
         return weights, real
 
-    def _weights(self, group: Group) -> Tensor:
-        weights = self.dense.start.weights[group.key]
-        if group.key in self.dense.filled:  # what windows are filled up with gives an output that is dropped
-            weights = weights * self.dense.filled[group.key].to(weights)
+    def _weights(self, stop: Stop) -> Tensor:
+        """The weights of the rows that a consumer writes; for producers, the first consumer of what they write."""
+        weights = self.dense.start.weights[(stop.consumer or stop.group.consumers[0]).path]
+        if stop.group.key in self.dense.filled:  # what windows are filled up with gives an output that is dropped
+            weights = weights * self.dense.filled[stop.group.key].to(weights)
         return weights
 
 
 class _Stream:
-    """The terms of residual streams, from where a pass has them in hand to where a consumer's output is added."""
+    """The terms of residual streams, from where a pass has them in hand to where a consumer's output is added.
 
-    def __init__(self, course: Course):
+    Args:
+        course: the course, with its joins.
+        kept: see `PrunedWalk`.
+    """
+
+    def __init__(self, course: Course, kept: Mapping[str, Tensor] | None = None):
         self._joins = course.joins
+        self._kept = kept or {}
         self._terms: dict[str, dict[int, Tensor]] = {}
         self._left: set[str] = set()
 
-    def add(self, group: Group, number: int, term: Tensor) -> None:
-        if group.key not in self._left:
-            self._terms.setdefault(group.key, {})[number] = term
+    def add(self, consumer: Consumer, number: int, term: Tensor) -> None:
+        if consumer.path not in self._left:
+            self._terms.setdefault(consumer.path, {})[number] = term
 
-    def after(self, group: Group, output: Tensor) -> Tensor:
+    def after(self, consumer: Consumer, output: Tensor) -> Tensor:
         """The stream after a sublayer or, where no join was found, its output alone; of the output's shape."""
-        join = self._joins.get(group.key)
+        join = self._joins.get(consumer.path)
         if join is None:
             return output
-        terms = self._terms.get(group.key, {})
+        if consumer.path in self._kept:
+            join = join.of(self._kept[consumer.path])
+        terms = self._terms.get(consumer.path, {})
         for number, places in enumerate(join.terms):
             if number not in terms:
                 raise ValueError(f"its output is added to something of {places[0].path}, which did not run")
         return join.stream([terms[number] for number in range(len(join.terms))], output)
 
-    def leave(self, group: Group) -> None:
-        self._left.add(group.key)
-        self._terms.pop(group.key, None)
+    def leave(self, consumer: Consumer) -> None:
+        self._left.add(consumer.path)
+        self._terms.pop(consumer.path, None)
 
 
 @contextmanager
@@ -256,26 +268,25 @@ def watched(model: nn.Module, course: Course, stops: Sequence[Stop]) -> Iterator
         for stop in stops:
             module = model.get_submodule(stop.path)
             stack.callback(module.register_forward_pre_hook(_reading_hook(stop)).remove)
-            if not stop.producers:
-                norm = stop.group.residual.norm
-                last = module if norm is None else model.get_submodule(norm)
-                stack.callback(last.register_forward_hook(_writing_hook(stop.group)).remove)
-                join = course.joins.get(stop.group.key)
+            if stop.consumer:
+                last = module if stop.consumer.norm is None else model.get_submodule(stop.consumer.norm)
+                stack.callback(last.register_forward_hook(_writing_hook(stop.consumer)).remove)
+                join = course.joins.get(stop.path)
                 for number, places in enumerate(join.terms if join else ()):
                     for place in places:
-                        hook = _placed(model.get_submodule(place.path), place, stop.group, number)
+                        hook = _placed(model.get_submodule(place.path), place, stop.consumer, number)
                         stack.callback(hook.remove)
         yield
 
 
-def _placed(module: nn.Module, place: Place, group: Group, number: int) -> Any:
-    """The hook, which is on, that tells walks a term of a group's stream."""
+def _placed(module: nn.Module, place: Place, consumer: Consumer, number: int) -> Any:
+    """The hook, which is on, that tells walks a term of a consumer's stream."""
 
     def read(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        _tell(lambda walk: walk.on_term(group, number, place.read(args, kwargs)))
+        _tell(lambda walk: walk.on_term(consumer, number, place.read(args, kwargs)))
 
     def returned(module: nn.Module, args: tuple, output: Any) -> None:
-        _tell(lambda walk: walk.on_term(group, number, first_of(output)))
+        _tell(lambda walk: walk.on_term(consumer, number, first_of(output)))
 
     if place.argument is None:
         return module.register_forward_hook(returned)
@@ -289,9 +300,9 @@ def _reading_hook(stop: Stop):
     return hook
 
 
-def _writing_hook(group: Group):
+def _writing_hook(consumer: Consumer):
     def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-        _tell(lambda walk: walk.on_writing(group, output))
+        _tell(lambda walk: walk.on_writing(consumer, output))
 
     return hook
 

@@ -14,19 +14,20 @@ from transformers import PreTrainedModel
 from ..architectures.group import Groups
 from ..discovery.find import find_groups, is_declared, stack_inputs
 from ..editing.surgery import check_sliceable
+from ..models.identity import attention_of, device_of, dtype_of, type_of
+from ..models.wrappers import check_model
 from ..reasons import reasons_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import check_forward, why_not_run
 from ..running.freezing import frozen, kept_buffers
 from ..running.prepared import check_prepared
-from ..running.wrappers import check_model
 from ..storage.integrity import check_own
 from ..storage.loading import check_loaded
-from ..storage.reload import reload_problem
 from .cuts import cut_trials, without_effect
 from .linears import counter_problems, running_problems
 from .observation import Observation, linears_of, observe, rounding_of
+from .reload import reload_problem
 from .repeats import check_repeats
 from .samples import made_up_sample
 from .stream import refit_problems
@@ -63,7 +64,7 @@ def check_architecture(model: nn.Module, sample: Batch | None = None, *, reload:
     if sample is None or not isinstance(model, nn.Module):
         check_model(model)
     if sample is not None:
-        sample = send_to_device(dict(sample), next(model.parameters()).device)
+        sample = send_to_device(dict(sample), device_of(model))
     groups = sliceable_groups(model, sample)
     proof = prove(model, groups, sample)
     return _reloaded(model, groups, proof, sample) if reload else proof
@@ -128,15 +129,14 @@ def proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[st
             proof.check(refits=refits, floors=floors)  # what is in the way may be mended on the same object
         return proof
 
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    proof = measured_once(model, ("proof", repr(groups), next(model.parameters()).dtype, attention), measure)
+    proof = measured_once(model, ("proof", repr(groups), dtype_of(model), attention_of(model)), measure)
     if is_declared(model):
         proof.check(refits=refits, floors=floors)
         return groups
     usable = proof.usable(refits=refits)
     if not usable:
         proof.check(refits=refits, floors=floors)
-        raise ValueError(f"nothing of this {proof.model_type!r} model ({proof.model}) can be pruned: {_tried(groups)}.")
+        raise ValueError(f"nothing of this {proof.name} can be pruned: {_tried(groups)}.")
     return replace(
         groups,
         members=tuple(group for group in groups if group.key in usable),
@@ -157,8 +157,7 @@ def prove(model: nn.Module, groups: Groups, sample: Batch | None = None) -> Arch
     """Prove what can be proved of a model's groups on one sample; see `check_architecture`."""
     started = time.perf_counter()
     rounding = rounding_of(model)
-    model_type = getattr(getattr(model, "config", None), "model_type", "")
-    found = ArchitectureProof(type(model).__name__, model_type, rounding=rounding, left_whole=groups.left_whole)
+    found = ArchitectureProof(type(model).__name__, type_of(model), rounding=rounding, left_whole=groups.left_whole)
     gpus = sorted({each.device.index for each in model.parameters() if each.is_cuda})
     with torch.random.fork_rng(gpus), frozen(model), kept_buffers(model):
         sample = made_up_sample(model, groups) if sample is None else sample
@@ -202,7 +201,7 @@ def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
         raise
     except Exception as error:  # whatever a forward may raise
         raise ValueError(f"it {why_not_run(model, sample, error)}") from error
-    consumers = {group.key for group in groups}
+    consumers = {each.path for group in groups for each in group.consumers}
     for name, state in dense.states.items():
         if name not in consumers and not state.isfinite().all():
             raise ValueError(

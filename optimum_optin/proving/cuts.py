@@ -91,7 +91,7 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
     copied = _lean_copy(model)
     left, largest = groups, 0.0
     written = {part.tensor.rpartition(".")[0] for group in groups for part in group.cut.writes}
-    narrowed = {group.key for group in groups if group.consumer in written}  # what they write are units themselves
+    narrowed = written & {each.path for group in groups for each in group.consumers}  # they write units themselves
     for what, masks, further in _masks(groups):
         with masked(model, groups, masks):
             expected = states_of(model, groups, sample)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from torch import nn
 
-from ..architectures.group import Group, Groups, attribute
+from ..architectures.group import CHANNELS, Group, Groups, attribute
 from ..running.linears import CONVOLUTIONS
 from .observation import Observation, linears_of
 
@@ -44,16 +44,16 @@ def running_problems(model: nn.Module, groups: Groups, dense: Observation) -> di
 
 
 def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> str | None:
-    if group.consumer is None:
+    if not group.consumers:
         names = " and ".join(part.tensor for part in group.cut.reads)
-        return f"its units are read by {names}, which is not the weight of one linear or convolution that reads them alone"
+        return f"its units are read by {names}, not all of which are weights of linears or convolutions that read them alone"
     if not group.producers:
         names = " and ".join(part.tensor for part in group.cut.writes)
         return f"its units are written by {names}, none of which is the weight of a linear or of a convolution of all channels"
     for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
-    for path in (layer, group.consumer):  # producers may run for other inputs as well, such as relative positions
+    for path in (layer, *(each.path for each in group.consumers)):  # producers may run for other inputs as well, such as relative positions
         if dense.runs[path] > 1:
             return (
                 f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, counted and refitted as "
@@ -61,11 +61,12 @@ def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> 
             )
     for path in linears_of(group):
         read, module = dense.reads[path], model.get_submodule(path)
-        dims = 2 + len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else 3
+        least = 2 if group.role.endswith(CHANNELS) else 3  # a linear may read channels that were pooled
+        dims = 2 + len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else least
         if read is None or read.dim() < dims:
             what = "nothing by place" if read is None else f"a tensor of shape {tuple(read.shape)}"
             return (
-                f"{path} reads {what}, where one of {'features' if dims == 3 else 'channels'} for each sample and place "
-                f"is expected, with {dims} dimensions: let its layer call it with one"
+                f"{path} reads {what}, where one of {dims} dimensions or more is expected, (batch, tokens, features) or "
+                "(batch, channels, ...): let its layer call it with one"
             )
     return None

@@ -18,8 +18,8 @@ from ..running.batch import Batch
 from ..running.forward import run_model
 
 States = dict[str, Tensor]
-"""What is compared, in order of execution: what every consumer (by its group's key) and every layer returned, and the
-model's outputs by name; floating-point tensors."""
+"""What is compared, in order of execution: what every consumer (by its path) and every layer returned, and the model's
+outputs by name; floating-point tensors."""
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -75,7 +75,7 @@ def observe(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
 
 def linears_of(group: Group) -> list[str]:
     """Paths of a group's producers and consumer."""
-    return [*(producer.path for producer in group.producers), *([group.consumer] if group.consumer else [])]
+    return [each.path for each in (*group.producers, *group.consumers)]
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def states_of(model: nn.Module, groups: Groups, sample: Batch) -> States:
     """Run a model, or what was cut of it, on a sample; see `States`."""
     states: States = {}
     with ExitStack() as stack:
-        consumers = {group.key: group.consumer for group in groups if group.consumer is not None}
+        consumers = {each.path: each.path for group in groups for each in group.consumers}
         for name, path in (consumers | dict(groups.layers)).items():
             hook = model.get_submodule(path).register_forward_hook(_returning_hook(states, name))
             stack.callback(hook.remove)

@@ -54,7 +54,7 @@ class ArchitectureProof:
 
     Args:
         model: the model's class.
-        model_type: its `config.model_type`.
+        model_type: its `config.model_type`; of a plain module, its class again.
         sample: input -> its shape, of the sample that it was run on.
         groups: its groups, proved or not; none where the model could not be run.
         left_whole: what tracing found and is in no group: name -> reason.
@@ -81,6 +81,11 @@ class ArchitectureProof:
     seconds: float = 0.0
 
     @property
+    def name(self) -> str:
+        """What to call the model in a message, after "this"."""
+        return self.model if self.model_type == self.model else f"{self.model_type!r} model ({self.model})"
+
+    @property
     def proved(self) -> bool:
         """Whether every group can be cut, scored and refitted, and, if that was asked, the model saved and loaded."""
         return self.problem is None and self.reloaded is not False and all(each.proved for each in self.groups)
@@ -95,7 +100,7 @@ class ArchitectureProof:
         Raises:
             ValueError: names the first group that is in the way, the reason, and what to do.
         """
-        name = f"this {self.model_type!r} model ({self.model})"
+        name = f"this {self.name}"
         if self.problem:
             raise ValueError(f"{name} cannot be pruned: {self.problem}.")
         uncut = [each for each in self.groups if each.score or each.cut]
@@ -135,7 +140,8 @@ class ArchitectureProof:
 
     def __str__(self) -> str:
         inputs = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.sample.items())
-        heading = f"{self.model} ({self.model_type}), run on {inputs} in {self.seconds:.1f} s"
+        of_type = "" if self.model_type == self.model else f" ({self.model_type})"
+        heading = f"{self.model}{of_type}, run on {inputs} in {self.seconds:.1f} s"
         if self.problem:
             return f"{heading}\nnothing is proved: {self.problem}."
         proved = sum(each.proved for each in self.groups)

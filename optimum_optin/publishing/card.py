@@ -8,15 +8,16 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.utils import logging
 
+from ..models.identity import is_of_transformers, name_of
 from ..report import PruningReport
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.tasks import task_of
@@ -34,17 +35,24 @@ _TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
 _FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
 _LICENSE = ("license", "license_name", "license_link")
 _LARGEST = 10 * 2**20  # bytes of a card to read
+# Tasks that models of several kinds are measured on, by the Hub's names; others are data sets, such as `glue/sst2`.
+_HUB_TASKS = {
+    "image-classification": "image-classification",
+    "semantic-segmentation": "image-segmentation",
+    "object-detection": "object-detection",
+}
 _OURS = " (optimum-optin)"  # ends the metric names that we measured, so that the next card replaces them
 
 
 def model_card(
-    model: PreTrainedModel,
+    model: nn.Module,
     report: PruningReport,
     *,
     name: str,
     revision: str | None = None,
     processor: Any = None,
     folder: Path | None = None,
+    pictures: Collection[str] = (),
     existing: str | None = None,
 ) -> ModelCard:
     """The card of a pruned model.
@@ -56,10 +64,12 @@ def model_card(
         revision: the branch to load from.
         processor: its tokenizer or the like.
         folder: the folder that the model was saved to; `None` if there are no files yet.
+        pictures: names of the files beside the card that it shows.
         existing: the card to update. If its metadata cannot be read, they are kept as a comment.
     """
     title = name.rpartition("/")[2]
-    ours = _metadata(title, task_of(model), report, _base_card(model, report))
+    library = "transformers" if is_of_transformers(model) else "pytorch"
+    ours = _metadata(title, task_of(model), report, _base_card(model, report), library)
     card = ModelCard(f"---\n{{}}\n---\n\n# {title}\n") if existing is None else _parse(existing)
     _merge(card.data, ours)
     written = card_text(
@@ -70,6 +80,7 @@ def model_card(
         processor=processor,
         weights=folder and weight_bytes(folder),
         remote_code=folder is not None and (folder / REMOTE_FILE).is_file(),
+        pictures=pictures,
     )
     part = f"{BEGIN}\n\n{written}\n{END}"
     parts = itertools.chain([part], itertools.repeat(""))  # a second one, from a copy, would be out of date
@@ -152,9 +163,9 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
+def _base_card(model: nn.Module, report: PruningReport) -> ModelCardData:
     """The metadata of the dense model's card; empty if there is none, or it cannot be read."""
-    path = str(model.config._name_or_path or "")
+    path = name_of(model)
     if not report.base and not path:  # the model was made in memory
         return ModelCardData()
     try:
@@ -169,14 +180,14 @@ def _base_card(model: PreTrainedModel, report: PruningReport) -> ModelCardData:
         return ModelCardData()
 
 
-def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData) -> ModelCardData:
+def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCardData, library: str) -> ModelCardData:
     # A local folder's own card may name the model that it came from.
     base_model = report.base.repo_id if report.base else _plain(base.get("base_model"))
     calibration = report.calibration and report.calibration.dataset
     results = _results(report, task)
     return ModelCardData(
         **{name: _plain(base.get(name)) for name in ("language", *_LICENSE)},
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=task,
         base_model=base_model,
         # The Hub knows finetune, adapter, merge and quantized. Nothing was trained, added or merged: "quantized" is
@@ -193,9 +204,9 @@ def _metadata(title: str, task: str | None, report: PruningReport, base: ModelCa
 def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=task or "other",
+            task_type=_HUB_TASKS.get(entry.task, task) or "other",
             dataset_type=entry.dataset,
-            dataset_name=entry.task,
+            dataset_name=entry.dataset if entry.task in _HUB_TASKS else entry.task,
             dataset_config=entry.config or None,
             dataset_split=entry.split,
             metric_type=metric,

@@ -5,21 +5,25 @@ from __future__ import annotations
 import platform
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
-from transformers import ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
 from ..config import OptinConfig
 from ..figures import CalibrationSource
+from ..image_tasks.pictures import MASKS
+from ..models.identity import dtype_of, is_of_transformers, type_of
 from ..reasons import reasons_of
 from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.entry import METHOD
 from ..storage.tasks import auto_class_of, class_of, task_of
 from ..version import __version__
+from .module_text import AFTER_LOADING, LIMITS, loading_lines, making_lines
 
 _BAR = 16  # characters
 # Class, variable to call it by, and class that loads it.
@@ -31,7 +35,7 @@ _OTHER_PROCESSOR = ("processor", "AutoProcessor")
 
 
 def card_text(
-    model: PreTrainedModel,
+    model: nn.Module,
     report: PruningReport,
     *,
     name: str,
@@ -39,6 +43,7 @@ def card_text(
     processor: Any = None,
     weights: int | None = None,
     remote_code: bool = False,
+    pictures: Collection[str] = (),
 ) -> str:
     """Our part of the card.
 
@@ -50,14 +55,17 @@ def card_text(
         processor: its tokenizer or the like.
         weights: size of the weight files in bytes.
         remote_code: whether the files bring the code to load them.
+        pictures: names of the files beside the card that it shows.
     """
     sections = [
-        _summary(report),
+        _summary(model, report),
         "## Load it",
         _loading(model, report, name, revision, processor=processor, remote_code=remote_code),
         "## Before and after",
         _comparison(model, report, weights),
         *_accuracy(report),
+        *_pictures(report, pictures),
+        *_classes(report),
         *_divergence(report),
         "## What is kept",
         _layers(report.layers, report.merges),
@@ -66,22 +74,23 @@ def card_text(
         _calibration(report),
         _reproduction(model, report),
         "## Limits",
-        _LIMITS,
+        _LIMITS if is_of_transformers(model) else LIMITS,
         "## Citation",
         _CITATION,
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(report: PruningReport) -> str:
+def _summary(model: nn.Module, report: PruningReport) -> str:
     base = f"`{report.base.repo_id}`" if report.base else "a trained model"
     kept = [f"{_kept(report.layers, role)} {ROLES.get(role, role)}" for role in roles_of(report.layers)]
+    result = "an ordinary `transformers` model" if is_of_transformers(model) else f"a `{type_of(model)}` of PyTorch"
     listed = ", ".join([*kept[:-2], " and ".join(kept[-2:])])
     return (
         f"This is {base}, made smaller without training: {listed} are left. The others were removed by optimum-optin, "
         "which implements one-shot pruning with OPTIN (Khaki & Plataniotis, ICLR 2024, "
-        "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is an ordinary `transformers` model with "
-        f"smaller layers{_merging(report)}."
+        "[arXiv 2403.17921](https://arxiv.org/abs/2403.17921)). The result is "
+        f"{result} with smaller layers{_merging(report)}."
     )
 
 
@@ -95,7 +104,7 @@ def _merging(report: PruningReport) -> str:
 
 
 def _loading(
-    model: PreTrainedModel,
+    model: nn.Module,
     report: PruningReport,
     name: str,
     revision: str | None,
@@ -103,6 +112,8 @@ def _loading(
     processor: Any,
     remote_code: bool,
 ) -> str:
+    if not is_of_transformers(model):
+        return _code(loading_lines(type_of(model), name, revision)) + AFTER_LOADING
     loaded = {"model": auto_class_of(model)}
     classes = dict(loaded) if class_of(model) else {}
     if processor is not None:
@@ -133,15 +144,16 @@ not fit. Install optimum-optin and import it before `from_pretrained`; do not se
 would load random weights."""
 
 
-def _comparison(model: PreTrainedModel, report: PruningReport, weights: int | None) -> str:
+def _comparison(model: nn.Module, report: PruningReport, weights: int | None) -> str:
     rows = [
         (_counted(report), "", f"asked {report.flops_requested:.1%}", f"{report.flops_achieved:.1%}"),
         _change("MACs of the whole model, counted", report.macs_dense, report.macs_pruned, "M"),
         _change("parameters", report.params_dense, report.params_pruned, "M"),
     ]
     if weights is not None:
-        rows.append(_change("weights on disk", report.params_dense * model.dtype.itemsize, weights, " MB"))
-    note = f"MACs are of one sequence of {report.tokens} tokens."
+        rows.append(_change("weights on disk", report.params_dense * dtype_of(model).itemsize, weights, " MB"))
+    sample = "sequence" if is_of_transformers(model) else "sample like the example inputs,"
+    note = f"MACs are of one {sample} of {report.tokens} tokens."
     if weights is not None:
         note += f" The dense model's size on disk is its parameters in {_dtype(model)}."
     if report.latency is not None:
@@ -182,6 +194,31 @@ def _accuracy(report: PruningReport) -> list[str]:
         return []
     table = _table(("task", "split", "samples", "metric", "dense", "pruned"), rows)
     return ["## Accuracy", f"{table}\n\n± is one standard error over the samples."]
+
+
+def _pictures(report: PruningReport, pictures: Collection[str]) -> list[str]:
+    """What both models see in an image; for each file that is there, as a link relative to the card."""
+    measured = any(entry.task == "semantic-segmentation" for entry in report.evaluations)
+    return [f"![{_MASKS_SHOW}]({MASKS})\n\n{_MASKS_SHOW}." for name in pictures if name == MASKS and measured]
+
+
+_MASKS_SHOW = "An image, what the dense model sees in it, and what the pruned one does, a colour for each class"
+
+
+def _classes(report: PruningReport) -> list[str]:
+    """The first metric, class by class, of tasks where it is a mean over classes."""
+    parts = []
+    for entry in report.evaluations:
+        if not entry.classes:
+            continue
+        metric = next(iter(entry.metrics))
+        rows = [
+            (_escaped(name), _spread(value.dense, None), _spread(value.pruned, None))
+            for name, value in entry.classes.items()
+        ]
+        heading = f"<summary>{metric} of {entry.task}, {entry.split}, class by class</summary>"
+        parts.append(f"<details>{heading}\n\n{_table(('class', 'dense', 'pruned'), rows)}\n\n</details>")
+    return parts
 
 
 def _divergence(report: PruningReport) -> list[str]:
@@ -241,13 +278,16 @@ def _calibration(report: PruningReport) -> str:
     )
 
 
-def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
+def _reproduction(model: nn.Module, report: PruningReport) -> str:
     task, base = task_of(model), report.base
     arguments = [f'"{base.repo_id}"' if base else '"path/to/the/dense/model"']
     arguments += [f'task="{task}"'] if task else []
     arguments += [f'revision="{base.commit}"'] if base and base.commit else []
     defaults = OptinConfig().to_dict()
     settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
+    if not is_of_transformers(model):
+        lines = making_lines(type_of(model), _arguments(settings))
+        return f"{_code(lines)}\n\nVersions: {_versions()}."
     lines = [
         "from optimum_optin import OptinConfig, OptinPruner",
         "",
@@ -256,11 +296,14 @@ def _reproduction(model: PreTrainedModel, report: PruningReport) -> str:
         f"config = OptinConfig({_arguments(settings)})",
         'model = pruner.prune(calibration, config, save_dir="pruned")',
     ]
-    versions = (
+    return f"{_code(lines)}\n\nVersions: {_versions()}."
+
+
+def _versions() -> str:
+    return (
         f"optimum-optin {__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
-    return f"{_code(lines)}\n\nVersions: {versions}."
 
 
 _DRAWN = ("split", "num_samples", "seed", "text_columns")
@@ -319,8 +362,8 @@ def _spread(value: float | None, error: float | None) -> str:
     return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
-def _dtype(model: PreTrainedModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
+def _dtype(model: nn.Module) -> str:
+    return str(dtype_of(model)).removeprefix("torch.")
 
 
 def _arguments(values: Mapping[str, Any]) -> str:

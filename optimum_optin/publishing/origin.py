@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..figures import HubModel
 from ..hub_id import hub_commit
+from ..models.identity import name_of
 from .companions import Companions, copy_companions, find_companions
 
 logger = logging.get_logger(__name__)
@@ -32,7 +33,7 @@ class Origin:
     def __init__(
         self, model: PreTrainedModel, place: str | None = None, commit: str | None = None, *, processor_given: bool
     ):
-        self.name = str(model.config._name_or_path or "")
+        self.name = name_of(model)
         self.commit = commit
         self._processor_given = processor_given
         place = self.name if place is None else place

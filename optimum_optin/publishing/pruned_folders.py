@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, ModelCard
+from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
 from ..files.model_files import are_weights, left_over
+from ..image_tasks.pictures import MASKS
+from ..plain_modules.structure_file import WEIGHTS_FILE, read_structure
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
-from ..storage.entry import METHOD
+from ..storage.entry import METHOD, STRUCTURE_FILE
 from ..storage.loading import load_processor, model_class
 from .card import card_or_none, decoded, model_card, own_card, own_text, retitled
 from .hub import CARD_FILE, check_push, files_in, push
@@ -25,12 +30,15 @@ logger = logging.get_logger(__name__)
 
 
 def read_config(folder: str | os.PathLike) -> dict:
-    """The `config.json` of a saved pruned model.
+    """The `config.json` of a saved pruned model; of a plain module, what its structure file says in the same form.
 
     Raises:
         FileNotFoundError: the folder holds no model.
         ValueError: the model is dense, or its `config.json` is damaged.
     """
+    if Path(folder, STRUCTURE_FILE).is_file():
+        pruned = read_structure(Path(folder, STRUCTURE_FILE))
+        return {"architectures": [pruned.kind], "quantization_config": pruned.entry}
     file = Path(folder, "config.json")
     if not file.is_file():
         earlier = interrupted_save(Path(folder))
@@ -58,17 +66,26 @@ def read_report(folder: str | os.PathLike) -> PruningReport | None:
     return PruningReport.load(folder) if Path(folder, REPORT_FILE).is_file() else None
 
 
-def write_report(folder: str | os.PathLike, report: PruningReport) -> None:
-    """Write a report with more figures into a saved model's folder, and bring the card up to date; both or neither.
+def write_report(folder: str | os.PathLike, report: PruningReport, pictures: Mapping[str, bytes] | None = None) -> None:
+    """Write a report with more figures into a saved model's folder, and bring the card up to date; all or nothing.
 
     A card that cannot be read stays as it is.
+
+    Args:
+        folder: the folder.
+        report: the report.
+        pictures: files that the card shows, name -> content, beside those that are there.
     """
-    folder = Path(folder).resolve()
+    folder, pictures = Path(folder).resolve(), pictures or {}
     card = card_or_none(
-        lambda existing: _card(folder, report, existing, name=folder.name), lambda: own_card(folder), name=folder.name
+        lambda existing: _card(folder, report, existing, name=folder.name, pictures=pictures),
+        lambda: own_card(folder),
+        name=folder.name,
     )
     with atomic_folder(folder) as draft:
         report.save(draft)
+        for name, content in pictures.items():
+            (draft / name).write_bytes(content)
         if card is not None:
             card.save(draft / CARD_FILE)
 
@@ -157,8 +174,18 @@ def _card_to_push(folder: Path, repo_id: str, there: str | None) -> str | None:
 
 
 def _card(
-    folder: Path, report: PruningReport, existing: str | None, *, name: str, revision: str | None = None
+    folder: Path,
+    report: PruningReport,
+    existing: str | None,
+    *,
+    name: str,
+    revision: str | None = None,
+    pictures: Collection[str] = (),
 ) -> ModelCard:
+    shown = {*pictures, *(each for each in (MASKS,) if (folder / each).is_file())}
+    options = {"name": name, "revision": revision, "folder": folder, "pictures": shown, "existing": existing}
+    if (folder / STRUCTURE_FILE).is_file():
+        return model_card(_stand_in(folder), report, **options)
     config = AutoConfig.from_pretrained(folder)
     try:
         loader = model_class(folder, None)
@@ -169,12 +196,19 @@ def _card(
         skeleton = make(config).to(config.dtype)
     if loader is AutoModel and config.architectures:
         skeleton.__class__ = type(config.architectures[0], (type(skeleton),), {})
-    return model_card(
-        skeleton,
-        report,
-        name=name,
-        revision=revision,
-        processor=load_processor(folder),
-        folder=folder,
-        existing=existing,
-    )
+    return model_card(skeleton, report, processor=load_processor(folder), **options)
+
+
+def _stand_in(folder: Path) -> nn.Module:
+    """A module of the class and precision of the one in a folder, whose code is not here: a card needs no more."""
+    kind = read_structure(folder / STRUCTURE_FILE).kind
+    module = type(kind, (nn.Module,), {})()
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
+        types = {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    precision = next((each for name, each in _PRECISIONS.items() if name in types), torch.float32)
+    module.register_parameter("weight", nn.Parameter(torch.empty(0, dtype=precision)))
+    return module
+
+
+# As safetensors calls them.
+_PRECISIONS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}

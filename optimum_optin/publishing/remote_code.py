@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import transformers
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -26,12 +27,17 @@ from ..version import __version__
 from .excerpt import excerpt
 
 
-def check_remote_code(model: PreTrainedModel) -> None:
+def check_remote_code(model: nn.Module) -> None:
     """Raise if a folder with this model, once it is pruned, could not bring the code to load it.
 
     Raises:
         ValueError: the model's class is not part of transformers (even if its name is), or no Auto class makes it.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"remote_code=True is for models of transformers, and {type(model).__name__} is a plain module, whose code "
+            "we cannot bring along: load_pruned(factory, folder) loads what is saved."
+        )
     if class_of(model) is None:
         kind = f"{type(model).__module__}.{type(model).__name__}"
         raise ValueError(

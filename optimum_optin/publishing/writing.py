@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.utils import logging
 
+from ..models.identity import is_of_transformers
+from ..plain_modules.saving import reloaded_module, save_module
 from ..report import PruningReport
 from ..running.copies import working_copy
 from ..storage.integrity import check_rebuilt, reloaded, save_model
@@ -25,26 +27,30 @@ logger = logging.get_logger(__name__)
 
 def write_pruned(
     folder: Path,
-    model: PreTrainedModel,
+    model: nn.Module,
     report: PruningReport,
     processor: Any,
     *,
+    dense: nn.Module,
     name: str,
     read_card: Callable[[], str | None],
     copy_companions: Callable[[], None],
+    pictures: Mapping[str, bytes] | None = None,
     revision: str | None = None,
     remote_code: bool = False,
 ) -> None:
-    """Write the model, its processor, its companions, the report and the card.
+    """Write the model, its processor, its companions, the report and the card with its pictures.
 
     Args:
         folder: an empty folder.
         model: the pruned model.
         report: its report.
-        processor: its tokenizer or the like; `None` for none.
+        processor: its tokenizer or the like; `None` for none. One that cannot save itself, as a function, is not saved.
+        dense: the model that it was made from.
         name: what the card tells users to load.
         read_card: reads the card to update; `None` if there is none.
         copy_companions: copies the dense model's companions into the folder.
+        pictures: files that the card shows, name -> content.
         revision: the branch that the card names.
         remote_code: write `modeling_optin.py`, too.
 
@@ -53,38 +59,46 @@ def write_pruned(
     """
     if remote_code:
         check_remote_code(model)
-    save_model(model, folder)
+    if is_of_transformers(model):
+        save_model(model, folder)
+    else:
+        save_module(model, folder, dense)
     if remote_code:
         write_remote_code(folder)
-    if class_of(model) is None and not model.is_remote_code():
+    if is_of_transformers(model) and class_of(model) is None and not model.is_remote_code():
         kind = type(model).__name__
         logger.warning(
             f"the saved model is a {kind}, a class of your own: load it with {kind}.from_pretrained. Auto classes "
             "would make another class of it, unless its code is there, which "
             f"{kind}.register_for_auto_class('AutoModel...') before saving brings along."
         )
-    if processor is not None:
+    if is_saved_part(processor):
         save_part(processor, folder)
     copy_companions()
     report.save(folder)
-    make = partial(model_card, model, report, name=name, revision=revision, processor=processor, folder=folder)
+    for picture, content in (pictures or {}).items():
+        (folder / picture).write_bytes(content)
+    shown = {"processor": processor, "folder": folder, "pictures": pictures or ()}
+    make = partial(model_card, model, report, name=name, revision=revision, **shown)
     card = card_or_none(lambda existing: make(existing=existing), read_card, name=name)
     if card is not None:
         card.save(folder / CARD_FILE)
 
 
-def check_parts(model: PreTrainedModel, processor: Any) -> None:
+def check_parts(model: nn.Module, processor: Any) -> None:
     """Raise if a part of a model other than its weights cannot be saved, which is found by saving it.
 
     Raises:
         ValueError: names the part.
     """
-    generation = model.generation_config if model.can_generate() else None
-    parts = {"configuration": model.config, "generation configuration": generation, "processor": processor}
+    parts = {"processor": processor}
+    if is_of_transformers(model):
+        generation = model.generation_config if model.can_generate() else None
+        parts = {"configuration": model.config, "generation configuration": generation, **parts}
     with tempfile.TemporaryDirectory() as place:
         for name, part in parts.items():
             try:
-                if part is not None:
+                if is_saved_part(part):
                     save_part(part, place)
             except Exception as error:
                 raise ValueError(
@@ -92,13 +106,20 @@ def check_parts(model: PreTrainedModel, processor: Any) -> None:
                 ) from error
 
 
-def saved_and_loaded(model: PreTrainedModel) -> PreTrainedModel:
+def saved_and_loaded(model: nn.Module, dense: nn.Module) -> nn.Module:
     """The model as a user gets it: saved and loaded again, on the same device, in evaluation mode."""
+    if not is_of_transformers(model):
+        return reloaded_module(model, dense)
     check_rebuilt(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = reloaded(model, folder)
     return loaded.to(model.device).eval()
+
+
+def is_saved_part(part: Any) -> bool:
+    """Whether there is a part that saves itself; a function that makes tensors of images is code, and does not."""
+    return part is not None and (hasattr(part, "save_pretrained") or not callable(part))
 
 
 def save_part(part: Any, folder: str | os.PathLike) -> None:

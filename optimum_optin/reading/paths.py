@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -72,6 +73,13 @@ def read_parts(read: Callable[[str], Any], split: str):
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
+def splits_of(folder: Path) -> list[str]:
+    """The splits that names of folders or files tell, or that `save_to_disk` of `datasets` wrote; empty if none are."""
+    if (folder / "dataset_dict.json").is_file():
+        return list(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+    return sorted(_by_split(folder, _files_in(folder)))
+
+
 def _read_split(path: Path, split: str, delimiter: str | None, only: Sequence[str] | None):
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _load_saved(path, split)
@@ -129,6 +137,15 @@ def _at_one_depth(files: Sequence[Path]) -> bool:
 
 def _of_split(folder: Path, files: Sequence[Path], split: str) -> list[Path]:
     """The files of a split, told by the names of folders or else of files; without such names, all are train."""
+    splits = _by_split(folder, files) or {"train": list(files)}
+    wanted = next((name for name, words in _SPLITS.items() if split in words), split)
+    if wanted not in splits:
+        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(sorted(splits))}.")
+    return splits[wanted]
+
+
+def _by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Split -> its files, those without one left out; empty if no name tells a split."""
     for part in ("folders", "name"):
         splits: dict[str, list[Path]] = {}
         for file in files:
@@ -136,12 +153,8 @@ def _of_split(folder: Path, files: Sequence[Path], split: str) -> list[Path]:
             if name := _split_in("/".join(inner.parts[:-1]) if part == "folders" else inner.name):
                 splits.setdefault(name, []).append(file)
         if splits:
-            break
-    splits = splits or {"train": list(files)}
-    wanted = next((name for name, words in _SPLITS.items() if split in words), split)
-    if wanted not in splits:
-        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(sorted(splits))}.")
-    return splits[wanted]
+            return splits
+    return {}
 
 
 def _split_in(name: str) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..models.identity import config_of, is_of_transformers, main_input_of
 from .batch import Batch
 from .memory import is_out_of_memory
 
@@ -112,13 +113,16 @@ _MADE_UP = {
 
 
 def takes(model: nn.Module, name: str) -> bool:
-    """Whether the model's `forward` takes an input of this name; with `**kwargs`, what its base model takes, too."""
+    """Whether the model's `forward` takes an input of this name; with `**kwargs`, what its base model takes, too, and a
+    plain module whatever it is given."""
     if name in inspect.signature(model.forward).parameters:
         return True
+    if not is_of_transformers(model):
+        return _any_name(model)
     base = getattr(model, "base_model", model)
     if base is not model and _any_name(model):
         return takes(base, name)
-    return _any_name(model) and name in (model.main_input_name, "attention_mask")
+    return _any_name(model) and name in (main_input_of(model), "attention_mask")
 
 
 def _any_name(model: nn.Module) -> bool:
@@ -210,7 +214,7 @@ def _own_names(outputs: Any) -> dict[str, Any] | None:
 def _name_of(tensor: Tensor, model: nn.Module) -> str:
     """A name for a tensor that has none. One as wide as the hidden states (and not as a head) is taken for them, by
     token or pooled; any other for logits, of shape (batch, classes), (batch, tokens, classes) or (batch,)."""
-    config = getattr(model, "config", None)
+    config = config_of(model)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads = (getattr(config, "num_labels", None), getattr(config, "vocab_size", None))
     width = tensor.shape[-1]

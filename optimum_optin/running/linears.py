@@ -63,7 +63,9 @@ def rows_read(module: nn.Module, values: Tensor, places: Tensor | None = None) -
     if places is None:
         values = values.flatten(2, 1 + dims)
     else:
-        values = values[(slice(None), slice(None), *torch.unravel_index(places.to(values.device), values.shape[2 : 2 + dims]))]
+        values = values[
+            (slice(None), slice(None), *torch.unravel_index(places.to(values.device), values.shape[2 : 2 + dims]))
+        ]
     return values.transpose(1, 2).flatten(2)
 
 

@@ -12,11 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from ..models.examples import example_of, note_example
+
 
 def copy_of(model: nn.Module) -> nn.Module:
     """A copy of a model that runs the forward of its class; the model must have passed `check_prepared`."""
     copied = copy.deepcopy(model)
     unprepare(copied)
+    if (example := example_of(model)) is not None:
+        note_example(copied, example)
     return copied
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..architectures.group import Groups
+from ..models.identity import type_of
 
 _SAMPLE = 256
 
@@ -19,14 +20,14 @@ def fingerprint(model: nn.Module, groups: Groups) -> str:
     apart, and take no time on a large model.
 
     Args:
-        model: a `transformers` model.
+        model: the model.
         groups: its groups.
 
     Returns:
         64 hexadecimal digits.
     """
     sizes = [(group.key, group.units, group.width) for group in groups]
-    digest = hashlib.sha256(f"{model.config.model_type}{sizes}".encode())
+    digest = hashlib.sha256(f"{type_of(model)}{sizes}".encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         flat = parameter.detach().flatten()

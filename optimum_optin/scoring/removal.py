@@ -1,8 +1,9 @@
-"""The order in which the optimal brain surgeon removes inputs of a linear, unit by unit (Hassibi & Stork 1993)."""
+"""The order in which the optimal brain surgeon removes what linears read, unit by unit (Hassibi & Stork 1993)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import isotonic_regression
@@ -16,16 +17,29 @@ _CANDIDATES = 4  # and chooses them among four times as many
 _COMPACT = 0.8  # removed units lose their places when fewer than this share are left
 
 
-def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor], width: int) -> list[Tensor]:
-    """What each unit costs when units are removed in a greedy order, with a refit of the rest after each.
-
-    The order is greedy in the sum of the metrics; along it, each metric has its own costs.
+@dataclass(frozen=True)
+class Reader:
+    """A linear or convolution that reads units.
 
     Args:
-        weight: W of the consumer, shape (outputs, units * width).
-        covariance: H of the consumer's inputs, shape (units * width, units * width).
+        weight: W, shape (outputs, units * columns); columns of a unit follow each other.
+        covariance: H of its inputs, shape (units * columns, units * columns).
         metrics: one or more Gamma at its outputs, each positive semi-definite, of shape (outputs, outputs).
-        width: input columns per unit.
+    """
+
+    weight: Tensor
+    covariance: Tensor
+    metrics: Sequence[Tensor]
+
+
+def removal_scores(readers: Sequence[Reader], units: int) -> list[Tensor]:
+    """What each unit costs when units are removed in a greedy order, with a refit of the rest after each.
+
+    The order is greedy in the sum of the metrics over all readers; along it, each metric has its own costs.
+
+    Args:
+        readers: what reads the units, each with as many metrics.
+        units: how many there are.
 
     Returns:
         For each metric, the cost of removing each unit, shape (units,), float64. Costs are pooled so that they never
@@ -34,20 +48,20 @@ def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor]
     Raises:
         ValueError: a metric or the covariance is not finite.
     """
-    if not all(metric.isfinite().all() for metric in metrics):
+    if not all(metric.isfinite().all() for reader in readers for metric in reader.metrics):
         raise ValueError("gradients at its output are not finite")
-    units = weight.shape[1] // width
-    removal = _Removal(weight.double(), covariance.double(), [metric.double() for metric in metrics], width)
+    removal = _Removal(readers, units)
     order, increments = [], []
     left = units
     while left:
-        count = max(1, left // _PARTS) if width == 1 else 1
+        count = max(1, left // _PARTS)
         places, costs = removal.cheapest(count)
         order.append(removal.units[places])
         increments.append(costs)
         removal.remove(places)
         left -= count
-    hair = torch.arange(1, units + 1, dtype=torch.float64, device=weight.device)
+    device = readers[0].weight.device
+    hair = torch.arange(1, units + 1, dtype=torch.float64, device=device)
     scores = []
     for costs in torch.cat(increments, dim=1):  # one metric's
         pooled = _pool(costs) * (1 + 1e-9 * hair) + 1e-300 * hair
@@ -58,18 +72,16 @@ def removal_scores(weight: Tensor, covariance: Tensor, metrics: Sequence[Tensor]
 
 
 class _Removal:
-    """W and H^-1 after the refit, for the units that are left and some removed ones that still hold their places."""
+    """What is left of the readers of a group, after the refit: the same units in all of them.
 
-    def __init__(self, weight: Tensor, covariance: Tensor, metrics: list[Tensor], width: int):
-        self.width = width
-        self.units = torch.arange(weight.shape[1] // width, device=weight.device)
+    Some removed units still hold their places.
+    """
+
+    def __init__(self, readers: Sequence[Reader], units: int):
+        device = readers[0].weight.device
+        self.units = torch.arange(units, device=device)
         self.alive = torch.ones_like(self.units, dtype=torch.bool)
-        roots = [_root(metric) for metric in metrics]
-        self.outputs = [root.shape[1] for root in roots]
-        self.left = torch.cat([root.T @ weight for root in roots])  # (metrics * outputs, units * width)
-        diagonal = covariance.diagonal().mean().clamp_min(1e-12)
-        damping = (_DAMPING * diagonal).expand(len(covariance))
-        self.inverse = torch.cholesky_inverse(cholesky(covariance, damping))
+        self.parts = [_Left.of(reader, units) for reader in readers]
 
     def cheapest(self, count: int) -> tuple[Tensor, Tensor]:
         """The next `count` units to remove, one after another: their places, and costs of shape (metrics, count).
@@ -77,60 +89,99 @@ class _Removal:
         They are chosen among a few times as many that are cheapest now. Each choice updates the costs of the others, so
         that of two units that can replace each other only one goes.
         """
-        costs = _costs(self.left, self.inverse, self.outputs, self.width)
+        costs = _costs(self.parts)
         total = costs.sum(0).where(self.alive, torch.inf)
         if count == 1:
             place = total.argmin()[None]
             return place, costs[:, place]
         candidates = total.argsort(stable=True)[: _CANDIDATES * count]
-        left, inverse = self.left[:, candidates], self.inverse[candidates][:, candidates]
+        parts = [part.at(candidates) for part in self.parts]
         picked, paid = [], []
         for _ in range(count):
-            costs = _costs(left, inverse, self.outputs, 1)
+            costs = _costs(parts)
             total = costs.sum(0)
             total[picked] = torch.inf
             unit = int(total.argmin())
             picked.append(unit)
             paid.append(costs[:, unit])
-            row = inverse[unit] / inverse[unit, unit]
-            left = left - left[:, unit, None] * row
-            inverse = inverse - inverse[:, unit, None] * row
+            for part in parts:
+                part.remove(candidates.new_tensor([unit]))
         return candidates[picked], torch.stack(paid, dim=1)
 
     def remove(self, places: Tensor) -> None:
-        """Remove S: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1."""
-        cut = self._columns()[places].flatten()
-        solved = torch.linalg.solve(self.inverse[cut][:, cut], self.inverse[cut])  # (cut, columns)
-        self.left.addmm_(self.left[:, cut], solved, alpha=-1)
-        self.inverse.addmm_(self.inverse[:, cut], solved, alpha=-1)
+        """Remove units by their places."""
+        for part in self.parts:
+            part.remove(places)
         self.alive[places] = False
         if self.alive.double().mean() < _COMPACT:
-            rest = self._columns()[self.alive].flatten()
-            self.left, self.inverse = self.left[:, rest], self.inverse[rest][:, rest]
+            self.parts = [part.at(self.alive.nonzero().flatten()) for part in self.parts]
             self.units, self.alive = self.units[self.alive], self.alive[self.alive]
 
-    def _columns(self) -> Tensor:
-        return torch.arange(len(self.inverse), device=self.units.device).view(-1, self.width)
+
+@dataclass
+class _Left:
+    """W and H^-1 of one reader after the refit.
+
+    Args:
+        weight: R^T W for the root R of each metric, one below the other, shape (metrics * outputs, units * width).
+        inverse: H^-1, shape (units * width, units * width).
+        outputs: how many rows each metric has.
+        width: columns of a unit.
+    """
+
+    weight: Tensor
+    inverse: Tensor
+    outputs: list[int]
+    width: int
+
+    @classmethod
+    def of(cls, reader: Reader, units: int) -> _Left:
+        weight, covariance = reader.weight.double(), reader.covariance.double()
+        roots = [_root(metric.double()) for metric in reader.metrics]
+        damping = (_DAMPING * covariance.diagonal().mean().clamp_min(1e-12)).expand(len(covariance))
+        inverse = torch.cholesky_inverse(cholesky(covariance, damping))
+        left = torch.cat([root.T @ weight for root in roots])
+        return cls(left, inverse, [root.shape[1] for root in roots], weight.shape[1] // units)
+
+    def at(self, places: Tensor) -> _Left:
+        """That of some units alone, as a copy."""
+        columns = self._columns(places)
+        return replace(self, weight=self.weight[:, columns], inverse=self.inverse[columns][:, columns])
+
+    def remove(self, places: Tensor) -> None:
+        """Remove S, in place: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1."""
+        cut = self._columns(places)
+        solved = torch.linalg.solve(self.inverse[cut][:, cut], self.inverse[cut])  # (cut, columns)
+        self.weight.addmm_(self.weight[:, cut], solved, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, cut], solved, alpha=-1)
+
+    def costs(self) -> Tensor:
+        """Cost of removing each unit alone: tr(W_B^T Gamma W_B [H^-1_BB]^-1), shape (metrics, units)."""
+        width, units = self.width, self.weight.shape[1] // self.width
+        parts = self.weight.split(self.outputs)
+        if width == 1:
+            return torch.stack([part.square().sum(0) for part in parts]) / self.inverse.diagonal().clamp_min(1e-300)
+        index = torch.arange(units, device=self.weight.device)
+        blocks = self.inverse.view(units, width, units, width)[index, :, index]  # (units, width, width)
+        columns = [part.view(-1, units, width) for part in parts]
+        grams = torch.stack([torch.einsum("oua,oub->uab", each, each) for each in columns])
+        # Removed ones are 0.
+        blocks = blocks + 1e-12 * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(width).to(blocks)
+        return torch.linalg.solve(blocks, grams).diagonal(dim1=2, dim2=3).sum(2).clamp_min(0)
+
+    def _columns(self, places: Tensor) -> Tensor:
+        return (places[:, None] * self.width + torch.arange(self.width, device=places.device)).flatten()
+
+
+def _costs(parts: Sequence[_Left]) -> Tensor:
+    """Cost of removing each unit alone, from all that read it, shape (metrics, units)."""
+    return torch.stack([part.costs() for part in parts]).sum(0)
 
 
 def _root(metric: Tensor) -> Tensor:
     """R with metric = R R^T."""
     values, vectors = torch.linalg.eigh(metric)
     return vectors * values.clamp_min(0).sqrt()
-
-
-def _costs(left: Tensor, inverse: Tensor, outputs: list[int], width: int) -> Tensor:
-    """Cost of removing each unit alone: tr(W_B^T Gamma W_B [H^-1_BB]^-1), shape (metrics, units)."""
-    units = left.shape[1] // width
-    parts = left.split(outputs)
-    if width == 1:
-        return torch.stack([part.square().sum(0) for part in parts]) / inverse.diagonal().clamp_min(1e-300)
-    index = torch.arange(units, device=left.device)
-    blocks = inverse.view(units, width, units, width)[index, :, index]  # (units, width, width)
-    columns = [part.view(-1, units, width) for part in parts]
-    grams = torch.stack([torch.einsum("oua,oub->uab", each, each) for each in columns])
-    blocks = blocks + 1e-12 * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(width).to(blocks)  # removed ones are 0
-    return torch.linalg.solve(blocks, grams).diagonal(dim1=2, dim2=3).sum(2).clamp_min(0)
 
 
 def _pool(increments: Tensor) -> Tensor:

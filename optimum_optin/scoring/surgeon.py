@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Group, Groups
+from ..architectures.group import Consumer, Groups
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
@@ -27,7 +27,7 @@ from ..running.linears import drawn_places, rows_read, rows_written, weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
-from .removal import removal_scores
+from .removal import Reader, removal_scores
 
 
 @register_scorer("surgeon")
@@ -39,7 +39,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     Probe k sees batch k mod len(calibration).
     """
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
-    sums = {group.key: _Sums(model, group) for group in groups}
+    sums = {each.path: _Sums(model, each) for group in groups for each in group.consumers}
     probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
     starts: list[Start | None] = [None] * len(calibration)
@@ -64,41 +64,34 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
     kept = {group.key: real_rows(group, ran.seen[group.producers[0].path].input, ran.real) for group in ran.groups}
-    slopes, keys = {}, [group.key for group in ran.groups]
+    consumers = [(group, each.path) for group in ran.groups for each in group.consumers]
+    slopes, keys = {}, [group.key for group, _ in consumers]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
-        slopes[term] = gradients(
-            functional,
-            ran.written(),
-            keys,
-            keep_graph=number < len(functionals),
-            beside=slopes.get("output", ()),
-        )
-        for group, gradient in zip(ran.groups, slopes[term], strict=True):
-            sums[group.key].add_gradients(term, _rows(rows_written(sums[group.key].consumer, gradient), kept[group.key]))
-    for group in ran.groups:
-        consumer, passage = sums[group.key].consumer, ran.seen[group.consumer]
-        places = drawn_places(consumer, passage.output, generator)
-        rows = rows_read(consumer, passage.input.detach(), places)
-        sums[group.key].add_inputs(_rows(rows, kept[group.key]))
+        options = {"keep_graph": number < len(functionals), "beside": slopes.get("output", ())}
+        slopes[term] = gradients(functional, ran.written(), keys, **options)
+        for (group, path), gradient in zip(consumers, slopes[term], strict=True):
+            sums[path].add_gradients(term, _rows(rows_written(sums[path].module, gradient), kept[group.key]))
+    for group, path in consumers:
+        module, passage = sums[path].module, ran.seen[path]
+        rows = rows_read(module, passage.input.detach(), drawn_places(module, passage.output, generator))
+        sums[path].add_inputs(_rows(rows, kept[group.key]))
     return ran.start(slopes.get("output"), generator)
 
 
 def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], probes: int) -> Terms:
     """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one."""
-    names = list(sums[groups[0].key].metrics)
-    traces = {
-        name: max(sum(float(sums[group.key].metrics[name].trace()) for group in groups), 1e-300) for name in names
-    }
+    names = list(next(iter(sums.values())).metrics)
+    traces = {name: max(sum(float(each.metrics[name].trace()) for each in sums.values()), 1e-300) for name in names}
     terms: Terms = {name: {} for name in names}
     for group in groups:
         for name in names:
-            terms[name][group.key] = torch.zeros(group.units, dtype=torch.float64, device=sums[group.key].device)
+            zeros = torch.zeros(group.units, dtype=torch.float64, device=sums[group.consumers[0].path].device)
+            terms[name][group.key] = zeros
     for index in progress(my_share(len(groups)), "removal orders", "group"):
         group = groups[index]
-        weight = weight_of(sums[group.key].consumer)
-        metrics = [sums[group.key].metrics[name].double() / traces[name] for name in names]
         try:
-            scores = removal_scores(weight, sums[group.key].covariance(), metrics, weight.shape[1] // group.units)
+            readers = [sums[each.path].reader(traces) for each in group.consumers]
+            scores = removal_scores(readers, group.units)
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
         for name, score in zip(names, scores, strict=True):
@@ -116,13 +109,13 @@ def _rows(values: Tensor, real: Tensor | None) -> Tensor:
 class _Sums:
     """Running sums at one consumer: inputs for H, gradients at the output for Gamma."""
 
-    def __init__(self, model: nn.Module, group: Group):
-        self.consumer = consumer = model.get_submodule(group.consumer)
+    def __init__(self, model: nn.Module, consumer: Consumer):
+        self.module = module = model.get_submodule(consumer.path)
         # A bias, or the mean of a batch norm, absorbs the mean of what is removed.
-        self.centred = consumer.bias is not None or group.residual.norm is not None
-        self.device = consumer.weight.device
+        self.centred = module.bias is not None or consumer.norm is not None
+        self.device = module.weight.device
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
-        self.inputs = Moments(weight_of(consumer).shape[1], self.device, torch.float32)
+        self.inputs = Moments(weight_of(module).shape[1], self.device, torch.float32)
         self.metrics: dict[str, Tensor] = {}
 
     def add_inputs(self, tokens: Tensor) -> None:
@@ -137,5 +130,8 @@ class _Sums:
         self.inputs.add_up()
         add_up(*self.metrics.values())
 
-    def covariance(self) -> Tensor:
-        return (self.inputs.scatter(self.centred) + self.inputs.floor().diag()) / self.inputs.weight
+    def reader(self, traces: Mapping[str, float]) -> Reader:
+        """What reads the units, with metrics divided by their sums over all consumers."""
+        metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
+        covariance = (self.inputs.scatter(self.centred) + self.inputs.floor().diag()) / self.inputs.weight
+        return Reader(weight_of(self.module), covariance, metrics)

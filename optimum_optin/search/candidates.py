@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -12,10 +13,12 @@ from ..inputs.vision import prefix_tokens
 from ..merging.hooks import check_mergeable, merges_tokens
 from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
 from ..scoring import Scores
-from .macs import cost_tables, dense_cost, matching_cost, token_costs
+from .macs import cost_tables, dense_cost, matching_cost, token_costs, total_cost
 from .masks import check_budget, check_kept, search, search_uniform
+from .overlaps import overlapping
 from .selection import limits_of
 
+_HALVINGS = 16  # of the sum that is searched for where costs overlap
 _MERGING_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget, for the share of FLOPs that merging alone is to leave
 
 
@@ -62,16 +65,55 @@ def ranked(
     find = search_uniform if config.layout == "uniform" else search
     ordered = {group.key: combined[group.key] for group in groups}
     limits = limits_of(config, groups)
-    masks = find(ordered, costs, budget, limits)
+    if overlapping(groups):
+        masks = _within(
+            budget,
+            dense_cost(costs),
+            find=lambda room: find(ordered, costs, room, limits),
+            cost_of=lambda masks: total_cost(model, groups, scores.tokens, masks=masks),
+        )
+    else:
+        masks = find(ordered, costs, budget, limits)
     check_kept(masks, limits)
     return Choice(masks, weight, schedule)
+
+
+def _within(
+    budget: float, most: float, *, find: Callable[[float], Masks], cost_of: Callable[[Masks], float]
+) -> Masks:
+    """The masks that cost most within a budget, where costs are less than the sums that a search goes by.
+
+    Args:
+        budget: the most that masks may cost.
+        most: the sum of what all units cost.
+        find: masks whose units cost no more than so much together.
+        cost_of: what masks cost.
+
+    Raises:
+        ValueError: see `check_budget`.
+    """
+    if cost_of(masks := find(most)) <= budget * (1 + 1e-9):
+        return masks
+    low, high, best = 0.0, most, None
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        try:
+            masks = find(middle)
+        except ValueError:  # it does not pay for the least that must stay
+            low = middle
+            continue
+        if cost_of(masks) <= budget * (1 + 1e-9):
+            low, best = middle, masks
+        else:
+            high = middle
+    return find(low) if best is None else best
 
 
 def priced(
     model: nn.Module, groups: Groups, tokens: int, config: OptinConfig, schedule: TokenSchedule | None
 ) -> tuple[dict[str, Tensor], float]:
     """The costs of units beside a schedule (`cost_tables`), and the budget that is left for them, in MACs."""
-    dense = dense_cost(cost_tables(model, groups, tokens))
+    dense = total_cost(model, groups, tokens)
     budget = config.flops * dense - matching_cost(model, groups, tokens, schedule)
     return cost_tables(model, groups, tokens, schedule), budget
 

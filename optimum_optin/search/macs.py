@@ -17,6 +17,7 @@ from ..inputs.vision import prefix_tokens
 from ..merging.hooks import is_mergeable
 from ..merging.schedule import TokenCosts, TokenSchedule
 from ..running.linears import weight_of
+from .overlaps import apart, overlapping, overlapping_weights
 from .unit_costs import macs_by_length, run_counted, unit_macs
 
 
@@ -26,6 +27,7 @@ def cost_tables(
     """MACs of keeping n units of each group.
 
     Every unit of a group costs the same: the MACs that PyTorch's flop counter adds for one unit more (`unit_macs`).
+    Where groups overlap (`overlaps.py`), this is what it costs beside all units of the others.
 
     Args:
         model: the model as it is now.
@@ -68,7 +70,7 @@ def matching_cost(model: nn.Module, groups: Groups, tokens: int, schedule: Token
 def total_cost(
     model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None = None, masks: Masks | None = None
 ) -> float:
-    """MACs of the transformer layers, including those of comparing tokens in order to merge them.
+    """MACs of all that units have a part in, including those of comparing tokens in order to merge them.
 
     Args:
         model: the model as it is now.
@@ -77,8 +79,12 @@ def total_cost(
         schedule: how many tokens are merged on the way; `None` for none.
         masks: group key -> units that are kept; `None` for all.
     """
-    costs = cost_tables(model, groups, tokens, schedule)
+    others = apart(groups)
+    costs = cost_tables(model, others, tokens, schedule)
     units = dense_cost(costs) if masks is None else kept_cost(costs, masks)
+    if len(others) < len(groups):
+        weights = overlapping_weights(model, groups, probe_batch(model, tokens))
+        units += sum(weight.left(masks or {}) for weight in weights)
     return units + matching_cost(model, groups, tokens, schedule)
 
 
@@ -109,6 +115,11 @@ def count_parameters(model: nn.Module) -> int:
 
 def _unit_macs(model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None) -> Mapping[str, float]:
     """Group key -> MACs that one unit adds."""
+    if keys := overlapping(groups):
+        batch = probe_batch(model, tokens)
+        weights = overlapping_weights(model, groups, batch)
+        found = unit_macs(model, apart(groups), batch)
+        return found | {key: sum(weight.of_unit(key) for weight in weights) for key in keys}
     if schedule is None and not is_mergeable(model):
         return unit_macs(model, groups, probe_batch(model, tokens))
     by_length = macs_by_length(model, groups)

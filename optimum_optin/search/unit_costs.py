@@ -17,6 +17,7 @@ from ..architectures.group import Groups
 from ..editing.surgery import take_units
 from ..inputs.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
+from ..models.identity import attention_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import call_model
@@ -66,6 +67,30 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
     return macs
 
 
+def macs_of_modules(model: nn.Module, batch: Batch) -> Mapping[str, float]:
+    """Path of a module -> MACs that it does in a forward pass, those of the modules in it included.
+
+    Args:
+        model: the model as it is now.
+        batch: inputs to count with.
+    """
+
+    def measure() -> dict[str, float]:
+        try:
+            fake = FakeTensorMode(allow_non_fake_inputs=True)
+            with fake:
+                inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
+                counter = run_counted(_skeleton(model, fake), inputs)
+        except Exception as error:
+            logger.debug(f"MACs are counted on the model itself, which needs its weights to run: {error}")
+            counter = run_counted(model, batch)
+        counts = counter.get_flop_counts().items()
+        return {path.partition(".")[2]: sum(operations.values()) / 2 for path, operations in counts}
+
+    shapes = tuple((name, tuple(value.shape)) for name, value in batch.items())
+    return measured_once(model, ("MACs of modules", shapes), measure)
+
+
 def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, float]]:
     """Group key -> a and b of the MACs, a n + b n^2, that a unit adds to a layer of n tokens.
 
@@ -101,7 +126,7 @@ def _added_by_units(
 ) -> dict[str, int]:
     """Group key -> MACs that its layer does more with the first unit there twice. One role after the other grows."""
     detach_merging(copied)
-    if getattr(copied.config, "_attn_implementation", "eager") not in ("sdpa", "eager"):
+    if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
     if repeats > 1:
         first, *_, last = map(copied.get_submodule, groups.layers.values())
@@ -111,7 +136,7 @@ def _added_by_units(
     def count() -> dict[str, int]:
         with running:
             flops = run_counted(copied, batch).get_flop_counts()
-        paths = {layer: f"{type(copied).__name__}.{path}" for layer, path in groups.layers.items()}
+        paths = {layer: f"{type(copied).__name__}.{path}".removesuffix(".") for layer, path in groups.layers.items()}
         return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
 
     added: dict[str, int] = {}

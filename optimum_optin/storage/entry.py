@@ -11,6 +11,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -20,6 +21,8 @@ from .structure import Structure, ranges_from_json, structure_from_json
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 2
+ATTRIBUTE = "optin_structure"  # of a plain module, which has no config to note it in
+STRUCTURE_FILE = "optin_structure.json"  # where it is written then
 # For whoever follows the advice in that warning, to delete the entry in config.json.
 _HOW_TO_LOAD = (
     "This model is pruned, not quantized. Do not delete this entry: `import optimum_optin` (pip install optimum-optin) "
@@ -103,13 +106,20 @@ class OptinStructureConfig(QuantizationConfigMixin):
         return self.to_dict().get(name, default)
 
 
-def entry_of(model: PreTrainedModel) -> OptinStructureConfig | None:
-    """A copy of the entry in a model's config; `None` for a dense model.
+def noted_in(model: nn.Module) -> Any:
+    """The entry as it is noted in a model's config or, of a plain module, in an attribute; `None` for a dense model."""
+    if isinstance(model, PreTrainedModel):
+        return getattr(model.config, "quantization_config", None)
+    return vars(model).get(ATTRIBUTE)
+
+
+def entry_of(model: nn.Module) -> OptinStructureConfig | None:
+    """A copy of the entry that is noted on a model; `None` for a dense model.
 
     Raises:
         ValueError: the model is quantized, so that its linears cannot be sliced; or the entry is damaged.
     """
-    entry: Any = getattr(model.config, "quantization_config", None)
+    entry = noted_in(model)
     if entry is None:
         return None
     data = copy.deepcopy(dict(entry)) if isinstance(entry, Mapping) else entry.to_dict()
@@ -119,7 +129,7 @@ def entry_of(model: PreTrainedModel) -> OptinStructureConfig | None:
     return OptinStructureConfig(**data)
 
 
-def structure_of_model(model: PreTrainedModel) -> Structure:
+def structure_of_model(model: nn.Module) -> Structure:
     """The structure that earlier prunings left; empty for a dense model.
 
     Raises:
@@ -129,9 +139,9 @@ def structure_of_model(model: PreTrainedModel) -> Structure:
     return structure_from_json(entry.structure) if entry else {}
 
 
-def schedule_of_model(model: PreTrainedModel) -> TokenSchedule | None:
+def schedule_of_model(model: nn.Module) -> TokenSchedule | None:
     """The schedule by which a model merges tokens; `None` if it merges none."""
-    entry: Any = getattr(model.config, "quantization_config", None)
+    entry = noted_in(model)
     data = entry if isinstance(entry, Mapping) else vars(entry) if entry else {}
     tokens = data.get("tokens") if data.get("quant_method") == METHOD else None
     return None if tokens is None else TokenSchedule.from_json(tokens)

@@ -95,10 +95,15 @@ def check_own(model: PreTrainedModel) -> None:
             )
 
 
-def difference(model: PreTrainedModel) -> str | None:
+def difference(model: nn.Module) -> str | None:
     """How a model differs from what its class makes of its config: in names and shapes of weights, in which of them are
-    shared, or in activations. `None` if it does not, or if the class takes more than a config, so that nobody can tell.
+    shared, or in activations. `None` if it does not, or if the class takes more than a config, so that nobody can tell;
+    of a plain module, only `load_pruned` can.
     """
+    return _difference(model) if isinstance(model, PreTrainedModel) else None
+
+
+def _difference(model: PreTrainedModel) -> str | None:
     tied, seen = getattr(model, "all_tied_weights_keys", None) or {}, {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = seen.setdefault(parameter, name)
@@ -125,7 +130,7 @@ def is_rebuilt(model: PreTrainedModel) -> bool:
     return _made_by_class(model) is not None and difference(model) is None
 
 
-def check_rebuilt(model: PreTrainedModel) -> None:
+def check_rebuilt(model: nn.Module) -> None:
     """Raise if the model's class makes something else of its config, so that it could not be loaded.
 
     Raises:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..inputs.modalities import TEXTS, Modality
 from ..running.processes import state
 from .auto_map import own_code
+from .entry import STRUCTURE_FILE
 
 logger = logging.get_logger(__name__)
 
@@ -69,6 +70,12 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
         ValueError: an unknown task, or an adapter; or, without a task, a checkpoint that brings code which is not
             trusted, or names a class that transformers does not have.
     """
+    if Path(model, STRUCTURE_FILE).is_file():
+        raise ValueError(
+            f"{model} holds a pruned module of plain PyTorch, which only its own class makes: in Python, "
+            f"optimum_optin.load_pruned(factory, {str(model)!r}) loads it, and OptinPruner.from_model(module, "
+            "example_inputs) checks, scores, prunes and times modules. Of the commands, info and push work."
+        )
     if Path(model, "adapter_config.json").is_file():
         raise ValueError(
             f"{model} holds an adapter: merge it first (PeftModel.from_pretrained(base, adapter).merge_and_unload()) "

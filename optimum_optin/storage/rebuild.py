@@ -18,11 +18,11 @@ from transformers import __version__ as transformers_version
 from ..editing.surgery import HeadSelector, RemovedAttention, empty, follow_shapes, set_attribute
 from ..merging.hooks import MergingLayer, attach_mergers, check_takes_bias
 from ..merging.schedule import TokenSchedule
-from .entry import OptinStructureConfig
+from .entry import ATTRIBUTE, STRUCTURE_FILE, OptinStructureConfig
 from .structure import ranges_from_json
 
 
-def rebuild(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
+def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
     """Make a dense model, or its skeleton on the meta device, what an entry says, and note it in its config, in place.
 
     Args:
@@ -46,7 +46,9 @@ def rebuild(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
     _set_shapes(model, entry.shapes)
     for path, value in entry.counters.items():
         if value > value_at(model, path):
-            raise ValueError(f"config.json sets {path} to {value}, but it is {value_at(model, path)} in a dense model.")
+            raise ValueError(
+                f"{place_of(model)} sets {path} to {value}, but it is {value_at(model, path)} in a dense model."
+            )
         set_attribute(model, path, value)
     for path, selected in entry.selectors.items():
         for argument, kept in selected.items():
@@ -62,17 +64,26 @@ def rebuild(model: PreTrainedModel, data: Mapping[str, Any]) -> None:
     note(model, entry)
 
 
-def note(model: PreTrainedModel, entry: OptinStructureConfig) -> None:
-    """Note in a model's config how it was pruned, in place."""
+def note(model: nn.Module, entry: OptinStructureConfig) -> None:
+    """Note in a model's config how it was pruned, in place; of a plain module, in an attribute."""
+    if not isinstance(model, PreTrainedModel):
+        setattr(model, ATTRIBUTE, entry)
+        return
     model.config.quantization_config = entry
     for part in model.modules():  # a tower, whose own config says nothing of it
         if isinstance(part, PreTrainedModel) and part.config is not model.config:
             part.optin_whole = type(model).__name__
 
 
-def base_path(model: PreTrainedModel) -> str:
+def base_path(model: nn.Module) -> str:
     """Path of a model's base model, without its head; `""` if it has none."""
-    return model.base_model_prefix if model.base_model is not model else ""
+    has_head = isinstance(model, PreTrainedModel) and model.base_model is not model
+    return model.base_model_prefix if has_head else ""
+
+
+def place_of(model: nn.Module) -> str:
+    """The file that says how a model was pruned."""
+    return "config.json" if isinstance(model, PreTrainedModel) else STRUCTURE_FILE
 
 
 class Names:
@@ -84,12 +95,14 @@ class Names:
         entry: the entry.
     """
 
-    def __init__(self, model: PreTrainedModel, entry: OptinStructureConfig):
+    def __init__(self, model: nn.Module, entry: OptinStructureConfig):
         self._model, self._version = model, entry.transformers
         self._saved, self._here = (f"{path}." if path else "" for path in (entry.base, base_path(model)))
         # Of another class than the one that was saved, parts may be missing: a head, or a decoder.
-        self._other = type(model).__name__ not in (model.config.architectures or ())
-        self._ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
+        of_transformers = isinstance(model, PreTrainedModel)
+        self._other = of_transformers and type(model).__name__ not in (model.config.architectures or ())
+        ignored = model._keys_to_ignore_on_load_unexpected if of_transformers else None
+        self._ignored = [re.compile(each) for each in ignored or ()]
 
     def here(self, name: str, holds: Callable[[nn.Module, str], bool]) -> str | None:
         """The name that something has in the model; `None` if it is not there."""
@@ -106,8 +119,14 @@ class Names:
         here = self.here(name, holds)
         of_a_head = not name.startswith(self._saved) or any(each.search(name) for each in self._ignored)
         if here is None and not (self._other and of_a_head):
+            place, kind = place_of(self._model), type(self._model).__name__
+            if not isinstance(self._model, PreTrainedModel):
+                raise ValueError(
+                    f"{place} names {name}, which this {kind} does not have: it is not the dense module that was "
+                    "pruned (other sizes, or another version of its code); else the file is damaged."
+                )
             raise ValueError(
-                f"config.json names {name}, which a {type(self._model).__name__} does not have. The model was saved "
+                f"{place} names {name}, which a {kind} does not have. The model was saved "
                 f"with transformers {self._version}, and this is {transformers_version}, where modules may have other "
                 "names: load it with that version, or by the class that it was saved from; else the file is damaged."
             )
@@ -182,11 +201,11 @@ def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         dense = tuple(tensor_at(model, name).shape)
         if len(shape) != len(dense) or any(size > most for size, most in zip(shape, dense, strict=True)):
             raise ValueError(
-                f"config.json gives {name} the shape {tuple(shape)}, but a dense model has {dense} there, of which a "
-                "pruned one keeps a part: config.json is damaged, or of a model with another configuration."
+                f"{place_of(model)} gives {name} the shape {tuple(shape)}, but a dense model has {dense} there, of "
+                f"which a pruned one keeps a part: the file is damaged, or of a model with another configuration."
             )
         if not is_saved(model, name):
-            raise ValueError(f"config.json gives {name} another shape, but it is not among the weights on disk.")
+            raise ValueError(f"{place_of(model)} gives {name} another shape, but it is not among the weights on disk.")
     bare: dict[nn.Module, bool] = {}
     for name, shape in shapes.items():
         path, _, last = name.rpartition(".")
@@ -205,14 +224,16 @@ def _remove(model: nn.Module, path: str, consumer: str) -> None:
     module = _module(model, path)
     inside = module._modules.get(consumer)
     if consumer and inside is None:
-        raise ValueError(f"config.json keeps {consumer} of {path}, which does not have it: config.json is damaged.")
+        raise ValueError(
+            f"{place_of(model)} keeps {consumer} of {path}, which does not have it: {place_of(model)} is damaged."
+        )
     model.set_submodule(path, RemovedAttention((consumer, inside) if consumer else None).train(module.training))
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
     module = module_at(model, path)
     if module is None:
-        raise ValueError(f"config.json removes what holds {path}, and names it: config.json is damaged.")
+        raise ValueError(f"{place_of(model)} removes what holds {path}, and names it: {place_of(model)} is damaged.")
     return module
 
 
@@ -221,7 +242,9 @@ def _select(model: nn.Module, path: str, argument: str, kept: Sequence[int]) -> 
     module = _module(model, path)
     arguments = list(inspect.signature(module.forward).parameters)
     if argument not in arguments:
-        raise ValueError(f"config.json names the argument {argument!r} of {path}, which takes {', '.join(arguments)}.")
+        raise ValueError(
+            f"{place_of(model)} names the argument {argument!r} of {path}, which takes {', '.join(arguments)}."
+        )
     selector = HeadSelector(argument, arguments.index(argument), list(kept))
     module.register_forward_pre_hook(selector, with_kwargs=True)
 

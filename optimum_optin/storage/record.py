@@ -24,7 +24,7 @@ from .structure import Structure, compose, masks_of, ranges_to_json, structure_f
 logger = logging.get_logger(__name__)
 
 
-def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenSchedule | None = None) -> None:
+def convert_model(model: nn.Module, structure: Structure, schedule: TokenSchedule | None = None) -> None:
     """Cut a model to `structure`, in place, and note it in its config.
 
     Args:
@@ -52,7 +52,7 @@ def convert_model(model: PreTrainedModel, structure: Structure, schedule: TokenS
         merge_tokens_of(model, schedule)
 
 
-def record_structure(model: PreTrainedModel, later: Structure, groups: Iterable[Group]) -> Structure:
+def record_structure(model: nn.Module, later: Structure, groups: Iterable[Group]) -> Structure:
     """Note in the model's config what was just cut, on top of earlier prunings; return the whole structure.
 
     Args:
@@ -89,7 +89,7 @@ def record_structure(model: PreTrainedModel, later: Structure, groups: Iterable[
     return structure
 
 
-def merge_tokens_of(model: PreTrainedModel, schedule: TokenSchedule) -> None:
+def merge_tokens_of(model: nn.Module, schedule: TokenSchedule) -> None:
     """Let a model merge tokens from now on, in place, and note it in its config beside the structure.
 
     Raises:
@@ -98,10 +98,10 @@ def merge_tokens_of(model: PreTrainedModel, schedule: TokenSchedule) -> None:
     entry, layers = entry_of(model), merging_layers(model, find_groups(model), schedule)
     attach_mergers(model, layers, schedule)
     entry.tokens, entry.merging = schedule.to_json(), [each._asdict() for each in layers]
-    model.config.quantization_config = entry
+    note(model, entry)
 
 
-def check_recordable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+def check_recordable(model: nn.Module, groups: Iterable[Group]) -> None:
     """Raise if a model could not be saved once these groups are cut; may be asked before the cut.
 
     Raises:
@@ -132,7 +132,7 @@ def unsavable(model: nn.Module, group: Group) -> str | None:
     return None
 
 
-def check_structure(model: PreTrainedModel) -> None:
+def check_structure(model: nn.Module) -> None:
     """Raise if the model's modules are not what its config says earlier prunings left.
 
     Raises:
@@ -144,7 +144,7 @@ def check_structure(model: PreTrainedModel) -> None:
     check_recorded(model)
 
 
-def check_recorded(model: PreTrainedModel) -> None:
+def check_recorded(model: nn.Module) -> None:
     """Raise if a model is not what its config says earlier prunings left. Its groups need not be known.
 
     Tensors that are not there any more, or not plain ones, are passed over: somebody has changed its modules since, and
@@ -177,7 +177,7 @@ def check_recorded(model: PreTrainedModel) -> None:
         raise _unlike(f"{next(iter(entry.shapes))} was cut", "nothing that was")
 
 
-def check_units(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+def check_units(model: nn.Module, groups: Iterable[Group]) -> None:
     """Raise if a model's groups do not have the units that its config says earlier prunings left.
 
     Raises:
@@ -217,7 +217,7 @@ def upgraded(
     return entry_of(skeleton)
 
 
-def _earlier(model: PreTrainedModel) -> OptinStructureConfig:
+def _earlier(model: nn.Module) -> OptinStructureConfig:
     """What earlier prunings noted, in this format."""
     entry = entry_of(model)
     if entry is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -17,8 +18,11 @@ def class_of(model: PreTrainedModel) -> type[PreTrainedModel] | None:
     return kind if getattr(transformers, kind.__name__, None) is kind else None
 
 
-def task_of(model: PreTrainedModel) -> str | None:
-    """The Hub's name of the model's task, e.g. `"text-classification"`; `None` if its class has none."""
+def task_of(model: nn.Module) -> str | None:
+    """The Hub's name of the model's task, e.g. `"text-classification"`; `None` if its class has none, as
+    plain modules."""
+    if not isinstance(model, PreTrainedModel):
+        return None
     from optimum.exporters.tasks import TasksManager  # slow to import
 
     try:

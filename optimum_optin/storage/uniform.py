@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..architectures.group import Group, Masks
 from ..architectures.registry import known_architectures, row_of
 from ..discovery.find import is_declared
+from ..models.identity import in_words
 from .entry import structure_of_model
 
 
@@ -25,7 +26,7 @@ def check_sized_by_config(model: PreTrainedModel) -> None:
     """
     if not is_declared(model):
         raise ValueError(
-            f"layout='uniform' cannot prune this {model.config.model_type!r} model: its groups are found by tracing, "
+            f"layout='uniform' cannot prune this {in_words(model)}: its groups are found by tracing, "
             "which does not tell from what attributes of the config transformers reads a layer's size. Take "
             "layout='free', or register the model type with config_fields (register_architecture)."
         )

@@ -12,7 +12,7 @@ from tiny import SHAPE, random_masks, tiny_batch, tiny_model, tiny_samples
 from torch import nn
 
 from optimum_optin import OptinConfig, find_groups
-from optimum_optin.architectures.group import Blocks, Cut, Group, Groups, Producer
+from optimum_optin.architectures.group import Blocks, Consumer, Cut, Group, Groups, Producer
 from optimum_optin.compensation.refit import ALONE, UNREACHED, refit
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
@@ -42,7 +42,7 @@ def group_of(model, layer, role, producers, consumer, *, width=1, counters=None)
     named = dict(model.named_parameters())
     written = [f"{path}.{name}" for path in producers for name in ("weight", "bias") if f"{path}.{name}" in named]
     cut = Cut(
-        consumer,
+        (Consumer(consumer, width),),
         tuple(map(Producer, producers)),
         tuple(Blocks(name, 0, (width,)) for name in written),
         (Blocks(f"{consumer}.weight", 1, (width,)),),
@@ -57,7 +57,7 @@ def groups_of(layers, *members):
 
 def start_of(batch, groups, masks):
     """A start with the same weight for every real token; `masks` has one for each stack."""
-    weights = {group.key: masks[group.layer.partition(".")[0]].float() for group in groups}
+    weights = {group.consumer: masks[group.layer.partition(".")[0]].float() for group in groups}
     return Start(batch, masks, weights)
 
 

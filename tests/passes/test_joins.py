@@ -9,7 +9,7 @@ from tiny import CASES, SHAPE, tiny_batch, tiny_model
 from torch import nn
 
 from optimum_optin import find_groups
-from optimum_optin.architectures.group import attribute
+from optimum_optin.architectures.group import Consumer, attribute
 from optimum_optin.passes.course import find_course
 
 ALONE = {"swin": {"heads"}, "swinv2": {"heads", "neurons"}}  # windows; outputs are normalised
@@ -21,7 +21,7 @@ def test_every_architecture_joins_where_it_should(case):
     groups = find_groups(model)
     course = find_course(model, list(groups)[::-1], tiny_batch(model))
     alone = next((roles for name, roles in ALONE.items() if case.split()[0] == name), set())
-    assert {group.role for group in groups if group.key not in course.joins} == alone
+    assert {group.role for group in groups if group.consumer not in course.joins} == alone
     assert [stop.group.key for stop in course.stops if not stop.producers] == [group.key for group in groups]
     assert all(len(join.terms) == 1 for join in course.joins.values())
     for stop in course.stops:
@@ -40,7 +40,7 @@ def test_layer_scale_is_measured(case, factors):
     for group in groups:
         path = factors[0] if group.role == "heads" else factors[1]
         expected = attribute(model, f"{groups.layers[group.layer]}.{path}")
-        torch.testing.assert_close(joins[group.key].scale, expected.detach(), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(joins[group.consumer].scale, expected.detach(), atol=1e-6, rtol=1e-6)
 
 
 class Layer(nn.Module):
@@ -84,13 +84,13 @@ def test_sums_of_all_kinds(case):
     x = torch.randn(2, 5, 8)
     residual = SimpleNamespace(windowed=False)
     group = SimpleNamespace(
-        key="layer.neurons", consumer="write", producers=[SimpleNamespace(path="read")], residual=residual
+        key="layer.neurons", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual
     )
     joins = find_course(layer.eval(), [group], {"x": x}).joins
     if paths is None:
         assert not joins
         return
-    found = joins["layer.neurons"]
+    found = joins["write"]
     assert [{place.path for place in places if place.argument is None} for places in found.terms] == paths
     if factor == 1:
         assert found.scale is None
@@ -105,7 +105,7 @@ def test_an_output_that_is_the_same_for_all_tokens_tells_no_factor():
     layer = Layer(lambda self, x, out: x + self.norm(out)).eval()
     nn.init.zeros_(layer.write.weight)
     residual = SimpleNamespace(windowed=False)
-    group = SimpleNamespace(key="a", consumer="write", producers=[SimpleNamespace(path="read")], residual=residual)
+    group = SimpleNamespace(key="a", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual)
     assert not find_course(layer, [group], {"x": torch.randn(2, 5, 8)}).joins
 
 
@@ -118,11 +118,11 @@ def test_parallel_sublayers_add_to_one_stream():
     residual = SimpleNamespace(windowed=False)
     groups = [
         SimpleNamespace(
-            key=role, consumer=path, producers=[SimpleNamespace(path=producers[role])], residual=residual, role=role
+            key=role, consumers=[Consumer(path)], producers=[SimpleNamespace(path=producers[role])], residual=residual, role=role
         )
         for role, path in consumers.items()
     ]
     joins = find_course(model, groups, tiny_batch(tiny_model())).joins
-    assert [len(joins[role].terms) for role in ("heads", "neurons")] == [1, 2]
-    attention = {place.path for places in joins["neurons"].terms for place in places}
+    assert [len(joins[path].terms) for path in consumers.values()] == [1, 2]
+    attention = {place.path for places in joins[consumers["neurons"]].terms for place in places}
     assert "layers.1.attention.dense" in attention

@@ -13,7 +13,7 @@ from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed
-from optimum_optin.scoring.removal import _DAMPING, _pool, removal_scores
+from optimum_optin.scoring.removal import _DAMPING, Reader, _pool, removal_scores
 from optimum_optin.search.divergence import measure_divergence
 
 
@@ -54,7 +54,7 @@ def test_greedy_order_and_costs_equal_brute_force(units, width, seed):
         removed |= set(range(best * width, (best + 1) * width))
         increments.append(costs[best] - total)
         total = costs[best]
-    (scores,) = removal_scores(weight, covariance, [metric], width)
+    (scores,) = removal_scores([Reader(weight, covariance, [metric])], weight.shape[1] // width)
     assert scores.argsort().tolist() == order
     expected = _pool(torch.tensor(increments, dtype=torch.float64))
     torch.testing.assert_close(scores[order], expected, rtol=1e-6, atol=1e-9)
@@ -63,8 +63,8 @@ def test_greedy_order_and_costs_equal_brute_force(units, width, seed):
 def test_several_metrics_share_the_order_of_their_sum():
     weight, covariance, metric = _problem(6, 1)
     _, _, other = _problem(6, 1, seed=7)
-    (together,) = removal_scores(weight, covariance, [metric + other], 1)
-    one, two = removal_scores(weight, covariance, [metric, other], 1)
+    (together,) = removal_scores([Reader(weight, covariance, [metric + other])], weight.shape[1])
+    one, two = removal_scores([Reader(weight, covariance, [metric, other])], weight.shape[1])
     order = together.argsort()
     assert one.argsort().tolist() == two.argsort().tolist() == order.tolist()
     assert float((one + two).sum()) == pytest.approx(float(together.sum()))
@@ -77,7 +77,7 @@ def test_of_twins_one_stays(pairs):
     x = torch.randn(4 * pairs, pairs, generator=generator, dtype=torch.float64).repeat(1, 2)
     x = x + 1e-3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(16, 2 * pairs, generator=generator, dtype=torch.float64)
-    (scores,) = removal_scores(weight, x.T @ x / len(x), [torch.eye(16, dtype=torch.float64)], 1)
+    (scores,) = removal_scores([Reader(weight, x.T @ x / len(x), [torch.eye(16, dtype=torch.float64)])], weight.shape[1])
     kept = scores.argsort(descending=True)[:pairs] % pairs
     assert len(set(kept.tolist())) == pairs
 
@@ -122,9 +122,10 @@ def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch)
     """H against a direct computation; each term's metrics have a trace of one, undone in the scores."""
     asked = []
 
-    def ones(weight, covariance, metrics, width):
-        asked.append((covariance, metrics))
-        return [torch.ones(weight.shape[1] // width).double() for _ in metrics]
+    def ones(readers, units):
+        (reader,) = readers
+        asked.append((reader.covariance, reader.metrics))
+        return [torch.ones(units).double() for _ in reader.metrics]
 
     monkeypatch.setattr("optimum_optin.scoring.surgeon.removal_scores", ones)
     model = tiny_model()
@@ -151,9 +152,9 @@ def test_what_fills_up_windows_does_not_count(model_type, monkeypatch):
     """H of an attention in windows, against its inputs put back into the order of the image and cropped to it."""
     asked = []
 
-    def ones(weight, covariance, metrics, width):
-        asked.append(covariance)
-        return [torch.ones(weight.shape[1] // width).double() for _ in metrics]
+    def ones(readers, units):
+        asked.append(readers[0].covariance)
+        return [torch.ones(units).double() for _ in readers[0].metrics]
 
     monkeypatch.setattr("optimum_optin.scoring.surgeon.removal_scores", ones)
     model = tiny_model(model_type)

@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport
-from optimum_optin.architectures.group import Cut, Group
+from optimum_optin.architectures.group import Consumer, Cut, Group
 from optimum_optin.publishing.card_text import card_text
 from optimum_optin.scoring import registry
 from optimum_optin.search.limits import Limit
@@ -14,7 +14,7 @@ from optimum_optin.search.selection import limits_of
 from optimum_optin.storage.entry import structure_of_model
 
 GROUPS = [
-    Group(f"layers.{layer}", role, units, 1, Cut("a", ()), config_fields=("size",))
+    Group(f"layers.{layer}", role, units, 1, Cut((Consumer("a"),), ()), config_fields=("size",))
     for layer in (0, 1, 10)
     for role, units in (("heads", 4), ("neurons", 20))
 ]

@@ -13,10 +13,10 @@ from optimum_optin import convert_model, find_groups
 from optimum_optin.architectures.group import Blocks
 from optimum_optin.discovery.samples import tiny_sample
 from optimum_optin.editing.surgery import rewrite
+from optimum_optin.proving.reload import reload_problem
 from optimum_optin.running.forward import call_model
 from optimum_optin.storage import rebuild as rebuilding
 from optimum_optin.storage.record import check_structure, record_structure, unsavable
-from optimum_optin.storage.reload import reload_problem
 from optimum_optin.storage.structure import Kept, structure_from_json, structure_of
 
 BART = {

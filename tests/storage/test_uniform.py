@@ -23,7 +23,7 @@ from optimum_optin import (
     register_architecture,
 )
 from optimum_optin.architectures import registry as architectures
-from optimum_optin.architectures.group import Cut, Group, stack_of
+from optimum_optin.architectures.group import Consumer, Cut, Group, stack_of
 from optimum_optin.architectures.registry import row_of
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.search.masks import search_uniform
@@ -71,9 +71,9 @@ def test_search_is_optimal_among_equal_counts(seed, share, floors):
 def test_floors_of_roles_that_the_configuration_does_not_name():
     """At least one unit stays of a role whose size can be written to the config, and all of another."""
     groups = [
-        Group("layers.0", "channels", 6, 1, Cut("a", ()), config_fields=("hidden_channels",)),
-        Group("layers.0", "experts", 4, 1, Cut("b", ())),
-        Group("layers.1", "experts", 5, 1, Cut("c", ())),
+        Group("layers.0", "channels", 6, 1, Cut((Consumer("a"),), ()), config_fields=("hidden_channels",)),
+        Group("layers.0", "experts", 4, 1, Cut((Consumer("b"),), ())),
+        Group("layers.1", "experts", 5, 1, Cut((Consumer("c"),), ())),
     ]
     assert uniform_floors(groups, {"heads": 0}) == {"heads": 1, "channels": 1, "experts": 5}
     assert uniform_floors(groups, {"channels": 2}) == {"channels": 2, "experts": 5}

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 
 from ..architectures.group import Group
 from ..editing.surgery import rewrite
+from ..plain_modules.saving import reloaded_module
 from ..running.batch import Batch
 from ..running.forward import call_model
 from ..running.prepared import copy_of
-from .record import record_structure
-from .structure import structure_of
-from .tasks import maker_of
+from ..storage.record import record_structure
+from ..storage.structure import structure_of
+from ..storage.tasks import maker_of
 
 _ROUNDING = 1e-4  # of the largest number that is compared
 
@@ -27,15 +28,13 @@ def reload_problem(model: nn.Module, groups: Iterable[Group], sample: Batch) -> 
     """Why a model could not be loaded as it was saved, once half of its units are gone; `None` if it could.
 
     A copy is cut, saved to a temporary folder, and loaded by the Auto class that makes the model, `AutoModel` if it is
-    one of them, or by the model's own class.
+    one of them, or by the model's own class; a plain module by `load_pruned`.
 
     Args:
         model: the model, unchanged.
         groups: what to cut of it.
         sample: inputs to compare outputs on.
     """
-    if not isinstance(model, PreTrainedModel):
-        return f"{type(model).__name__} is no model of transformers, which alone are saved"
     groups = list(groups)
     cut = copy_of(model).eval()
     masks = {group.key: _half(group) for group in groups}
@@ -43,10 +42,7 @@ def reload_problem(model: nn.Module, groups: Iterable[Group], sample: Batch) -> 
     try:
         record_structure(cut, structure_of(groups, masks), groups)
         expected = _numbers(call_model(cut, sample))
-        with tempfile.TemporaryDirectory() as folder:
-            cut.save_pretrained(folder)
-            loaded = maker_of(model).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
-        found = _numbers(call_model(loaded, sample))
+        found = _numbers(call_model(_loaded(cut, model), sample))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever transformers may raise that cannot save, load or run it
@@ -60,6 +56,15 @@ def reload_problem(model: nn.Module, groups: Iterable[Group], sample: Batch) -> 
         if not off <= _ROUNDING * most:
             return f"cut to half, saved and loaded, its outputs are off by {off:.2g}"
     return None
+
+
+def _loaded(cut: nn.Module, model: nn.Module) -> nn.Module:
+    """What is loaded of a cut model once it was saved."""
+    if not isinstance(model, PreTrainedModel):
+        return reloaded_module(cut, model)
+    with tempfile.TemporaryDirectory() as folder:
+        cut.save_pretrained(folder)
+        return maker_of(model).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
 
 
 def _half(group: Group) -> Tensor:

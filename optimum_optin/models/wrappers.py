@@ -49,21 +49,29 @@ def check_model(model: Any) -> None:
     raise TypeError(f"model must be a transformers model, got {name}: {remedy}.")
 
 
-def _remedy(model: Any) -> str:
+def wrapper_remedy(model: Any) -> str | None:
+    """What to give instead of a wrapper, a class or the name of a model; `None` if it is nothing of the kind."""
     if isinstance(model, (str, os.PathLike)):
         return "use from_pretrained for a Hub id or a folder"
     if isinstance(model, type):
-        return f"give an object of that class, e.g. {model.__name__}.from_pretrained(...)"
+        made = f"{model.__name__}.from_pretrained(...)" if hasattr(model, "from_pretrained") else f"{model.__name__}()"
+        return f"give an object of that class, e.g. {made}"
     for kind in type(model).__mro__:
         package = kind.__module__.partition(".")[0]
         if (kind.__name__, package) in _REMEDIES:
             return _REMEDIES[kind.__name__, package]
+    return None
+
+
+def _remedy(model: Any) -> str:
+    if (remedy := wrapper_remedy(model)) is not None:
+        return remedy
     if isinstance(model, nn.Module):
         inside = [name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
         if inside:
             return f"give the one inside, .{inside[0]}, and put what is pruned in its place"
         return (
-            "any other module can be proved with a sample of its inputs (check_architecture(module, sample)) and cut "
-            "by hand (find_groups, rewrite), see docs/source/concepts/extending.mdx"
+            "any other module needs an example of its inputs: OptinPruner.from_model(module, example_inputs), or "
+            "check_architecture(module, sample)"
         )
     return "use from_pretrained for a Hub id or a folder"

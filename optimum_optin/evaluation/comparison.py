@@ -1,0 +1,133 @@
+"""Models on one task: what its metrics say of the dense and of the pruned one, on the same samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..figures import Evaluation, MetricValues
+from .registry import find_task
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured.
+
+    Args:
+        entry: the entry of a report.
+        files: pictures for the model card, name -> content.
+    """
+
+    entry: Evaluation
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def compare(models: Mapping[str, nn.Module], processor: Any, task: str, **options: Any) -> Comparison:
+    """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples.
+
+    Args:
+        models: which of both -> the model.
+        processor: their tokenizer or image processor.
+        task: the task's name.
+        **options: those of `evaluate_model`.
+
+    Raises:
+        ValueError: see `evaluate_model`; raised before the first forward pass.
+    """
+    chosen, samples, batch_size = _read(task, **options)
+    for model in models.values():
+        chosen.check(model, processor, samples)
+    chosen.check_each(next(iter(models.values())), processor, samples)
+    found = {which: chosen.measure(model, processor, samples, batch_size) for which, model in models.items()}
+    metrics: dict[str, dict[str, Any]] = {}
+    classes: dict[str, dict[str, Any]] = {}
+    for which, each in found.items():
+        for name, (value, error) in each.metrics.items():
+            metrics.setdefault(name, {}).update({which: value, f"{which}_error": error})
+        for name, value in each.classes.items():
+            classes.setdefault(name, {}).update({which: value})
+    shown = {which: each.shown for which, each in found.items() if each.shown is not None}
+    entry = Evaluation(
+        **samples.described(chosen.name),
+        metrics={name: MetricValues(**values) for name, values in metrics.items()},
+        **({"classes": {name: MetricValues(**values) for name, values in classes.items()}} if classes else {}),
+    )
+    return Comparison(entry, chosen.show(samples, shown) if shown else {})
+
+
+def evaluate_model(
+    model: nn.Module,
+    processor: Any,
+    task: str,
+    *,
+    data: str | Any | None = None,
+    data_dir: str | os.PathLike | None = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    max_samples: int | None = None,
+    **options: Any,
+) -> dict:
+    """Measure any model on a task.
+
+    Args:
+        model: a model with a head for the task.
+        processor: its tokenizer or image processor.
+        task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"` or `"object-detection"`.
+        data: of images, a `datasets.Dataset` or the name of a data set on the Hub, instead of `data_dir`.
+        data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub, for
+            images as docs/source/guides/evaluation.mdx shows.
+        split: split to measure on; `None` takes validation, or what there is.
+        batch_size: samples per forward pass; it does not change the figures.
+        max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+        **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
+            segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`.
+
+    Returns:
+        `{"task": "image-classification", "dataset": "photos", "split": "validation", "samples": 500, "metrics":
+        {"accuracy": {"value": 0.91, "error": 0.01}}}`; errors are standard errors over samples. With a metric that is a
+        mean over classes, `classes` has the value of each.
+
+    Raises:
+        ValueError: unknown task, split or option, a model that does not fit the task, no processor, or unusable data.
+        FileNotFoundError: `data_dir` does not hold the task.
+        ConnectionError: the Hub does not answer; give `data_dir`.
+        ImportError: detection needs pycocotools.
+    """
+    given = {"data": data, "data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
+    chosen, samples, batch_size = _read(task, **given, **options)
+    chosen.check(model, processor, samples)
+    chosen.check_each(model, processor, samples)
+    found = chosen.measure(model, processor, samples, batch_size)
+    metrics = {name: {"value": value, "error": error} for name, (value, error) in found.metrics.items()}
+    by_class = {"classes": dict(found.classes)} if found.classes else {}
+    return {**samples.described(chosen.name), "metrics": metrics, **by_class}
+
+
+def check_task(model: nn.Module, processor: Any, task: str, **options: Any) -> None:
+    """Raise if a model cannot be measured on a task; its samples are looked for, and no model is run.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError, ImportError: see `evaluate_model`.
+    """
+    chosen, samples, _ = _read(task, **options)
+    chosen.check(model, processor, samples)
+    chosen.check_each(model, processor, samples)
+
+
+def _read(
+    task: str,
+    *,
+    data: Any = None,
+    data_dir: Any = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    max_samples: int | None = None,
+    **options: Any,
+) -> tuple[Any, Any, int]:
+    """The task, its samples, and the batch size."""
+    chosen = find_task(task, **options)
+    return chosen, chosen.read(data=data, data_dir=data_dir, split=split, max_samples=max_samples), batch_size

@@ -1,0 +1,1 @@
+"""Models as people give them, of transformers or plain modules: what is asked of each."""

@@ -1,0 +1,76 @@
+"""The structure file of a pruned module: what was cut, in the form that the configs of transformers have it in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..storage.entry import FORMAT_VERSION, STRUCTURE_FILE, OptinStructureConfig, entry_of
+
+WEIGHTS_FILE = "model.safetensors"
+_MOST_BYTES = 2**26  # of a file to read; that of a ResNet-152 has some 50 kB
+_HOW_TO_LOAD = (
+    "This is a pruned PyTorch module: optimum_optin.load_pruned(factory, folder) (pip install optimum-optin), where "
+    "factory is what makes the dense module."
+)
+_PARTS = ("structure", "format_version", "shapes", "counters", "selectors", "removed", "without")
+
+
+class PrunedModule(NamedTuple):
+    """What a structure file says.
+
+    Args:
+        kind: the name of the class of the module that was pruned.
+        entry: what was cut, in the JSON form of `OptinStructureConfig`.
+    """
+
+    kind: str
+    entry: dict[str, Any]
+
+
+def write_structure(module: nn.Module, folder: Path) -> None:
+    """Write the structure file of a pruned module.
+
+    Raises:
+        ValueError: the module was not pruned.
+    """
+    entry = entry_of(module)
+    if entry is None:
+        raise ValueError(f"this {type(module).__name__} was not pruned: torch.save(module.state_dict(), ...) keeps it.")
+    pruned = {name: value for name, value in entry.to_dict().items() if name in _PARTS}
+    data = {"how_to_load": _HOW_TO_LOAD, "class": type(module).__name__, "pruned": pruned}
+    (folder / STRUCTURE_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def read_structure(file: Path) -> PrunedModule:
+    """Read a structure file; nothing is allocated from a number that was not checked.
+
+    Raises:
+        ValueError: it is damaged, or of a newer format; says what is wrong.
+    """
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes, more than the {_MOST_BYTES:,} that we read")
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return PrunedModule(*_checked(data))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _checked(data: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(data, Mapping) or not isinstance(data.get("class"), str):
+        raise ValueError('it must hold {"class": ..., "pruned": {...}}')
+    pruned = data.get("pruned")
+    if not isinstance(pruned, Mapping) or (unknown := sorted(set(pruned) - set(_PARTS))):
+        found = ", ".join(unknown) if isinstance(pruned, Mapping) else repr(pruned)[:80]
+        raise ValueError(f"'pruned' must hold {', '.join(_PARTS)} alone, got {found}")
+    if "format_version" not in pruned:
+        raise ValueError("'pruned' lacks format_version")
+    entry = OptinStructureConfig(**pruned)
+    if entry.format_version != FORMAT_VERSION:
+        raise ValueError(f"format {entry.format_version} is none of modules, which have {FORMAT_VERSION}")
+    return data["class"], dict(pruned)
