@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
+from ..reading.label_maps import check_no_map, without_maps
 from ..running.batch import Batch
 from ..running.forward import takes
-from .label_maps import check_no_map, without_maps
 from .samples import is_missing
 from .vision import channels_of, check_inputs
 
@@ -192,7 +192,8 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     """
     if "pixel_values" in sample:
         return "pixel_values"
-    images = without_maps([name for name, value in sample.items() if is_missing(value) or is_image(value)], model)
+    images = [name for name, value in sample.items() if is_missing(value) or is_image(value)]
+    images = without_maps(images, _segments(model))
     there = [name for name in images if not is_missing(sample[name])]
     if not there:  # a name of a file may stand beside the image, too
         files = [name for name, value in sample.items() if _is_file(value)]
@@ -204,6 +205,11 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
             f"{type_of(model)!r} is a model of images: rename it to 'image'."
         )
     return known[0]
+
+
+def _segments(model: nn.Module) -> bool:
+    """Whether a model is a segmenter, by the name of its class or of one that it is made from."""
+    return any("Segment" in each.__name__ for each in type(model).__mro__)
 
 
 def _is_file(value: Any) -> bool:
@@ -244,7 +250,8 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
 
     def prepare(image: Any) -> dict[str, Tensor]:
         opened = open_image(image)
-        check_no_map(opened, model, _name_of(image))
+        if _segments(model):
+            check_no_map(opened, getattr(model.config, "num_labels", 0), _name_of(image))
         converted = in_mode(opened, MODES[channels], _name_of(image))
         try:
             made = processor(images=[converted], return_tensors="pt")
