@@ -252,7 +252,7 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
         opened = open_image(image)
         if _segments(model):
             check_no_map(opened, getattr(model.config, "num_labels", 0), _name_of(image))
-        converted = in_mode(opened, MODES[channels], _name_of(image))
+        converted = _converted(opened, MODES[channels], _name_of(image))
         try:
             made = processor(images=[converted], return_tensors="pt")
             names = ["pixel_values"] + ["pixel_mask"] * (masked and "pixel_mask" in made)
@@ -306,12 +306,15 @@ def in_mode(image: Any, mode: str, name: str | None = None):
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
     """
+    return _converted(open_image(image), mode, name or _name_of(image))
+
+
+def _converted(opened: Any, mode: str, name: str | None):
     pillow = _pillow()
-    opened = open_image(image)
     if opened.mode in ("I", "F"):
         raise OSError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
-            f"range, {name or _name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
+            f"range, {name or repr(opened):.120}: scale it to 0 to 255 and convert it to 'L'."
         )
     if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         opened = pillow.Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
