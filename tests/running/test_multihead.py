@@ -79,3 +79,17 @@ def test_an_error_inside_leaves_the_class_as_it_was():
         assert type(module) is PlainHeads
         raise KeyboardInterrupt
     assert type(module) is nn.MultiheadAttention and module._qkv_same_embed_dim
+
+
+def test_maps_that_are_the_same_for_all_heads_fit_any_number_of_them():
+    """Mask2Former makes as many as its config has heads, all alike."""
+    module = attention()
+    run_plainly(module)
+    given = inputs(module)
+    alike = torch.randn(2, 1, 5, 7)
+    expected = module(*given, attn_mask=alike.repeat(1, 4, 1, 1).flatten(0, 1))
+    found = module(*given, attn_mask=alike.repeat(1, 6, 1, 1).flatten(0, 1))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    for maps in (alike.repeat(1, 6, 1, 1) + torch.randn(2, 6, 1, 1), torch.zeros(1, 7, 5, 7)):
+        with pytest.raises(ValueError, match="attn_mask has .* one map for all heads"):
+            module(*given, attn_mask=maps.flatten(0, 1))
