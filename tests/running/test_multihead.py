@@ -67,7 +67,7 @@ def test_what_it_cannot_read_is_refused():
     with pytest.raises(ValueError, match="needs attn_mask"):
         module(x, x, x, is_causal=True)
     with pytest.raises(ValueError, match="6 maps for a batch of 2 and 4 heads"):
-        module(x, x, x, attn_mask=torch.zeros(6, 5, 5))
+        module(x, x, x, attn_mask=torch.randn(6, 5, 5))
     nested = torch.nested.nested_tensor([torch.randn(3, 32), torch.randn(5, 32)])
     with pytest.raises(ValueError, match="use_nested_tensor=False"):
         module(nested, nested, nested)
