@@ -87,3 +87,31 @@ def token_ids(tokens=9):
 def pixels():
     """A sample of an image."""
     return {"pixels": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+
+
+class Bottleneck(nn.Module):
+    """A block of three convolutions with batch norms beside a shortcut."""
+
+    def __init__(self, channels=8, inner=6):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        inner = F.relu(self.bn1(self.conv1(x)))
+        inner = F.relu(self.bn2(self.conv2(inner)))
+        return F.relu(x + self.bn3(self.conv3(inner)))
+
+
+class Bottlenecks(nn.Module):
+    """A classifier of images: a stem, blocks that add to one stream, and a pooled head."""
+
+    def __init__(self, blocks=2):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(*(Bottleneck() for _ in range(blocks)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, pixels):
+        return self.head(self.blocks(F.relu(self.norm(self.stem(pixels)))).mean((2, 3)))

@@ -94,8 +94,10 @@ def refit(
         Group key -> what was different with it: `ALONE` or `UNREACHED`. Others were refitted to the residual stream.
 
     Raises:
-        ValueError: a linear cannot be refitted, as numbers are not finite; names its group.
+        ValueError: a linear cannot be refitted, as numbers are not finite; names its group. Or masks are missing.
     """
+    if masks is None:
+        _check_outputs(dense, pruned, groups)
     with ExitStack() as contexts:
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))
@@ -123,6 +125,15 @@ def refit(
     notes = {group.key: UNREACHED for group in groups if group.key not in reached.values()}
     alone = {key for path, key in reached.items() if path not in course.joins}
     return notes | dict.fromkeys(sorted(alone), ALONE)
+
+
+def _check_outputs(dense: nn.Module, pruned: Sequence[nn.Module], groups: Groups) -> None:
+    """Raise if it takes masks to tell which outputs consumers have left."""
+    for path in kept_outputs(dense, groups, {group.key: torch.ones(group.units) for group in groups}):
+        if any(
+            len(weight_of(model.get_submodule(path))) < len(weight_of(dense.get_submodule(path))) for model in pruned
+        ):
+            raise ValueError(f"{path} writes units that were cut: give the masks, which tell its outputs from others.")
 
 
 def kept_outputs(dense: nn.Module, groups: Groups, masks: Masks) -> dict[str, Tensor]:

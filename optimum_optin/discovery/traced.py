@@ -103,7 +103,9 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
         Producer(part.tensor.rpartition(".")[0], len(part.widths))
         for part in writes
         # One row for a whole head makes a bias or a gate of it, from something else than what heads are made of.
-        if part.tensor.endswith(".weight") and _dims(model, part) and (width == 1 or role == CHANNELS or sum(part.widths) > 1)
+        if part.tensor.endswith(".weight")
+        and _dims(model, part)
+        and (width == 1 or role == CHANNELS or sum(part.widths) > 1)
     ]
     tables = tuple(part.tensor for part in found.shared)
     cut = Cut(() if inner else consumers, tuple(producers), tuple(writes), tuple(reads))

@@ -168,4 +168,6 @@ def dense_pass(
     if ran.output is None or not ran.output.of_head:
         return ran.start(None, generator)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
-    return ran.start(gradients(functional, ran.written(), [group.key for group in groups for _ in group.consumers]), generator)
+    return ran.start(
+        gradients(functional, ran.written(), [group.key for group in groups for _ in group.consumers]), generator
+    )

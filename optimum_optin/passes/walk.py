@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import HEADS, Consumer, Group
+from ..architectures.group import HEADS, Consumer
 from ..running.forward import call_model, first_of
 from ..running.linears import drawn_places, rows_read, rows_written
 from .course import Course, Stop

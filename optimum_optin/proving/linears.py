@@ -53,7 +53,10 @@ def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> 
     for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
-    for path in (layer, *(each.path for each in group.consumers)):  # producers may run for other inputs as well, such as relative positions
+    for path in (
+        layer,
+        *(each.path for each in group.consumers),
+    ):  # producers may run for other inputs as well, such as relative positions
         if dense.runs[path] > 1:
             return (
                 f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, counted and refitted as "

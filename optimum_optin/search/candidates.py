@@ -78,9 +78,7 @@ def ranked(
     return Choice(masks, weight, schedule)
 
 
-def _within(
-    budget: float, most: float, *, find: Callable[[float], Masks], cost_of: Callable[[Masks], float]
-) -> Masks:
+def _within(budget: float, most: float, *, find: Callable[[float], Masks], cost_of: Callable[[Masks], float]) -> Masks:
     """The masks that cost most within a budget, where costs are less than the sums that a search goes by.
 
     Args:

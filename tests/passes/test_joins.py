@@ -105,7 +105,9 @@ def test_an_output_that_is_the_same_for_all_tokens_tells_no_factor():
     layer = Layer(lambda self, x, out: x + self.norm(out)).eval()
     nn.init.zeros_(layer.write.weight)
     residual = SimpleNamespace(windowed=False)
-    group = SimpleNamespace(key="a", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual)
+    group = SimpleNamespace(
+        key="a", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual
+    )
     assert not find_course(layer, [group], {"x": torch.randn(2, 5, 8)}).joins
 
 
@@ -118,7 +120,11 @@ def test_parallel_sublayers_add_to_one_stream():
     residual = SimpleNamespace(windowed=False)
     groups = [
         SimpleNamespace(
-            key=role, consumers=[Consumer(path)], producers=[SimpleNamespace(path=producers[role])], residual=residual, role=role
+            key=role,
+            consumers=[Consumer(path)],
+            producers=[SimpleNamespace(path=producers[role])],
+            residual=residual,
+            role=role,
         )
         for role, path in consumers.items()
     ]

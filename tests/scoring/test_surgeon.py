@@ -77,7 +77,9 @@ def test_of_twins_one_stays(pairs):
     x = torch.randn(4 * pairs, pairs, generator=generator, dtype=torch.float64).repeat(1, 2)
     x = x + 1e-3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(16, 2 * pairs, generator=generator, dtype=torch.float64)
-    (scores,) = removal_scores([Reader(weight, x.T @ x / len(x), [torch.eye(16, dtype=torch.float64)])], weight.shape[1])
+    (scores,) = removal_scores(
+        [Reader(weight, x.T @ x / len(x), [torch.eye(16, dtype=torch.float64)])], weight.shape[1]
+    )
     kept = scores.argsort(descending=True)[:pairs] % pairs
     assert len(set(kept.tolist())) == pairs
 

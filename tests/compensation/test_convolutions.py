@@ -1,0 +1,150 @@
+"""Convolutions: refitted by patches, through batch norms and where units are handed on, against least squares."""
+
+import copy
+
+import pytest
+import torch
+import transformers as tr
+from torch import nn
+from torch.nn.functional import unfold
+from toys import Bottlenecks, Pictures, perturbed
+
+from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
+from optimum_optin.compensation import ridge
+from optimum_optin.compensation.refit import ALONE, refit
+from optimum_optin.editing.masking import masked
+from optimum_optin.editing.surgery import rewrite
+from optimum_optin.passes.calibration import calibrate, dense_passes
+
+
+class Pair(nn.Module):
+    """Two convolutions beside a shortcut, each with a batch norm behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, pixels):
+        x = pixels + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels)))))
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+def prepared(module, images=24, side=8):
+    torch.manual_seed(1)
+    model = OptinPruner.from_model(perturbed(module), {"pixels": torch.randn(2, 3, side, side)}).model
+    batches = [{"pixels": torch.randn(images // 3, 3, side, side)} for _ in range(3)]
+    return model, find_groups(model), calibrate(model, batches)
+
+
+@torch.no_grad()
+def test_a_consumer_is_refitted_to_the_stream_by_least_squares():
+    """What its batch norm makes of the refitted convolution, against `torch.linalg.lstsq` over all patches."""
+    model, groups, calibration = prepared(Pair())
+    (group,) = (group for group in groups if group.key.endswith("channels") and group.consumer == "conv2")
+    mask = torch.tensor([True, False, True, True, False, True])
+    pruned = copy.deepcopy(model)
+    rewrite(pruned, [group], {group.key: mask})
+    starts = dense_passes(model, groups, calibration, OptinConfig())
+    before = pruned.conv2.weight.clone()
+    refit(model, [pruned], groups.of_role(group.role), starts, strength=1e-9)
+    assert not torch.equal(before, pruned.conv2.weight)
+    images = torch.cat([batch["pixels"] for batch in calibration])
+    weights = torch.cat([start.weights["conv2"] for start in starts]).flatten().double().sqrt()[:, None]
+    inputs = torch.relu(pruned.norm1(pruned.conv1(images)))
+    rows = unfold(inputs, 3, padding=1).transpose(1, 2).flatten(0, 1).double()
+    rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    target = model.norm2(model.conv2(torch.relu(model.norm1(model.conv1(images)))))
+    target = target.flatten(2).transpose(1, 2).flatten(0, 1).double()
+    best = torch.linalg.lstsq(rows * weights, target * weights).solution
+    found = pruned.norm2(pruned.conv2(inputs)).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("module", [Pair, Pictures, Bottlenecks])
+@torch.no_grad()
+def test_a_refit_comes_closer_to_the_dense_model(module):
+    """Also where convolutions hand units to each other, and where several read one stream."""
+    model, groups, calibration = prepared(module(), images=48)
+    masks = {group.key: torch.arange(group.units) % 3 > 0 for group in groups}
+    cut = copy.deepcopy(model)
+    rewrite(cut, groups, masks)
+    refitted = copy.deepcopy(cut)
+    refit(model, [refitted], groups, dense_passes(model, groups, calibration, OptinConfig()), masks=[masks])
+    new = torch.randn(64, 3, 8, 8)
+    dense = model(new)
+    off = [float((each(new) - dense).square().mean()) for each in (refitted, cut)]
+    assert off[0] < 0.5 * off[1]
+
+
+def test_convolutions_that_hand_on_units_need_the_masks():
+    model, groups, calibration = prepared(Bottlenecks())
+    masks = {group.key: torch.arange(group.units) % 2 > 0 for group in groups}
+    cut = copy.deepcopy(model)
+    rewrite(cut, groups, masks)
+    with pytest.raises(ValueError, match="masks"):
+        refit(model, [cut], groups, dense_passes(model, groups, calibration, OptinConfig()))
+
+
+@torch.no_grad()
+def test_masks_and_cuts_agree_with_several_readers():
+    model, groups, _ = prepared(Bottlenecks())
+    assert any(len(group.consumers) > 1 for group in groups)
+    assert {group.role for group in groups} > {"stream_channels", "channels"}
+    masks = {group.key: torch.arange(group.units) % 2 == 0 for group in groups}
+    images = torch.randn(4, 3, 8, 8)
+    with masked(model, groups, masks):
+        expected = model(images)
+    cut = copy.deepcopy(model)
+    rewrite(cut, groups, masks)
+    torch.testing.assert_close(cut(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_sums_of_wide_patches_stay_in_memory():
+    """The refit of a 3 x 3 convolution of 512 channels: the sums that it holds at once, in bytes."""
+    inputs = 512 * 9
+    sums = ridge.Regression(inputs, 512, "meta")
+    held = sum(each.numel() * each.element_size() for each in (sums.inputs.gram, sums.cross))
+    assert 2 * held < 0.5e9  # two are summed, one to fit and one to choose by
+
+
+CONFIGS = {
+    "resnet": tr.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[2, 2], layer_type="basic", num_labels=3),
+    "bottleneck": tr.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 2], num_labels=3),
+    "regnet": tr.RegNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 2], groups_width=4, num_labels=3),
+    "mobilenet_v2": tr.MobileNetV2Config(depth_multiplier=0.25, image_size=32, num_labels=3),
+    "convnext": tr.ConvNextConfig(hidden_sizes=[8, 12], depths=[1, 2], num_stages=2, image_size=32, num_labels=3),
+    "efficientnet": tr.EfficientNetConfig(
+        width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320, image_size=32, num_labels=3
+    ),
+}
+
+
+def shaken(model):
+    """The model in evaluation mode, with weights and statistics that are not those of the start."""
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name.endswith("running_var"):
+                tensor.mul_(1 + 0.3 * torch.rand_like(tensor))
+            elif tensor.is_floating_point():
+                tensor.add_(0.05 * torch.randn_like(tensor))
+    return model.eval()
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_models_of_transformers_from_end_to_end(case, tmp_path):
+    """Proved, scored, refitted, saved, loaded by the plain Auto class: equal, and with the MACs that were counted."""
+    torch.manual_seed(0)
+    model = shaken(tr.AutoModelForImageClassification.from_config(CONFIGS[case]))
+    proof = check_architecture(model, {"pixel_values": torch.randn(1, 3, 32, 32)})
+    assert sum(each.proved for each in proof.groups) > 1
+    pruner = OptinPruner(model)
+    images = [{"pixel_values": torch.randn(3, 32, 32)} for _ in range(24)]
+    pruned = pruner.prune(images, OptinConfig(flops=0.6, probes=8), save_dir=tmp_path / case)
+    assert 0.4 < pruner.report.flops_achieved <= 0.6 + 1e-6
+    loaded = tr.AutoModelForImageClassification.from_pretrained(tmp_path / case).eval()
+    new = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(new).logits, pruned(new).logits, atol=1e-5, rtol=1e-4)
+    assert set(pruner.report.refit.values()) <= {ALONE}

@@ -1,0 +1,59 @@
+"""Costs of groups that overlap: what is left of every weight, against PyTorch's counter on models that were cut."""
+
+import copy
+
+import pytest
+import torch
+from toys import Bottlenecks, Pictures, perturbed, pixels
+
+from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin.editing.surgery import rewrite
+from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, total_cost
+from optimum_optin.search.overlaps import apart, overlapping
+
+MODULES = {"in a chain": Pictures, "around a stream": Bottlenecks}
+TOKENS = {"in a chain": 16 * 16, "around a stream": 8 * 8}
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_what_is_left_is_what_is_counted(case):
+    model = OptinPruner.from_model(perturbed(MODULES[case]()), pixels()).model
+    groups, tokens = find_groups(model), TOKENS[case]
+    assert overlapping(groups)
+    assert not apart(groups).members or case == "in a chain"
+    dense, whole = total_cost(model, groups, tokens), count_macs(model, pixels())
+    assert dense <= whole
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        masks = {group.key: torch.rand(group.units, generator=generator) < 0.6 for group in groups}
+        for mask in masks.values():
+            mask[0] = True
+        cut = copy.deepcopy(model)
+        rewrite(cut, groups, masks)
+        assert dense - total_cost(model, groups, tokens, masks=masks) == pytest.approx(
+            whole - count_macs(cut, pixels())
+        )
+
+
+def test_units_cost_what_goes_with_them_from_the_dense_model():
+    model = OptinPruner.from_model(perturbed(Bottlenecks()), pixels()).model
+    groups = find_groups(model)
+    tokens = TOKENS["around a stream"]
+    tables = cost_tables(model, groups, tokens)
+    for group in groups:
+        mask = torch.ones(group.units, dtype=torch.bool)
+        mask[1] = False
+        left = total_cost(model, groups, tokens, masks={group.key: mask})
+        assert float(tables[group.key][1]) == pytest.approx(total_cost(model, groups, tokens) - left)
+    assert dense_cost(tables) > total_cost(model, groups, tokens)  # which is why a search must count
+
+
+@pytest.mark.parametrize("flops", [0.8, 0.5, 0.3])
+@pytest.mark.parametrize("case", MODULES)
+def test_a_budget_is_spent_as_it_was_asked_for(case, flops):
+    torch.manual_seed(0)
+    pruner = OptinPruner.from_model(perturbed(MODULES[case]()), pixels())
+    samples = [{"pixels": torch.randn(3, 16, 16)} for _ in range(24)]
+    pruner.prune(samples, OptinConfig(flops=flops, probes=8, batch_size=8))
+    report = pruner.report
+    assert flops - 0.15 < report.flops_achieved <= flops + 1e-6
