@@ -84,8 +84,10 @@ def test_what_is_counted_is_what_is_saved(name, pruners):
     assert count_macs(pruner.model, batch) - count_macs(pruner.pruned_model, batch) == gone
 
 
-@pytest.mark.parametrize("scorer", ["gauss_newton", "exact"])
-@pytest.mark.parametrize("name", ["segformer", "eomt", "yolos"])
+OTHERS = [(name, scorer) for name in ("segformer", "eomt", "yolos") for scorer in ("gauss_newton", "exact")]
+
+
+@pytest.mark.parametrize(("name", "scorer"), [*OTHERS, ("mask2former", "gauss_newton")])
 def test_other_scorers_score_by_the_output(name, scorer, pruners):
     pruner = pruners(name)
     data = [{"pixel_values": image} for image in images(4)]
