@@ -177,7 +177,7 @@ def main() -> None:
                 with weighed(way):
                     pruned = pruner.prune(data, OptinConfig(flops=flops, seed=seed))
                 left.append(measure(pruned, *test))
-                agreements.append(pruner.report.divergence["agreement"])
+                agreements.append(pruner.report.divergence["agreement"] or 0.0)
             numbers = ", ".join(f"{each:.3f}" for each in left)
             mean, agreement = sum(left) / len(left), sum(agreements) / len(agreements)
             print(f"flops {flops}, {way}: {mean:.3f} ({numbers}), agreement {agreement:.3f}", flush=True)
