@@ -18,7 +18,7 @@ HEADS_AND_NEURONS = {
     "segformer": {"heads": 3, "neurons": 3},
     "dinov2": {"heads": 3, "neurons": 3},
     "beit": {"heads": 4, "neurons": 4},
-    "mask2former": {"heads": 5, "neurons": 7},
+    "mask2former": {"heads": 7, "neurons": 7},
     "eomt": {"heads": 2, "neurons": 4},
     "detr": {"heads": 4, "encoder_attn_heads": 2, "neurons": 4},
     "yolos": {"heads": 3, "neurons": 3},
