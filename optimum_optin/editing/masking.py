@@ -31,9 +31,7 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
             for consumer in group.consumers:
                 module = model.get_submodule(consumer.path)
                 stack.enter_context(running_plainly([model.get_submodule(consumer.path.rpartition(".")[0])]))
-                hook = _masking_hook(
-                    masks[group.key], consumer.width, is_convolution(module), group.residual.windowed
-                )
+                hook = _masking_hook(masks[group.key], consumer.width, is_convolution(module), group.residual.windowed)
                 stack.callback(module.register_forward_pre_hook(hook).remove)
             for part in () if group.consumers else group.cut.reads:
                 stack.enter_context(_without(model, part, masks[group.key]))
