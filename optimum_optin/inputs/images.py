@@ -192,7 +192,8 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
     """
     if "pixel_values" in sample:
         return "pixel_values"
-    images = without_maps([name for name, value in sample.items() if is_missing(value) or is_image(value)], model)
+    images = [name for name, value in sample.items() if is_missing(value) or is_image(value)]
+    images = without_maps(images, _segments(model))
     there = [name for name in images if not is_missing(sample[name])]
     if not there:  # a name of a file may stand beside the image, too
         files = [name for name, value in sample.items() if _is_file(value)]
@@ -204,6 +205,11 @@ def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:
             f"{type_of(model)!r} is a model of images: rename it to 'image'."
         )
     return known[0]
+
+
+def _segments(model: nn.Module) -> bool:
+    """Whether a model is a segmenter, by the name of its class or of one that it is made from."""
+    return any("Segment" in each.__name__ for each in type(model).__mro__)
 
 
 def _is_file(value: Any) -> bool:
@@ -244,8 +250,9 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
 
     def prepare(image: Any) -> dict[str, Tensor]:
         opened = open_image(image)
-        check_no_map(opened, model, _name_of(image))
-        converted = in_mode(opened, MODES[channels], _name_of(image))
+        if _segments(model):
+            check_no_map(opened, getattr(model.config, "num_labels", 0), _name_of(image))
+        converted = _converted(opened, MODES[channels], _name_of(image))
         try:
             made = processor(images=[converted], return_tensors="pt")
             names = ["pixel_values"] + ["pixel_mask"] * (masked and "pixel_mask" in made)
@@ -299,12 +306,15 @@ def in_mode(image: Any, mode: str, name: str | None = None):
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
     """
+    return _converted(open_image(image), mode, name or _name_of(image))
+
+
+def _converted(opened: Any, mode: str, name: str | None):
     pillow = _pillow()
-    opened = open_image(image)
     if opened.mode in ("I", "F"):
         raise OSError(
             f"an image must have numbers from 0 to 255, or to 65535 (mode 'I;16'), got mode {opened.mode!r} of unknown "
-            f"range, {name or _name_of(image) or repr(image):.120}: scale it to 0 to 255 and convert it to 'L'."
+            f"range, {name or repr(opened):.120}: scale it to 0 to 255 and convert it to 'L'."
         )
     if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         opened = pillow.Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))

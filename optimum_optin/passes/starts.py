@@ -133,7 +133,7 @@ def run_dense(
         generator: source of the rows; the functional of the output must be the next draw from it.
     """
     compared = draw_rows(real, rows, generator)
-    paths = [each.path for group in groups for each in (*group.consumers, group.producers[0])]
+    paths = [each.path for group in groups for each in (*group.consumers, *group.producers[:1])]
     with (
         differentiable(model, groups),
         observed(model, paths) as seen,

@@ -47,9 +47,6 @@ def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> 
     if not group.consumers:
         names = " and ".join(part.tensor for part in group.cut.reads)
         return f"its units are read by {names}, which are not all linears or convolutions that read them alone"
-    if not group.producers:
-        names = " and ".join(part.tensor for part in group.cut.writes)
-        return f"its units are written by {names}, none of which is a linear or a convolution that reads all channels"
     for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
