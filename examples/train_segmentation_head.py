@@ -31,7 +31,7 @@ from transformers import (
 
 from optimum_optin.files.folders import atomic_folder, check_folder
 
-PENALTIES = (1e-5, 1e-4, 1e-3)  # on half the squared weights, over features of unit variance
+PENALTIES = (1e-4, 1e-3, 1e-2)  # on half the squared weights, over features of unit variance
 
 
 def main():

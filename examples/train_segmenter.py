@@ -5,7 +5,8 @@
 
 A short plain loop: AdamW, a warm-up and a cosine; every step sees new scenes (fashion_scenes.py). Most steps see
 close-ups of 48 x 48 pixels, in which garments are as large as in whole scenes of 96 x 96 and fill half of the image:
-what they are is learnt there for a quarter of the time. SegFormer learns the class of each pixel. Mask2Former, on a
+what they are is learnt there for a quarter of the time. With --encoder-steps, the encoder first learns alone to name
+the garment of close-ups that have one. SegFormer learns the class of each pixel. Mask2Former, on a
 small Swin, learns one mask of each class of a scene, the background included, with the losses that transformers has
 for it. While it trains, a checkpoint is kept beside the result every few hundred steps, from which the same command
 goes on.
@@ -51,6 +52,8 @@ LABELS = {
 CLOSE_UPS = 0.7  # of all steps, the first ones
 CLOSE_UP = {"size": SIZE // 2, "garments": (1, 2), "shares": (0.6, 1.0)}
 INITIAL_DEVIATION = 0.06  # as for other narrow models (train_image_classifier.py)
+ONE_GARMENT = {**CLOSE_UP, "garments": (1, 1)}
+ENCODER_BATCH, ENCODER_RATE = 64, 1e-3
 WARM_UP = 0.05  # of all steps
 REPORTED = 200  # steps between two lines, and two checkpoints
 CHECKPOINT = "unfinished.safetensors"
@@ -62,6 +65,7 @@ class Recipe:
 
     model: Callable[[], PreTrainedModel]
     processor: Callable[[], BaseImageProcessor]
+    encoded: Callable[[PreTrainedModel, Tensor], Tensor]
     targets: Callable[[list[Scene]], dict]
     batch_size: int
     learning_rate: float
@@ -108,6 +112,16 @@ def mask2former() -> PreTrainedModel:
     return Mask2FormerForUniversalSegmentation(config)
 
 
+def segformer_encoded(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+    """The mean over all places of what the encoder ends with, shape (images, channels)."""
+    return model.segformer(pixels).last_hidden_state.mean((2, 3))
+
+
+def mask2former_encoded(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+    """The mean over all places of what the backbone ends with, shape (images, channels)."""
+    return model.model.pixel_level_module.encoder(pixels).feature_maps[-1].mean((2, 3))
+
+
 def segformer_processor() -> BaseImageProcessor:
     return SegformerImageProcessorPil(size={"height": SIZE, "width": SIZE})
 
@@ -136,8 +150,8 @@ def class_masks(scenes: list[Scene]) -> dict[str, list[Tensor]]:
 
 
 RECIPES = {
-    "segformer": Recipe(segformer, segformer_processor, pixel_classes, batch_size=16, learning_rate=2e-3),
-    "mask2former": Recipe(mask2former, mask2former_processor, class_masks, batch_size=8, learning_rate=5e-4),
+    "segformer": Recipe(segformer, segformer_processor, segformer_encoded, pixel_classes, 16, learning_rate=2e-3),
+    "mask2former": Recipe(mask2former, mask2former_processor, mask2former_encoded, class_masks, 8, learning_rate=5e-4),
 }
 
 
@@ -148,6 +162,7 @@ def main():
     parser.add_argument("--fashion-dir", type=Path, help="folder of the IDX files (default: of the Debian package)")
     parser.add_argument("--save-dir", type=Path, help="(default: ~/.cache/optimum-optin/scenes-ARCHITECTURE)")
     parser.add_argument("--steps", type=int, default=3000, help="(default: %(default)s)")
+    parser.add_argument("--encoder-steps", type=int, default=0, help="of the encoder alone (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="in scenes (default: 16 for segformer, 8 for mask2former)")
     parser.add_argument("--test-scenes", type=int, default=500, help="(default: %(default)s)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast in training")
@@ -164,6 +179,9 @@ def main():
     scenes = FashionScenes("train", (arguments.steps - close) * size, seed=seed, **data)
     set_seed(arguments.seed)
     model, processor = recipe.model(), recipe.processor()
+    if arguments.encoder_steps and not (save_dir / CHECKPOINT).is_file():
+        garments = FashionScenes("train", arguments.encoder_steps * ENCODER_BATCH, seed=seed, **ONE_GARMENT, **data)
+        learn_garments(model, garments, arguments)
     train(model, close_ups, scenes, save_dir / CHECKPOINT, arguments)
     with atomic_folder(save_dir) as draft:
         model.save_pretrained(draft)
@@ -174,6 +192,35 @@ def main():
     test = FashionScenes("test", arguments.test_scenes, **data)
     measured = scene_accuracy(reloaded, AutoImageProcessor.from_pretrained(save_dir), test)
     print(f"reloaded from disk, {measured}")
+
+
+def learn_garments(model, scenes, arguments):
+    """Train the encoder in place to name the garment of a scene that has one, from the mean over all places."""
+    recipe = RECIPES[arguments.architecture]
+    model.train()
+    with torch.no_grad():
+        width = recipe.encoded(model, pixel_values([scenes[0]])).shape[1]
+    head = torch.nn.Linear(width, len(CLASSES))
+    used = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(used, ENCODER_RATE, weight_decay=0.05, fused=True)
+    steps, right, started = len(scenes) // ENCODER_BATCH, 0, time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = ENCODER_RATE * learning_rate((step + 1) / steps)
+        batch = [scenes[number] for number in range(step * ENCODER_BATCH, (step + 1) * ENCODER_BATCH)]
+        labels = torch.tensor([scene.classes[0] if scene.classes else 0 for scene in batch])
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
+            logits = head(recipe.encoded(model, pixel_values(batch))).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(used, 1.0)
+        optimizer.step()
+        right += int((logits.argmax(-1) == labels).sum())
+        if (step + 1) % REPORTED == 0:
+            taken, shown = time.perf_counter() - started, REPORTED * ENCODER_BATCH
+            print(f"garments, step {step + 1} of {steps}: {taken:.0f} s, accuracy {right / shown:.3f}", flush=True)
+            right, started = 0, time.perf_counter()
 
 
 def train(model, close_ups, scenes, checkpoint, arguments):

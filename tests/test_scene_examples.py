@@ -1,5 +1,6 @@
 """The examples of dense prediction: scenes and their masks, their files, and trained segmenters that load."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -184,10 +185,23 @@ def options(data, save_dir):
 def test_a_trained_segmenter_loads(architecture, auto_class, data, monkeypatch, capsys):
     if architecture == "mask2former":
         pytest.importorskip("scipy")
-    arguments = [architecture, *options(data, data / "out"), "--steps", "2", "--batch-size", "2"]
+    monkeypatch.setattr(train_segmenter, "ENCODER_BATCH", 4)
+    monkeypatch.setattr(train_segmenter, "REPORTED", 2)
+    arguments = [
+        architecture,
+        *options(data, data / "out"),
+        "--steps",
+        "3",
+        "--batch-size",
+        "2",
+        "--encoder-steps",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", ["train_segmenter", *arguments])
     train_segmenter.main()
-    assert "reloaded from disk, 2 test scenes: mean IoU 0." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "garments, step 2 of 2" in printed
+    assert "reloaded from disk, 2 test scenes: mean IoU 0." in printed
     model = auto_class.from_pretrained(data / "out")
     assert tuple(model.config.id2label.values()) == CLASSES
     scene = FashionScenes("test", 1, fashion_dir=data)[0]
@@ -202,6 +216,22 @@ def test_each_class_of_a_scene_is_one_mask(data):
         assert labels.tolist() == sorted({0, *scene.classes})
         assert (masks.sum(0) == 1).all()
         assert np.array_equal((masks * labels[:, None, None]).sum(0).numpy(), scene.semantic)
+
+
+@pytest.mark.parametrize("architecture", train_segmenter.RECIPES)
+def test_an_encoder_alone_learns_to_name_garments(architecture, data, monkeypatch):
+    monkeypatch.setattr(train_segmenter, "ENCODER_BATCH", 8)
+    monkeypatch.setattr(train_segmenter, "ENCODER_RATE", 1e-3)
+    recipe = train_segmenter.RECIPES[architecture]
+    model = recipe.model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    scenes = FashionScenes("train", 16, fashion_dir=data, **train_segmenter.ONE_GARMENT)
+    assert {len(scene.classes) for scene in scenes} == {1}
+    train_segmenter.learn_garments(model, scenes, argparse.Namespace(architecture=architecture, bf16=False))
+    encoder = {"segformer": "segformer.", "mask2former": "model.pixel_level_module.encoder."}[architecture]
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all(name.startswith(encoder) for name in moved)
 
 
 def test_training_that_was_stopped_goes_on_to_the_same_weights(data, monkeypatch):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import transformers as tr
+from dense import dense_model
 from tiny import tiny_model
 from words import TEXTS, word_tokenizer
 
@@ -20,6 +21,13 @@ IMAGE_MODELS = {
     "facebook/dinov2-small": ("dinov2", tr.Dinov2Model),
     "google/vit-base-patch16-224": ("vit", tr.ViTForImageClassification),
     "openai/clip-vit-base-patch32": ("clip", tr.CLIPModel),
+}
+DENSE_MODELS = {
+    "facebook/detr-resnet-50": ("detr", tr.DetrImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})),
+    "nvidia/segformer-b0-finetuned-ade-512-512": (
+        "segformer",
+        tr.SegformerImageProcessorPil(size={"height": 32, "width": 32}),
+    ),
 }
 NEXT = TEXTS[1:] + TEXTS[:1]
 # the name of a data set -> configuration, columns of the split train and, alike, of validation
@@ -41,6 +49,9 @@ def set_up(folder):
             processor = tr.ViTImageProcessorPil(size={"height": 16, "width": 16})
             if model_type == "clip":
                 processor = tr.CLIPProcessor(image_processor=processor, tokenizer=word_tokenizer())
+            processor.save_pretrained(folder / name)
+        for name, (model, processor) in DENSE_MODELS.items():
+            dense_model(model).save_pretrained(folder / name)
             processor.save_pretrained(folder / name)
         for name in ("ethz/food101", "photos"):
             write_images(folder / name)

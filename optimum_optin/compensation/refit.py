@@ -49,6 +49,7 @@ def compensate(
     groups: Groups,
     calibration: Calibration,
     config: OptinConfig | None = None,
+    *,
     masks: Masks | None = None,
 ) -> None:
     """Refit producers and consumers of `pruned`, in place; returns nothing.
@@ -73,6 +74,7 @@ def refit(
     groups: Groups,
     starts: Sequence[Start | None],
     strength: float | None = None,
+    *,
     masks: Sequence[Masks] | None = None,
 ) -> dict[str, str]:
     """Refit producers and consumers of pruned models, in place.
@@ -130,9 +132,8 @@ def refit(
 def _check_outputs(dense: nn.Module, pruned: Sequence[nn.Module], groups: Groups) -> None:
     """Raise if it takes masks to tell which outputs consumers have left."""
     for path in kept_outputs(dense, groups, {group.key: torch.ones(group.units) for group in groups}):
-        if any(
-            len(weight_of(model.get_submodule(path))) < len(weight_of(dense.get_submodule(path))) for model in pruned
-        ):
+        written = len(weight_of(dense.get_submodule(path)))
+        if any(len(weight_of(model.get_submodule(path))) < written for model in pruned):
             raise ValueError(f"{path} writes units that were cut: give the masks, which tell its outputs from others.")
 
 
@@ -217,7 +218,7 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
 
 
 def _refit_convolutions(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
-    """The same for patches, of which there are many more numbers to guess than a convolution writes: these are guessed."""
+    """The same for patches, which hold many more numbers than a convolution writes: what it writes is guessed."""
     norms = {each.path: each.norm and pruned.get_submodule(each.norm) for each in stop.group.producers}
     producers = {path: pruned.get_submodule(path) for path in stop.producers}
     wanted = [

@@ -99,13 +99,12 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     role = NEURONS if width == 1 else HEADS
     if any(isinstance(each, _CONVOLUTIONS) for each in readers) or _is_flattened(model, writes):
         role = CHANNELS
+    # One row for a whole head makes a bias or a gate of it, from something else than what heads are made of.
+    makers = [part for part in writes if role != HEADS or sum(part.widths) > 1]
     producers = [
         Producer(part.tensor.rpartition(".")[0], len(part.widths))
-        for part in writes
-        # One row for a whole head makes a bias or a gate of it, from something else than what heads are made of.
-        if part.tensor.endswith(".weight")
-        and _dims(model, part)
-        and (width == 1 or role == CHANNELS or sum(part.widths) > 1)
+        for part in makers
+        if part.tensor.endswith(".weight") and _dims(model, part)
     ]
     tables = tuple(part.tensor for part in found.shared)
     cut = Cut(() if inner else consumers, tuple(producers), tuple(writes), tuple(reads))

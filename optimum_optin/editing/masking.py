@@ -31,7 +31,7 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
             for consumer in group.consumers:
                 module = model.get_submodule(consumer.path)
                 stack.enter_context(running_plainly([model.get_submodule(consumer.path.rpartition(".")[0])]))
-                hook = _masking_hook(masks[group.key], consumer.width, is_convolution(module))
+                hook = _masking_hook(masks[group.key], consumer.width, is_convolution(module), group.residual.windowed)
                 stack.callback(module.register_forward_pre_hook(hook).remove)
             for part in () if group.consumers else group.cut.reads:
                 stack.enter_context(_without(model, part, masks[group.key]))
@@ -119,10 +119,20 @@ def _without(model: nn.Module, part: Blocks, mask: Tensor) -> Iterator[None]:
         tensors[name] = weight
 
 
-def _masking_hook(mask: Tensor, width: int, is_map: bool):
+def _is_turned(units: Tensor, samples: int) -> bool:
+    """Whether the samples are the second dimension: (tokens, batch, features), as in Mask2Former's decoder.
+
+    Windows of which each has as many tokens as the batch has samples would look the same.
+    """
+    return units.dim() == 3 and len(units) != samples == units.shape[1]
+
+
+def _masking_hook(mask: Tensor, width: int, is_map: bool, windowed: bool):
     def hook(module: nn.Module, args: tuple) -> tuple:
         units = args[0]  # (batch, ..., units * width); with windows, (batch * windows, tokens, units * width)
         columns = mask.to(units).repeat_interleave(width, dim=-1)
+        if columns.dim() == 2 and not is_map and not windowed and _is_turned(units, len(columns)):
+            return (units * columns, *args[1:])
         if columns.dim() == 2:
             columns = columns.repeat_interleave(len(units) // len(columns), dim=0)
         places = [1] * (units.dim() - 2)

@@ -14,6 +14,7 @@ from .average_precision import Boxes, check_installed, mean_average_precision
 from .batches import passed
 from .boxes import TARGETS, boxes_of, category_names, read_coco
 from .labels import check_index, check_kind, class_indices, labels_of
+from .opening import check_uncropped
 from .samples import AnnotatedImages, read_annotated
 
 _MOST = 100  # boxes of an image, as COCO counts them
@@ -53,9 +54,10 @@ class ObjectDetection:
         """Raise if the model cannot be measured on these samples.
 
         Raises:
-            ValueError: another kind of model, no processor, or categories that it does not have.
+            ValueError: another kind of model, no processor, one that crops images, or categories that it does not have.
         """
         check_kind(model, processor, self.name, _KINDS)
+        check_uncropped(processor, self.name)
         self._classes(model, samples)
 
     def check_each(self, model: nn.Module, processor: Any, samples: AnnotatedImages) -> None:

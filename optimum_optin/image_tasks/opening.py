@@ -108,6 +108,20 @@ def prepared(image: np.ndarray, processor: Any) -> dict[str, Tensor]:
     return {"pixel_values": made}
 
 
+def check_uncropped(processor: Any, task: str) -> None:
+    """Raise if a processor cuts images off: what a model finds in the rest stands elsewhere in the whole image.
+
+    Raises:
+        ValueError: says what to set.
+    """
+    found = getattr(processor, "image_processor", processor)
+    if getattr(found, "do_center_crop", None):
+        raise ValueError(
+            f"{type(found).__name__} crops images, and {task} is of whole ones: set its do_center_crop=False, if the "
+            "model takes images of any shape, or resize them to its own."
+        )
+
+
 def inputs_of(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """A batch by the names of a model's arguments; a module of one's own may call the images otherwise."""
     if takes(model, "pixel_values"):

@@ -19,7 +19,7 @@ from ..reading.kinds import has_image_suffix
 from .batches import opened_image, passed
 from .confusion import Confusion
 from .labels import check_kind, labels_of
-from .opening import open_file
+from .opening import check_uncropped, open_file
 from .pictures import MASKS, masks_beside
 from .samples import AnnotatedImages, check_there, read_annotated
 
@@ -71,9 +71,10 @@ class SemanticSegmentation:
         """Raise if the model cannot be measured on these samples.
 
         Raises:
-            ValueError: another kind of model, no processor, or no names of its classes.
+            ValueError: another kind of model, no processor, one that crops images, or no names of its classes.
         """
         check_kind(model, processor, self.name, _KINDS)
+        check_uncropped(processor, self.name)
         labels_of(model, self._labels)
 
     def check_each(self, model: nn.Module, processor: Any, samples: AnnotatedImages) -> None:

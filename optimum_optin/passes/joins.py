@@ -66,8 +66,8 @@ class Join:
         """
         stream = output if self.scale is None else output * self.scale.to(output)
         for term in terms:
-            term = as_tokens(term, is_map=True) if self.of_maps else term
-            stream = stream + term.to(output.device).reshape(output.shape)
+            rows = as_tokens(term, is_map=True) if self.of_maps else term
+            stream = stream + rows.to(output.device).reshape(output.shape)
         return stream
 
     def of(self, channels: Tensor) -> Join:

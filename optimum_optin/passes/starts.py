@@ -99,17 +99,17 @@ class DensePass:
             gradients = None
         weights = {}
         consumers = [(group, each.path) for group in self.groups for each in group.consumers]
-        for (group, path), output, gradient in zip(
+        for (group, path), written, gradient in zip(
             consumers, self.written(), gradients or [None] * len(consumers), strict=True
         ):
             consumer, valid = self.model.get_submodule(path), real_tokens(group, self.real)
-            output = rows_written(consumer, output)
-            gradient = None if gradient is None else rows_written(consumer, gradient)
+            shape = rows_written(consumer, written).shape[:-1]
             if valid is None:  # a sample's windows follow each other
-                samples = len(self.real[stack_of(group.layer)])
-                valid = torch.ones(output.shape[:-1], dtype=torch.bool).view(samples, -1)
-            weight = valid.float() if gradient is None else token_weights(gradient.reshape(*valid.shape, -1), valid)
-            weights[path] = weight.view(output.shape[:-1])
+                valid = torch.ones(shape, dtype=torch.bool).view(len(self.real[stack_of(group.layer)]), -1)
+            weight = valid.float()
+            if gradient is not None:
+                weight = token_weights(rows_written(consumer, gradient).reshape(*valid.shape, -1), valid)
+            weights[path] = weight.view(shape)
         return Start(self.batch, self.real, weights, int(torch.randint(2**31, (), generator=generator)))
 
 
@@ -133,7 +133,7 @@ def run_dense(
         generator: source of the rows; the functional of the output must be the next draw from it.
     """
     compared = draw_rows(real, rows, generator)
-    paths = [each.path for group in groups for each in (*group.consumers, group.producers[0])]
+    paths = [each.path for group in groups for each in (*group.consumers, *group.producers[:1])]
     with (
         differentiable(model, groups),
         observed(model, paths) as seen,
@@ -168,6 +168,5 @@ def dense_pass(
     if ran.output is None or not ran.output.of_head:
         return ran.start(None, generator)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
-    return ran.start(
-        gradients(functional, ran.written(), [group.key for group in groups for _ in group.consumers]), generator
-    )
+    keys = [group.key for group in groups for _ in group.consumers]
+    return ran.start(gradients(functional, ran.written(), keys), generator)

@@ -46,17 +46,12 @@ def running_problems(model: nn.Module, groups: Groups, dense: Observation) -> di
 def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> str | None:
     if not group.consumers:
         names = " and ".join(part.tensor for part in group.cut.reads)
-        return f"its units are read by {names}, not all of which are weights of linears or convolutions that read them alone"
-    if not group.producers:
-        names = " and ".join(part.tensor for part in group.cut.writes)
-        return f"its units are written by {names}, none of which is the weight of a linear or of a convolution of all channels"
+        return f"its units are read by {names}, which are not all linears or convolutions that read them alone"
     for path in (layer, *linears_of(group)):
         if dense.runs[path] == 0:
             return f"{path} does not run for this sample: name the module that does, or give a sample for which it does"
-    for path in (
-        layer,
-        *(each.path for each in group.consumers),
-    ):  # producers may run for other inputs as well, such as relative positions
+    # Producers may run for other inputs as well, such as relative positions.
+    for path in (layer, *(each.path for each in group.consumers)):
         if dense.runs[path] > 1:
             return (
                 f"{path} runs {dense.runs[path]} times in a pass: its units would be scored, counted and refitted as "
@@ -69,7 +64,7 @@ def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> 
         if read is None or read.dim() < dims:
             what = "nothing by place" if read is None else f"a tensor of shape {tuple(read.shape)}"
             return (
-                f"{path} reads {what}, where one of {dims} dimensions or more is expected, (batch, tokens, features) or "
-                "(batch, channels, ...): let its layer call it with one"
+                f"{path} reads {what}, where one of {dims} dimensions or more is expected, (batch, tokens, features) "
+                "or (batch, channels, ...): let its layer call it with one"
             )
     return None

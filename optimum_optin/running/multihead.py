@@ -78,12 +78,16 @@ class PlainHeads(nn.MultiheadAttention):
     def _by_head(self, mask: Tensor, batch: int) -> Tensor:
         if mask.dim() == 2:
             return mask
-        if len(mask) != batch * self.num_heads:
-            raise ValueError(
-                f"attn_mask has {len(mask)} maps for a batch of {batch} and {self.num_heads} heads: some of its heads "
-                "were removed, so give one map for all heads."
-            )
-        return mask.unflatten(0, (batch, self.num_heads))
+        if len(mask) % batch == 0:
+            maps = mask.unflatten(0, (batch, -1))
+            if maps.shape[1] == self.num_heads:
+                return maps
+            if bool((maps == maps[:, :1]).all()):  # Mask2Former hands each head of the dense model the same one
+                return maps[:, :1]
+        raise ValueError(
+            f"attn_mask has {len(mask)} maps for a batch of {batch} and {self.num_heads} heads: some of its heads "
+            "were removed, so give one map for all heads."
+        )
 
 
 def run_plainly(module: nn.MultiheadAttention) -> None:

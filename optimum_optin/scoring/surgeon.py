@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Consumer, Groups
+from ..architectures.group import Consumer, Group, Groups
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
@@ -63,7 +63,7 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
         functionals["output"] = probe_output(ran.output.values, temperature, ran.output.kind, generator)
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
-    kept = {group.key: real_rows(group, ran.seen[group.producers[0].path].input, ran.real) for group in ran.groups}
+    kept = {group.key: real_rows(group, ran.seen[_reader(group)].input, ran.real) for group in ran.groups}
     consumers = [(group, each.path) for group in ran.groups for each in group.consumers]
     slopes, keys = {}, [group.key for group, _ in consumers]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
@@ -76,6 +76,11 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
         rows = rows_read(module, passage.input.detach(), drawn_places(module, passage.output, generator))
         sums[path].add_inputs(_rows(rows, kept[group.key]))
     return ran.start(slopes.get("output"), generator)
+
+
+def _reader(group: Group) -> str:
+    """The first linear of a group that reads its tokens; of packed weights of an attention, none is a module."""
+    return (*group.producers, *group.consumers)[0].path
 
 
 def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], probes: int) -> Terms:

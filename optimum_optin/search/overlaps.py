@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..architectures.group import Groups, Masks
+from ..architectures.group import Groups, Masks, attribute
 from ..running.batch import Batch
 from .unit_costs import macs_of_modules
 
@@ -85,7 +85,7 @@ def overlapping_weights(model: nn.Module, groups: Groups, batch: Batch) -> list[
     units = {group.key: group.units for group in groups}
     weights = []
     for tensor, dims in owners.items():
-        shape = model.get_parameter(tensor).shape
+        shape = attribute(model, tensor).shape  # a frozen batch norm has buffers
         owned = tuple(
             tuple(_Owned(key, units[key], width / shape[dim]) for key, width in widths.items())
             for dim, widths in dims.items()

@@ -18,7 +18,7 @@ from image_tasks_data import (
 from PIL import Image as Pillow
 from tiny import tiny_model
 from torch import nn
-from transformers import Mask2FormerImageProcessorPil
+from transformers import BeitImageProcessorPil, Mask2FormerImageProcessorPil
 
 from optimum_optin.evaluation import mean_iou_metric
 from optimum_optin.evaluation.comparison import evaluate_model
@@ -364,6 +364,12 @@ def test_models_that_do_not_fit_are_refused(tmp_path, make, processor, message):
 def test_data_that_do_not_fit_are_refused(options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate_model(segmenter(), segmentation_processor(), TASK, **options)
+
+
+def test_a_processor_that_crops_is_refused(tmp_path):
+    processor = BeitImageProcessorPil(do_center_crop=True)
+    with pytest.raises(ValueError, match="BeitImageProcessorPil crops images, and semantic-segmentation is of whole"):
+        evaluate_model(segmenter(), processor, TASK, data_dir=write_scenes(tmp_path / "scenes"))
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -338,8 +338,47 @@ class Detached(BertForSequenceClassification):
         return {"logits": super().forward(input_ids, attention_mask=attention_mask).logits.detach()}
 
 
+class HalfDetached(BertForSequenceClassification):
+    """What the first layer returns is cut off from what comes after."""
+
+    def forward(self, input_ids=None, attention_mask=None):
+        cut = self.bert.encoder.layer[0].register_forward_hook(lambda module, args, output: _detached(output))
+        try:
+            return {"logits": super().forward(input_ids, attention_mask=attention_mask).logits}
+        finally:
+            cut.remove()
+
+
+def _detached(output):
+    return output.detach() if isinstance(output, torch.Tensor) else (output[0].detach(), *output[1:])
+
+
+class Shortened(BertForSequenceClassification):
+    """The last layer runs in vain."""
+
+    def forward(self, input_ids=None, attention_mask=None):
+        kept = []
+        note = self.bert.encoder.layer[-1].register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+        try:
+            self.bert(input_ids, attention_mask=attention_mask)
+        finally:
+            note.remove()
+        return {"logits": self.classifier(kept[0][:, 0])}
+
+
 @pytest.mark.parametrize("scorer", ["surgeon", "gauss_newton"])
-@pytest.mark.parametrize("model_class", [NoGradient, Detached])
+def test_a_last_layer_that_is_not_used_is_the_first_to_go(scorer):
+    pruner = OptinPruner(tiny_model(model_class=Shortened))
+    pruner.prune(tiny_samples(), OptinConfig(flops=0.5, probes=8, scorer=scorer, output_weight=10.0, search="ranked"))
+    scores = pruner.score(tiny_samples(), OptinConfig(probes=8, scorer=scorer))
+    assert scores.terms["output"]["layers.2.neurons"].max() < 1e-100
+    assert scores.terms["output"]["layers.1.neurons"].max() > 1e-20
+    kept = pruner.report.layers
+    assert kept["layers.2"]["neurons"]["kept"] < kept["layers.1"]["neurons"]["kept"]
+
+
+@pytest.mark.parametrize("scorer", ["surgeon", "gauss_newton"])
+@pytest.mark.parametrize("model_class", [NoGradient, Detached, HalfDetached])
 def test_a_forward_without_gradients_is_named_as_such(model_class, scorer):
     pruner = OptinPruner(tiny_model(model_class=model_class))
     with pytest.raises(ValueError, match="has no gradient by all of its layers.*scorer='exact'"):

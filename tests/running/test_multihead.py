@@ -67,7 +67,7 @@ def test_what_it_cannot_read_is_refused():
     with pytest.raises(ValueError, match="needs attn_mask"):
         module(x, x, x, is_causal=True)
     with pytest.raises(ValueError, match="6 maps for a batch of 2 and 4 heads"):
-        module(x, x, x, attn_mask=torch.zeros(6, 5, 5))
+        module(x, x, x, attn_mask=torch.randn(6, 5, 5))
     nested = torch.nested.nested_tensor([torch.randn(3, 32), torch.randn(5, 32)])
     with pytest.raises(ValueError, match="use_nested_tensor=False"):
         module(nested, nested, nested)
@@ -79,3 +79,17 @@ def test_an_error_inside_leaves_the_class_as_it_was():
         assert type(module) is PlainHeads
         raise KeyboardInterrupt
     assert type(module) is nn.MultiheadAttention and module._qkv_same_embed_dim
+
+
+def test_maps_that_are_the_same_for_all_heads_fit_any_number_of_them():
+    """Mask2Former makes as many as its config has heads, all alike."""
+    module = attention()
+    run_plainly(module)
+    given = inputs(module)
+    alike = torch.randn(2, 1, 5, 7)
+    expected = module(*given, attn_mask=alike.repeat(1, 4, 1, 1).flatten(0, 1))
+    found = module(*given, attn_mask=alike.repeat(1, 6, 1, 1).flatten(0, 1))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    for maps in (alike.repeat(1, 6, 1, 1) + torch.randn(2, 6, 1, 1), torch.zeros(1, 7, 5, 7)):
+        with pytest.raises(ValueError, match="attn_mask has .* one map for all heads"):
+            module(*given, attn_mask=maps.flatten(0, 1))
