@@ -26,7 +26,7 @@ from ..storage.integrity import check_own
 from ..storage.loading import check_loaded
 from .cuts import cut_trials, without_effect
 from .linears import counter_problems, running_problems
-from .observation import Observation, linears_of, observe, rounding_of
+from .observation import Observation, consumers_of, linears_of, observe, rounding_of
 from .reload import reload_problem
 from .repeats import check_repeats
 from .samples import made_up_sample
@@ -201,7 +201,7 @@ def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
         raise
     except Exception as error:  # whatever a forward may raise
         raise ValueError(f"it {why_not_run(model, sample, error)}") from error
-    consumers = {each.path for group in groups for each in group.consumers}
+    consumers = consumers_of(groups)
     for name, state in dense.states.items():
         if name not in consumers and not state.isfinite().all():
             raise ValueError(

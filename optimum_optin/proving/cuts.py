@@ -14,7 +14,7 @@ from ..discovery.coupling import every_second
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
-from .observation import Observation, difference, differences, fed, states_of
+from .observation import Observation, consumers_of, difference, differences, fed, states_of
 
 _SOME, _HALF, _ONE, _NONE = (
     "every second unit of every second group",
@@ -91,7 +91,8 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
     copied = _lean_copy(model)
     left, largest = groups, 0.0
     written = {part.tensor.rpartition(".")[0] for group in groups for part in group.cut.writes}
-    narrowed = written & {each.path for group in groups for each in group.consumers}  # they write units themselves
+    # What these write are units themselves.
+    narrowed = {name for name, path in consumers_of(groups).items() if path in written}
     for what, masks, further in _masks(groups):
         with masked(model, groups, masks):
             expected = states_of(model, groups, sample)

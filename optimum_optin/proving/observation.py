@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +18,8 @@ from ..running.batch import Batch
 from ..running.forward import run_model
 
 States = dict[str, Tensor]
-"""What is compared, in order of execution: what every consumer (by its path) and every layer returned, and the model's
-outputs by name; floating-point tensors."""
+"""What is compared, in order of execution: what every consumer (by its group's key) and every layer returned, and the
+model's outputs by name; floating-point tensors."""
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -83,8 +83,7 @@ def states_of(model: nn.Module, groups: Groups, sample: Batch) -> States:
     """Run a model, or what was cut of it, on a sample; see `States`."""
     states: States = {}
     with ExitStack() as stack:
-        consumers = {each.path: each.path for group in groups for each in group.consumers}
-        for name, path in (consumers | dict(groups.layers)).items():
+        for name, path in (consumers_of(groups) | dict(groups.layers)).items():
             hook = model.get_submodule(path).register_forward_hook(_returning_hook(states, name))
             stack.callback(hook.remove)
         outputs = run_model(model, sample)
@@ -92,6 +91,15 @@ def states_of(model: nn.Module, groups: Groups, sample: Batch) -> States:
         if not name.endswith("attentions"):  # which a layer without heads has none of
             states.update(_tensors_in(value, name))
     return states
+
+
+def consumers_of(groups: Iterable[Group]) -> dict[str, str]:
+    """Name of what each consumer writes -> its path: the group's key and, of several, which it is."""
+    named = {}
+    for group in groups:
+        alone = len(group.consumers) == 1
+        named |= {group.key if alone else f"{group.key} at {each.path}": each.path for each in group.consumers}
+    return named
 
 
 @contextmanager

@@ -15,7 +15,7 @@ MODULES = {
     "transformer": (Transformer, token_ids(), LAYERS),
     "nn.TransformerEncoder": (TorchEncoder, token_ids(), LAYERS),
     "nn.TransformerEncoder, norm first": (lambda: TorchEncoder(norm_first=True), token_ids(), LAYERS),
-    "convolutions": (Pictures, pixels(), {"model.channels": 8, "model.neurons": 12}),
+    "convolutions": (Pictures, pixels(), {"model.channels": 8, "model.more_channels": 12}),
     "perceptron": (
         lambda: nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)),
         {"input": torch.randn(1, 8, generator=torch.Generator().manual_seed(0))},
