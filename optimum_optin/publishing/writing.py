@@ -91,14 +91,14 @@ def check_parts(model: nn.Module, processor: Any) -> None:
     Raises:
         ValueError: names the part.
     """
-    parts = {"processor": processor}
+    parts = {"processor": processor if is_of_transformers(model) or is_saved_part(processor) else None}
     if is_of_transformers(model):
         generation = model.generation_config if model.can_generate() else None
         parts = {"configuration": model.config, "generation configuration": generation, **parts}
     with tempfile.TemporaryDirectory() as place:
         for name, part in parts.items():
             try:
-                if is_saved_part(part):
+                if part is not None:
                     save_part(part, place)
             except Exception as error:
                 raise ValueError(

@@ -48,6 +48,12 @@ class PlainHeads(nn.MultiheadAttention):
         weights = weights.mean(1) if average_attn_weights else weights
         return output, weights if batched else weights[0]
 
+    def _reset_parameters(self) -> None:
+        """See `nn.MultiheadAttention`, which is told packed weights by a flag that is off here (`run_plainly`)."""
+        flag, self._qkv_same_embed_dim = self._qkv_same_embed_dim, self.in_proj_weight is not None
+        super()._reset_parameters()
+        self._qkv_same_embed_dim = flag
+
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,8 @@ def _layer_of(group, number):
         for side in ("writes", "reads")
     }
     counters = {path: amount for path, amount in group.cut.counters.items() if f"block.{number}." in path}
-    cut = replace(group.cut, **own, counters=counters, producers=(), consumer=own["reads"][0].tensor[: -len(".weight")])
+    consumer = replace(group.consumers[0], path=own["reads"][0].tensor.removesuffix(".weight"))
+    cut = replace(group.cut, **own, counters=counters, producers=(), consumers=(consumer,))
     return replace(group, layer=f"decoder.{number}", role="cross_heads", cut=cut)
 
 
