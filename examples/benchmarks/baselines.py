@@ -26,6 +26,8 @@ from optimum_optin.merging.schedule import constant_schedule, scored_schedule
 from optimum_optin.passes.calibration import Calibration, calibrate
 from optimum_optin.passes.hooks import observed
 from optimum_optin.running.batch import Batch
+from optimum_optin.running.forward import call_model
+from optimum_optin.running.linears import drawn_places, rows_read, weight_of
 from optimum_optin.scoring import score
 from optimum_optin.search.candidates import ranked
 from optimum_optin.search.macs import cost_tables, dense_cost, token_costs
@@ -231,27 +233,29 @@ def _searcher(problem, scores):
 
 @register_scorer("magnitude")
 def score_magnitude(model, groups, calibration, config):
-    """Squared norm of the consumer's columns."""
-    return {"trajectory": {group.key: _per_unit(group, _column_squares(model, group)) for group in groups}}
+    """Squared norm of the consumers' columns."""
+    return {"trajectory": {group.key: sum(_column_squares(model, group)) for group in groups}}
 
 
 @register_scorer("activation")
 @torch.no_grad()
 def score_activation(model, groups, calibration, config):
-    """Squared norm of the consumer's columns times their inputs' mean square (in the manner of Wanda)."""
+    """Squared norm of the consumers' columns times their inputs' mean square (in the manner of Wanda)."""
     scores = {group.key: torch.zeros(group.units, dtype=torch.float64) for group in groups}
+    generator = torch.Generator().manual_seed(config.seed)
     for batch in calibration:
-        with observed(model, [group.consumer for group in groups]) as seen:
-            model(**batch)
+        with observed(model, [each.path for group in groups for each in group.consumers]) as seen:
+            call_model(model, batch)
         for group in groups:
-            squares = seen[group.consumer].input.flatten(0, 1).double().square().sum(0)
-            scores[group.key] += _per_unit(group, _column_squares(model, group) * squares)
+            for consumer in group.consumers:
+                module, passage = model.get_submodule(consumer.path), seen[consumer.path]
+                rows = rows_read(module, passage.input, drawn_places(module, passage.output, generator))
+                squares = weight_of(module).double().square().sum(0) * rows.flatten(0, -2).double().square().sum(0)
+                scores[group.key] += squares.view(group.units, -1).sum(1).cpu()
     return {"trajectory": scores}
 
 
 def _column_squares(model, group):
-    return model.get_submodule(group.consumer).weight.detach().double().square().sum(0)
-
-
-def _per_unit(group, columns):
-    return columns.view(group.units, group.width).sum(1).cpu()
+    """For each consumer, the squared norm of the columns of each unit."""
+    weights = (weight_of(model.get_submodule(consumer.path)) for consumer in group.consumers)
+    return [weight.double().square().sum(0).view(group.units, -1).sum(1).cpu() for weight in weights]
