@@ -26,7 +26,8 @@ class Tied(Transformer):
     def __init__(self):
         super().__init__()
         self.blocks[1].norm1.weight = self.blocks[0].norm1.weight
-        self.register_buffer("places", torch.linspace(0.5, 2, 9), persistent=False)
+        # Not linspace: transformers replaces that while it loads a model, after which a device context may not see it.
+        self.register_buffer("places", 0.5 + 0.2 * torch.arange(9), persistent=False)
         self.register_buffer("calls", torch.tensor(3))
 
     def forward(self, token_ids):
