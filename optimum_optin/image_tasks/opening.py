@@ -1,13 +1,11 @@
 """An image as an array, upright, and what a model's own processor makes of it.
 
-`inputs/images.py` opens calibration images; here any failure is the sample's, and is said with its name.
+Images are opened as calibration images are; here any failure is the sample's, and is said with its name.
 """
 
 from __future__ import annotations
 
 import inspect
-import io
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,19 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ImageProcessingMixin
 
+from ..inputs.images import MODES, in_mode
 from ..running.forward import takes
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> Pillow's name of such images
-_ORIENTATION = 0x0112  # the tag of EXIF
-_TURNS = {  # its value -> what turns the image upright
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
 
 
 def read_pixels(value: Any, mode: str, name: str) -> np.ndarray:
@@ -42,31 +29,12 @@ def read_pixels(value: Any, mode: str, name: str) -> np.ndarray:
     Raises:
         ValueError: it cannot be read.
     """
-    from PIL import Image
-
     try:
-        opened = Image.fromarray(np.asarray(value)) if isinstance(value, (np.ndarray, Tensor)) else open_file(value)
-        if opened.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-            opened = Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
-        return np.asarray(opened.convert(mode))
+        return np.asarray(in_mode(value, mode, name))
     except MemoryError:
         raise
     except Exception as error:  # Pillow has errors of many kinds for damaged files
         raise ValueError(f"{name} cannot be read as an image: {error or type(error).__name__}.") from error
-
-
-def open_file(value: Any) -> Any:
-    """A file, or an image of Pillow's, as one of Pillow's images: read, closed, and turned upright."""
-    from PIL import Image
-
-    if isinstance(value, Mapping):
-        value = value["path"] if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, (str, os.PathLike, bytes)):
-        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as opened:
-            opened.load()
-            return _upright(opened)
-    value.load()
-    return _upright(value)
 
 
 def mode_of(model: nn.Module) -> str:
@@ -77,9 +45,9 @@ def mode_of(model: nn.Module) -> str:
     """
     config = getattr(model, "config", None)
     channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
-    if channels not in _MODES:
+    if channels not in MODES:
         raise ValueError(f"this model takes images of {channels} channels, which files do not have.")
-    return _MODES[channels]
+    return MODES[channels]
 
 
 def prepared(image: np.ndarray, processor: Any) -> dict[str, Tensor]:
@@ -134,14 +102,3 @@ def stacked(inputs: list[dict[str, Tensor]], dtype: torch.dtype) -> dict[str, Te
     """A batch of images of one size."""
     batch = {name: torch.stack([each[name] for each in inputs]) for name in inputs[0]}
     return batch | {"pixel_values": batch["pixel_values"].to(dtype)}
-
-
-def _upright(image: Any) -> Any:
-    """The image, turned as its EXIF says.
-
-    Pillow's `exif_transpose` would write the EXIF anew, and fail if a tag of it is damaged.
-    """
-    from PIL import Image
-
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-    return image.copy() if turn is None else image.transpose(Image.Transpose[turn])

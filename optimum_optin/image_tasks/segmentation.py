@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..figures import Measurement
+from ..inputs.images import open_image
 from ..reading.kinds import has_image_suffix
 from .batches import opened_image, passed
 from .confusion import Confusion
 from .labels import check_kind, labels_of
-from .opening import check_uncropped, open_file
+from .opening import check_uncropped
 from .pictures import MASKS, masks_beside
 from .samples import AnnotatedImages, check_there, read_annotated
 
@@ -211,7 +212,7 @@ def read_annotation(value: Any, name: str) -> np.ndarray:
         found = np.asarray(value)
     else:
         try:
-            opened = open_file(value)
+            opened = open_image(value)
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"{name} cannot be read as an annotation: {error}.") from error
         if len(opened.getbands()) > 1:
