@@ -123,10 +123,15 @@ def refit(
                     _refit(model, stop, _join(course, stop, outputs), walks, strength)
             for walk in filter(None, dense_walks):
                 walk.leave(stop)
-    reached = {stop.path: stop.group.key for stop in course.stops if stop.consumer}
-    notes = {group.key: UNREACHED for group in groups if group.key not in reached.values()}
-    alone = {key for path, key in reached.items() if path not in course.joins}
-    return notes | dict.fromkeys(sorted(alone), ALONE)
+    reached = {stop.path for stop in course.stops if stop.consumer}
+    notes = {}
+    for group in groups:
+        paths = reached.intersection(each.path for each in group.consumers)
+        if not paths <= course.joins.keys():
+            notes[group.key] = ALONE
+        elif not paths:
+            notes[group.key] = UNREACHED
+    return notes
 
 
 def _check_outputs(dense: nn.Module, pruned: Sequence[nn.Module], groups: Groups) -> None:

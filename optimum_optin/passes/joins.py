@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..architectures.group import Group
+from ..architectures.group import Group, consumers_by_path
 from ..running.feature_maps import as_tokens
 from ..running.forward import first_of
 from ..running.linears import is_convolution
@@ -104,7 +104,7 @@ def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[dict[st
             hook = search.reading_hook(path)
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
             stack.callback(module.register_forward_hook(search.returning_hook(path)).remove)
-        for each in (each for group in groups if not group.residual.windowed for each in group.consumers):
+        for each in (each for group, each in consumers_by_path(groups).values() if not group.residual.windowed):
             consumer = model.get_submodule(each.path)
             stack.callback(consumer.register_forward_pre_hook(search.starting_hook(each.path)).remove)
             hook = search.writing_hook(each.path, is_convolution(consumer))

@@ -200,6 +200,8 @@ class PrunedWalk:
     def _told(self, stop: Stop) -> tuple[Tensor, Tensor | None] | None:
         """Weights of the rows that producers read, and which of them are real tokens (`None` for all)."""
         weights, real = self._weights(stop), real_tokens(stop.group, self.dense.start.real)
+        if weights.numel() != self._inputs[..., 0].numel():  # the consumer works at another scale
+            weights = self._inputs.new_ones(self._inputs.shape[:-1])
         if self.dense.course.reads(stop.group) > 1:  # one may be another stack's sequence
             alike = [mask for mask in self.dense.start.real.values() if mask.shape == self._inputs.shape[:-1]]
             if not alike:

@@ -39,6 +39,12 @@ def add_to_weight(module: nn.Module, change: Tensor) -> None:
     weight += (change.T if isinstance(module, Conv1D) else change.reshape(weight.shape)).to(weight)
 
 
+def features_of(module: nn.Module, inputs: slice) -> slice:
+    """Which features of its rows come from some of a linear's input columns, or of a convolution's channels."""
+    patch = module.weight[0, 0].numel() if isinstance(module, CONVOLUTIONS) else 1
+    return slice(inputs.start * patch, inputs.stop * patch)
+
+
 def rows_read(module: nn.Module, values: Tensor, places: Tensor | None = None) -> Tensor:
     """What a linear or a convolution reads, as rows of features.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from scipy.optimize import isotonic_regression
@@ -22,14 +22,16 @@ class Reader:
     """A linear or convolution that reads units.
 
     Args:
-        weight: W, shape (outputs, units * columns); columns of a unit follow each other.
-        covariance: H of its inputs, shape (units * columns, units * columns).
+        weight: W, shape (outputs, inputs).
+        covariance: H of its inputs, shape (inputs, inputs).
         metrics: one or more Gamma at its outputs, each positive semi-definite, of shape (outputs, outputs).
+        columns: which inputs are the units'; those of a unit follow each other.
     """
 
     weight: Tensor
     covariance: Tensor
     metrics: Sequence[Tensor]
+    columns: slice = field(default_factory=lambda: slice(None))
 
 
 def removal_scores(readers: Sequence[Reader], units: int) -> list[Tensor]:
@@ -140,8 +142,9 @@ class _Left:
         roots = [_root(metric.double()) for metric in reader.metrics]
         damping = (_DAMPING * covariance.diagonal().mean().clamp_min(1e-12)).expand(len(covariance))
         inverse = torch.cholesky_inverse(cholesky(covariance, damping))
-        left = torch.cat([root.T @ weight for root in roots])
-        return cls(left, inverse, [root.shape[1] for root in roots], weight.shape[1] // units)
+        left = torch.cat([root.T @ weight for root in roots])[:, reader.columns]
+        inverse = inverse[reader.columns, reader.columns]  # the other inputs stay, and take over as well
+        return cls(left, inverse, [root.shape[1] for root in roots], left.shape[1] // units)
 
     def at(self, places: Tensor) -> _Left:
         """That of some units alone, as a copy."""

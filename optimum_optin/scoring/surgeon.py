@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Consumer, Group, Groups
+from ..architectures.group import Consumer, Group, Groups, consumers_by_path
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
@@ -23,7 +23,7 @@ from ..passes.calibration import Calibration, calibration_of
 from ..passes.moments import Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
-from ..running.linears import drawn_places, rows_read, rows_written, weight_of
+from ..running.linears import drawn_places, features_of, rows_read, rows_written, weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
@@ -39,7 +39,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     Probe k sees batch k mod len(calibration).
     """
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
-    sums = {each.path: _Sums(model, each) for group in groups for each in group.consumers}
+    sums = {path: _Sums(model, consumer) for path, (_, consumer) in consumers_by_path(groups).items()}
     probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
     starts: list[Start | None] = [None] * len(calibration)
@@ -64,14 +64,14 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
     kept = {group.key: real_rows(group, ran.seen[_reader(group)].input, ran.real) for group in ran.groups}
-    consumers = [(group, each.path) for group in ran.groups for each in group.consumers]
-    slopes, keys = {}, [group.key for group, _ in consumers]
+    consumers = {path: group for path, (group, _) in consumers_by_path(ran.groups).items()}
+    slopes, keys = {}, [group.key for group in consumers.values()]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
         options = {"keep_graph": number < len(functionals), "beside": slopes.get("output", ())}
         slopes[term] = gradients(functional, ran.written(), keys, **options)
-        for (group, path), gradient in zip(consumers, slopes[term], strict=True):
+        for (path, group), gradient in zip(consumers.items(), slopes[term], strict=True):
             sums[path].add_gradients(term, _rows(rows_written(sums[path].module, gradient), kept[group.key]))
-    for group, path in consumers:
+    for path, group in consumers.items():
         module, passage = sums[path].module, ran.seen[path]
         rows = rows_read(module, passage.input.detach(), drawn_places(module, passage.output, generator))
         sums[path].add_inputs(_rows(rows, kept[group.key]))
@@ -95,7 +95,7 @@ def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], 
     for index in progress(my_share(len(groups)), "removal orders", "group"):
         group = groups[index]
         try:
-            readers = [sums[each.path].reader(traces) for each in group.consumers]
+            readers = [sums[each.path].reader(traces, group, each) for each in group.consumers]
             scores = removal_scores(readers, group.units)
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
@@ -135,8 +135,8 @@ class _Sums:
         self.inputs.add_up()
         add_up(*self.metrics.values())
 
-    def reader(self, traces: Mapping[str, float]) -> Reader:
-        """What reads the units, with metrics divided by their sums over all consumers."""
+    def reader(self, traces: Mapping[str, float], group: Group, consumer: Consumer) -> Reader:
+        """What reads the units of a group, with metrics divided by their sums over all consumers."""
         metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
         covariance = (self.inputs.scatter(self.centred) + self.inputs.floor().diag()) / self.inputs.weight
-        return Reader(weight_of(self.module), covariance, metrics)
+        return Reader(weight_of(self.module), covariance, metrics, features_of(self.module, group.inputs_of(consumer)))
