@@ -7,7 +7,7 @@ import torch
 import transformers as tr
 from torch import nn
 from torch.nn.functional import unfold
-from toys import Bottlenecks, Pictures, perturbed
+from toys import Bottlenecks, Pictures, Scales, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
 from optimum_optin.compensation import ridge
@@ -62,7 +62,7 @@ def test_a_consumer_is_refitted_to_the_stream_by_least_squares():
     torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("module", [Pair, Pictures, Bottlenecks])
+@pytest.mark.parametrize("module", [Pair, Pictures, Bottlenecks, Scales])
 @torch.no_grad()
 def test_a_refit_comes_closer_to_the_dense_model(module):
     """Also where convolutions hand units to each other, and where several read one stream."""

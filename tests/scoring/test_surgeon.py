@@ -60,6 +60,19 @@ def test_greedy_order_and_costs_equal_brute_force(units, width, seed):
     torch.testing.assert_close(scores[order], expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_inputs_beside_the_units_take_over_as_well(width):
+    """As where a concatenation is read: the others stay, and count in each refit."""
+    weight, covariance, metric = _problem(6, width)
+    columns = slice(2 * width, 5 * width)
+    costs = [_refit_cost(weight, covariance, metric, {*range(unit * width, (unit + 1) * width)}) for unit in (2, 3, 4)]
+    every = _refit_cost(weight, covariance, metric, {*range(columns.start, columns.stop)})
+    (scores,) = removal_scores([Reader(weight, covariance, [metric], columns)], 3)
+    assert float(scores.min()) == pytest.approx(min(costs), rel=1e-6)
+    assert int(scores.argmin()) == costs.index(min(costs))
+    assert float(scores.sum()) == pytest.approx(every, rel=1e-6)
+
+
 def test_several_metrics_share_the_order_of_their_sum():
     weight, covariance, metric = _problem(6, 1)
     _, _, other = _problem(6, 1, seed=7)
