@@ -191,8 +191,9 @@ def named_groups(model: nn.Module, parts: Iterable[Part], pooled: Collection[str
             members.append((part, home or (touched if part.role == CHANNELS else None)))
     # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
     for part, home in sorted(members, key=lambda member: member[0].path.count(".")):
-        layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
-        layers.setdefault(layer, home or _running(model, part.path))
+        path = home or _running(model, part.path)
+        layer = name_of[home] if home else (path.replace(".", "_") or "model")
+        layers.setdefault(layer, path)
         role = part.role
         if home and not _is_in(part.path, home):  # layers hand them on
             role = f"stream_{role}"
