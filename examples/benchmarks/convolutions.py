@@ -46,6 +46,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=2000, help="train images (default: %(default)s)")
+    parser.add_argument("--probes", type=int, default=OptinConfig.probes, help="of our scores (default: %(default)s)")
     parser.add_argument("--paper-samples", type=int, default=16, help="that `paper` scores by (default: %(default)s)")
     parser.add_argument("--test-images", type=int, help="drawn with seed 0 (default: all)")
     parser.add_argument(
@@ -63,7 +64,7 @@ def main():
         dense, renewed = (accuracy(each, *test) for each in (model, resnet_cifar.with_new_statistics(model, train[0])))
         print(f"seed {seed}: dense {dense:.4f}, statistics of {len(train[1])} train images {renewed:.4f}", flush=True)
         pruner = OptinPruner.from_model(model, train[0][:2])
-        config = OptinConfig(num_samples=len(train[1]), batch_size=BATCH, seed=seed)
+        config = OptinConfig(num_samples=len(train[1]), batch_size=BATCH, probes=arguments.probes, seed=seed)
         choices = {"methods": arguments.methods, "budgets": arguments.budgets, "config": config}
         for cut in cuts(pruner, train, paper_samples=arguments.paper_samples, **choices):
             line = {

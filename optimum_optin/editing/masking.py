@@ -40,16 +40,18 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
 
 @contextmanager
 def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
-    """Record a graph from the first group of every stack on, though no weight requires gradients; undone on exit.
+    """Record a graph from the first groups of every stack on, though no weight requires gradients; undone on exit.
+
+    It begins with the first group of each role: what one of them reads may have been detached (RT-DETR's decoder).
 
     Args:
         model: the model, not changed.
         groups: its groups.
     """
     device = next(model.parameters()).device
-    first: dict[str, Group] = {}
+    first: dict[tuple[str, str], Group] = {}
     for group in groups:
-        first.setdefault(stack_of(group.layer), group)
+        first.setdefault((stack_of(group.layer), group.role), group)
     ones = {group.key: torch.ones(group.units, device=device, requires_grad=True) for group in first.values()}
     with torch.enable_grad(), masked(model, first.values(), ones):
         yield
