@@ -209,6 +209,8 @@ class PrunedWalk:
                 weights = real.float()
         if stop.group.role == HEADS:  # attention reads every token on behalf of others, so all weigh the same
             weights = (weights > 0).float()
+        if weights.numel() != self._inputs[..., 0].numel():  # queries are pooled (Hiera): fewer tokens are written
+            weights = self._inputs.new_ones(self._inputs.shape[:-1])
         return weights, real
 
     def _weights(self, stop: Stop) -> Tensor:
