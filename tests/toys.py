@@ -175,3 +175,50 @@ class Bottlenecks(nn.Module):
 
     def forward(self, pixels):
         return self.head(self.blocks(F.relu(self.norm(self.stem(pixels)))).mean((2, 3)))
+
+
+class PaddingConv2d(nn.Conv2d):
+    """Pads by itself, so that a stride of 1 returns as many places as it reads, and holds a module that does it."""
+
+    def __init__(self, channels_in, channels, size, stride=1):
+        super().__init__(channels_in, channels, size, stride)
+        self.border = nn.ZeroPad2d(((size - stride) // 2, (size - stride + 1) // 2) * 2)
+
+    def forward(self, x):
+        return F.conv2d(self.border(x), self.weight, self.bias, self.stride)
+
+
+class ScaledConv2d(nn.Conv2d):
+    """Works with its weight times a number, as networks with an equalised learning rate do."""
+
+    def __init__(self, channels_in, channels, size):
+        super().__init__(channels_in, channels, size, padding=size // 2)
+
+    def forward(self, x):
+        return F.conv2d(x, 0.5 * self.weight, self.bias, self.stride, self.padding)
+
+
+class Convolved(nn.Module):
+    """Two convolutions of some class, beside a shortcut where they return as many channels as they read."""
+
+    def __init__(self, kind, channels_in, inner, channels):
+        super().__init__()
+        self.up, self.down = kind(channels_in, inner, 3), kind(inner, channels, 3)
+        self.shortcut = channels_in == channels
+
+    def forward(self, x):
+        written = self.down(F.relu(self.up(x)))
+        return x + written if self.shortcut else written
+
+
+class Padding(nn.Module):
+    """A classifier of images whose convolutions are of some class; one lies behind all blocks and reads the last."""
+
+    def __init__(self, kind=PaddingConv2d):
+        super().__init__()
+        self.stem = PaddingConv2d(3, 8, 3, stride=2)
+        self.blocks = nn.Sequential(Convolved(kind, 8, 12, 8), Convolved(kind, 8, 14, 6))
+        self.last, self.head = PaddingConv2d(6, 10, 1), nn.Linear(10, 5)
+
+    def forward(self, pixels):
+        return self.head(F.relu(self.last(self.blocks(self.stem(pixels)))).mean((2, 3)))

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasks import add_task_arguments, load_task
+from timing import images_per_second
 
 from optimum_optin import OptinConfig
-from optimum_optin.evaluation.latency import latency_entry
 from optimum_optin.report import PruningReport
 
 
@@ -40,12 +40,10 @@ def main():
         pruned = type(task.pruner.model).from_pretrained(folder).eval()
         if arguments.accuracy:
             accuracy["pruned"] = task.evaluation["test"](pruned)
-        for batch_size in arguments.batches:
-            sizes = {"batch_size": batch_size, "tokens": report.tokens, "repeats": arguments.repeats}
-            entry = latency_entry(task.pruner.model, pruned, **sizes).to_dict()
-            per_second = {name: 1e3 * batch_size / entry[f"{name}_ms"] for name in ("dense", "pruned")}
+        sizes = {"batches": arguments.batches, "tokens": report.tokens, "repeats": arguments.repeats}
+        for entry in images_per_second(task.pruner.model, pruned, **sizes):
             entry |= {"flops": report.flops_requested, "merging": report.config["merging"], "merges": report.merges}
-            entry |= {"macs": report.macs_pruned / report.macs_dense, "images_per_second": per_second}
+            entry["macs"] = report.macs_pruned / report.macs_dense
             found.append(entry | {"accuracy": accuracy.copy()})
             print(json.dumps(found[-1]), flush=True)
     (arguments.output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")

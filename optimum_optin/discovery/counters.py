@@ -22,6 +22,7 @@ from ..editing.masking import masked
 from ..editing.surgery import rewrite
 from ..running.batch import Batch
 from ..running.forward import call_model
+from ..running.linears import CONVOLUTIONS
 
 _MOST_TRIALS = 80
 _MANY = 32  # units, of which a few may have to be a multiple of 8
@@ -72,7 +73,7 @@ class _Trials:
     def __init__(self, model: nn.Module, group: Group, candidates: Mapping[str, int], layer: str, sample: Batch):
         self.model, self.group, self.candidates, self.layer, self.sample = model, group, candidates, layer, sample
         readers = {each.tensor.rpartition(".")[0] for each in group.cut.reads}
-        self.watched = [*(each for each in readers if model.get_submodule(each)._modules == {}), layer]
+        self.watched = [*(each for each in readers if _returns_sums(model.get_submodule(each))), layer]
         self.copied = copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
         self._masked: dict[tuple[bool, ...], list[Tensor]] = {}
 
@@ -112,6 +113,11 @@ class _Trials:
             with masked(self.model, [self.group], {self.group.key: mask}):
                 self._masked[key] = _states(self.model, self.watched, self.layer, self.sample)
         return self._masked[key]
+
+
+def _returns_sums(reader: nn.Module) -> bool:
+    """Whether what a module returns is what its weight makes of the units: a convolution may hold its padding."""
+    return not reader._modules or isinstance(reader, CONVOLUTIONS)
 
 
 def _choices(candidates: Mapping[str, int], numbers: set[int]) -> Iterator[tuple[str, ...]]:
@@ -174,11 +180,15 @@ class _Stop(Exception):
 
 
 def _states(model: nn.Module, paths: Sequence[str], layer: str, sample: Batch) -> list[Tensor]:
-    """What modules return in a pass that ends with the layer; the model's outputs if the layer is the model."""
+    """What modules return in a pass that ends with the layer; the model's outputs if the layer is the model.
+
+    Where readers are among the modules, the pass goes on to the first: what the layer returns may be the units.
+    """
     states: list[Tensor] = []
+    awaited = [{layer}, {*paths} - {layer} or {layer}]  # one of each
     with ExitStack() as stack:
         for path in paths if layer else ():
-            hook = _recording_hook(states, path == layer)
+            hook = _recording_hook(states, path, awaited)
             stack.callback(model.get_submodule(path).register_forward_hook(hook).remove)
         with suppress(_Stop):
             outputs = call_model(model, sample)
@@ -186,10 +196,11 @@ def _states(model: nn.Module, paths: Sequence[str], layer: str, sample: Batch) -
     return states
 
 
-def _recording_hook(states: list[Tensor], last: bool):
+def _recording_hook(states: list[Tensor], path: str, awaited: list[set[str]]):
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
         states.extend(_floats(output))
-        if last:
+        awaited[:] = [paths for paths in awaited if path not in paths]
+        if not awaited:
             raise _Stop
 
     return hook

@@ -42,16 +42,18 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
 
 @contextmanager
 def differentiable(model: nn.Module, groups: Iterable[Group]) -> Iterator[None]:
-    """Record a graph from the first group of every stack on, though no weight requires gradients; undone on exit.
+    """Record a graph from the first groups of every stack on, though no weight requires gradients; undone on exit.
+
+    It begins with the first group of each role: what one of them reads may have been detached (RT-DETR's decoder).
 
     Args:
         model: the model, not changed.
         groups: its groups.
     """
     device = next(model.parameters()).device
-    first: dict[str, Group] = {}
+    first: dict[tuple[str, str], Group] = {}
     for group in groups:
-        first.setdefault(stack_of(group.layer), group)
+        first.setdefault((stack_of(group.layer), group.role), group)
     ones = {group.key: torch.ones(group.units, device=device, requires_grad=True) for group in first.values()}
     with torch.enable_grad(), masked(model, first.values(), ones):
         yield
@@ -73,7 +75,7 @@ def gradients(
     Args:
         functional: the scalar.
         leaves: tensors, in order of execution.
-        keys: the group of each.
+        keys: the group of each; one of several leaves of a group is enough.
         keep_graph: whether there will be more gradients of the same pass.
         beside: gradients of another scalar of the same pass. Where these are not 0, those of this one may well be (a
             head's channels move the output, and no layer).
@@ -84,9 +86,12 @@ def gradients(
     if functional.requires_grad:
         found = torch.autograd.grad(functional, leaves, retain_graph=keep_graph, allow_unused=True)
         known = [bool(other.any()) for other in beside] or [False] * len(found)
-        stacks: dict[str, list[bool]] = {}
+        read: dict[str, bool] = {}  # by one consumer of a group at least: another may run in vain
         for key, gradient, moves in zip(keys, found, known, strict=True):
-            stacks.setdefault(stack_of(key), []).append(gradient is not None or moves)
+            read[key] = read.get(key, False) or gradient is not None or moves
+        stacks: dict[str, list[bool]] = {}
+        for key, used in read.items():
+            stacks.setdefault(stack_of(key), []).append(used)
         if all(used[0] and used == sorted(used, reverse=True) for used in stacks.values()):
             return tuple(
                 torch.zeros_like(leaf) if gradient is None else gradient

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
 
-from ..discovery.find import stack_inputs
+from ..discovery.find import find_groups, stack_inputs
 from ..models.examples import example_of
 from ..models.identity import in_words
+from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
 from .encoding import check_texts, max_tokens, probe_text, text_batches
 from .images import image_batches
@@ -104,17 +105,21 @@ MODULES = Modality(
     processed="tensors",
 )
 MODALITIES = (TEXTS, IMAGES, PAIRS)
+_FEW = 3  # reasons in an error
 
 
 def modality_of(model: nn.Module) -> Modality:
     """The modality of a model, told by its inputs; of a module that came with an example, what that holds.
 
     Raises:
-        ValueError: none has these inputs; names them.
+        ValueError: none has these inputs; names them. Or no units were found in it.
     """
     if example_of(model) is not None:
         return MODULES
     inputs = set(stack_inputs(model).values())
+    if not inputs:
+        reasons = "; ".join(map(str, reasons_of(find_groups(model).left_whole)[:_FEW]))
+        raise ValueError(f"nothing of this {in_words(model)} can be pruned: {reasons or 'tracing found no units'}.")
     for modality in MODALITIES:
         if modality.real_tokens.keys() == inputs:
             return modality

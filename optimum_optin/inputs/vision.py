@@ -151,7 +151,7 @@ def probe_images(model: nn.Module, tokens: int) -> Batch:
         patch = _patch(model, usual)
         patches = tokens - usual + (height // patch[0]) * (width // patch[1])
         rows = max((rows for rows in range(1, math.isqrt(max(patches, 0)) + 1) if patches % rows == 0), default=0)
-        batch = _blank(model, rows * patch[0], patches // max(rows, 1) * patch[1])
+        batch = _blank(model, rows * patch[0], patches // rows * patch[1] if rows else 0)
         try:
             fits = rows > 0 and image_tokens(model, batch) == tokens
         except (ValueError, RuntimeError):
@@ -188,7 +188,7 @@ def image_size(model: nn.Module) -> tuple[int, int]:
 
 def _patch(model: nn.Module, tokens: int) -> tuple[int, int]:
     """Height and width of the pixels that a token is made of, by the config or else by the tokens of a usual image."""
-    size = getattr(_vision_config(model), "patch_size", None)
+    size = next((size for config in _configs(model) if (size := getattr(config, "patch_size", None))), None)
     if size is not None:
         return _pair(size)
     height, width = image_size(model)
@@ -207,9 +207,12 @@ def _blank(model: nn.Module, height: int, width: int) -> Batch:
 
 
 def _configs(model: nn.Module) -> list[PreTrainedConfig]:
-    """Configs that may say how large images are: that of the images, and that of a backbone in it."""
+    """Configs that may say how large images and patches are: that of a backbone, if there is one, and that around it.
+
+    DPT's own config has a size and a patch in any case, which a backbone in it does not go by.
+    """
     config = _vision_config(model)
-    return [each for each in (config, getattr(config, "backbone_config", None)) if each is not None]
+    return [each for each in (getattr(config, "backbone_config", None), config) if each is not None]
 
 
 def _vision_config(model: nn.Module) -> PreTrainedConfig:

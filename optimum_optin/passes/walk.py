@@ -200,8 +200,6 @@ class PrunedWalk:
     def _told(self, stop: Stop) -> tuple[Tensor, Tensor | None] | None:
         """Weights of the rows that producers read, and which of them are real tokens (`None` for all)."""
         weights, real = self._weights(stop), real_tokens(stop.group, self.dense.start.real)
-        if weights.numel() != self._inputs[..., 0].numel():  # the consumer works at another scale
-            weights = self._inputs.new_ones(self._inputs.shape[:-1])
         if self.dense.course.reads(stop.group) > 1:  # one may be another stack's sequence
             alike = [mask for mask in self.dense.start.real.values() if mask.shape == self._inputs.shape[:-1]]
             if not alike:
@@ -211,6 +209,8 @@ class PrunedWalk:
                 weights = real.float()
         if stop.group.role == HEADS:  # attention reads every token on behalf of others, so all weigh the same
             weights = (weights > 0).float()
+        if weights.numel() != self._inputs[..., 0].numel():  # queries are pooled (Hiera), or another scale is written
+            weights = self._inputs.new_ones(self._inputs.shape[:-1])
         return weights, real
 
     def _weights(self, stop: Stop) -> Tensor:

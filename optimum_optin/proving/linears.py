@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..architectures.group import CHANNELS, Group, Groups, attribute
-from ..running.linears import CONVOLUTIONS
-from .observation import Observation, linears_of
+from ..running.linears import CONVOLUTIONS, rows_read, rows_written, weight_of
+from .observation import Observation, difference, linears_of
 
 
 def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
@@ -31,19 +33,20 @@ def counter_problems(model: nn.Module, groups: Groups) -> dict[str, str]:
     return found
 
 
-def running_problems(model: nn.Module, groups: Groups, dense: Observation) -> dict[str, str]:
+def running_problems(model: nn.Module, groups: Groups, dense: Observation, rounding: float) -> dict[str, str]:
     """Group key -> why its units cannot be scored, for how layer and linears run; none where they can.
 
     Args:
-        model: the model.
+        model: the model, frozen.
         groups: its groups.
         dense: what a pass was seen to do.
+        rounding: the largest difference, as a share, between two ways to compute the same.
     """
-    found = {group.key: _problem(model, group, groups.layers[group.layer], dense) for group in groups}
+    found = {group.key: _problem(model, group, groups.layers[group.layer], dense, rounding) for group in groups}
     return {key: problem for key, problem in found.items() if problem}
 
 
-def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> str | None:
+def _problem(model: nn.Module, group: Group, layer: str, dense: Observation, rounding: float) -> str | None:
     if not group.consumers:
         names = " and ".join(part.tensor for part in group.cut.reads)
         return f"its units are read by {names}, which are not all linears or convolutions that read them alone"
@@ -67,4 +70,24 @@ def _problem(model: nn.Module, group: Group, layer: str, dense: Observation) -> 
                 f"{path} reads {what}, where one of {dims} dimensions or more is expected, (batch, tokens, features) "
                 "or (batch, channels, ...): let its layer call it with one"
             )
+        if (off := _off_by(module, read)) > rounding:
+            return (
+                f"{path} is a {type(module).__name__}, whose forward does more to what it reads than its weight, "
+                f"stride and padding say (it is {off:.2g} of its size off): scores and refit go by these. Pad outside "
+                "of it, or let it have the weight that it works with"
+            )
     return None
+
+
+@torch.no_grad()
+def _off_by(module: nn.Module, read: Tensor) -> float:
+    """How far what a module of a class of its own returns is from the product of its weight and its rows, as a share.
+
+    Convolutions may pad by themselves, and compute their weight from another.
+    """
+    kind = next((each for each in (nn.Linear, Conv1D, *CONVOLUTIONS) if isinstance(module, each)), type(module))
+    if type(module).forward is kind.forward:
+        return 0.0
+    written = rows_written(module, module(read))
+    expected = rows_read(module, read) @ weight_of(module).T
+    return difference(written, expected if module.bias is None else expected + module.bias)

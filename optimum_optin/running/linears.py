@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 _PLACES = 64  # of each sample, at most
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN = {each.forward for each in CONVOLUTIONS}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -58,9 +59,10 @@ def rows_read(module: nn.Module, values: Tensor, places: Tensor | None = None) -
     """
     if not isinstance(module, CONVOLUTIONS):
         return values
-    if any(module._reversed_padding_repeated_twice):
+    padding = _padding(module, values)
+    if any(padding):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        values = pad(values, module._reversed_padding_repeated_twice, mode=mode)
+        values = pad(values, padding, mode=mode)
     for dim, (size, stride, dilation) in enumerate(
         zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
     ):
@@ -107,3 +109,24 @@ def rows_written(module: nn.Module, values: Tensor, places: Tensor | None = None
         return values
     rows = values.flatten(2)
     return (rows if places is None else rows[..., places.to(rows.device)]).transpose(1, 2)
+
+
+def _padding(module: nn.Module, values: Tensor) -> list[int]:
+    """How many places a convolution adds at both ends of each dimension of its input, the last one first.
+
+    A class of its own may add more than its attributes say, so that there are places enough for what it returns: as
+    many at either end, and an odd one behind, as TensorFlow does.
+    """
+    padding = list(module._reversed_padding_repeated_twice)
+    if type(module).forward in _PLAIN:
+        return padding
+    written = type(module).forward(module, values[:1])  # without hooks
+    for dim, (size, stride, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        before = len(padding) - 2 * (dim - 1)
+        there = values.shape[dim] + padding[before] + padding[before + 1]
+        more = max(0, (written.shape[dim] - 1) * stride + dilation * (size - 1) + 1 - there)
+        padding[before] += more // 2
+        padding[before + 1] += more - more // 2
+    return padding

@@ -7,7 +7,7 @@ import torch
 import transformers as tr
 from torch import nn
 from torch.nn.functional import unfold
-from toys import Bottlenecks, Pictures, Scales, perturbed
+from toys import Bottlenecks, Padding, PaddingConv2d, Pictures, Scales, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
 from optimum_optin.compensation import ridge
@@ -76,6 +76,24 @@ def test_a_refit_comes_closer_to_the_dense_model(module):
     dense = model(new)
     off = [float((each(new) - dense).square().mean()) for each in (refitted, cut)]
     assert off[0] < 0.5 * off[1]
+
+
+@torch.no_grad()
+def test_convolutions_that_pad_by_themselves_are_refitted_as_those_that_pytorch_pads():
+    padding = perturbed(Padding())
+    plain = copy.deepcopy(padding)
+    for module in [*plain.modules()]:
+        for name, child in [*module.named_children()]:
+            if isinstance(child, PaddingConv2d) and child.stride == (1, 1):
+                same = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, padding="same")
+                same.load_state_dict(child.state_dict())
+                setattr(module, name, same)
+    config, images = OptinConfig(flops=0.6, probes=8), torch.randn(24, 3, 16, 16)
+    found = [
+        OptinPruner.from_model(module, images[:2]).prune(images, config)(images) for module in (padding, plain.eval())
+    ]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+    assert float((found[0] - padding(images)).norm()) > 1e-3
 
 
 def test_convolutions_that_hand_on_units_need_the_masks():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from toys import PaddingConv2d
 from transformers.pytorch_utils import Conv1D
 
 from optimum_optin.running.linears import add_to_weight, drawn_places, rows_read, rows_written, weight_of
@@ -13,6 +14,8 @@ CONVOLUTIONS = {
     "dilated": (nn.Conv2d(4, 5, 3, dilation=2, padding=2), (2, 4, 8, 7)),
     "the same": (nn.Conv2d(4, 5, (3, 4), padding="same"), (2, 4, 8, 7)),
     "circular": (nn.Conv2d(4, 5, 3, padding=(1, 2), padding_mode="circular"), (2, 4, 8, 7)),
+    "padding by itself": (PaddingConv2d(4, 5, 3), (2, 4, 8, 7)),
+    "padding by itself at one end": (PaddingConv2d(4, 5, 3, stride=2), (2, 4, 8, 6)),
     "of sounds": (nn.Conv1d(4, 5, 3, stride=2, padding=1), (2, 4, 9)),
     "of volumes": (nn.Conv3d(4, 5, (1, 2, 3), padding=(0, 1, 1)), (2, 4, 3, 4, 5)),
 }
