@@ -14,16 +14,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Consumer, Group, Groups, consumers_by_path
+from ..architectures.group import CHANNELS, Consumer, Group, Groups, consumers_by_path
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
-from ..passes.moments import Moments, gram
+from ..passes.moments import BlockMoments, Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
-from ..running.linears import drawn_places, features_of, rows_read, rows_written, weight_of
+from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
@@ -39,7 +39,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     Probe k sees batch k mod len(calibration).
     """
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
-    sums = {path: _Sums(model, consumer) for path, (_, consumer) in consumers_by_path(groups).items()}
+    sums = {path: _Sums(model, group, each) for path, (group, each) in consumers_by_path(groups).items()}
     probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
     starts: list[Start | None] = [None] * len(calibration)
@@ -114,13 +114,19 @@ def _rows(values: Tensor, real: Tensor | None) -> Tensor:
 class _Sums:
     """Running sums at one consumer: inputs for H, gradients at the output for Gamma."""
 
-    def __init__(self, model: nn.Module, consumer: Consumer):
+    def __init__(self, model: nn.Module, group: Group, consumer: Consumer):
         self.module = module = model.get_submodule(consumer.path)
         # A bias, or the mean of a batch norm, absorbs the mean of what is removed.
         self.centred = module.bias is not None or consumer.norm is not None
         self.device = module.weight.device
+        features = weight_of(module).shape[1]
+        places = places_of(module, consumer.width) if group.role.endswith(CHANNELS) else 1
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
-        self.inputs = Moments(weight_of(module).shape[1], self.device, torch.float32)
+        self.inputs = (
+            Moments(features, self.device, torch.float32)
+            if places == 1
+            else BlockMoments(features // places, places, self.device)
+        )
         self.metrics: dict[str, Tensor] = {}
 
     def add_inputs(self, tokens: Tensor) -> None:
@@ -138,5 +144,5 @@ class _Sums:
     def reader(self, traces: Mapping[str, float], group: Group, consumer: Consumer) -> Reader:
         """What reads the units of a group, with metrics divided by their sums over all consumers."""
         metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
-        covariance = (self.inputs.scatter(self.centred) + self.inputs.floor().diag()) / self.inputs.weight
+        covariance = self.inputs.covariance(self.centred)
         return Reader(weight_of(self.module), covariance, metrics, features_of(self.module, group.inputs_of(consumer)))

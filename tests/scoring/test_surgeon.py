@@ -73,6 +73,19 @@ def test_inputs_beside_the_units_take_over_as_well(width):
     assert float(scores.sum()) == pytest.approx(every, rel=1e-6)
 
 
+def test_where_inputs_are_too_many_units_cost_what_they_add_alone():
+    weight, covariance, metric = _problem(6, 2)
+    columns = slice(2, 10)  # two channels for each of two units, in blocks of two
+    blocks = torch.stack([covariance[at : at + 2, at : at + 2] for at in range(0, 12, 2)])
+    (scores,) = removal_scores([Reader(weight, blocks, [metric], columns)], 2)
+    for unit, channels in enumerate([(1, 2), (3, 4)]):
+        expected = 0
+        for channel in channels:
+            part, inside = weight[:, 2 * channel : 2 * channel + 2], blocks[channel]
+            expected += float(torch.trace(metric @ part @ inside @ part.T))
+        assert float(scores[unit]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_several_metrics_share_the_order_of_their_sum():
     weight, covariance, metric = _problem(6, 1)
     _, _, other = _problem(6, 1, seed=7)
