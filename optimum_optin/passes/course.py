@@ -59,7 +59,9 @@ class Course:
     def within(self, models: Sequence[nn.Module]) -> Course:
         """The course with joins by places that all of these models have."""
         joins = {path: join.within(models) for path, join in self.joins.items()}
-        partial = {path for path, join in joins.items() if join is None or len(join.terms) < len(self.joins[path].terms)}
+        partial = {
+            path for path, join in joins.items() if join is None or len(join.terms) < len(self.joins[path].terms)
+        }
         joins = {path: join for path, join in joins.items() if join}
         return replace(self, joins=joins, rectified=self.rectified - partial)
 
