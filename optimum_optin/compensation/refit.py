@@ -41,6 +41,7 @@ UNREACHED = "not refitted, as the calibration data do not come by it"
 _LEAST_SCALE = 1e-3  # share of the mean scale
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
 _SAMPLES = 2  # to find the course with
+_ROUNDS = 3  # of what a ReLU reads: the first aims at all of it, the others at what the ReLU lets pass
 
 
 def compensate(
@@ -120,7 +121,7 @@ def refit(
                 walk.reach(stop)
             for model, walks, there, outputs in zip(pruned, walks_of, stops, kept, strict=True):
                 if stop in there:
-                    _refit(model, stop, _join(course, stop, outputs), walks, strength)
+                    _refit(model, stop, course, _join(course, stop, outputs), walks, strength)
             for walk in filter(None, dense_walks):
                 walk.leave(stop)
     reached = {stop.path for stop in course.stops if stop.consumer}
@@ -178,13 +179,21 @@ def has_stop(model: nn.Module, stop: Stop) -> bool:
     return None not in producers and all(len(weight_of(producer)) for producer in producers)
 
 
-def _refit(model: nn.Module, stop: Stop, join: Join | None, walks: Walks, strength: float | None) -> None:
+def _refit(
+    model: nn.Module, stop: Stop, course: Course, join: Join | None, walks: Walks, strength: float | None
+) -> None:
     """Refit what is about to run at a stop; the passes go on behind it."""
+    rounds = _ROUNDS if course.rectified.intersection((*stop.producers, stop.path)) else 1
     try:
-        if stop.consumer is None:
-            _refit_producers(model, stop, walks, strength)
-        else:
-            _refit_consumer(model, stop, None if join is None else join.scale, walks, strength)
+        for number in range(rounds):
+            rectified = course.rectified if number else frozenset()
+            if stop.consumer is None:
+                _refit_producers(model, stop, walks, strength, rectified)
+            else:
+                scale = None if join is None else join.scale
+                _refit_consumer(model, stop, scale, walks, strength, stop.path in rectified)
+        for walk in filter(None, walks):
+            walk.leave(stop)
     except ValueError as error:
         raise ValueError(f"{stop.group.key} cannot be refitted: {error}; check its weights and the data.") from error
 
@@ -201,10 +210,12 @@ def check_tokens(groups: Groups, calibration: Calibration) -> None:
             )
 
 
-def _refit_producers(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
+def _refit_producers(
+    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, rectified: frozenset[str]
+) -> None:
     """Let producers write what they would write of the dense model's input, as far as their own input tells."""
     if is_convolution(pruned.get_submodule(stop.path)):
-        _refit_convolutions(pruned, stop, walks, strength)
+        _refit_convolutions(pruned, stop, walks, strength, rectified)
     else:
         _refit_linears(pruned, stop, walks, strength)
 
@@ -222,30 +233,46 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
             _add(producer, None, weight @ change, weight @ shift)
 
 
-def _refit_convolutions(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
+def _refit_convolutions(
+    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, rectified: frozenset[str]
+) -> None:
     """The same for patches, which hold many more numbers than a convolution writes: what it writes is guessed."""
     norms = {each.path: each.norm and pruned.get_submodule(each.norm) for each in stop.group.producers}
     producers = {path: pruned.get_submodule(path) for path in stop.producers}
-    wanted = [
-        (producer, len(weight_of(producer)), partial(PrunedWalk.map_errors, path=path))
-        for path, producer in producers.items()
-    ]
+    wanted = []
+    for path, producer in producers.items():
+        how = {"path": path, "norm": norms.get(path), "rectified": path in rectified}
+        wanted.append((producer, len(weight_of(producer)), partial(PrunedWalk.map_errors, **how)))
     for (path, producer), (fit, held_out) in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
-        intercept = producer.bias is not None or norms[path] is not None
-        _add(producer, norms[path], *_solved(fit, held_out, intercept, strength))
+        _correct(producer, norms.get(path), None, fit, held_out, strength)
 
 
-def _refit_consumer(pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None) -> None:
+def _refit_consumer(
+    pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None, rectified: bool
+) -> None:
     consumer = pruned.get_submodule(stop.path)
     norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
-    ((fit, held_out),) = _sums(walks, stop, [(consumer, len(weight_of(consumer)), PrunedWalk.output_errors)])
-    weight, bias = _solved(fit, held_out, consumer.bias is not None or norm is not None, strength)
+    wanted = (consumer, len(weight_of(consumer)), partial(PrunedWalk.output_errors, rectified=rectified))
+    ((fit, held_out),) = _sums(walks, stop, [wanted])
+    _correct(consumer, norm, scale, fit, held_out, strength)
+
+
+def _correct(
+    linear: nn.Module,
+    norm: nn.Module | None,
+    scale: Tensor | None,
+    fit: Regression,
+    held_out: Regression,
+    strength: float | None,
+) -> None:
+    """Correct errors of what a linear or convolution writes, behind a norm and a layer scale if there are any."""
+    weight, bias = _solved(fit, held_out, linear.bias is not None or norm is not None, strength)
     if norm is not None:
         scale = _slope(norm) if scale is None else _slope(norm) * scale.to(norm.running_var)
-    if scale is not None:  # the errors are those of the stream
+    if scale is not None:
         share = _inverse(scale, weight)
         weight, bias = weight * share[:, None], bias * share
-    _add(consumer, norm, weight, bias)
+    _add(linear, norm, weight, bias)
 
 
 def _add(linear: nn.Module, norm: nn.Module | None, weight: Tensor, bias: Tensor) -> None:
@@ -294,7 +321,6 @@ def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted]) -> list[tuple[Reg
                     fit.add(*(each[~is_held_out] for each in rows))
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-        walk.leave(stop)
     for pair in sums:
         for each in pair:
             each.add_up()

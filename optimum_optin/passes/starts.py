@@ -136,7 +136,7 @@ def run_dense(
     paths = [each.path for group in groups for each in (*group.consumers, *group.producers[:1])]
     with (
         differentiable(model, groups),
-        observed(model, paths) as seen,
+        observed(model, paths, apart=True) as seen,
         recorded(model, groups.layers) as layers,
     ):
         output = compared_output(model, batch, compared)

@@ -24,6 +24,11 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and module.groups == 1
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
 def weight_of(module: nn.Module) -> Tensor:
     """The weight of a linear, whichever way round it is kept (GPT-2's are transposed), or of a convolution.
 

@@ -1,6 +1,8 @@
 """Convolutions: refitted by patches, through batch norms and where units are handed on, against least squares."""
 
 import copy
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,20 +17,22 @@ from optimum_optin.compensation.refit import ALONE, refit
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.passes.calibration import calibrate, dense_passes
+from optimum_optin.passes.hooks import observed
 
 
 class Pair(nn.Module):
     """Two convolutions beside a shortcut, each with a batch norm behind it."""
 
-    def __init__(self):
+    def __init__(self, end=torch.relu):
         super().__init__()
+        self.end = end
         self.conv1, self.norm1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
         self.conv2, self.norm2 = nn.Conv2d(6, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
         self.head = nn.Linear(3, 4)
 
     def forward(self, pixels):
         x = pixels + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels)))))
-        return self.head(torch.relu(x).mean((2, 3)))
+        return self.head(self.end(x).mean((2, 3)))
 
 
 def prepared(module, images=24, side=8):
@@ -38,17 +42,21 @@ def prepared(module, images=24, side=8):
     return model, find_groups(model), calibrate(model, batches)
 
 
+def cut_pair(model, groups, calibration):
+    """A pair without two of its inner channels, not yet refitted, and the starts of its refit."""
+    (group,) = (group for group in groups if group.consumer == "conv2")
+    pruned = copy.deepcopy(model)
+    rewrite(pruned, [group], {group.key: torch.tensor([True, False, True, True, False, True])})
+    return pruned, dense_passes(model, groups, calibration, OptinConfig())
+
+
 @torch.no_grad()
 def test_a_consumer_is_refitted_to_the_stream_by_least_squares():
     """What its batch norm makes of the refitted convolution, against `torch.linalg.lstsq` over all patches."""
-    model, groups, calibration = prepared(Pair())
-    (group,) = (group for group in groups if group.key.endswith("channels") and group.consumer == "conv2")
-    mask = torch.tensor([True, False, True, True, False, True])
-    pruned = copy.deepcopy(model)
-    rewrite(pruned, [group], {group.key: mask})
-    starts = dense_passes(model, groups, calibration, OptinConfig())
+    model, groups, calibration = prepared(Pair(torch.tanh))
+    pruned, starts = cut_pair(model, groups, calibration)
     before = pruned.conv2.weight.clone()
-    refit(model, [pruned], groups.of_role(group.role), starts, strength=1e-9)
+    refit(model, [pruned], groups, starts, strength=1e-9)
     assert not torch.equal(before, pruned.conv2.weight)
     images = torch.cat([batch["pixels"] for batch in calibration])
     weights = torch.cat([start.weights["conv2"] for start in starts]).flatten().double().sqrt()[:, None]
@@ -57,6 +65,92 @@ def test_a_consumer_is_refitted_to_the_stream_by_least_squares():
     rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
     target = model.norm2(model.conv2(torch.relu(model.norm1(model.conv1(images)))))
     target = target.flatten(2).transpose(1, 2).flatten(0, 1).double()
+    best = torch.linalg.lstsq(rows * weights, target * weights).solution
+    found = pruned.norm2(pruned.conv2(inputs)).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@torch.no_grad()
+def test_what_a_relu_lets_pass_comes_closer_with_every_round(monkeypatch, rounds):
+    """The first round is least squares of all that the ReLU reads; the next ones go by what it makes of that."""
+    model, groups, calibration = prepared(Pair(), images=48)
+    images = torch.cat([batch["pixels"] for batch in calibration])
+    off = []
+    for each in (rounds, rounds + 1):
+        monkeypatch.setattr(sys.modules[refit.__module__], "_ROUNDS", each)
+        pruned, starts = cut_pair(model, groups, calibration)
+        starts = [replace(start, weights={"conv2": torch.ones_like(start.weights["conv2"])}) for start in starts]
+        refit(model, [pruned], groups, starts, strength=1e-9)
+        dense, found = (each.norm2(each.conv2(torch.relu(each.norm1(each.conv1(images))))) for each in (model, pruned))
+        off.append(float((torch.relu(images + dense) - torch.relu(images + found)).square().sum()))
+    assert off[1] < off[0]
+
+
+@torch.no_grad()
+def test_the_head_behind_convolutions_is_refitted_by_least_squares():
+    """What the pruned model says, against `torch.linalg.lstsq` of the dense logits on what its head reads."""
+    model, groups, calibration = prepared(Pair(), images=48)
+    pruned, starts = cut_pair(model, groups, calibration)
+    before = pruned.head.weight.clone()
+    refit(model, [pruned], groups, starts, strength=1e-9)
+    assert not torch.equal(before, pruned.head.weight)
+    images = torch.cat([batch["pixels"] for batch in calibration])
+    with observed(pruned, ["head"]) as seen:
+        said = pruned(images).double()
+    rows = torch.cat([seen["head"].input, torch.ones(len(images), 1)], 1).double()
+    best = torch.linalg.lstsq(rows, model(images).double()).solution
+    torch.testing.assert_close(said, rows @ best, atol=1e-4, rtol=1e-4)
+
+
+class TwoHeads(Pair):
+    """Reads its stream with one head twice."""
+
+    def forward(self, pixels):
+        x = pixels + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels)))))
+        return self.head(torch.relu(x).mean((2, 3))) + self.head(torch.relu(x).amax((2, 3)))
+
+
+class Scaled(Pair):
+    """Returns something else than its head does."""
+
+    def forward(self, pixels):
+        return 2 * super().forward(pixels)
+
+
+@pytest.mark.parametrize("module", [TwoHeads, Scaled])
+def test_a_head_is_left_that_does_not_write_the_logits_alone(module):
+    model, groups, calibration = prepared(module())
+    pruned, starts = cut_pair(model, groups, calibration)
+    before = pruned.head.weight.clone()
+    refit(model, [pruned], groups, starts)
+    torch.testing.assert_close(pruned.head.weight, before, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_a_late_shortcut_is_a_part_of_what_the_refit_aims_at():
+    """A projection that runs after the block's last convolution: the sum of both, by least squares over all patches."""
+
+    class Late(Pair):
+        def __init__(self):
+            super().__init__(torch.tanh)
+            self.project = nn.Conv2d(3, 3, 1)
+
+        def forward(self, pixels):
+            written = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels)))))
+            return self.head(self.end(self.project(pixels) + written).mean((2, 3)))
+
+    model, groups, calibration = prepared(Late())
+    pruned, starts = cut_pair(model, groups, calibration)
+    pruned.project.weight += 0.1 * torch.randn_like(pruned.project.weight)  # an error of the stream
+    assert not refit(model, [pruned], groups.of_role("channels"), starts, strength=1e-9)
+    images = torch.cat([batch["pixels"] for batch in calibration])
+    weights = torch.cat([start.weights["conv2"] for start in starts]).flatten().double().sqrt()[:, None]
+    inputs = torch.relu(pruned.norm1(pruned.conv1(images)))
+    rows = unfold(inputs, 3, padding=1).transpose(1, 2).flatten(0, 1).double()
+    rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    target = model.project(images) + model.norm2(model.conv2(torch.relu(model.norm1(model.conv1(images)))))
+    target = (target - pruned.project(images)).flatten(2).transpose(1, 2).flatten(0, 1).double()
     best = torch.linalg.lstsq(rows * weights, target * weights).solution
     found = pruned.norm2(pruned.conv2(inputs)).flatten(2).transpose(1, 2).flatten(0, 1).double()
     torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)

@@ -9,7 +9,7 @@ from tiny import CASES, SHAPE, tiny_batch, tiny_model
 from torch import nn
 
 from optimum_optin import find_groups
-from optimum_optin.architectures.group import Consumer, attribute
+from optimum_optin.architectures.group import Consumer, Producer, attribute
 from optimum_optin.passes.course import find_course
 
 ALONE = {"swin": {"heads"}, "swinv2": {"heads", "neurons"}}  # windows; outputs are normalised
@@ -57,10 +57,12 @@ class Layer(nn.Module):
         return self.last(self.join(self, x, self.write(self.read(self.norm(x)).relu())))
 
 
-JOINS = {  # how an output joins -> modules that return the other terms (the stream is only read), and the factor
+# How an output joins -> modules that return the other terms (the stream is only read; none if the join is late), and
+# the factor.
+JOINS = {
     "plain": (lambda self, x, out: x + self.drop(out), [set()], 1),
     "in place": (lambda self, x, out: out.clone().add_(x), [set()], 1),
-    "in place of the stream": (lambda self, x, out: x.clone().add_(out), None, 1),
+    "in place of the stream": (lambda self, x, out: x.clone().add_(out), [], 1),
     "a factor": (lambda self, x, out: x + out * 0.3, [set()], 0.3),
     "alpha": (lambda self, x, out: torch.add(x, out, alpha=0.5), [set()], 0.5),
     "flattened": (lambda self, x, out: (out.view(-1, 8) + x.view(-1, 8)).view_as(x), [set()], 1),
@@ -71,7 +73,9 @@ JOINS = {  # how an output joins -> modules that return the other terms (the str
     "normalised": (lambda self, x, out: x + self.norm(out), None, None),
     "a factor for each token": (lambda self, x, out: x + out * x.mean(-1, keepdim=True), None, None),
     "tokens in another order": (lambda self, x, out: x + out.roll(1, 1), None, None),
-    "a stream that is scaled": (lambda self, x, out: 0.5 * x + out, None, None),
+    "a stream that is scaled": (lambda self, x, out: 0.5 * x + out, [], 1),
+    "a stream that is scaled, and a factor": (lambda self, x, out: 0.5 * x + 2 * out, None, None),
+    "another reader of the output before": (lambda self, x, out: self.beside(out) + out, None, None),
     "no sum": (lambda self, x, out: torch.cat([x[..., :4], out[..., :4]], -1), None, None),
 }
 
@@ -84,13 +88,14 @@ def test_sums_of_all_kinds(case):
     x = torch.randn(2, 5, 8)
     residual = SimpleNamespace(windowed=False)
     group = SimpleNamespace(
-        key="layer.neurons", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual
+        key="layer.neurons", consumers=[Consumer("write")], producers=[Producer("read")], residual=residual
     )
     joins = find_course(layer.eval(), [group], {"x": x}).joins
     if paths is None:
         assert not joins
         return
     found = joins["write"]
+    assert found.is_late == (not paths)
     assert [{place.path for place in places if place.argument is None} for places in found.terms] == paths
     if factor == 1:
         assert found.scale is None
@@ -105,9 +110,7 @@ def test_an_output_that_is_the_same_for_all_tokens_tells_no_factor():
     layer = Layer(lambda self, x, out: x + self.norm(out)).eval()
     nn.init.zeros_(layer.write.weight)
     residual = SimpleNamespace(windowed=False)
-    group = SimpleNamespace(
-        key="a", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual
-    )
+    group = SimpleNamespace(key="a", consumers=[Consumer("write")], producers=[Producer("read")], residual=residual)
     assert not find_course(layer, [group], {"x": torch.randn(2, 5, 8)}).joins
 
 
@@ -122,7 +125,7 @@ def test_parallel_sublayers_add_to_one_stream():
         SimpleNamespace(
             key=role,
             consumers=[Consumer(path)],
-            producers=[SimpleNamespace(path=producers[role])],
+            producers=[Producer(producers[role])],
             residual=residual,
             role=role,
         )

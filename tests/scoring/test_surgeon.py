@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from tiny import tiny_model, tiny_samples
+from torch import nn
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.compensation.refit import compensate
@@ -216,3 +217,29 @@ def test_predicted_divergence_is_about_what_a_refit_leaves():
     fresh = calibrate(model, calibration_batches(tiny_samples(200, seed=5), model))
     (measured,) = measure_divergence(model, [pruned], groups, fresh)
     assert 1 / 3 < scores.removed(masks)["output"] / measured.distance < 3
+
+
+class Chain(nn.Module):
+    """Convolutions without norms, with an activation between them."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.act, self.head = nn.ReLU(inplace=in_place), nn.Linear(5, 4)
+
+    def forward(self, pixels):
+        return self.head(self.act(self.second(self.act(self.first(pixels)))).mean((2, 3)))
+
+
+def test_activations_that_work_in_place_change_no_score():
+    torch.manual_seed(0)
+    weights, found = Chain(False).state_dict(), []
+    data = [{"pixels": torch.randn(3, 8, 8)} for _ in range(8)]
+    for in_place in (False, True):
+        model = Chain(in_place).eval()
+        model.load_state_dict(weights)
+        pruner = OptinPruner.from_model(model, {"pixels": torch.stack([each["pixels"] for each in data[:2]])})
+        found.append(pruner.score(data, OptinConfig(num_samples=8, batch_size=4, probes=4)).combine(1.0))
+    assert found[0].keys() == found[1].keys()
+    for key, scores in found[0].items():
+        torch.testing.assert_close(found[1][key], scores)

@@ -1,0 +1,60 @@
+"""What an output is added to, where that is made after it, against what the forward computes."""
+
+import pytest
+import torch
+import transformers as tr
+from toys import Stage, perturbed
+from torch import nn
+
+from optimum_optin import OptinPruner, find_groups
+from optimum_optin.passes.course import find_course
+from optimum_optin.passes.hooks import observed
+from optimum_optin.passes.lookahead import late_term
+
+
+@torch.no_grad()
+def test_a_shortcut_that_no_module_computes():
+    model = OptinPruner.from_model(perturbed(Stage(4, 8, 2)), {"x": torch.randn(2, 4, 6, 6)}).model
+    groups = find_groups(model)
+    (group,) = groups
+    batch = {"x": torch.randn(3, 4, 6, 6)}
+    join = find_course(model, groups, batch).joins["conv2"]
+    assert join.is_late
+    term = late_term(model, batch, group.consumers[0], join)
+    expected = nn.functional.pad(batch["x"][:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+    torch.testing.assert_close(term, expected)
+    written = torch.randn(3, 9, 8)  # a map of 3 x 3 places
+    torch.testing.assert_close(join.stream([term], written), written + expected.flatten(2).transpose(1, 2))
+
+
+@torch.no_grad()
+def test_a_projection_that_runs_later():
+    config = tr.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=3)
+    model = perturbed(tr.ResNetForImageClassification(config))
+    groups, batch = find_groups(model), {"pixel_values": torch.randn(2, 3, 32, 32)}
+    joins = find_course(model, groups, batch).joins
+    late = {path for path, join in joins.items() if join.is_late}
+    block = "resnet.encoder.stages.1.layers.0"
+    assert late == {f"{block}.layer.1.convolution"}
+    (consumer,) = (each for group in groups for each in group.consumers if each.path in late)
+    with observed(model, [f"{block}.shortcut"]) as seen:
+        model(**batch)
+    term = late_term(model, batch, consumer, joins[consumer.path])
+    torch.testing.assert_close(term, seen[f"{block}.shortcut"].output)
+
+
+class Fickle(Stage):
+    """Adds its shortcut to small images alone."""
+
+    def forward(self, x):
+        written = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (written if x.shape[-1] > 6 else 0.5 * x + written).relu()
+
+
+@torch.no_grad()
+def test_a_sum_that_does_not_come_is_named():
+    model = OptinPruner.from_model(perturbed(Fickle(8, 8, 1)), {"x": torch.randn(2, 8, 6, 6)}).model
+    groups = find_groups(model)
+    join = find_course(model, groups, {"x": torch.randn(2, 8, 6, 6)}).joins["conv2"]
+    with pytest.raises(ValueError, match="its output is not added to what"):
+        late_term(model, {"x": torch.randn(2, 8, 8, 8)}, groups[0].consumers[0], join)
