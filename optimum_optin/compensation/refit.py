@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures.group import Groups, Masks, stack_of
+from ..architectures.group import CHANNELS, Groups, Masks, stack_of
 from ..config import OptinConfig
 from ..passes.calibration import Calibration, dense_passes
 from ..passes.course import Course, Stop, find_course
@@ -26,7 +27,7 @@ from ..passes.pauses import kept_modules
 from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Rows, Walk, watched
 from ..running.freezing import frozen
-from ..running.linears import add_to_weight, is_convolution, weight_of
+from ..running.linears import add_to_weight, is_convolution, places_of, weight_of
 from ..running.processes import first_of_all, progress, take_from_main
 from .ridge import Regression, solve_ridge
 
@@ -224,7 +225,7 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
     producers = [pruned.get_submodule(path) for path in stop.producers]
     inputs = weight_of(producers[0]).shape[1]
-    ((fit, held_out),) = _sums(walks, stop, [(producers[0], inputs, PrunedWalk.input_errors)])
+    ((fit, held_out),) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)])
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = _solved(fit, held_out, intercept, strength)
@@ -242,7 +243,8 @@ def _refit_convolutions(
     wanted = []
     for path, producer in producers.items():
         how = {"path": path, "norm": norms.get(path), "rectified": path in rectified}
-        wanted.append((producer, len(weight_of(producer)), partial(PrunedWalk.map_errors, **how)))
+        rows_of = partial(PrunedWalk.map_errors, **how)
+        wanted.append(_Wanted(producer, len(weight_of(producer)), rows_of, places_of(producer)))
     for (path, producer), (fit, held_out) in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
         _correct(producer, norms.get(path), None, fit, held_out, strength)
 
@@ -252,7 +254,9 @@ def _refit_consumer(
 ) -> None:
     consumer = pruned.get_submodule(stop.path)
     norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
-    wanted = (consumer, len(weight_of(consumer)), partial(PrunedWalk.output_errors, rectified=rectified))
+    rows_of = partial(PrunedWalk.output_errors, rectified=rectified)
+    places = places_of(consumer, stop.consumer.width) if stop.group.role.endswith(CHANNELS) else 1
+    wanted = _Wanted(consumer, len(weight_of(consumer)), rows_of, places)
     ((fit, held_out),) = _sums(walks, stop, [wanted])
     _correct(consumer, norm, scale, fit, held_out, strength)
 
@@ -267,6 +271,8 @@ def _correct(
 ) -> None:
     """Correct errors of what a linear or convolution writes, behind a norm and a layer scale if there are any."""
     weight, bias = _solved(fit, held_out, linear.bias is not None or norm is not None, strength)
+    places = weight_of(linear).shape[1] // max(weight.shape[1], 1)
+    weight = weight.repeat_interleave(places, 1) / places  # what is told by a mean of places changes all of them alike
     if norm is not None:
         scale = _slope(norm) if scale is None else _slope(norm) * scale.to(norm.running_var)
     if scale is not None:
@@ -297,28 +303,50 @@ def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
     return torch.where(scale.abs() > _LEAST_SCALE * scale.abs().mean(), 1 / scale, 0)
 
 
-_Wanted = tuple[nn.Module, int, Callable[[PrunedWalk, Stop], Rows | None]]
-"""A linear or convolution, how many errors a row has, and what gives the rows of a walk."""
+@dataclass(frozen=True)
+class _Wanted:
+    """A regression that is wanted.
+
+    Args:
+        linear: the linear or convolution whose input tells the errors.
+        outputs: how many errors a row has.
+        rows_of: gives the rows of a walk.
+        places: see `places_of`; the rows are of the mean of so many features each.
+    """
+
+    linear: nn.Module
+    outputs: int
+    rows_of: Callable[[PrunedWalk, Stop], Rows | None]
+    places: int = 1
+
+    def sums(self) -> tuple[Regression, Regression]:
+        """Empty sums, to fit and held out."""
+        sizes = weight_of(self.linear).shape[1] // self.places, self.outputs, self.linear.weight.device
+        return Regression(*sizes), Regression(*sizes)
+
+    def rows(self, walk: PrunedWalk, stop: Stop) -> Rows | None:
+        """The rows of a walk, which has reached the stop."""
+        rows = self.rows_of(walk, stop)
+        if rows is None or self.places == 1:
+            return rows
+        return rows[0].unflatten(-1, (-1, self.places)).mean(-1), *rows[1:]
 
 
 def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted]) -> list[tuple[Regression, Regression]]:
     """For each regression that is wanted, the sums of all walks' rows: (to fit, held out)."""
-    sums = []
-    for linear, outputs, _ in wanted:
-        inputs, device = weight_of(linear).shape[1], linear.weight.device
-        sums.append((Regression(inputs, outputs, device), Regression(inputs, outputs, device)))
+    sums = [each.sums() for each in wanted]
     for index, walk in enumerate(walks):
         if walk is None:
             continue
         if walk.reach(stop):
-            for (_, _, rows_of), (fit, held_out) in zip(wanted, sums, strict=True):
-                rows = rows_of(walk, stop)
+            for each, (fit, held_out) in zip(wanted, sums, strict=True):
+                rows = each.rows(walk, stop)
                 if rows is None:
                     continue
                 if len(walks) == 1:
                     is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
-                    held_out.add(*(each[is_held_out] for each in rows))
-                    fit.add(*(each[~is_held_out] for each in rows))
+                    held_out.add(*(part[is_held_out] for part in rows))
+                    fit.add(*(part[~is_held_out] for part in rows))
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
     for pair in sums:

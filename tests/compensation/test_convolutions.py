@@ -213,6 +213,57 @@ def test_masks_and_cuts_agree_with_several_readers():
     torch.testing.assert_close(cut(images), expected, atol=1e-5, rtol=1e-4)
 
 
+class Flat(nn.Module):
+    """Convolutions whose last channels a linear reads place by place, as in VGG."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.up, self.head = nn.Linear(8 * 16, 12), nn.Linear(12, 4)
+
+    def forward(self, pixels):
+        x = torch.relu(self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels))))))
+        x = nn.functional.max_pool2d(x, 2)
+        return self.head(torch.relu(self.up(x.flatten(1))))
+
+
+@torch.no_grad()
+def test_where_too_many_places_are_read_channels_are_refitted_by_their_means(monkeypatch):
+    """No sum is larger than channels by channels, and the refit still comes closer."""
+    model, groups, calibration = prepared(Flat(), images=48)
+    masks = {group.key: torch.arange(group.units) % 4 > 0 for group in groups}
+    cut = copy.deepcopy(model)
+    rewrite(cut, groups, masks)
+    starts = dense_passes(model, groups, calibration, OptinConfig())
+    sizes, made = [], ridge.Regression.__init__
+
+    def noting(self, inputs, outputs, device="cpu"):
+        sizes.append(inputs)
+        made(self, inputs, outputs, device)
+
+    monkeypatch.setattr(ridge.Regression, "__init__", noting)
+    off, most = [], []
+    new = torch.randn(64, 3, 8, 8)
+    for widest in (8192, 10):
+        monkeypatch.setattr("optimum_optin.running.linears.WIDEST", widest)
+        refitted = copy.deepcopy(cut)
+        refit(model, [refitted], groups, starts, masks=[masks])
+        off.append(float((refitted(new) - model(new)).square().mean()))
+        most.append(max(sizes))
+        sizes.clear()
+    assert most == [6 * 16, 9], "places of channels that are left, and at most what the head reads"
+    assert off[1] < 0.7 * float((cut(new) - model(new)).square().mean())
+
+
+def test_where_too_many_places_are_read_channels_are_scored_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr("optimum_optin.running.linears.WIDEST", 10)
+    images = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pruner = OptinPruner.from_model(perturbed(Flat()), images[:2])
+    scores = pruner.score(images, OptinConfig(probes=8))
+    assert all((score > 0).any() and score.isfinite().all() for score in scores.terms["output"].values())
+
+
 def test_sums_of_wide_patches_stay_in_memory():
     """The refit of a 3 x 3 convolution of 512 channels: the sums that it holds at once, in bytes."""
     inputs = 512 * 9
