@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers as tr
-from toys import Stage, perturbed
 from torch import nn
+from toys import Stage, perturbed
 
 from optimum_optin import OptinPruner, find_groups
 from optimum_optin.passes.course import find_course
