@@ -39,10 +39,10 @@ Walks = list[PrunedWalk | None]
 ALONE = "refitted to what it writes alone, as no sum was found that this joins"
 UNREACHED = "not refitted, as the calibration data do not come by it"
 
+ROUNDS = 3
 _LEAST_SCALE = 1e-3  # share of the mean scale
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
 _SAMPLES = 2  # to find the course with
-_ROUNDS = 3  # of what a ReLU reads: the first aims at all of it, the others at what the ReLU lets pass
 
 
 def compensate(
@@ -78,6 +78,7 @@ def refit(
     strength: float | None = None,
     *,
     masks: Sequence[Masks] | None = None,
+    rounds: int = ROUNDS,
 ) -> dict[str, str]:
     """Refit producers and consumers of pruned models, in place.
 
@@ -93,6 +94,8 @@ def refit(
         strength: strength of the regularisation; `None` chooses it for each linear on held-out tokens, which costs
             several times as much linear algebra.
         masks: what each of the pruned models keeps; may be `None` if no consumer writes units of another group.
+        rounds: how often to refit what a ReLU reads: the first round aims at all of it, the others at what the ReLU
+            lets pass.
 
     Returns:
         Group key -> what was different with it: `ALONE` or `UNREACHED`. Others were refitted to the residual stream.
@@ -122,7 +125,12 @@ def refit(
                 walk.reach(stop)
             for model, walks, there, outputs in zip(pruned, walks_of, stops, kept, strict=True):
                 if stop in there:
-                    _refit(model, stop, course, _join(course, stop, outputs), walks, strength)
+                    join = _join(course, stop, outputs)
+                    for number in range(rounds if stop.paths & course.rectified else 1):
+                        passed = course.rectified if number else frozenset()
+                        _refit(model, stop, walks, strength, join=join, rectified=passed)
+                    for walk in filter(None, walks):
+                        walk.leave(stop)
             for walk in filter(None, dense_walks):
                 walk.leave(stop)
     reached = {stop.path for stop in course.stops if stop.consumer}
@@ -181,20 +189,20 @@ def has_stop(model: nn.Module, stop: Stop) -> bool:
 
 
 def _refit(
-    model: nn.Module, stop: Stop, course: Course, join: Join | None, walks: Walks, strength: float | None
+    model: nn.Module,
+    stop: Stop,
+    walks: Walks,
+    strength: float | None,
+    *,
+    join: Join | None,
+    rectified: frozenset[str],
 ) -> None:
-    """Refit what is about to run at a stop; the passes go on behind it."""
-    rounds = _ROUNDS if course.rectified.intersection((*stop.producers, stop.path)) else 1
+    """Refit what is about to run at a stop."""
     try:
-        for number in range(rounds):
-            rectified = course.rectified if number else frozenset()
-            if stop.consumer is None:
-                _refit_producers(model, stop, walks, strength, rectified)
-            else:
-                scale = None if join is None else join.scale
-                _refit_consumer(model, stop, scale, walks, strength, stop.path in rectified)
-        for walk in filter(None, walks):
-            walk.leave(stop)
+        if stop.consumer is None:
+            _refit_producers(model, stop, walks, strength, rectified)
+        else:
+            _refit_consumer(model, stop, walks, strength, join=join, rectified=stop.path in rectified)
     except ValueError as error:
         raise ValueError(f"{stop.group.key} cannot be refitted: {error}; check its weights and the data.") from error
 
@@ -245,32 +253,32 @@ def _refit_convolutions(
         how = {"path": path, "norm": norms.get(path), "rectified": path in rectified}
         rows_of = partial(PrunedWalk.map_errors, **how)
         wanted.append(_Wanted(producer, len(weight_of(producer)), rows_of, places_of(producer)))
-    for (path, producer), (fit, held_out) in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
-        _correct(producer, norms.get(path), None, fit, held_out, strength)
+    for (path, producer), sums in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
+        _correct(producer, sums, strength, norm=norms.get(path))
 
 
 def _refit_consumer(
-    pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None, rectified: bool
+    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, *, join: Join | None, rectified: bool
 ) -> None:
+    """Let a consumer write what makes up for all that the stream after it lacks, as far as its input tells."""
     consumer = pruned.get_submodule(stop.path)
-    norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
     rows_of = partial(PrunedWalk.output_errors, rectified=rectified)
     places = places_of(consumer, stop.consumer.width) if stop.group.role.endswith(CHANNELS) else 1
-    wanted = _Wanted(consumer, len(weight_of(consumer)), rows_of, places)
-    ((fit, held_out),) = _sums(walks, stop, [wanted])
-    _correct(consumer, norm, scale, fit, held_out, strength)
+    (sums,) = _sums(walks, stop, [_Wanted(consumer, len(weight_of(consumer)), rows_of, places)])
+    norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
+    _correct(consumer, sums, strength, norm=norm, scale=None if join is None else join.scale)
 
 
 def _correct(
     linear: nn.Module,
-    norm: nn.Module | None,
-    scale: Tensor | None,
-    fit: Regression,
-    held_out: Regression,
+    sums: tuple[Regression, Regression],
     strength: float | None,
+    *,
+    norm: nn.Module | None,
+    scale: Tensor | None = None,
 ) -> None:
-    """Correct errors of what a linear or convolution writes, behind a norm and a layer scale if there are any."""
-    weight, bias = _solved(fit, held_out, linear.bias is not None or norm is not None, strength)
+    """Correct errors of what a linear or convolution writes, behind a batch norm and a layer scale if there are any."""
+    weight, bias = _solved(*sums, linear.bias is not None or norm is not None, strength)
     places = weight_of(linear).shape[1] // max(weight.shape[1], 1)
     weight = weight.repeat_interleave(places, 1) / places  # what is told by a mean of places changes all of them alike
     if norm is not None:

@@ -41,6 +41,11 @@ class Stop:
         """The module that the pass is about to run."""
         return self.producers[0] if self.consumer is None else self.consumer.path
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """All modules that are refitted there."""
+        return frozenset(self.producers if self.consumer is None else (self.consumer.path,))
+
 
 @dataclass(frozen=True)
 class Course:

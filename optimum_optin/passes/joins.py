@@ -55,8 +55,8 @@ class Join:
         terms: the other terms that are known when the consumer starts; for each, all places where it is.
         scale: what the output is multiplied by, shape (channels,), on the CPU; `None` for 1.
         of_maps: whether what is added are feature maps, shape (batch, channels, ...).
-        is_late: whether there is one other term, which is not known before the consumer runs (`lookahead.py`); then
-            `terms` is empty, and nothing but the sum reads the output, which is a term as it is.
+        is_late: whether there is one other term, of feature maps, which is not known before the consumer runs
+            (`lookahead.py`); then `terms` is empty, and nothing but the sum reads the output, which is a term as it is.
     """
 
     terms: tuple[tuple[Place, ...], ...]
@@ -101,10 +101,11 @@ def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[tuple[d
         groups: its groups.
 
     Yields:
-        Both are filled as the model runs. Path of a consumer -> its join. One is not among them whose output goes
-        through a norm first (but a batch norm) or joins no sum, or whose tokens are in another order there (windows).
-        And paths of consumers and producers such that what they write
-        (behind a batch norm, if one reads it, and in the join, if there is one) is read by a ReLU and nothing else.
+        Path of a consumer -> its join; filled as the model runs. One is not among them whose output goes through a norm
+        first (but a batch norm) or joins no sum, whose tokens are in another order there (windows), or if no other term
+        is known before it runs, and the join is not late.
+        Paths of consumers and producers, filled likewise: a ReLU reads what they write (behind a batch norm, if one
+        reads it, and in the join, if there is one), and nothing else does.
     """
     search = _Search()
     with ExitStack() as stack:
@@ -206,8 +207,8 @@ class _Search(TorchDispatchMode):
         alpha = kwargs.get("alpha", 1)
         terms = (*self._terms_of(one), *(self._terms_of(other) if alpha == 1 else ()))
         found = self._joined(one, other, alpha)
-        if alpha == 1:
-            self._late |= {path for path in found & unread if not self.joins[path].terms}
+        if alpha == 1:  # of maps alone: a transformer may have such sums in every layer, and each costs passes
+            self._late |= {path for path in found & unread if self.joins[path].of_maps and not self.joins[path].terms}
         found |= self._continued(one, other, alpha)
         total = func(*args, **kwargs)
         known = self._remember(total)

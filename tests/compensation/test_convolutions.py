@@ -1,7 +1,6 @@
 """Convolutions: refitted by patches, through batch norms and where units are handed on, against least squares."""
 
 import copy
-import sys
 from dataclasses import replace
 
 import pytest
@@ -70,18 +69,17 @@ def test_a_consumer_is_refitted_to_the_stream_by_least_squares():
     torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("rounds", [1, 2])
 @torch.no_grad()
-def test_what_a_relu_lets_pass_comes_closer_with_every_round(monkeypatch, rounds):
+def test_what_a_relu_lets_pass_comes_closer_with_every_round(rounds):
     """The first round is least squares of all that the ReLU reads; the next ones go by what it makes of that."""
     model, groups, calibration = prepared(Pair(), images=48)
     images = torch.cat([batch["pixels"] for batch in calibration])
     off = []
     for each in (rounds, rounds + 1):
-        monkeypatch.setattr(sys.modules[refit.__module__], "_ROUNDS", each)
         pruned, starts = cut_pair(model, groups, calibration)
         starts = [replace(start, weights={"conv2": torch.ones_like(start.weights["conv2"])}) for start in starts]
-        refit(model, [pruned], groups, starts, strength=1e-9)
+        refit(model, [pruned], groups, starts, strength=1e-9, rounds=each)
         dense, found = (each.norm2(each.conv2(torch.relu(each.norm1(each.conv1(images))))) for each in (model, pruned))
         off.append(float((torch.relu(images + dense) - torch.relu(images + found)).square().sum()))
     assert off[1] < off[0]

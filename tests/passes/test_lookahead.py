@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers as tr
-from toys import Stage, perturbed
 from torch import nn
+from toys import Stage, perturbed
 
 from optimum_optin import OptinPruner, find_groups
 from optimum_optin.passes.course import find_course
@@ -41,6 +41,31 @@ def test_a_projection_that_runs_later():
         model(**batch)
     term = late_term(model, batch, consumer, joins[consumer.path])
     torch.testing.assert_close(term, seen[f"{block}.shortcut"].output)
+
+
+LATE = {  # what a block makes of its input, and of what its last convolution writes
+    "a stream that is scaled": (lambda x, written: 0.5 * x + written, True),
+    "in place": (lambda x, written: (0.5 * x).add_(written), True),
+    "an output that is scaled as well": (lambda x, written: 0.5 * x + 2 * written, False),
+    "a share of the output": (lambda x, written: torch.add(0.5 * x, written, alpha=0.5), False),
+    "something that is made of the output": (lambda x, written: written.square() + written, False),
+    "an output that is read before": (lambda x, written: x * written.mean() + written, False),
+    "two sums": (lambda x, written: 0.5 * x + written + x.flip(1), False),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+@torch.no_grad()
+def test_what_is_late_is_read_by_its_sum_alone(case):
+    end, late = LATE[case]
+
+    class Ended(Stage):
+        def forward(self, x):
+            return end(x, self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).tanh()
+
+    model = OptinPruner.from_model(perturbed(Ended(8, 8, 1)), {"x": torch.randn(2, 8, 6, 6)}).model
+    joins = find_course(model, find_groups(model), {"x": torch.randn(2, 8, 6, 6)}).joins
+    assert ("conv2" in joins and joins["conv2"].is_late) == late
 
 
 class Fickle(Stage):
