@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import transformers as tr
 from tiny import TEXT as SHAPES
 from tiny import tiny_model
 from torch import nn
-from toys import Block, Pictures, Residual, TorchEncoder, Transformer, perturbed
+from toys import Block, Bottleneck, Bottlenecks, Pictures, Residual, TorchEncoder, Transformer, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, load_pruned
 from optimum_optin.models.examples import example_of
@@ -261,6 +262,92 @@ def test_what_runs_twice_is_left_whole_with_its_reason():
     pruner.prune(DATA)
     assert list(pruner.report.layers) == ["layers.1"]
     assert all("runs 2 times" in pruner.report.left_whole[f"layers.0.{role}"] for role in ("heads", "neurons"))
+
+
+class Detaching(nn.Module):
+    """A block whose neurons read what no gradient goes through, as RT-DETR's decoder starts."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Block()
+
+    def forward(self, x):
+        inner, (batch, tokens, _) = self.inner, x.shape
+        q, k, v = (
+            part(inner.norm1(x)).view(batch, tokens, inner.heads, -1).transpose(1, 2)
+            for part in (inner.q, inner.k, inner.v)
+        )
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
+        written = inner.down(nn.functional.gelu(inner.up(inner.norm2(x.detach()))))
+        return x + inner.o(attended) + written
+
+
+class Detached(Transformer):
+    """A classifier of such blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Detaching()])
+
+
+def test_units_behind_what_was_detached_are_scored_and_refitted():
+    pruner = OptinPruner.from_model(perturbed(Detached()), DATA[:1], config=CONFIG)
+    scores = pruner.score(DATA).combine()
+    assert {key.partition(".")[2] for key in scores} == {"0.heads", "0.neurons"}
+    assert all(float(each.max()) > 0 for each in scores.values())
+    pruner.prune(DATA)
+    assert pruner.report.divergence["agreement"] > 0.5
+
+
+class InVain(Bottlenecks):
+    """Another convolution reads the last stream, and nobody what it writes (MobileNetV2's segmenter has one)."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(*self.blocks, Bottleneck())
+        self.vain = nn.Conv2d(8, 20, 1)
+
+    def forward(self, pixels):
+        x = self.blocks(nn.functional.relu(self.norm(self.stem(pixels))))
+        self.vain(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_reader_in_vain_does_not_hide_the_others():
+    images = torch.randn(24, 3, 16, 16)
+    pruner = OptinPruner.from_model(perturbed(InVain()), images[:2], config=CONFIG)
+    scores = pruner.score(images)
+    assert any(key.endswith("stream_channels") for key in scores.combine())
+    pruner.prune(images, scores=scores)
+    assert pruner.report.flops_achieved <= 0.6
+
+
+class Chain(nn.Module):
+    """Three linears beside a shortcut: the middle one reads units and writes others."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(32, 24), nn.Linear(24, 16), nn.Linear(16, 32)
+
+    def forward(self, x):
+        return x + self.three(self.two(self.one(x).relu()).relu())
+
+
+class Chains(Transformer):
+    """A classifier of texts made of chains."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Chain() for _ in range(2))
+
+
+def test_a_linear_that_loses_both_sides_is_saved_and_loaded(tmp_path):
+    pruner = OptinPruner.from_model(perturbed(Chains()), DATA[:1], config=replace(CONFIG, flops=0.01))
+    pruned = pruner.prune(DATA, save_dir=tmp_path)
+    assert any(not each["kept"] for roles in pruner.report.layers.values() for each in roles.values())
+    assert all(each.numel() for each in pruned.parameters())
+    with torch.no_grad():
+        assert torch.equal(load_pruned(Chains, tmp_path)(DATA), pruned(DATA))
 
 
 class Deciding(Transformer):

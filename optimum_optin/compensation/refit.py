@@ -294,7 +294,7 @@ def _add(linear: nn.Module, norm: nn.Module | None, weight: Tensor, bias: Tensor
     if weight.numel():
         add_to_weight(linear, weight)
     if linear.bias is not None:
-        linear.bias += bias.to(linear.bias)
+        linear.bias.add_(bias.to(linear.bias))  # not set anew: one without elements is no parameter
     elif norm is not None:
         norm.running_mean -= bias.to(norm.running_mean)
 

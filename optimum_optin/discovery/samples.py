@@ -123,7 +123,10 @@ def _ended_words(config: Any, generator: torch.Generator) -> Tensor:
 def _image(config: Any, generator: torch.Generator) -> Tensor:
     parts = (getattr(config, name, None) for name in ("vision_config", "encoder"))
     vision = next((part for part in parts if hasattr(part, "image_size")), getattr(config, "vision_config", config))
-    size = _value(vision, ("image_size", "img_size", "input_size"), _PIXELS)
+    size = _value(vision, ("image_size", "img_size", "input_size"), None)
+    if size is not None:  # that of a backbone goes first: DPT's own config has one in any case
+        size = _value(getattr(vision, "backbone_config", None), ("image_size",), size)
+    size = size or _PIXELS
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     return torch.randn(1, _value(vision, ("num_channels", "in_chans"), 3), height, width, generator=generator)
 
@@ -138,7 +141,7 @@ def _spectrum(config: Any, generator: torch.Generator) -> Tensor:
     return torch.randn(1, bins, 2 * _value(audio, ("max_source_positions",), _PIXELS), generator=generator)
 
 
-def _value(config: Any, names: Iterable[str], default: int) -> Any:
+def _value(config: Any, names: Iterable[str], default: int | None) -> Any:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
 
 

@@ -147,13 +147,14 @@ class EmptyLinear(NonDynamicallyQuantizableLinear):
 
 def empty(module: nn.Module) -> None:
     """Let a linear without inputs or outputs do without a weight, in place; see `EmptyLinear`."""
-    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear):  # another kind may compute anything
+    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear, EmptyLinear):  # another may compute anything
         return
+    held = {name: getattr(module, name) for name in vars(module).get("empty", ())}  # it may lose both sides in turn
     tensors = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.numel() == 0}
     for name in tensors:
         delattr(module, name)
     module.__class__ = EmptyLinear  # in place, so that hooks stay
-    module.hold(tensors)
+    module.hold(held | tensors)
 
 
 class HeadSelector:
