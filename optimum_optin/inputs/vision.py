@@ -188,8 +188,8 @@ def image_size(model: nn.Module) -> tuple[int, int]:
 
 def _patch(model: nn.Module, tokens: int) -> tuple[int, int]:
     """Height and width of the pixels that a token is made of, by the config or else by the tokens of a usual image."""
-    size = getattr(_vision_config(model), "patch_size", None)
-    if size is not None:
+    found = (getattr(config, "patch_size", None) for config in reversed(_configs(model)))  # a backbone's is its own
+    if (size := next(filter(None, found), None)) is not None:
         return _pair(size)
     height, width = image_size(model)
     side = max(1, round((height * width / tokens) ** 0.5))
