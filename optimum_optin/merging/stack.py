@@ -1,4 +1,4 @@
-"""Which layers of a model can merge tokens: those of its one stack of images, be it the model's own or its backbone's."""
+"""Which layers of a model can merge tokens: those of its one stack of images, its own or that of its backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merged tokens where every token is read: feature maps of backbones, segmenters around them, and heads of one's own."""
+"""Merged tokens where every token is read: feature maps of backbones, segmenters around them, heads of one's own."""
 
 import copy
 
@@ -152,7 +152,7 @@ def test_a_segmenter_that_merges_comes_back_from_disk(segmenter, tmp_path):
 
 
 def test_auto_tries_schedules_by_what_every_pixel_is_called(tmp_path, monkeypatch):
-    """On a head of one's own; here pixels decide, and the schedule that trial cuts like best is the one that is saved."""
+    """On a head of one's own: the schedule whose trial cut diverges least, pixel by pixel, is the one that is saved."""
     model = dense_model("dinov2")
     tried, compared = [], Trials._divergences
     monkeypatch.setattr(Trials, "_divergences", lambda self, choices: _note(tried, choices, compared(self, choices)))
@@ -177,9 +177,7 @@ def _note(tried, choices, distances):
 def test_what_cannot_merge_is_refused(name):
     model = dense_model(name)
     assert not is_mergeable(model)
-    with pytest.raises(
-        ValueError, match="cannot be merged; those of .* can, and of models of images with one of these"
-    ):
+    with pytest.raises(ValueError, match="cannot be merged; those of .* can, and those of models of images"):
         key_paths(model)
 
 
