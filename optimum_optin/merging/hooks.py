@@ -208,7 +208,7 @@ def check_attachable(model: nn.Module, groups: Groups, schedule: TokenSchedule) 
     layers = token_layers(model, groups)
     for layer in schedule.merges:
         if layer not in layers:
-            raise ValueError(f"token schedule: {layer!r} is no layer that merges; this model has {', '.join(layers)}.")
+            raise ValueError(f"token schedule: {layer!r} is no layer of this model; it has {', '.join(layers)}.")
     if any(_is_merging(hook) for path in layers.values() for hook in model.get_submodule(path)._forward_hooks.values()):
         raise ValueError("this model merges tokens already: load the model that it was made from.")
 

@@ -10,7 +10,7 @@ from tiny import perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.inputs.vision import image_tokens, prefix_tokens, usual_image
-from optimum_optin.merging.hooks import attach_merging, is_mergeable, merging
+from optimum_optin.merging.hooks import MergingLayer, attach_mergers, attach_merging, is_mergeable, merging
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.merging.stack import key_paths, token_layers
 from optimum_optin.passes.hooks import recorded
@@ -120,6 +120,30 @@ def test_a_segmenter_merges_tokens_of_its_backbone(segmenter):
     paths = [f"backbone.encoder.layer.{number}" for number in range(4)]
     assert key_paths(segmenter) == {path: f"{path}.attention.k_proj" for path in paths}
     assert prefix_tokens(segmenter) == 1
+
+
+@pytest.mark.parametrize("around", ["dpt", "depth_anything"])
+@torch.no_grad()
+def test_models_of_depth_read_every_token_of_their_backbone(around):
+    """Without a search for their groups, which takes long: layers and keys are those of the backbone."""
+    backbone = tr.Dinov2Config(**DINOV2, reshape_hidden_states=False)
+    sizes = {"neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8, "patch_size": 4}
+    if around == "dpt":
+        config = tr.DPTConfig(backbone_config=backbone, hidden_size=32, is_hybrid=False, **sizes)
+    else:
+        config = tr.DepthAnythingConfig(backbone_config=backbone, reassemble_hidden_size=32, **sizes)
+    model, pixels = perturbed(tr.AutoModelForDepthEstimation.from_config(config)), images(2)
+    dense = model(pixels).predicted_depth
+    layers = [MergingLayer(f"layers.{n}", path, keys, 8) for n, (path, keys) in enumerate(key_paths(model).items())]
+    assert len(layers) == 4
+    schedule = TokenSchedule(1, {each.layer: pairs for each, pairs in zip(layers, MERGES, strict=True)})
+    handles = attach_mergers(model, layers, schedule)
+    found = model(pixels).predicted_depth
+    assert found.shape == dense.shape and not torch.equal(found, dense)
+    for handle in handles:
+        handle.remove()
+    attach_mergers(model, layers, TokenSchedule(1))
+    torch.testing.assert_close(model(pixels).predicted_depth, dense)
 
 
 def test_a_segmenter_costs_what_is_counted(segmenter):
