@@ -133,6 +133,11 @@ def refit(
                         walk.leave(stop)
             for walk in filter(None, dense_walks):
                 walk.leave(stop)
+    return _notes(groups, course)
+
+
+def _notes(groups: Groups, course: Course) -> dict[str, str]:
+    """See the return value of `refit`."""
     reached = {stop.path for stop in course.stops if stop.consumer}
     notes = {}
     for group in groups:
