@@ -36,6 +36,9 @@ logger = logging.get_logger(__name__)
 Walks = list[PrunedWalk | None]
 """One walk for each batch; `None` where another process has it."""
 
+_Sums = tuple[Regression, Regression]
+"""The sums of rows to fit, and of those that are held out."""
+
 ALONE = "refitted to what it writes alone, as no sum was found that this joins"
 UNREACHED = "not refitted, as the calibration data do not come by it"
 
@@ -126,9 +129,9 @@ def refit(
             for model, walks, there, outputs in zip(pruned, walks_of, stops, kept, strict=True):
                 if stop in there:
                     join = _join(course, stop, outputs)
-                    for number in range(rounds if stop.paths & course.rectified else 1):
-                        passed = course.rectified if number else frozenset()
-                        _refit(model, stop, walks, strength, join=join, rectified=passed)
+                    sums = _refit(model, stop, walks, strength, join=join)
+                    for _ in range(rounds - 1 if stop.paths <= course.rectified else 0):
+                        _refit(model, stop, walks, strength, join=join, earlier=sums)
                     for walk in filter(None, walks):
                         walk.leave(stop)
             for walk in filter(None, dense_walks):
@@ -200,14 +203,27 @@ def _refit(
     strength: float | None,
     *,
     join: Join | None,
-    rectified: frozenset[str],
-) -> None:
-    """Refit what is about to run at a stop."""
+    earlier: Sequence[_Sums] = (),
+) -> Sequence[_Sums]:
+    """Refit what is about to run at a stop.
+
+    Args:
+        model: the pruned model.
+        stop: the stop.
+        walks: all walks through the model.
+        strength: see `refit`.
+        join: the join of what the consumer writes.
+        earlier: what an earlier round returned; then what is refitted goes by what a ReLU lets pass.
+
+    Returns:
+        The sums of each regression.
+    """
     try:
-        if stop.consumer is None:
-            _refit_producers(model, stop, walks, strength, rectified)
-        else:
-            _refit_consumer(model, stop, walks, strength, join=join, rectified=stop.path in rectified)
+        if stop.consumer is not None:
+            return _refit_consumer(model, stop, walks, strength, join=join, earlier=earlier)
+        if is_convolution(model.get_submodule(stop.path)):
+            return _refit_convolutions(model, stop, walks, strength, earlier)
+        return _refit_linears(model, stop, walks, strength)
     except ValueError as error:
         raise ValueError(f"{stop.group.key} cannot be refitted: {error}; check its weights and the data.") from error
 
@@ -224,59 +240,61 @@ def check_tokens(groups: Groups, calibration: Calibration) -> None:
             )
 
 
-def _refit_producers(
-    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, rectified: frozenset[str]
-) -> None:
-    """Let producers write what they would write of the dense model's input, as far as their own input tells."""
-    if is_convolution(pruned.get_submodule(stop.path)):
-        _refit_convolutions(pruned, stop, walks, strength, rectified)
-    else:
-        _refit_linears(pruned, stop, walks, strength)
+def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> Sequence[_Sums]:
+    """Let producers write what they would write of the dense model's input x*, as far as their own input x tells.
 
-
-def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
-    """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
+    W reads the best guess at it, A x + c, instead of x: W <- W A, b <- b + W c.
+    """
     producers = [pruned.get_submodule(path) for path in stop.producers]
     inputs = weight_of(producers[0]).shape[1]
-    ((fit, held_out),) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)])
+    (sums,) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)])
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
-        change, shift = _solved(fit, held_out, intercept, strength)
+        change, shift = _solved(*sums, intercept, strength)
         for producer in (each for each in producers if (each.bias is not None) == intercept):
             weight = weight_of(producer).double()
             _add(producer, None, weight @ change, weight @ shift)
+    return [sums]
 
 
 def _refit_convolutions(
-    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, rectified: frozenset[str]
-) -> None:
+    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, earlier: Sequence[_Sums]
+) -> Sequence[_Sums]:
     """The same for patches, which hold many more numbers than a convolution writes: what it writes is guessed."""
     norms = {each.path: each.norm and pruned.get_submodule(each.norm) for each in stop.group.producers}
     producers = {path: pruned.get_submodule(path) for path in stop.producers}
     wanted = []
     for path, producer in producers.items():
-        how = {"path": path, "norm": norms.get(path), "rectified": path in rectified}
-        rows_of = partial(PrunedWalk.map_errors, **how)
+        rows_of = partial(PrunedWalk.map_errors, path=path, norm=norms.get(path), rectified=bool(earlier))
         wanted.append(_Wanted(producer, len(weight_of(producer)), rows_of, places_of(producer)))
-    for (path, producer), sums in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
+    found = _sums(walks, stop, wanted, earlier)
+    for (path, producer), sums in zip(producers.items(), found, strict=True):
         _correct(producer, sums, strength, norm=norms.get(path))
+    return found
 
 
 def _refit_consumer(
-    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, *, join: Join | None, rectified: bool
-) -> None:
+    pruned: nn.Module,
+    stop: Stop,
+    walks: Walks,
+    strength: float | None,
+    *,
+    join: Join | None,
+    earlier: Sequence[_Sums],
+) -> Sequence[_Sums]:
     """Let a consumer write what makes up for all that the stream after it lacks, as far as its input tells."""
     consumer = pruned.get_submodule(stop.path)
-    rows_of = partial(PrunedWalk.output_errors, rectified=rectified)
+    rows_of = partial(PrunedWalk.output_errors, rectified=bool(earlier))
     places = places_of(consumer, stop.consumer.width) if stop.group.role.endswith(CHANNELS) else 1
-    (sums,) = _sums(walks, stop, [_Wanted(consumer, len(weight_of(consumer)), rows_of, places)])
+    found = _sums(walks, stop, [_Wanted(consumer, len(weight_of(consumer)), rows_of, places)], earlier)
     norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
-    _correct(consumer, sums, strength, norm=norm, scale=None if join is None else join.scale)
+    _correct(consumer, *found, strength, norm=norm, scale=None if join is None else join.scale)
+    return found
 
 
 def _correct(
     linear: nn.Module,
-    sums: tuple[Regression, Regression],
+    sums: _Sums,
     strength: float | None,
     *,
     norm: nn.Module | None,
@@ -345,9 +363,10 @@ class _Wanted:
         return rows[0].unflatten(-1, (-1, self.places)).mean(-1), *rows[1:]
 
 
-def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted]) -> list[tuple[Regression, Regression]]:
-    """For each regression that is wanted, the sums of all walks' rows: (to fit, held out)."""
-    sums = [each.sums() for each in wanted]
+def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted], earlier: Sequence[_Sums] = ()) -> list[_Sums]:
+    """For each regression that is wanted, the sums of all walks' rows; with those of the same rows and other errors."""
+    sums = [(fit.of_other_errors(), held_out.of_other_errors()) for fit, held_out in earlier]
+    sums = sums or [each.sums() for each in wanted]
     for index, walk in enumerate(walks):
         if walk is None:
             continue

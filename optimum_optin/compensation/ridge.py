@@ -33,6 +33,7 @@ class Regression:
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
         zeros = {"dtype": torch.float64, "device": device}
         self.inputs = Moments(inputs, device)
+        self._knows_inputs = False
         self.cross = torch.zeros(inputs, outputs, **zeros)
         self.error_sum = torch.zeros(outputs, **zeros)
         self.error_squares = torch.zeros((), **zeros)
@@ -53,15 +54,25 @@ class Regression:
         inputs = inputs.to(self.cross.device)
         errors = errors.to(self.cross.device, torch.float32)
         weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
-        self.cross += self.inputs.add(inputs, weights).T @ errors
+        weighted = self.inputs.shifted(inputs, weights)[1] if self._knows_inputs else self.inputs.add(inputs, weights)
+        self.cross += weighted.T @ errors
         self.error_sum += weights @ errors
         self.error_squares += weights.double() @ errors.square().sum(1).double()
+
+    def of_other_errors(self) -> Regression:
+        """Sums of the same rows and weights with other errors, which are still to be added: inputs need no new sums."""
+        other = copy.copy(self)
+        other._knows_inputs = True
+        for name in ("cross", "error_sum", "error_squares"):
+            setattr(other, name, torch.zeros_like(getattr(self, name)))
+        return other
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
         if process_count() > 1:
             before = self.inputs.shift
-            self.inputs.add_up()
+            if not self._knows_inputs:
+                self.inputs.add_up()
             self.cross += (before - self.inputs.shift).outer(self.error_sum)
             add_up(self.cross, self.error_sum, self.error_squares)
 

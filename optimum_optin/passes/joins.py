@@ -104,8 +104,8 @@ def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[tuple[d
         Path of a consumer -> its join; filled as the model runs. One is not among them whose output goes through a norm
         first (but a batch norm) or joins no sum, whose tokens are in another order there (windows), or if no other term
         is known before it runs, and the join is not late.
-        Paths of consumers and producers, filled likewise: a ReLU reads what they write (behind a batch norm, if one
-        reads it, and in the join, if there is one), and nothing else does.
+        Paths of consumers, and of producers that are convolutions, filled likewise: a ReLU reads what they write
+        (behind a batch norm, if one reads it, and in the join, if there is one), and nothing else does.
     """
     search = _Search()
     with ExitStack() as stack:
@@ -119,7 +119,10 @@ def watched_joins(model: nn.Module, groups: Sequence[Group]) -> Iterator[tuple[d
             hook = search.writing_hook(each.path, is_convolution(consumer))
             last = consumer if each.norm is None else model.get_submodule(each.norm)
             stack.callback(last.register_forward_hook(hook).remove)
-        written = {each.path: each.norm for group in groups for each in (*group.producers, *group.consumers)}
+        written = {each.path: each.norm for group in groups for each in group.consumers}
+        for each in (each for group in groups for each in group.producers):
+            if is_convolution(model.get_submodule(each.path)):
+                written[each.path] = each.norm
         for path, norm in written.items():
             last = model.get_submodule(norm or path)
             stack.callback(last.register_forward_hook(search.ending_hook(path)).remove)

@@ -48,16 +48,20 @@ class Moments:
         Returns:
             The rows, shifted and weighted, of the same shape, float32.
         """
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         if self._empty and len(rows):
-            self.shift, self._empty = rows.mean(0).double(), False
-        shifted = (rows - self.shift.to(rows)).float()
-        weighted = shifted if weights is None else shifted * weights.to(shifted)[:, None]
+            self.shift, self._empty = _at_least_single(rows).mean(0).double(), False
+        shifted, weighted = self.shifted(rows, weights)
         self.count += len(rows)
         self.weight += len(rows) if weights is None else weights.sum().to(self.weight)
         self.total += weighted.sum(0)
         self.gram += gram(weighted, shifted)
         return weighted
+
+    def shifted(self, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows as they are summed, float32: shifted, and shifted and weighted; nothing is added."""
+        rows = _at_least_single(rows)
+        shifted = (rows - self.shift.to(rows)).float()
+        return shifted, shifted if weights is None else shifted * weights.to(shifted)[:, None]
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
@@ -165,6 +169,10 @@ class BlockMoments:
         mean = self.total / self.weight
         blocks = self.gram / self.weight - torch.einsum("bs,bt->bst", *[mean.unflatten(0, size)] * 2)
         return blocks if centred else blocks + torch.einsum("bs,bt->bst", *[(mean + self.shift).unflatten(0, size)] * 2)
+
+
+def _at_least_single(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def gram(one: Tensor, other: Tensor) -> Tensor:

@@ -85,6 +85,35 @@ def test_what_a_relu_lets_pass_comes_closer_with_every_round(rounds):
     assert off[1] < off[0]
 
 
+class Perceptrons(nn.Module):
+    """Layers of linears with a ReLU between them; their producers are corrected in what they read."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(2))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, pixels):
+        x = pixels.flatten(2)[..., :6]
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+@torch.no_grad()
+def test_linears_are_corrected_once_whatever_reads_them():
+    model, groups, calibration = prepared(Perceptrons())
+    masks = {group.key: torch.arange(group.units) % 3 > 0 for group in groups}
+    starts, found = dense_passes(model, groups, calibration, OptinConfig()), []
+    for rounds in (1, 3):
+        pruned = copy.deepcopy(model)
+        rewrite(pruned, groups, masks)
+        refit(model, [pruned], groups, starts, masks=[masks], rounds=rounds)
+        found.append(pruned.layers[1][0].weight)
+    assert not torch.equal(found[0], model.layers[1][0].weight[: len(found[0])])
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+
+
 @torch.no_grad()
 def test_the_head_behind_convolutions_is_refitted_by_least_squares():
     """What the pruned model says, against `torch.linalg.lstsq` of the dense logits on what its head reads."""

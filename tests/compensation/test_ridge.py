@@ -91,3 +91,19 @@ def test_without_inputs_the_bias_takes_the_mean():
     weight, bias = solve_ridge(sums, sums, True)
     assert weight.shape == (3, 0)
     torch.testing.assert_close(bias, errors.double().mean(0), atol=1e-6, rtol=1e-6)
+
+
+def test_sums_of_other_errors_are_those_of_all_rows_anew():
+    x, errors = _rows(40)
+    others, weights = errors.flip(0) ** 2, torch.rand(40)
+    known = _streamed(x, errors, weights).of_other_errors()
+    for start in range(0, 40, 9):
+        part = slice(start, start + 9)
+        known.add(x[part], others[part], weights[part])
+    for found, expected in zip(
+        solve_ridge(known, Regression(6, 3), True, 1e-3),
+        solve_ridge(_streamed(x, others, weights), Regression(6, 3), True, 1e-3),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert known.count == 40
