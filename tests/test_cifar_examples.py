@@ -239,8 +239,6 @@ IMPORTANCES = {
     "a": torch.tensor([0.2, 0.9, 0.5, 0.1, 0.7]),
     "b": torch.tensor([0.3, 0.8, 0.6, 0.4, 1.0, 0.15, 0.55, 0.05]),
 }
-    key: torch.rand(count, generator=torch.Generator().manual_seed(3)) for key, count in (("a", 5), ("b", 8))
-}
 
 
 def cost_of(masks):
