@@ -89,10 +89,10 @@ def check_affordable(
     """
     costs, budget = priced(model, groups, tokens, config, schedule)
     limits = limits_of(config, groups)
+    dense, spent = total_cost(model, groups, tokens), matching_cost(model, groups, tokens, schedule)
     if overlapping(groups):  # what must stay costs less than the sum
         numbers = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
         least = {group.key: torch.arange(group.units) < numbers[group.key] for group in groups}
-        share = total_cost(model, groups, tokens, masks=least) / max(kept_cost(costs, least), 1)
+        share = (total_cost(model, groups, tokens, schedule, least) - spent) / max(kept_cost(costs, least), 1)
         costs = {key: table * share for key, table in costs.items()}
-    dense, spent = total_cost(model, groups, tokens), matching_cost(model, groups, tokens, schedule)
     check_budget(costs, budget, limits, dense, spent)

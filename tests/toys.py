@@ -100,6 +100,35 @@ class Residual(nn.Module):
         return self.head(self.stages(self.norm(self.first(pixels)).relu()).mean((2, 3)))
 
 
+class Scales(nn.Module):
+    """A segmenter of images whose head, beside its layers, reads a concatenation of two scales."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.layers = nn.ModuleList([Stage(8, 8, 1), Stage(8, 16, 2)])
+        self.near, self.far = nn.Conv2d(8, 6, 1), nn.Conv2d(16, 4, 1)
+        self.fuse, self.classifier = nn.Conv2d(10, 12, 3, padding=1), nn.Conv2d(12, 5, 1)
+
+    def forward(self, pixels):
+        near = self.layers[0](self.first(pixels).relu())
+        far = F.interpolate(self.far(self.layers[1](near)).relu(), scale_factor=2.0)
+        return self.classifier(self.fuse(torch.cat([self.near(near).relu(), far], 1)).relu())
+
+
+class Pooled(nn.Module):
+    """A classifier of texts with a perceptron behind the mean of its tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Transformer()
+        self.body.head = nn.Identity()
+        self.up, self.down = nn.Linear(32, 24), nn.Linear(24, 5)
+
+    def forward(self, token_ids):
+        return self.down(F.gelu(self.up(self.body(token_ids))))
+
+
 def perturbed(module):
     """The module in evaluation mode, with weights and statistics that are not those of the start."""
     torch.manual_seed(0)

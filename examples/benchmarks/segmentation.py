@@ -3,9 +3,11 @@
     python examples/train_segmenter.py segformer --backgrounds path/to/cifar10     # once, and mask2former
     python examples/benchmarks/segmentation.py segformer --backgrounds path/to/cifar10
     python examples/benchmarks/segmentation.py mask2former ... --budgets 0.75 0.5 --methods surgeon random --seeds 0 1 2
+    python examples/benchmarks/segmentation.py segformer ... --backbone         # all else stays whole
 
 Calibration images are train scenes without their annotations, drawn by the seed. Every cut is saved and loaded again
-before it is measured on the test scenes. FLOPs are those of the rewritten model, as a share of the dense one's. One
+before it is measured on the test scenes. FLOPs are those of the rewritten model and of its backbone, as shares of the
+dense one's. With `--batches`, images per second of the reloaded model and of the dense one follow, timed in turn. One
 line for each cut.
 """
 
@@ -13,11 +15,15 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
 from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.evaluation.latency import latency_entry
+from optimum_optin.inputs.vision import usual_image
+from optimum_optin.search.unit_costs import macs_of_modules
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples beside this folder
 
@@ -26,6 +32,8 @@ from fashion_scenes import FashionScenes
 from scene_accuracy import scene_accuracy
 
 CLASSES = {"segformer": AutoModelForSemanticSegmentation, "mask2former": AutoModelForUniversalSegmentation}
+BACKBONES = {"segformer": "segformer", "mask2former": "model.pixel_level_module.encoder"}
+BACKBONE_GROUPS = {"segformer": "layers.*", "mask2former": "pixel_level_module_encoder.*"}
 METHODS = ("surgeon", "activation", "magnitude", "random")
 
 
@@ -39,6 +47,8 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=256, help="train scenes (default: %(default)s)")
     parser.add_argument("--test-scenes", type=int, default=500)
+    parser.add_argument("--backbone", action="store_true", help="prune the backbone alone")
+    parser.add_argument("--batches", type=int, nargs="*", default=[], help="batch sizes to time")
     parser.add_argument("--out", type=Path, help="append one JSON line for each cut")
     arguments = parser.parse_args()
     folder = arguments.folder or Path.home() / ".cache" / "optimum-optin" / f"scenes-{arguments.model}"
@@ -52,6 +62,8 @@ def main():
         for method in arguments.methods:
             search = "measured" if method == "surgeon" else "ranked"
             config = OptinConfig(scorer=method, search=search, num_samples=arguments.samples, seed=seed)
+            if arguments.backbone:
+                config = replace(config, include=(BACKBONE_GROUPS[arguments.model],))
             scores = pruner.score(images, config)
             for budget in arguments.budgets:
                 with tempfile.TemporaryDirectory() as place:
@@ -60,11 +72,29 @@ def main():
                 found, report = scene_accuracy(loaded, pruner.processor, test), pruner.report
                 line = {"model": arguments.model, "seed": seed, "method": method, "budget": budget}
                 line |= {"flops": report.macs_pruned / report.macs_dense, "mean_iou": found.mean_iou}
+                line |= {"backbone": backbone_share(arguments.model, dense, loaded), "alone": arguments.backbone}
                 line |= {"pixels": found.pixel_accuracy, "seconds": sum(report.seconds.values())}
+                line |= {"images_per_second": throughput(dense, loaded, arguments.batches, report.tokens)}
                 print(json.dumps(line), flush=True)
                 if arguments.out:
                     with arguments.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
+
+
+def backbone_share(name, dense, pruned):
+    """MACs of a pruned model's backbone, as a share of the dense one's."""
+    batch = usual_image(dense)
+    pruned, dense = (macs_of_modules(model, batch)[BACKBONES[name]] for model in (pruned, dense))
+    return pruned / dense
+
+
+def throughput(dense, pruned, batches, tokens):
+    """Batch size -> images per second of the dense and of the pruned model."""
+    found = {}
+    for size in batches:
+        entry = latency_entry(dense, pruned, batch_size=size, tokens=tokens, repeats=15)
+        found[size] = [1e3 * size / each for each in (entry.dense_ms, entry.pruned_ms)]
+    return found
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ evaluation and rewriting all rest on that one fact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
@@ -56,7 +56,9 @@ class Producer:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A linear or convolution whose inputs are the units of one group, and nothing else.
+    """A linear or convolution among whose inputs are the units of a group, one after the other.
+
+    Its other inputs may be units of other groups, or none, such as where a concatenation is read.
 
     Args:
         path: module path, e.g. `"attention.output.dense"`.
@@ -182,10 +184,24 @@ class Group:
         """Path of the one that reads the units; `None` where there are none or several."""
         return self.consumers[0].path if len(self.consumers) == 1 else None
 
+    def inputs_of(self, consumer: Consumer) -> slice:
+        """Which of a consumer's input columns, or channels, are the units."""
+        start = next(part.start for part in self.cut.reads if part.tensor == f"{consumer.path}.weight")
+        return slice(start, start + self.units * consumer.width)
+
     @property
     def producers(self) -> tuple[Producer, ...]:
         """The linears and convolutions that write the units."""
         return self.cut.producers
+
+
+def consumers_by_path(groups: Iterable[Group]) -> dict[str, tuple[Group, Consumer]]:
+    """Path of every consumer -> the first group whose units it reads, and how; several may share one."""
+    found: dict[str, tuple[Group, Consumer]] = {}
+    for group in groups:
+        for consumer in group.consumers:
+            found.setdefault(consumer.path, (group, consumer))
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures.group import Groups, Masks, stack_of
+from ..architectures.group import CHANNELS, Groups, Masks, stack_of
 from ..config import OptinConfig
 from ..passes.calibration import Calibration, dense_passes
 from ..passes.course import Course, Stop, find_course
@@ -26,7 +27,7 @@ from ..passes.pauses import kept_modules
 from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Rows, Walk, watched
 from ..running.freezing import frozen
-from ..running.linears import add_to_weight, is_convolution, weight_of
+from ..running.linears import add_to_weight, is_convolution, places_of, weight_of
 from ..running.processes import first_of_all, progress, take_from_main
 from .ridge import Regression, solve_ridge
 
@@ -38,6 +39,7 @@ Walks = list[PrunedWalk | None]
 ALONE = "refitted to what it writes alone, as no sum was found that this joins"
 UNREACHED = "not refitted, as the calibration data do not come by it"
 
+ROUNDS = 3
 _LEAST_SCALE = 1e-3  # share of the mean scale
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
 _SAMPLES = 2  # to find the course with
@@ -76,6 +78,7 @@ def refit(
     strength: float | None = None,
     *,
     masks: Sequence[Masks] | None = None,
+    rounds: int = ROUNDS,
 ) -> dict[str, str]:
     """Refit producers and consumers of pruned models, in place.
 
@@ -91,6 +94,8 @@ def refit(
         strength: strength of the regularisation; `None` chooses it for each linear on held-out tokens, which costs
             several times as much linear algebra.
         masks: what each of the pruned models keeps; may be `None` if no consumer writes units of another group.
+        rounds: how often to refit what a ReLU reads: the first round aims at all of it, the others at what the ReLU
+            lets pass.
 
     Returns:
         Group key -> what was different with it: `ALONE` or `UNREACHED`. Others were refitted to the residual stream.
@@ -120,13 +125,28 @@ def refit(
                 walk.reach(stop)
             for model, walks, there, outputs in zip(pruned, walks_of, stops, kept, strict=True):
                 if stop in there:
-                    _refit(model, stop, _join(course, stop, outputs), walks, strength)
+                    join = _join(course, stop, outputs)
+                    for number in range(rounds if stop.paths & course.rectified else 1):
+                        passed = course.rectified if number else frozenset()
+                        _refit(model, stop, walks, strength, join=join, rectified=passed)
+                    for walk in filter(None, walks):
+                        walk.leave(stop)
             for walk in filter(None, dense_walks):
                 walk.leave(stop)
-    reached = {stop.path: stop.group.key for stop in course.stops if stop.consumer}
-    notes = {group.key: UNREACHED for group in groups if group.key not in reached.values()}
-    alone = {key for path, key in reached.items() if path not in course.joins}
-    return notes | dict.fromkeys(sorted(alone), ALONE)
+    return _notes(groups, course)
+
+
+def _notes(groups: Groups, course: Course) -> dict[str, str]:
+    """See the return value of `refit`."""
+    reached = {stop.path for stop in course.stops if stop.consumer}
+    notes = {}
+    for group in groups:
+        paths = reached.intersection(each.path for each in group.consumers)
+        if not paths <= course.joins.keys():
+            notes[group.key] = ALONE
+        elif not paths:
+            notes[group.key] = UNREACHED
+    return notes
 
 
 def _check_outputs(dense: nn.Module, pruned: Sequence[nn.Module], groups: Groups) -> None:
@@ -173,13 +193,21 @@ def has_stop(model: nn.Module, stop: Stop) -> bool:
     return None not in producers and all(len(weight_of(producer)) for producer in producers)
 
 
-def _refit(model: nn.Module, stop: Stop, join: Join | None, walks: Walks, strength: float | None) -> None:
-    """Refit what is about to run at a stop; the passes go on behind it."""
+def _refit(
+    model: nn.Module,
+    stop: Stop,
+    walks: Walks,
+    strength: float | None,
+    *,
+    join: Join | None,
+    rectified: frozenset[str],
+) -> None:
+    """Refit what is about to run at a stop."""
     try:
         if stop.consumer is None:
-            _refit_producers(model, stop, walks, strength)
+            _refit_producers(model, stop, walks, strength, rectified)
         else:
-            _refit_consumer(model, stop, None if join is None else join.scale, walks, strength)
+            _refit_consumer(model, stop, walks, strength, join=join, rectified=stop.path in rectified)
     except ValueError as error:
         raise ValueError(f"{stop.group.key} cannot be refitted: {error}; check its weights and the data.") from error
 
@@ -196,10 +224,12 @@ def check_tokens(groups: Groups, calibration: Calibration) -> None:
             )
 
 
-def _refit_producers(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
+def _refit_producers(
+    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, rectified: frozenset[str]
+) -> None:
     """Let producers write what they would write of the dense model's input, as far as their own input tells."""
     if is_convolution(pruned.get_submodule(stop.path)):
-        _refit_convolutions(pruned, stop, walks, strength)
+        _refit_convolutions(pruned, stop, walks, strength, rectified)
     else:
         _refit_linears(pruned, stop, walks, strength)
 
@@ -208,7 +238,7 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
     """Let W read A x + c, the best guess at the dense model's input, instead of x: W <- W A, b <- b + W c."""
     producers = [pruned.get_submodule(path) for path in stop.producers]
     inputs = weight_of(producers[0]).shape[1]
-    ((fit, held_out),) = _sums(walks, stop, [(producers[0], inputs, PrunedWalk.input_errors)])
+    ((fit, held_out),) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)])
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = _solved(fit, held_out, intercept, strength)
@@ -217,30 +247,51 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
             _add(producer, None, weight @ change, weight @ shift)
 
 
-def _refit_convolutions(pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None) -> None:
+def _refit_convolutions(
+    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, rectified: frozenset[str]
+) -> None:
     """The same for patches, which hold many more numbers than a convolution writes: what it writes is guessed."""
     norms = {each.path: each.norm and pruned.get_submodule(each.norm) for each in stop.group.producers}
     producers = {path: pruned.get_submodule(path) for path in stop.producers}
-    wanted = [
-        (producer, len(weight_of(producer)), partial(PrunedWalk.map_errors, path=path))
-        for path, producer in producers.items()
-    ]
-    for (path, producer), (fit, held_out) in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
-        intercept = producer.bias is not None or norms[path] is not None
-        _add(producer, norms[path], *_solved(fit, held_out, intercept, strength))
+    wanted = []
+    for path, producer in producers.items():
+        how = {"path": path, "norm": norms.get(path), "rectified": path in rectified}
+        rows_of = partial(PrunedWalk.map_errors, **how)
+        wanted.append(_Wanted(producer, len(weight_of(producer)), rows_of, places_of(producer)))
+    for (path, producer), sums in zip(producers.items(), _sums(walks, stop, wanted), strict=True):
+        _correct(producer, sums, strength, norm=norms.get(path))
 
 
-def _refit_consumer(pruned: nn.Module, stop: Stop, scale: Tensor | None, walks: Walks, strength: float | None) -> None:
+def _refit_consumer(
+    pruned: nn.Module, stop: Stop, walks: Walks, strength: float | None, *, join: Join | None, rectified: bool
+) -> None:
+    """Let a consumer write what makes up for all that the stream after it lacks, as far as its input tells."""
     consumer = pruned.get_submodule(stop.path)
+    rows_of = partial(PrunedWalk.output_errors, rectified=rectified)
+    places = places_of(consumer, stop.consumer.width) if stop.group.role.endswith(CHANNELS) else 1
+    (sums,) = _sums(walks, stop, [_Wanted(consumer, len(weight_of(consumer)), rows_of, places)])
     norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
-    ((fit, held_out),) = _sums(walks, stop, [(consumer, len(weight_of(consumer)), PrunedWalk.output_errors)])
-    weight, bias = _solved(fit, held_out, consumer.bias is not None or norm is not None, strength)
+    _correct(consumer, sums, strength, norm=norm, scale=None if join is None else join.scale)
+
+
+def _correct(
+    linear: nn.Module,
+    sums: tuple[Regression, Regression],
+    strength: float | None,
+    *,
+    norm: nn.Module | None,
+    scale: Tensor | None = None,
+) -> None:
+    """Correct errors of what a linear or convolution writes, behind a batch norm and a layer scale if there are any."""
+    weight, bias = _solved(*sums, linear.bias is not None or norm is not None, strength)
+    places = weight_of(linear).shape[1] // max(weight.shape[1], 1)
+    weight = weight.repeat_interleave(places, 1) / places  # what is told by a mean of places changes all of them alike
     if norm is not None:
         scale = _slope(norm) if scale is None else _slope(norm) * scale.to(norm.running_var)
-    if scale is not None:  # the errors are those of the stream
+    if scale is not None:
         share = _inverse(scale, weight)
         weight, bias = weight * share[:, None], bias * share
-    _add(consumer, norm, weight, bias)
+    _add(linear, norm, weight, bias)
 
 
 def _add(linear: nn.Module, norm: nn.Module | None, weight: Tensor, bias: Tensor) -> None:
@@ -265,31 +316,52 @@ def _inverse(scale: Tensor | float, like: Tensor) -> Tensor:
     return torch.where(scale.abs() > _LEAST_SCALE * scale.abs().mean(), 1 / scale, 0)
 
 
-_Wanted = tuple[nn.Module, int, Callable[[PrunedWalk, Stop], Rows | None]]
-"""A linear or convolution, how many errors a row has, and what gives the rows of a walk."""
+@dataclass(frozen=True)
+class _Wanted:
+    """A regression that is wanted.
+
+    Args:
+        linear: the linear or convolution whose input tells the errors.
+        outputs: how many errors a row has.
+        rows_of: gives the rows of a walk.
+        places: see `places_of`; the rows are of the mean of so many features each.
+    """
+
+    linear: nn.Module
+    outputs: int
+    rows_of: Callable[[PrunedWalk, Stop], Rows | None]
+    places: int = 1
+
+    def sums(self) -> tuple[Regression, Regression]:
+        """Empty sums, to fit and held out."""
+        sizes = weight_of(self.linear).shape[1] // self.places, self.outputs, self.linear.weight.device
+        return Regression(*sizes), Regression(*sizes)
+
+    def rows(self, walk: PrunedWalk, stop: Stop) -> Rows | None:
+        """The rows of a walk, which has reached the stop."""
+        rows = self.rows_of(walk, stop)
+        if rows is None or self.places == 1:
+            return rows
+        return rows[0].unflatten(-1, (-1, self.places)).mean(-1), *rows[1:]
 
 
 def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted]) -> list[tuple[Regression, Regression]]:
     """For each regression that is wanted, the sums of all walks' rows: (to fit, held out)."""
-    sums = []
-    for linear, outputs, _ in wanted:
-        inputs, device = weight_of(linear).shape[1], linear.weight.device
-        sums.append((Regression(inputs, outputs, device), Regression(inputs, outputs, device)))
+    sums = [each.sums() for each in wanted]
     for index, walk in enumerate(walks):
         if walk is None:
             continue
         if walk.reach(stop):
-            for (_, _, rows_of), (fit, held_out) in zip(wanted, sums, strict=True):
-                rows = rows_of(walk, stop)
+            for each, (fit, held_out) in zip(wanted, sums, strict=True):
+                rows = each.rows(walk, stop)
                 if rows is None:
                     continue
                 if len(walks) == 1:
                     is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
-                    held_out.add(*(each[is_held_out] for each in rows))
-                    fit.add(*(each[~is_held_out] for each in rows))
+                    held_out.add(*(part[is_held_out] for part in rows))
+                    fit.add(*(part[~is_held_out] for part in rows))
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-        walk.leave(stop)
     for pair in sums:
         for each in pair:
             each.add_up()

@@ -79,9 +79,10 @@ def key_projection(model: nn.Module) -> str:
         partly = [name for name, row in rows.items() if any(stack.keys for stack in row)]
         able += [f"{name} (its classifiers of images)" for name in partly if name not in able]
         raise ValueError(
-            f"tokens of this {in_words(model)} cannot be merged; those of {', '.join(able)} can. The "
-            "others are no models of images alone, or attention in them depends on where a token is (windows, relative "
-            "or rotary positions): set merging='none'."
+            f"tokens of this {in_words(model)} cannot be merged; those of {', '.join(able)} can, and those of models "
+            "of images around one of these as a backbone. The others are no models of images alone, attention in them "
+            "depends on where a token is (windows, relative or rotary positions), or their layers take no bias or are "
+            "given other tokens on the way: set merging='none'."
         )
     return stacks[0].keys
 

@@ -22,12 +22,13 @@ from .biases import bias_arguments, together
 from .convolutions import maps_of, with_norms
 from .counters import Counters, NotCut, counters_of
 from .coupling import coupled
+from .pooled import pooled_readers
 from .samples import checked_sample, tiny_sample
 from .silent import silent_weights
 from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
-_APART = "it lies in no list of layers, as others do: a head, say, which is small, and is kept as it is"
+_POOLED = "it runs once for each sample, and not for every token or place: a pooler, say, which costs little"
 _NOT_UNITS = "channels that no weight writes by itself"  # a norm's scale: no one would take it for units
 
 
@@ -76,6 +77,7 @@ class _Counting:
     def __init__(self, model: nn.Module, sample: Batch) -> None:
         self._model, self._sample = model, sample
         self._known: dict[Hashable, _Counted | str] = {}
+        self._pooled = pooled_readers(model, sample)
 
     def groups_of(
         self, found: Iterable[FoundGroup]
@@ -87,8 +89,8 @@ class _Counting:
                 parts.append(part_of(self._model, each))
             except Inexpressible as error:
                 left[_writers(each.writes)] = str(error)
-        named = named_groups(self._model, parts)
-        left |= {_writers(part.cut.writes): _APART for part in parts if part.path in named.apart}
+        named = named_groups(self._model, parts, self._pooled)
+        left |= {_writers(part.cut.writes): _POOLED for part in named.pooled}
         members, uncut = [], set()
         for group in progress(named.groups, "Counting units", "group"):
             part = named.parts[group.key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,6 +62,11 @@ class Part:
     otherwise: Cut | None = None
     tables: tuple[str, ...] = ()
 
+    @property
+    def readers(self) -> set[str]:
+        """Paths of the modules that read the units."""
+        return {each.tensor.rpartition(".")[0] for each in self.cut.reads}
+
 
 @dataclass(frozen=True)
 class Named:
@@ -69,13 +74,13 @@ class Named:
 
     Args:
         groups: the groups.
-        apart: paths of the groups that touch no layer, if others do.
+        pooled: parts that touch no layer, if others do, and whose units are there once for each sample; no groups.
         parts: group key -> what it was made of.
         layers: name -> module path of all layers of the lists that groups lie in, in order of execution.
     """
 
     groups: tuple[Group, ...]
-    apart: tuple[str, ...]
+    pooled: tuple[Part, ...]
     parts: Mapping[str, Part]
     layers: Mapping[str, str]
 
@@ -89,7 +94,7 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     for part in (*found.writes, *found.reads):
         _check_kept(model, part.tensor)
     writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
-    whole = {part: consumer for part in reads if (consumer := _consumer(model, part, found.units))}
+    whole = {part: consumer for part in reads if (consumer := _consumer(model, part))}
     alone = len(whole) == 1 or len(whole) == len(reads)  # what reads the units beside one of several cannot be masked
     consumers = tuple(whole.values()) if alone else ()
     # What else reads the units may well make more of them, which only that one linear reads (DeBERTa's positions).
@@ -138,13 +143,12 @@ def _weight_of(hook: object) -> str:
     return getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
 
 
-def _consumer(model: nn.Module, read: Blocks, units: int) -> Consumer | None:
-    """The linear or convolution whose inputs are the units, one after the other, and no others; `None` if not."""
+def _consumer(model: nn.Module, read: Blocks) -> Consumer | None:
+    """The linear or convolution among whose inputs the units are, one after the other; `None` if it is none."""
     path, dims = read.tensor.rpartition(".")[0], _dims(model, read)
-    if dims is None or read.dim != dims[1] or not read.tensor.endswith(".weight"):
+    if dims is None or read.dim != dims[1] or not read.tensor.endswith(".weight") or len(read.widths) > 1:
         return None
-    whole = len(read.widths) == 1 and units * read.widths[0] == model.get_parameter(read.tensor).shape[read.dim]
-    return Consumer(path, read.widths[0]) if whole else None
+    return Consumer(path, read.widths[0])
 
 
 def _dims(model: nn.Module, part: Blocks) -> tuple[int, int] | None:
@@ -154,7 +158,7 @@ def _dims(model: nn.Module, part: Blocks) -> tuple[int, int] | None:
     return next((dims for kind, dims in _LINEARS.items() if isinstance(module, kind)), None)
 
 
-def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
+def named_groups(model: nn.Module, parts: Iterable[Part], pooled: Collection[str] = ()) -> Named:
     """Parts with names.
 
     A layer is a module in a list of modules of one class. If lists lie in each other, the outermost counts that holds a
@@ -163,6 +167,7 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
     Args:
         model: the model.
         parts: what was found, in order of execution.
+        pooled: paths of modules that read one token, or place, of each sample.
     """
     parts, lists = list(parts), _lists(model)
     chains = [[each for each in _prefixes(part.path) if each in lists] for part in parts]
@@ -177,27 +182,35 @@ def named_groups(model: nn.Module, parts: Iterable[Part]) -> Named:
     groups: dict[int, Group] = {}
     parts_of: dict[str, Part] = {}
     members: list[tuple[Part, str | None]] = []
-    apart: list[str] = []
+    once: list[Part] = []
     for part, home in zip(parts, homes, strict=True):
         touched = _layer_in(part, name_of)
-        if layers and not home and not touched:
-            apart.append(part.path)
+        if layers and not home and not touched and all(each in pooled for each in part.readers):
+            once.append(part)
         else:
             members.append((part, home or (touched if part.role == CHANNELS else None)))
     # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
     for part, home in sorted(members, key=lambda member: member[0].path.count(".")):
-        layer = name_of[home] if home else (part.path.replace(".", "_") or "model")
-        layers.setdefault(layer, home or _running(model, part.path))
+        path = home or _running(model, part.path)
+        layer = name_of[home] if home else (path.replace(".", "_") or "model")
+        layers.setdefault(layer, path)
         role = part.role
         if home and not _is_in(part.path, home):  # layers hand them on
             role = f"stream_{role}"
         elif f"{layer}.{role}" in parts_of:
             role = f"{_inside(part.path, layers[layer])}{role}"
+        if f"{layer}.{role}" in parts_of:
+            role = f"{_writer(part, layers[layer])}_{part.role}"
         while f"{layer}.{role}" in parts_of:
             role = f"more_{role}"
         groups[id(part)] = Group(layer, role, part.units, part.width, part.cut)
         parts_of[groups[id(part)].key] = part
-    return Named(tuple(groups[id(part)] for part, _ in members), tuple(apart), parts_of, layers)
+    return Named(tuple(groups[id(part)] for part, _ in members), tuple(once), parts_of, layers)
+
+
+def _writer(part: Part, layer: str) -> str:
+    """What to call the module in a layer that writes units first."""
+    return part.cut.writes[0].tensor.rpartition(".")[0].removeprefix(layer).strip(".").replace(".", "_")
 
 
 def _layer_in(part: Part, layers: Iterable[str]) -> str | None:

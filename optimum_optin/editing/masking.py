@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..architectures.group import Blocks, Group, Masks, stack_of
 from ..running.linears import is_convolution
@@ -31,7 +32,8 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
             for consumer in group.consumers:
                 module = model.get_submodule(consumer.path)
                 stack.enter_context(running_plainly([model.get_submodule(consumer.path.rpartition(".")[0])]))
-                hook = _masking_hook(masks[group.key], consumer.width, is_convolution(module), group.residual.windowed)
+                inputs, is_map = group.inputs_of(consumer), is_convolution(module)
+                hook = _masking_hook(masks[group.key], consumer.width, inputs.start, is_map, group.residual.windowed)
                 stack.callback(module.register_forward_pre_hook(hook).remove)
             for part in () if group.consumers else group.cut.reads:
                 stack.enter_context(_without(model, part, masks[group.key]))
@@ -132,16 +134,18 @@ def _is_turned(units: Tensor, samples: int) -> bool:
     return units.dim() == 3 and len(units) != samples == units.shape[1]
 
 
-def _masking_hook(mask: Tensor, width: int, is_map: bool, windowed: bool):
+def _masking_hook(mask: Tensor, width: int, start: int, is_map: bool, windowed: bool):
     def hook(module: nn.Module, args: tuple) -> tuple:
-        units = args[0]  # (batch, ..., units * width); with windows, (batch * windows, tokens, units * width)
+        units = args[0]  # (batch, ..., inputs); with windows, (batch * windows, tokens, inputs)
         columns = mask.to(units).repeat_interleave(width, dim=-1)
+        beside = units.shape[1 if is_map else -1] - start - columns.shape[-1]
+        columns = pad(columns, (start, beside), value=1.0)
         if columns.dim() == 2 and not is_map and not windowed and _is_turned(units, len(columns)):
             return (units * columns, *args[1:])
         if columns.dim() == 2:
             columns = columns.repeat_interleave(len(units) // len(columns), dim=0)
         places = [1] * (units.dim() - 2)
-        if is_map:  # (batch, units * width, ...)
+        if is_map:  # (batch, inputs, ...)
             return (units * columns.view(-1, columns.shape[-1], *places), *args[1:])
         return (units * columns.view(-1, *places, columns.shape[-1]), *args[1:])
 

@@ -23,6 +23,7 @@ _MODEL_FILES = re.compile(
 _OF_MODULES = "optin_structure.json"  # which models of transformers do without
 # Tokenizers of transformers read these beside the files of `save_pretrained`, which hold all of it.
 OLD_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
+MASKS = "optin_masks.png"  # what the card of a segmenter shows
 _OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -52,6 +53,8 @@ def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:
     stale = [name for name in others if is_model_file(name)] if any(map(are_weights, written)) else []
     if _OF_MODULES in written:  # with a config, it would be taken for a model of transformers
         stale += others & {"config.json"}
+    if any(map(are_weights, written)):
+        stale += others & {MASKS}
     if "tokenizer_config.json" in written:
         stale += others & set(OLD_TOKENIZER_FILES)
     return sorted(stale)
@@ -74,4 +77,4 @@ def left_over(folder: Path) -> list[str]:
             raise ValueError(f"{index} is damaged: {error!r}.") from error
     else:
         own = set()
-    return stale_files(there, own | {"modeling_optin.py"} | ({_OF_MODULES} & there))
+    return stale_files(there, own | {"modeling_optin.py"} | ({_OF_MODULES, MASKS} & there))

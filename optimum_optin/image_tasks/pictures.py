@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MASKS = "masks.png"
 _TALLEST = 320  # pixels
 _GAP = 8
 

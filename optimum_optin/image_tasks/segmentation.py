@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..figures import Measurement
+from ..files.model_files import MASKS
 from ..inputs.images import open_image
 from ..reading.kinds import has_image_suffix
 from .batches import opened_image, passed
 from .confusion import Confusion
 from .labels import check_kind, labels_of
 from .opening import check_uncropped
-from .pictures import MASKS, masks_beside
+from .pictures import masks_beside
 from .samples import AnnotatedImages, check_there, read_annotated
 
 logger = logging.get_logger(__name__)

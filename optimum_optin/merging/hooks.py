@@ -1,8 +1,9 @@
 """Token merging in a live model: hooks that merge after layers, weigh attention by size, and restore all at the end.
 
 Attention adds the logarithm of a token's size to its scores (ToMe's proportional attention), which makes a merged token
-count as much as the tokens that it stands for. The last layer's output has every token again, with equal values for
-those that were merged: heads that pool, and users of the hidden states, get the shape that they were made for.
+count as much as the tokens that it stands for. The last layer's output has every token again: what the merged one has
+become, and by how much the token differed from it when they were merged, as if the layers since then had added the same
+to all that were merged. Heads that pool, and users of the hidden states, get the shape that they were made for.
 """
 
 from __future__ import annotations
@@ -18,28 +19,42 @@ from torch.utils.hooks import RemovableHandle
 
 from ..architectures.group import HEADS, Groups
 from ..config import OptinConfig
-from ..discovery.declared import key_projection
 from ..models.identity import attention_of
 from .matching import match_tokens, merge_tokens, most_merges, take_tokens
 from .schedule import TokenSchedule
+from .stack import key_paths, token_layers
 
 
-class MergedTokens(NamedTuple):
+class _Merged(NamedTuple):
+    """The fields of `MergedTokens`."""
+
+    hidden: Tensor
+    sizes: Tensor
+    places: Tensor
+    apart: Tensor | None = None
+
+
+class MergedTokens(_Merged):
     """Hidden states on their way from layer to layer, once tokens have been merged.
+
+    Who takes the first item of what a layer returns, as transformers does for hidden states and backbones for their
+    feature maps, gets every token.
 
     Args:
         hidden: shape (batch, tokens, channels).
         sizes: how many tokens of the first layer each stands for, float32, shape (batch, tokens).
         places: where each token of the first layer is now, shape (batch, tokens of the first layer).
+        apart: what each token of the first layer was apart from the merged one when it was merged, shape (batch, tokens
+            of the first layer, channels); `None` if none was.
     """
 
-    hidden: Tensor
-    sizes: Tensor
-    places: Tensor
+    def __getitem__(self, index: Any) -> Any:
+        return self.restored() if index == 0 else super().__getitem__(index)
 
     def restored(self) -> Tensor:
         """The hidden states of every token of the first layer."""
-        return take_tokens(self.hidden, self.places)
+        hidden = take_tokens(self.hidden, self.places)
+        return hidden if self.apart is None else hidden + self.apart
 
 
 class TokenMerger:
@@ -74,7 +89,7 @@ class TokenMerger:
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if mask is not None and not torch.compiler.is_compiling():  # transformers traces with one that masks nothing
             raise ValueError("a model that merges tokens takes no attention_mask: its tokens are not where they were.")
-        hidden, sizes, _ = tokens
+        hidden, sizes = tokens.hidden, tokens.sizes
         bias = sizes.log().to(hidden.dtype)[:, None, None]  # (batch, heads, queries, keys)
         if len(args) > 1:
             return (hidden, bias, *args[2:]), kwargs
@@ -91,7 +106,10 @@ class TokenMerger:
             batch, count, _ = output.shape
             sizes = torch.ones(batch, count, device=output.device)
             tokens = MergedTokens(output, sizes, torch.arange(count, device=output.device).expand(batch, -1))
-        tokens = MergedTokens(output, tokens.sizes.to(output.device), tokens.places.to(output.device))
+        others = (
+            each if each is None else each.to(output.device) for each in (tokens.sizes, tokens.places, tokens.apart)
+        )
+        tokens = MergedTokens(output, *others)
         merges = min(self.merges, most_merges(output.shape[1], self.protected))
         if merges:
             if self.width and keys is None:
@@ -102,7 +120,8 @@ class TokenMerger:
             compared = output if keys is None else keys.unflatten(-1, (-1, self.width)).mean(-2)
             matching = match_tokens(compared, merges, self.protected)
             hidden, sizes = merge_tokens(output, tokens.sizes, matching, merges)
-            tokens = MergedTokens(hidden, sizes, matching.gather(1, tokens.places))
+            places = matching.gather(1, tokens.places)
+            tokens = MergedTokens(hidden, sizes, places, tokens.restored() - take_tokens(hidden, places))
         return tokens.restored() if self.last else tokens
 
 
@@ -134,12 +153,12 @@ def merging_layers(model: nn.Module, groups: Groups, schedule: TokenSchedule) ->
         ValueError: see `check_attachable`.
     """
     check_attachable(model, groups, schedule)
-    layers, keys = groups.layers, key_projection(model)
+    layers, keys = token_layers(model, groups), key_paths(model)
     widths = {group.layer: group.width for group in groups if group.role == HEADS}
     first = next((index for index, layer in enumerate(layers) if schedule.merges.get(layer)), len(layers))
     return [
-        MergingLayer(layer, layers[layer], f"{layers[layer]}.{keys}" if layer in widths else None, widths.get(layer))
-        for layer in list(layers)[first:]
+        MergingLayer(layer, path, keys[path] if layer in widths else None, widths.get(layer))
+        for layer, path in list(layers.items())[first:]
     ]
 
 
@@ -186,7 +205,7 @@ def check_attachable(model: nn.Module, groups: Groups, schedule: TokenSchedule) 
         ValueError: see `check_mergeable`; a layer that the model does not have; or the model merges tokens already.
     """
     check_mergeable(model)
-    layers = groups.layers
+    layers = token_layers(model, groups)
     for layer in schedule.merges:
         if layer not in layers:
             raise ValueError(f"token schedule: {layer!r} is no layer of this model; it has {', '.join(layers)}.")
@@ -235,24 +254,23 @@ def check_mergeable(model: nn.Module) -> None:
     Raises:
         ValueError: says what forbids it.
     """
-    key_projection(model)
-    check_takes_bias(model)
+    check_takes_bias(model, next(iter(key_paths(model)), ""))
 
 
-def check_takes_bias(model: nn.Module) -> None:
-    """Raise if what is around a model's layers forbids to merge their tokens, whatever its architecture.
+def check_takes_bias(model: nn.Module, layer: str) -> None:
+    """Raise if the attention that a model was loaded with forbids to merge tokens, whatever its architecture.
+
+    Args:
+        model: the model.
+        layer: path of one of the layers that merge.
 
     Raises:
         ValueError: says what forbids it.
     """
-    attention = attention_of(model)
+    around = (model.get_submodule(layer.rsplit(".", parts)[0]) for parts in range(1, layer.count(".") + 1))
+    attention = next((found for each in (*around, model) if (found := attention_of(each))), None)
     if attention not in ("sdpa", "eager"):
         raise ValueError(
             f"tokens of a model with attn_implementation={attention!r} cannot be merged, as it takes no bias: load it "
             "with 'sdpa' or 'eager', or set merging='none'."
-        )
-    if type(model).__name__.endswith("Backbone"):
-        raise ValueError(
-            f"tokens of a {type(model).__name__} cannot be merged: its feature maps need every token of every layer. "
-            "Set merging='none'."
         )

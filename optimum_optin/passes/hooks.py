@@ -48,13 +48,17 @@ class _Seen(dict[str, Passage]):
 
 
 @contextmanager
-def observed(model: nn.Module, paths: Iterable[str], stop_after: str | None = None) -> Iterator[dict[str, Passage]]:
+def observed(
+    model: nn.Module, paths: Iterable[str], stop_after: str | None = None, *, apart: bool = False
+) -> Iterator[dict[str, Passage]]:
     """Collect inputs and outputs of modules during the forward passes inside.
 
     Args:
         model: the model, or a part of it that holds the modules.
         paths: module paths.
         stop_after: one of them; when it has run, the rest of the block is skipped.
+        apart: whether the pass goes on with copies of the outputs, so that an activation that works in place changes
+            neither them nor what they have gradients by.
 
     Yields:
         path -> its last passage; filled as the model runs.
@@ -62,7 +66,7 @@ def observed(model: nn.Module, paths: Iterable[str], stop_after: str | None = No
     seen = _Seen()
     with ExitStack() as stack:
         for path in paths:
-            hook = model.get_submodule(path).register_forward_hook(_observing_hook(seen, path, stop_after))
+            hook = model.get_submodule(path).register_forward_hook(_observing_hook(seen, path, stop_after, apart))
             stack.callback(hook.remove)
         with suppress(_Stop):
             yield seen
@@ -96,11 +100,12 @@ class _Stop(Exception):
     """Ends a forward pass early."""
 
 
-def _observing_hook(seen: dict[str, Passage], path: str, stop_after: str | None):
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+def _observing_hook(seen: dict[str, Passage], path: str, stop_after: str | None, apart: bool):
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         seen[path] = Passage(args[0], output)
         if path == stop_after:
             raise _Stop
+        return output.clone() if apart else None
 
     return hook
 

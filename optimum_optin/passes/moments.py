@@ -99,6 +99,10 @@ class Moments:
         scatter = self.gram.double() - self.weight * about_shift.outer(about_shift)
         return scatter if centred else scatter + self.weight * self.mean().outer(self.mean())
 
+    def covariance(self, centred: bool) -> Tensor:
+        """`scatter` with its `floor`, per weight."""
+        return (self.scatter(centred) + self.floor().diag()) / self.weight
+
     def floor(self) -> Tensor:
         """What to add to the diagonal of `scatter` to keep it invertible, shape (features,), float64.
 
@@ -108,6 +112,59 @@ class Moments:
         spread = self.gram.diagonal().double() - self.total.double().square() / self.weight
         squares = spread + self.weight * self.mean().square()
         return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
+
+
+class BlockMoments:
+    """The blocks along the diagonal of the covariance of streamed rows, where the whole of it would be too large.
+
+    Args:
+        blocks: how many there are.
+        size: features in each.
+        device: where to keep the sums.
+
+    Attributes:
+        weight: number of rows.
+        shift: what is subtracted from every row, shape (blocks * size,).
+        total: sum of the shifted rows, of the same shape.
+        gram: sums of their outer products in each block, shape (blocks, size, size).
+    """
+
+    def __init__(self, blocks: int, size: int, device: torch.device | str = "cpu"):
+        self.weight = torch.zeros((), dtype=torch.float64, device=device)
+        self.shift = torch.zeros(blocks * size, dtype=torch.float64, device=device)
+        self.total = torch.zeros(blocks * size, dtype=torch.float64, device=device)
+        self.gram = torch.zeros(blocks, size, size, dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows of shape (rows, blocks * size)."""
+        rows = rows.double()
+        if not self.weight and len(rows):
+            self.shift = rows.mean(0)
+        shifted = rows - self.shift
+        self.weight += len(rows)
+        self.total += shifted.sum(0)
+        inside = shifted.unflatten(1, self.gram.shape[:2])
+        self.gram += torch.einsum("rbs,rbt->bst", inside, inside)
+
+    def add_up(self) -> None:
+        """Add the other processes' sums, in place."""
+        if process_count() > 1:
+            common = torch.cat([self.total + self.weight * self.shift, self.weight[None]])
+            add_up(common)
+            shift = common[:-1] / common[-1]
+            step, total = (each.unflatten(0, self.gram.shape[:2]) for each in (self.shift - shift, self.total))
+            cross = torch.einsum("bs,bt->bst", total, step)
+            self.gram += cross + cross.mT + self.weight * torch.einsum("bs,bt->bst", step, step)
+            self.total += self.weight * (self.shift - shift)
+            self.shift = shift
+            add_up(self.weight, self.total, self.gram)
+
+    def covariance(self, centred: bool) -> Tensor:
+        """The blocks, shape (blocks, size, size), float64; `centred` subtracts the mean from the rows."""
+        size = self.gram.shape[:2]
+        mean = self.total / self.weight
+        blocks = self.gram / self.weight - torch.einsum("bs,bt->bst", *[mean.unflatten(0, size)] * 2)
+        return blocks if centred else blocks + torch.einsum("bs,bt->bst", *[(mean + self.shift).unflatten(0, size)] * 2)
 
 
 def gram(one: Tensor, other: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Group, Groups, stack_of
+from ..architectures.group import Group, Groups, consumers_by_path, stack_of
 from ..comparing.losses import probe_output
 from ..editing.masking import differentiable, gradients
 from ..inputs.tokens import TokenMasks
@@ -84,8 +84,8 @@ class DensePass:
     output: Output | None
 
     def written(self) -> list[Tensor]:
-        """What each consumer wrote, in order of the groups."""
-        return [self.seen[each.path].output for group in self.groups for each in group.consumers]
+        """What each consumer wrote, in order of `consumers_by_path`."""
+        return [self.seen[path].output for path in consumers_by_path(self.groups)]
 
     def start(self, gradients: Sequence[Tensor] | None, generator: torch.Generator) -> Start:
         """What a walk starts from.
@@ -98,9 +98,9 @@ class DensePass:
         if self.output is None or not self.output.of_head:
             gradients = None
         weights = {}
-        consumers = [(group, each.path) for group in self.groups for each in group.consumers]
-        for (group, path), written, gradient in zip(
-            consumers, self.written(), gradients or [None] * len(consumers), strict=True
+        consumers = consumers_by_path(self.groups)
+        for (path, (group, _)), written, gradient in zip(
+            consumers.items(), self.written(), gradients or [None] * len(consumers), strict=True
         ):
             consumer, valid = self.model.get_submodule(path), real_tokens(group, self.real)
             shape = rows_written(consumer, written).shape[:-1]
@@ -136,7 +136,7 @@ def run_dense(
     paths = [each.path for group in groups for each in (*group.consumers, *group.producers[:1])]
     with (
         differentiable(model, groups),
-        observed(model, paths) as seen,
+        observed(model, paths, apart=True) as seen,
         recorded(model, groups.layers) as layers,
     ):
         output = compared_output(model, batch, compared)
@@ -168,5 +168,5 @@ def dense_pass(
     if ran.output is None or not ran.output.of_head:
         return ran.start(None, generator)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
-    keys = [group.key for group in groups for _ in group.consumers]
+    keys = [group.key for group, _ in consumers_by_path(groups).values()]
     return ran.start(gradients(functional, ran.written(), keys), generator)

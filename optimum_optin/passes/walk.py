@@ -14,7 +14,8 @@ from ..architectures.group import HEADS, Consumer
 from ..running.forward import call_model, first_of
 from ..running.linears import drawn_places, rows_read, rows_written
 from .course import Course, Stop
-from .joins import Place
+from .joins import Join, Place
+from .lookahead import late_term
 from .pauses import HeldPass, running_pass
 from .starts import Start, real_tokens
 
@@ -36,7 +37,7 @@ class Walk:
         sources: path of each stop of producers that was reached -> what they read.
         targets: path of each consumer that was passed -> what the refit aims at, with its channels last: the residual
             stream after the sublayer or, where no join was found, its output alone (behind a batch norm, if one reads
-            it).
+            it). Where the join is late, `target` adds the other term.
         filled: key of each group in windows -> which rows are tokens, rather than zeros that fill up windows.
     """
 
@@ -48,6 +49,7 @@ class Walk:
         self.targets: dict[str, Tensor] = {}
         self.filled: dict[str, Tensor] = {}
         self._passed: set[str] = set()
+        self._complete: set[str] = set()
         self._stream = _Stream(course)
         self._held = HeldPass(lambda: call_model(model, start.batch), self)
 
@@ -56,6 +58,19 @@ class Walk:
         known = self.targets if stop.consumer else self.sources
         while stop.path not in known and not self._held.ended:
             self._held.go_on()
+
+    def target(self, stop: Stop) -> Tensor:
+        """What the refit of a consumer aims at, see `targets`.
+
+        Args:
+            stop: the consumer's stop, which was reached.
+        """
+        join = self.course.joins.get(stop.path)
+        if join is not None and join.is_late and stop.path not in self._complete:
+            term = late_term(self._model, self.start.batch, stop.consumer, join)
+            self.targets[stop.path] = join.stream([term], self.targets[stop.path])
+            self._complete.add(stop.path)
+        return self.targets[stop.path]
 
     def leave(self, stop: Stop) -> None:
         """Forget what is known of a stop; after the last one, end the pass."""
@@ -87,7 +102,7 @@ class Walk:
             return
         self._passed.add(consumer.path)
         rows = rows_written(self._model.get_submodule(consumer.path), output)
-        joined = consumer.path in self.course.joins
+        joined = consumer.path in self.course.joins and not self.course.joins[consumer.path].is_late
         target = self._stream.after(consumer, rows)
         self.targets[consumer.path] = target if joined else target.clone()  # an activation may change it in place
         self._stream.leave(consumer)
@@ -108,6 +123,8 @@ class PrunedWalk:
         self.model = model
         self._kept = kept or {}
         self._inputs: Tensor | None = None
+        self._goals: dict[str, Tensor] = {}
+        self._late: Tensor | None = None
         self._passed: set[str] = set()
         self._stream = _Stream(dense.course, self._kept)
         self._held = HeldPass(lambda: call_model(model, dense.start.batch), self)
@@ -122,7 +139,7 @@ class PrunedWalk:
     def leave(self, stop: Stop) -> None:
         """Pass by a stop from now on; after the last one, end the pass."""
         self._passed.add(stop.path)
-        self._inputs = None
+        self._inputs, self._late, self._goals = None, None, {}
         if stop is self.dense.course.stops[-1]:
             self.close()
 
@@ -144,17 +161,24 @@ class PrunedWalk:
         told = self._told(stop)
         return None if told is None else _rows(self._inputs, errors, *told)
 
-    def map_errors(self, stop: Stop, path: str) -> Rows:
+    def map_errors(self, stop: Stop, path: str, norm: nn.Module | None = None, rectified: bool = False) -> Rows:
         """What a producer that is a convolution reads in the pruned model, and how far what it makes of it falls short
-        of what it would make of the dense model's input.
+        of what it made of the dense model's input when this was first asked.
 
         Args:
             stop: the producers' stop, which was reached.
             path: the producer.
+            norm: the batch norm that reads what it writes, if one does: errors are those of what that makes of it.
+            rectified: see `output_errors`.
         """
         producer = self.model.get_submodule(path)
-        source = self.dense.sources[stop.path].to(self._inputs.device)
-        errors = _run(producer, source) - _run(producer, self._inputs)
+
+        def written(inputs: Tensor) -> Tensor:
+            return _run(producer, inputs) if norm is None else _run(norm, _run(producer, inputs))
+
+        if path not in self._goals:
+            self._goals[path] = written(self.dense.sources[stop.path].to(self._inputs.device))
+        errors = _errors(self._goals[path], written(self._inputs), rectified)
         places = self._places(producer, errors)
         weights, all_errors = self._weights(stop), rows_written(producer, errors)
         if weights.shape != all_errors.shape[:-1]:  # the consumer works at another scale
@@ -162,11 +186,12 @@ class PrunedWalk:
         rows = rows_read(producer, self._inputs, places)
         return _rows(rows, *_at(places, all_errors, weights), None)
 
-    def output_errors(self, stop: Stop) -> Rows:
+    def output_errors(self, stop: Stop, rectified: bool = False) -> Rows:
         """What the group's consumer reads in the pruned model, and how far the stream after it falls short.
 
         Args:
             stop: the consumer's stop, which was reached.
+            rectified: whether only what a ReLU lets pass counts.
         """
         consumer = self.model.get_submodule(stop.path)
         written = _run(consumer, self._inputs)
@@ -174,11 +199,15 @@ class PrunedWalk:
         if stop.consumer.norm is not None:
             written = _run(self.model.get_submodule(stop.consumer.norm), written)
         stream = self._stream.after(stop.consumer, rows_written(consumer, written))
-        target = self.dense.targets[stop.path].to(stream.device)
+        if (join := self._late_join(stop)) is not None:
+            if self._late is None:
+                self._late = late_term(self.model, self.dense.start.batch, stop.consumer, join)
+            stream = join.stream([self._late], rows_written(consumer, written))
+        target = self.dense.target(stop).to(stream.device)
         if stop.path in self._kept:
             target = target[..., self._kept[stop.path].to(target.device)]
         rows, real = rows_read(consumer, self._inputs, places), real_tokens(stop.group, self.dense.start.real)
-        return _rows(rows, *_at(places, target - stream, self._weights(stop)), real)
+        return _rows(rows, *_at(places, _errors(target, stream, rectified), self._weights(stop)), real)
 
     def on_reading(self, stop: Stop, inputs: Tensor) -> None:
         """See `Walk`."""
@@ -194,11 +223,20 @@ class PrunedWalk:
         """See `Walk`."""
         self._stream.leave(consumer)
 
+    def _late_join(self, stop: Stop) -> Join | None:
+        """The join of a stop's consumer, if it is late."""
+        join = self.dense.course.joins.get(stop.path)
+        if join is None or not join.is_late:
+            return None
+        return join.of(self._kept[stop.path]) if stop.path in self._kept else join
+
     def _places(self, module: nn.Module, output: Tensor) -> Tensor | None:
         return drawn_places(module, output, torch.Generator().manual_seed(self.dense.start.seed))
 
     def _told(self, stop: Stop) -> tuple[Tensor, Tensor | None] | None:
         """Weights of the rows that producers read, and which of them are real tokens (`None` for all)."""
+        if stop.is_head:  # it may read one row for each sample
+            return self._inputs.new_ones(self._inputs.shape[:-1]), None
         weights, real = self._weights(stop), real_tokens(stop.group, self.dense.start.real)
         if self.dense.course.reads(stop.group) > 1:  # one may be another stack's sequence
             alike = [mask for mask in self.dense.start.real.values() if mask.shape == self._inputs.shape[:-1]]
@@ -209,7 +247,7 @@ class PrunedWalk:
                 weights = real.float()
         if stop.group.role == HEADS:  # attention reads every token on behalf of others, so all weigh the same
             weights = (weights > 0).float()
-        if weights.numel() != self._inputs[..., 0].numel():  # queries are pooled (Hiera): fewer tokens are written
+        if weights.numel() != self._inputs[..., 0].numel():  # queries are pooled (Hiera), or another scale is written
             weights = self._inputs.new_ones(self._inputs.shape[:-1])
         return weights, real
 
@@ -240,9 +278,9 @@ class _Stream:
             self._terms.setdefault(consumer.path, {})[number] = term
 
     def after(self, consumer: Consumer, output: Tensor) -> Tensor:
-        """The stream after a sublayer or, where no join was found, its output alone; of the output's shape."""
+        """The stream after a sublayer or, where no join was found or it is late, its output alone; of its shape."""
         join = self._joins.get(consumer.path)
-        if join is None:
+        if join is None or join.is_late:
             return output
         if consumer.path in self._kept:
             join = join.of(self._kept[consumer.path])
@@ -317,6 +355,12 @@ def _tell(say: Callable[[Walk | PrunedWalk], None]) -> None:
 def _run(module: nn.Module, inputs: Tensor) -> Tensor:
     """What a module makes of its input; not by a call, which would be another run for its hooks."""
     return type(module).forward(module, inputs)
+
+
+def _errors(target: Tensor, written: Tensor, rectified: bool) -> Tensor:
+    """How far what is written falls short; to a ReLU, all below zero is alike."""
+    errors = target - written
+    return torch.where(target > 0, errors, -written.clamp_min(0)) if rectified else errors
 
 
 def _at(places: Tensor | None, errors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

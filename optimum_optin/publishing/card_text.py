@@ -15,7 +15,7 @@ from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
 from ..config import OptinConfig
 from ..figures import CalibrationSource
-from ..image_tasks.pictures import MASKS
+from ..files.model_files import MASKS
 from ..models.identity import dtype_of, is_of_transformers, type_of
 from ..reasons import reasons_of
 from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of

@@ -16,8 +16,7 @@ from transformers.utils import logging
 
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
-from ..files.model_files import are_weights, left_over
-from ..image_tasks.pictures import MASKS
+from ..files.model_files import MASKS, are_weights, left_over
 from ..plain_modules.structure_file import WEIGHTS_FILE, read_structure
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores

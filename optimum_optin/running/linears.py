@@ -12,6 +12,8 @@ from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 _PLACES = 64  # of each sample, at most
+WIDEST = 8192
+"""Features of a row, at most, whose products are all summed, if they are places of channels; see `places_of`."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PLAIN = {each.forward for each in CONVOLUTIONS}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -20,6 +22,11 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def is_convolution(module: nn.Module) -> bool:
     """Whether a module is a convolution each of whose outputs reads all of its channels."""
     return isinstance(module, CONVOLUTIONS) and module.groups == 1
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear."""
+    return isinstance(module, (nn.Linear, Conv1D))
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -38,6 +45,30 @@ def add_to_weight(module: nn.Module, change: Tensor) -> None:
     """Add a change of shape (outputs, features) to the weight of a linear or a convolution, in place."""
     weight = module.weight.detach()
     weight += (change.T if isinstance(module, Conv1D) else change.reshape(weight.shape)).to(weight)
+
+
+def places_of(module: nn.Module, width: int = 1) -> int:
+    """How many features of a row are places of one channel, where there are too many features to sum their products.
+
+    The products of 25,088 features, the 7 x 7 places of VGG's 512 channels, would take 2.5 GB, and several times as
+    much to solve for. There, channels are scored by what each does alone, and refitted by the mean of their places.
+
+    Args:
+        module: a linear or a convolution that reads channels.
+        width: how many input columns of a linear are places of one channel.
+
+    Returns:
+        At least 1, and 1 if there are no more than `WIDEST` features.
+    """
+    if weight_of(module).shape[1] <= WIDEST:
+        return 1
+    return module.weight[0, 0].numel() if isinstance(module, CONVOLUTIONS) else width
+
+
+def features_of(module: nn.Module, inputs: slice) -> slice:
+    """Which features of its rows come from some of a linear's input columns, or of a convolution's channels."""
+    patch = module.weight[0, 0].numel() if isinstance(module, CONVOLUTIONS) else 1
+    return slice(inputs.start * patch, inputs.stop * patch)
 
 
 def rows_read(module: nn.Module, values: Tensor, places: Tensor | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from ..inputs.vision import image_tokens, prefix_tokens
 from ..merging.hooks import merging
 from ..merging.matching import most_merges
 from ..merging.schedule import TokenSchedule
+from ..merging.stack import token_layers
 from ..passes.calibration import Calibration
 from ..passes.hooks import recorded, replayed
 from ..passes.outputs import compared_output
@@ -49,7 +50,7 @@ def score_merges(model: nn.Module, groups: Groups, calibration: Calibration, con
         Term -> layer -> loss of the first, second, ... pair, never falling, shape (all pairs,), float64. The last
         layer is left out: merging after it saves nothing.
     """
-    layers = list(groups.layers)
+    layers = list(token_layers(model, groups))
     protected = prefix_tokens(model)
     batches, real = calibration.batches[:_BATCHES], calibration.real[:_BATCHES]
     most = most_merges(image_tokens(model, batches[0]), protected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from scipy.optimize import isotonic_regression
@@ -22,14 +22,17 @@ class Reader:
     """A linear or convolution that reads units.
 
     Args:
-        weight: W, shape (outputs, units * columns); columns of a unit follow each other.
-        covariance: H of its inputs, shape (units * columns, units * columns).
+        weight: W, shape (outputs, inputs).
+        covariance: H of its inputs, shape (inputs, inputs); or, where there are too many, only its blocks along the
+            diagonal, shape (blocks, block, block): then no unit is expected to take over from another.
         metrics: one or more Gamma at its outputs, each positive semi-definite, of shape (outputs, outputs).
+        columns: which inputs are the units'; those of a unit follow each other.
     """
 
     weight: Tensor
     covariance: Tensor
     metrics: Sequence[Tensor]
+    columns: slice = field(default_factory=lambda: slice(None))
 
 
 def removal_scores(readers: Sequence[Reader], units: int) -> list[Tensor]:
@@ -81,7 +84,7 @@ class _Removal:
         device = readers[0].weight.device
         self.units = torch.arange(units, device=device)
         self.alive = torch.ones_like(self.units, dtype=torch.bool)
-        self.parts = [_Left.of(reader, units) for reader in readers]
+        self.parts = [(_Left if reader.covariance.dim() == 2 else _Alone).of(reader, units) for reader in readers]
 
     def cheapest(self, count: int) -> tuple[Tensor, Tensor]:
         """The next `count` units to remove, one after another: their places, and costs of shape (metrics, count).
@@ -140,8 +143,9 @@ class _Left:
         roots = [_root(metric.double()) for metric in reader.metrics]
         damping = (_DAMPING * covariance.diagonal().mean().clamp_min(1e-12)).expand(len(covariance))
         inverse = torch.cholesky_inverse(cholesky(covariance, damping))
-        left = torch.cat([root.T @ weight for root in roots])
-        return cls(left, inverse, [root.shape[1] for root in roots], weight.shape[1] // units)
+        left = torch.cat([root.T @ weight for root in roots])[:, reader.columns]
+        inverse = inverse[reader.columns, reader.columns]  # the other inputs stay, and take over as well
+        return cls(left, inverse, [root.shape[1] for root in roots], left.shape[1] // units)
 
     def at(self, places: Tensor) -> _Left:
         """That of some units alone, as a copy."""
@@ -173,7 +177,45 @@ class _Left:
         return (places[:, None] * self.width + torch.arange(self.width, device=places.device)).flatten()
 
 
-def _costs(parts: Sequence[_Left]) -> Tensor:
+@dataclass
+class _Alone:
+    """What units cost in one reader, each whatever has become of the others.
+
+    Args:
+        fixed: cost of each, shape (metrics, units).
+    """
+
+    fixed: Tensor
+
+    @classmethod
+    def of(cls, reader: Reader, units: int) -> _Alone:
+        """tr(W_B^T Gamma W_B H_B), summed over a unit's blocks B."""
+        covariance, size = reader.covariance.double(), reader.covariance.shape[-1]
+        weight = reader.weight[:, reader.columns].double().unflatten(1, (-1, size))  # (outputs, blocks, size)
+        first, last, _ = reader.columns.indices(reader.weight.shape[1])
+        blocks = covariance[first // size : last // size]
+        by_metric = []
+        for metric in reader.metrics:
+            if not (metric.isfinite().all() and blocks.isfinite().all()):
+                raise ValueError("sums of its activations are not finite: they are too large for float32")
+            changed = torch.einsum("oq,qbs->obs", metric.double(), weight)
+            costs = torch.einsum("obs,obt,bst->b", weight, changed, blocks)
+            by_metric.append(costs.view(units, -1).sum(1).clamp_min(0))
+        return cls(torch.stack(by_metric))
+
+    def at(self, places: Tensor) -> _Alone:
+        """That of some units alone."""
+        return _Alone(self.fixed[:, places])
+
+    def remove(self, places: Tensor) -> None:
+        """Nothing changes for the others."""
+
+    def costs(self) -> Tensor:
+        """Cost of removing each unit, shape (metrics, units)."""
+        return self.fixed
+
+
+def _costs(parts: Sequence[_Left | _Alone]) -> Tensor:
     """Cost of removing each unit alone, from all that read it, shape (metrics, units)."""
     return torch.stack([part.costs() for part in parts]).sum(0)
 

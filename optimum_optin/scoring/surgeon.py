@@ -14,16 +14,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import Consumer, Group, Groups
+from ..architectures.group import CHANNELS, Consumer, Group, Groups, consumers_by_path
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
-from ..passes.moments import Moments, gram
+from ..passes.moments import BlockMoments, Moments, gram
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
-from ..running.linears import drawn_places, rows_read, rows_written, weight_of
+from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
 from .registry import Scored, Terms, register_scorer
@@ -39,7 +39,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     Probe k sees batch k mod len(calibration).
     """
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
-    sums = {each.path: _Sums(model, each) for group in groups for each in group.consumers}
+    sums = {path: _Sums(model, group, each) for path, (group, each) in consumers_by_path(groups).items()}
     probes = max(config.probes // 2, len(calibration))
     streams = generators(config.seed, probes)
     starts: list[Start | None] = [None] * len(calibration)
@@ -64,14 +64,14 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
     moves = [probe_manifold(each, generator) for each in features.values()]
     functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
     kept = {group.key: real_rows(group, ran.seen[_reader(group)].input, ran.real) for group in ran.groups}
-    consumers = [(group, each.path) for group in ran.groups for each in group.consumers]
-    slopes, keys = {}, [group.key for group, _ in consumers]
+    consumers = {path: group for path, (group, _) in consumers_by_path(ran.groups).items()}
+    slopes, keys = {}, [group.key for group in consumers.values()]
     for number, (term, functional) in enumerate(functionals.items(), start=1):
         options = {"keep_graph": number < len(functionals), "beside": slopes.get("output", ())}
         slopes[term] = gradients(functional, ran.written(), keys, **options)
-        for (group, path), gradient in zip(consumers, slopes[term], strict=True):
+        for (path, group), gradient in zip(consumers.items(), slopes[term], strict=True):
             sums[path].add_gradients(term, _rows(rows_written(sums[path].module, gradient), kept[group.key]))
-    for group, path in consumers:
+    for path, group in consumers.items():
         module, passage = sums[path].module, ran.seen[path]
         rows = rows_read(module, passage.input.detach(), drawn_places(module, passage.output, generator))
         sums[path].add_inputs(_rows(rows, kept[group.key]))
@@ -95,7 +95,7 @@ def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], 
     for index in progress(my_share(len(groups)), "removal orders", "group"):
         group = groups[index]
         try:
-            readers = [sums[each.path].reader(traces) for each in group.consumers]
+            readers = [sums[each.path].reader(traces, group, each) for each in group.consumers]
             scores = removal_scores(readers, group.units)
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
@@ -114,13 +114,19 @@ def _rows(values: Tensor, real: Tensor | None) -> Tensor:
 class _Sums:
     """Running sums at one consumer: inputs for H, gradients at the output for Gamma."""
 
-    def __init__(self, model: nn.Module, consumer: Consumer):
+    def __init__(self, model: nn.Module, group: Group, consumer: Consumer):
         self.module = module = model.get_submodule(consumer.path)
         # A bias, or the mean of a batch norm, absorbs the mean of what is removed.
         self.centred = module.bias is not None or consumer.norm is not None
         self.device = module.weight.device
+        features = weight_of(module).shape[1]
+        places = places_of(module, consumer.width) if group.role.endswith(CHANNELS) else 1
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
-        self.inputs = Moments(weight_of(module).shape[1], self.device, torch.float32)
+        self.inputs = (
+            Moments(features, self.device, torch.float32)
+            if places == 1
+            else BlockMoments(features // places, places, self.device)
+        )
         self.metrics: dict[str, Tensor] = {}
 
     def add_inputs(self, tokens: Tensor) -> None:
@@ -135,8 +141,8 @@ class _Sums:
         self.inputs.add_up()
         add_up(*self.metrics.values())
 
-    def reader(self, traces: Mapping[str, float]) -> Reader:
-        """What reads the units, with metrics divided by their sums over all consumers."""
+    def reader(self, traces: Mapping[str, float], group: Group, consumer: Consumer) -> Reader:
+        """What reads the units of a group, with metrics divided by their sums over all consumers."""
         metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
-        covariance = (self.inputs.scatter(self.centred) + self.inputs.floor().diag()) / self.inputs.weight
-        return Reader(weight_of(self.module), covariance, metrics)
+        covariance = self.inputs.covariance(self.centred)
+        return Reader(weight_of(self.module), covariance, metrics, features_of(self.module, group.inputs_of(consumer)))

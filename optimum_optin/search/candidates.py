@@ -12,6 +12,7 @@ from ..config import OptinConfig
 from ..inputs.vision import prefix_tokens
 from ..merging.hooks import check_mergeable, merges_tokens
 from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
+from ..merging.stack import token_layers
 from ..scoring import Scores
 from .macs import cost_tables, dense_cost, matching_cost, token_costs, total_cost
 from .masks import check_budget, check_kept, search, search_uniform
@@ -66,11 +67,12 @@ def ranked(
     ordered = {group.key: combined[group.key] for group in groups}
     limits = limits_of(config, groups)
     if overlapping(groups):
+        matching = matching_cost(model, groups, scores.tokens, schedule)  # the budget is what it leaves
         masks = _within(
             budget,
             dense_cost(costs),
             find=lambda room: find(ordered, costs, room, limits),
-            cost_of=lambda masks: total_cost(model, groups, scores.tokens, masks=masks),
+            cost_of=lambda masks: total_cost(model, groups, scores.tokens, schedule, masks) - matching,
         )
     else:
         masks = find(ordered, costs, budget, limits)
@@ -138,11 +140,11 @@ def fixed_schedule(model: nn.Module, groups: Groups, config: OptinConfig, tokens
     if isinstance(config.merging, str):
         return None
     check_mergeable(model)
-    layers = list(groups.layers)
+    layers = list(token_layers(model, groups))
     if len(config.merging) != len(layers):
         raise ValueError(
-            f"merging={list(config.merging)} must have a number for each of the model's {len(layers)} layers, 0 for "
-            "the last."
+            f"merging={list(config.merging)} must have a number for each of the model's {len(layers)} layers that can "
+            "merge, 0 for the last."
         )
     schedule = TokenSchedule(prefix_tokens(model), dict(zip(layers, config.merging, strict=True)))
     schedule.check(layers, tokens)

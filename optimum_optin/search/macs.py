@@ -7,6 +7,7 @@ layers' linears and attention for one sequence of the calibration set's mean len
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ..inputs.probes import probe_batch
 from ..inputs.vision import prefix_tokens
 from ..merging.hooks import is_mergeable
 from ..merging.schedule import TokenCosts, TokenSchedule
+from ..merging.stack import token_layers
 from ..running.linears import weight_of
 from .overlaps import apart, overlapping, overlapping_weights
 from .unit_costs import macs_by_length, run_counted, unit_macs
@@ -43,22 +45,23 @@ def cost_tables(
 
 
 def token_costs(model: nn.Module, groups: Groups, tokens: int) -> TokenCosts:
-    """What merging tokens saves and costs, in MACs.
+    """What merging tokens saves and costs, in MACs of the layers that can merge.
 
     Args:
         model: the model as it is now; it must pass `check_mergeable`.
         groups: its groups.
         tokens: tokens that the first layer sees.
     """
-    totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in groups.layers}
+    totals = {layer: torch.zeros(tokens + 1, dtype=torch.float64) for layer in token_layers(model, groups)}
     counts = torch.arange(tokens + 1).double()
     by_length = macs_by_length(model, groups)
-    for group in groups:
+    inside = [group for group in groups if group.key in by_length]
+    for group in inside:
         linear, squared = by_length[group.key]
         totals[group.layer] += group.units * (linear * counts + squared * counts.square())
-    channels = len(weight_of(model.get_submodule(groups[0].consumer))) if len(groups) else 0
+    channels = len(weight_of(model.get_submodule(inside[0].consumer))) if inside else 0
     pair = dict.fromkeys(totals, float(channels))  # outputs are compared where there are no keys
-    pair |= {group.layer: float(group.width) for group in groups if group.role == HEADS}
+    pair |= {group.layer: float(group.width) for group in inside if group.role == HEADS}
     return TokenCosts({layer: total.tolist() for layer, total in totals.items()}, tokens, prefix_tokens(model), pair)
 
 
@@ -115,17 +118,20 @@ def count_parameters(model: nn.Module) -> int:
 
 def _unit_macs(model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None) -> Mapping[str, float]:
     """Group key -> MACs that one unit adds."""
+    found: dict[str, float] = {}
+    if schedule is not None or is_mergeable(model):
+        by_length = macs_by_length(model, groups)
+        lengths = (schedule or TokenSchedule(protected=0)).lengths(token_layers(model, groups), tokens)
+        for group in groups:
+            if group.key in by_length:
+                linear, squared = by_length[group.key]
+                found[group.key] = linear * lengths[group.layer] + squared * lengths[group.layer] ** 2
+    if len(found) == len(groups):
+        return found
+    batch = probe_batch(model, tokens)
     if keys := overlapping(groups):
-        batch = probe_batch(model, tokens)
         weights = overlapping_weights(model, groups, batch)
-        found = unit_macs(model, apart(groups), batch)
-        return found | {key: sum(weight.of_unit(key) for weight in weights) for key in keys}
-    if schedule is None and not is_mergeable(model):
-        return unit_macs(model, groups, probe_batch(model, tokens))
-    by_length = macs_by_length(model, groups)
-    lengths = (schedule or TokenSchedule(protected=0)).lengths(groups.layers, tokens)
-    found = {}
-    for group in groups:
-        linear, squared = by_length[group.key]
-        found[group.key] = linear * lengths[group.layer] + squared * lengths[group.layer] ** 2
-    return found
+        found |= {key: sum(weight.of_unit(key) for weight in weights) for key in keys}
+    others = apart(groups)
+    others = replace(others, members=tuple(group for group in others if group.key not in found))
+    return {**unit_macs(model, others, batch), **found} if len(others) else found

@@ -127,7 +127,8 @@ class Trials:
         for pruned, choice in zip(models, choices, strict=True):
             rewrite(pruned, self.groups, choice.masks)
         if self.starts:
-            refit(self.dense, models, self.groups, self.starts, STRENGTH, masks=[choice.masks for choice in choices])
+            masks = [choice.masks for choice in choices]
+            refit(self.dense, models, self.groups, self.starts, STRENGTH, masks=masks, rounds=1)
         for pruned, choice in zip(models, choices, strict=True):
             if choice.schedule is not None:
                 attach_merging(pruned, find_groups(pruned), choice.schedule)

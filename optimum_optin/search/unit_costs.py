@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..architectures.group import Groups
 from ..editing.surgery import take_units
 from ..inputs.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
+from ..merging.stack import token_layers
 from ..models.identity import attention_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
@@ -92,12 +94,14 @@ def macs_of_modules(model: nn.Module, batch: Batch) -> Mapping[str, float]:
 
 
 def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, float]]:
-    """Group key -> a and b of the MACs, a n + b n^2, that a unit adds to a layer of n tokens.
+    """Group key -> a and b of the MACs, a n + b n^2, that a unit adds to a layer of n tokens, of those that can merge.
 
     Raises:
         ValueError: see `check_mergeable`; in other models, costs depend on more than the number of tokens (windows).
     """
     check_mergeable(model)
+    layers = token_layers(model, groups)
+    groups = replace(groups, members=tuple(group for group in groups if group.layer in layers), layers=layers)
     image = usual_image(model)
     tokens = image_tokens(model, image)
     once, twice = (unit_macs(model, groups, image, repeats) for repeats in (1, 2))

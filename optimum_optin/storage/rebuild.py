@@ -251,12 +251,12 @@ def _select(model: nn.Module, path: str, argument: str, kept: Sequence[int]) -> 
 
 def _merge(model: nn.Module, layers: Sequence[MergingLayer], schedule: TokenSchedule) -> None:
     """Let layers merge tokens."""
-    check_takes_bias(model)
     if missing := {layer for layer, count in schedule.merges.items() if count} - {each.layer for each in layers}:
         raise ValueError(f"token schedule: config.json does not say where {', '.join(sorted(missing))} is.")
     for each in layers:
         if each.path is None or (each.width and each.keys is None):
             raise ValueError(f"token schedule: {each.layer} is not in this model.")
+        check_takes_bias(model, each.path)
         features = getattr(module_at(model, each.keys), "out_features", 0) if each.keys else 0
         if each.width and features % each.width:
             raise ValueError(f"token schedule: {each.keys} writes {features} features, no multiple of {each.width}.")

@@ -1,13 +1,14 @@
 """Convolutions: refitted by patches, through batch norms and where units are handed on, against least squares."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers as tr
 from torch import nn
 from torch.nn.functional import unfold
-from toys import Bottlenecks, Padding, PaddingConv2d, Pictures, perturbed
+from toys import Bottlenecks, Padding, PaddingConv2d, Pictures, Scales, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
 from optimum_optin.compensation import ridge
@@ -15,20 +16,22 @@ from optimum_optin.compensation.refit import ALONE, refit
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.passes.calibration import calibrate, dense_passes
+from optimum_optin.passes.hooks import observed
 
 
 class Pair(nn.Module):
     """Two convolutions beside a shortcut, each with a batch norm behind it."""
 
-    def __init__(self):
+    def __init__(self, end=torch.relu):
         super().__init__()
+        self.end = end
         self.conv1, self.norm1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
         self.conv2, self.norm2 = nn.Conv2d(6, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
         self.head = nn.Linear(3, 4)
 
     def forward(self, pixels):
         x = pixels + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels)))))
-        return self.head(torch.relu(x).mean((2, 3)))
+        return self.head(self.end(x).mean((2, 3)))
 
 
 def prepared(module, images=24, side=8):
@@ -38,17 +41,21 @@ def prepared(module, images=24, side=8):
     return model, find_groups(model), calibrate(model, batches)
 
 
+def cut_pair(model, groups, calibration):
+    """A pair without two of its inner channels, not yet refitted, and the starts of its refit."""
+    (group,) = (group for group in groups if group.consumer == "conv2")
+    pruned = copy.deepcopy(model)
+    rewrite(pruned, [group], {group.key: torch.tensor([True, False, True, True, False, True])})
+    return pruned, dense_passes(model, groups, calibration, OptinConfig())
+
+
 @torch.no_grad()
 def test_a_consumer_is_refitted_to_the_stream_by_least_squares():
     """What its batch norm makes of the refitted convolution, against `torch.linalg.lstsq` over all patches."""
-    model, groups, calibration = prepared(Pair())
-    (group,) = (group for group in groups if group.key.endswith("channels") and group.consumer == "conv2")
-    mask = torch.tensor([True, False, True, True, False, True])
-    pruned = copy.deepcopy(model)
-    rewrite(pruned, [group], {group.key: mask})
-    starts = dense_passes(model, groups, calibration, OptinConfig())
+    model, groups, calibration = prepared(Pair(torch.tanh))
+    pruned, starts = cut_pair(model, groups, calibration)
     before = pruned.conv2.weight.clone()
-    refit(model, [pruned], groups.of_role(group.role), starts, strength=1e-9)
+    refit(model, [pruned], groups, starts, strength=1e-9)
     assert not torch.equal(before, pruned.conv2.weight)
     images = torch.cat([batch["pixels"] for batch in calibration])
     weights = torch.cat([start.weights["conv2"] for start in starts]).flatten().double().sqrt()[:, None]
@@ -62,7 +69,92 @@ def test_a_consumer_is_refitted_to_the_stream_by_least_squares():
     torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("module", [Pair, Pictures, Bottlenecks])
+@pytest.mark.parametrize("rounds", [1, 2])
+@torch.no_grad()
+def test_what_a_relu_lets_pass_comes_closer_with_every_round(rounds):
+    """The first round is least squares of all that the ReLU reads; the next ones go by what it makes of that."""
+    model, groups, calibration = prepared(Pair(), images=48)
+    images = torch.cat([batch["pixels"] for batch in calibration])
+    off = []
+    for each in (rounds, rounds + 1):
+        pruned, starts = cut_pair(model, groups, calibration)
+        starts = [replace(start, weights={"conv2": torch.ones_like(start.weights["conv2"])}) for start in starts]
+        refit(model, [pruned], groups, starts, strength=1e-9, rounds=each)
+        dense, found = (each.norm2(each.conv2(torch.relu(each.norm1(each.conv1(images))))) for each in (model, pruned))
+        off.append(float((torch.relu(images + dense) - torch.relu(images + found)).square().sum()))
+    assert off[1] < off[0]
+
+
+@torch.no_grad()
+def test_the_head_behind_convolutions_is_refitted_by_least_squares():
+    """What the pruned model says, against `torch.linalg.lstsq` of the dense logits on what its head reads."""
+    model, groups, calibration = prepared(Pair(), images=48)
+    pruned, starts = cut_pair(model, groups, calibration)
+    before = pruned.head.weight.clone()
+    refit(model, [pruned], groups, starts, strength=1e-9)
+    assert not torch.equal(before, pruned.head.weight)
+    images = torch.cat([batch["pixels"] for batch in calibration])
+    with observed(pruned, ["head"]) as seen:
+        said = pruned(images).double()
+    rows = torch.cat([seen["head"].input, torch.ones(len(images), 1)], 1).double()
+    best = torch.linalg.lstsq(rows, model(images).double()).solution
+    torch.testing.assert_close(said, rows @ best, atol=1e-4, rtol=1e-4)
+
+
+class TwoHeads(Pair):
+    """Reads its stream with one head twice."""
+
+    def forward(self, pixels):
+        x = pixels + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels)))))
+        return self.head(torch.relu(x).mean((2, 3))) + self.head(torch.relu(x).amax((2, 3)))
+
+
+class Scaled(Pair):
+    """Returns something else than its head does."""
+
+    def forward(self, pixels):
+        return 2 * super().forward(pixels)
+
+
+@pytest.mark.parametrize("module", [TwoHeads, Scaled])
+def test_a_head_is_left_that_does_not_write_the_logits_alone(module):
+    model, groups, calibration = prepared(module())
+    pruned, starts = cut_pair(model, groups, calibration)
+    before = pruned.head.weight.clone()
+    refit(model, [pruned], groups, starts)
+    torch.testing.assert_close(pruned.head.weight, before, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_a_late_shortcut_is_a_part_of_what_the_refit_aims_at():
+    """A projection that runs after the block's last convolution: the sum of both, by least squares over all patches."""
+
+    class Late(Pair):
+        def __init__(self):
+            super().__init__(torch.tanh)
+            self.project = nn.Conv2d(3, 3, 1)
+
+        def forward(self, pixels):
+            written = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels)))))
+            return self.head(self.end(self.project(pixels) + written).mean((2, 3)))
+
+    model, groups, calibration = prepared(Late())
+    pruned, starts = cut_pair(model, groups, calibration)
+    pruned.project.weight += 0.1 * torch.randn_like(pruned.project.weight)  # an error of the stream
+    assert not refit(model, [pruned], groups.of_role("channels"), starts, strength=1e-9)
+    images = torch.cat([batch["pixels"] for batch in calibration])
+    weights = torch.cat([start.weights["conv2"] for start in starts]).flatten().double().sqrt()[:, None]
+    inputs = torch.relu(pruned.norm1(pruned.conv1(images)))
+    rows = unfold(inputs, 3, padding=1).transpose(1, 2).flatten(0, 1).double()
+    rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    target = model.project(images) + model.norm2(model.conv2(torch.relu(model.norm1(model.conv1(images)))))
+    target = (target - pruned.project(images)).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    best = torch.linalg.lstsq(rows * weights, target * weights).solution
+    found = pruned.norm2(pruned.conv2(inputs)).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("module", [Pair, Pictures, Bottlenecks, Scales])
 @torch.no_grad()
 def test_a_refit_comes_closer_to_the_dense_model(module):
     """Also where convolutions hand units to each other, and where several read one stream."""
@@ -117,6 +209,57 @@ def test_masks_and_cuts_agree_with_several_readers():
     cut = copy.deepcopy(model)
     rewrite(cut, groups, masks)
     torch.testing.assert_close(cut(images), expected, atol=1e-5, rtol=1e-4)
+
+
+class Flat(nn.Module):
+    """Convolutions whose last channels a linear reads place by place, as in VGG."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.up, self.head = nn.Linear(8 * 16, 12), nn.Linear(12, 4)
+
+    def forward(self, pixels):
+        x = torch.relu(self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(pixels))))))
+        x = nn.functional.max_pool2d(x, 2)
+        return self.head(torch.relu(self.up(x.flatten(1))))
+
+
+@torch.no_grad()
+def test_where_too_many_places_are_read_channels_are_refitted_by_their_means(monkeypatch):
+    """No sum is larger than channels by channels, and the refit still comes closer."""
+    model, groups, calibration = prepared(Flat(), images=48)
+    masks = {group.key: torch.arange(group.units) % 4 > 0 for group in groups}
+    cut = copy.deepcopy(model)
+    rewrite(cut, groups, masks)
+    starts = dense_passes(model, groups, calibration, OptinConfig())
+    sizes, made = [], ridge.Regression.__init__
+
+    def noting(self, inputs, outputs, device="cpu"):
+        sizes.append(inputs)
+        made(self, inputs, outputs, device)
+
+    monkeypatch.setattr(ridge.Regression, "__init__", noting)
+    off, most = [], []
+    new = torch.randn(64, 3, 8, 8)
+    for widest in (8192, 10):
+        monkeypatch.setattr("optimum_optin.running.linears.WIDEST", widest)
+        refitted = copy.deepcopy(cut)
+        refit(model, [refitted], groups, starts, masks=[masks])
+        off.append(float((refitted(new) - model(new)).square().mean()))
+        most.append(max(sizes))
+        sizes.clear()
+    assert most == [6 * 16, 9], "places of channels that are left, and at most what the head reads"
+    assert off[1] < 0.7 * float((cut(new) - model(new)).square().mean())
+
+
+def test_where_too_many_places_are_read_channels_are_scored_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr("optimum_optin.running.linears.WIDEST", 10)
+    images = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pruner = OptinPruner.from_model(perturbed(Flat()), images[:2])
+    scores = pruner.score(images, OptinConfig(probes=8))
+    assert all((score > 0).any() and score.isfinite().all() for score in scores.terms["output"].values())
 
 
 def test_sums_of_wide_patches_stay_in_memory():

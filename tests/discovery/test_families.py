@@ -17,13 +17,14 @@ from optimum_optin.storage.structure import masks_of
 from optimum_optin.storage.tasks import maker_of
 
 CONFIG = OptinConfig(flops=0.6, probes=4, rows=16, batch_size=4, search="ranked")
-NECK = {"stream_channels": 4, "channels": 2, "residual_layer2_channels": 1, "more_stream_channels": 1}
+NECK = {"stream_channels": 4, "channels": 3, "residual_layer2_channels": 1, "projection_channels": 1}
+PYRAMID = ("channels", "lateral_convs_0_conv_channels", "fpn_convs_0_batch_norm_channels", "fpn_bottleneck_conv_channels")
 ROLES = {
     "sam": {"heads": 2, "neurons": 2},
     "sam2": {"heads": 2, "neurons": 2},
-    "upernet": {"heads": 2, "neurons": 2},
+    "upernet": {"heads": 2, "neurons": 2, **dict.fromkeys(PYRAMID, 1)},
     "dpt": {"heads": 2, "neurons": 2, **NECK},
-    "dpt_dinov2": {"heads": 2, "neurons": 2, **NECK},
+    "dpt_dinov2": {"heads": 2, "neurons": 2, **NECK, "2_channels": 1},
 }
 # Sam2MultiScaleAttention multiplies heads by heads, which grows with their square, and drops what comes out.
 COUNTED_ROUGHLY = {"sam2": 0.05}

@@ -5,7 +5,18 @@ import copy
 import pytest
 import torch
 from torch import nn
-from toys import Padding, Pictures, ScaledConv2d, TorchEncoder, Transformer, perturbed, pixels, token_ids
+from toys import (
+    Padding,
+    Pictures,
+    Pooled,
+    ScaledConv2d,
+    Scales,
+    TorchEncoder,
+    Transformer,
+    perturbed,
+    pixels,
+    token_ids,
+)
 
 from optimum_optin import check_architecture, find_groups, masked
 from optimum_optin.editing.surgery import rewrite
@@ -15,7 +26,19 @@ MODULES = {
     "transformer": (Transformer, token_ids(), LAYERS),
     "nn.TransformerEncoder": (TorchEncoder, token_ids(), LAYERS),
     "nn.TransformerEncoder, norm first": (lambda: TorchEncoder(norm_first=True), token_ids(), LAYERS),
-    "convolutions": (Pictures, pixels(), {"model.channels": 8, "model.more_channels": 12}),
+    "convolutions": (Pictures, pixels(), {"model.channels": 8, "model.second_channels": 12}),
+    "concatenation": (
+        Scales,
+        pixels(),
+        {
+            "layers.0.stream_channels": 8,
+            "layers.0.channels": 8,
+            "layers.1.channels": 16,
+            "model.channels": 6,
+            "model.far_channels": 4,
+            "model.fuse_channels": 12,
+        },
+    ),
     "convolutions that pad by themselves": (
         Padding,
         pixels(),
@@ -97,6 +120,12 @@ def test_masking_runs_pytorchs_attention_by_itself_in_training_as_well():
     assert torch.allclose(output, whole, atol=1e-5)
     output.square().sum().backward()
     assert all(mask.grad.abs().min() > 0 for mask in ones.values())
+
+
+def test_what_runs_once_for_each_sample_beside_layers_is_left_whole():
+    groups = find_groups(perturbed(Pooled()), token_ids())
+    assert {group.key for group in groups} == LAYERS.keys()
+    assert "once for each sample" in groups.left_whole["up"]
 
 
 def test_convolutions_that_work_with_another_weight_than_their_own_are_left_whole():

@@ -20,8 +20,8 @@ HEADS_AND_NEURONS = {
     "beit": {"heads": 4, "neurons": 4},
     "mask2former": {"heads": 7, "neurons": 7},
     "eomt": {"heads": 2, "neurons": 4},
-    "detr": {"heads": 4, "encoder_attn_heads": 2, "neurons": 4},
-    "yolos": {"heads": 3, "neurons": 3},
+    "detr": {"heads": 4, "encoder_attn_heads": 2, "neurons": 5, "layers_neurons": 1},  # one of the boxes' perceptron
+    "yolos": {"heads": 3, "neurons": 5, "layers_neurons": 2},  # two perceptrons
 }
 
 

@@ -18,8 +18,9 @@ from optimum_optin import OptinConfig, OptinPruner, PruningReport
 from optimum_optin.commands import run
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.evaluation.registry import KNOWN, find_task
+from optimum_optin.files.model_files import MASKS, left_over
 from optimum_optin.image_tasks.batches import opened_image
-from optimum_optin.image_tasks.pictures import MASKS, masks_beside, palette
+from optimum_optin.image_tasks.pictures import masks_beside, palette
 from optimum_optin.image_tasks.segmentation import SemanticSegmentation, semantic_maps
 from optimum_optin.publishing.pruned_folders import write_report
 
@@ -97,6 +98,16 @@ def test_the_picture_is_there_only_if_it_was_measured(pruner, scenes, tmp_path):
     pruner.save_pretrained(tmp_path / "small")
     assert not (tmp_path / "small" / MASKS).exists()
     assert MASKS not in (tmp_path / "small" / "README.md").read_text()
+
+
+def test_the_picture_of_a_model_that_is_saved_over_goes(pruner, scenes, tmp_path):
+    pruner.evaluate("semantic-segmentation", data_dir=scenes)
+    pruner.save_pretrained(tmp_path / "small")
+    (tmp_path / "small" / "masks.png").write_bytes(b"the user's own")
+    assert left_over(tmp_path / "small") == [], "so that the picture is pushed"
+    pruner._pictures = {}
+    pruner.save_pretrained(tmp_path / "small")
+    assert not (tmp_path / "small" / MASKS).exists() and (tmp_path / "small" / "masks.png").exists()
     pruner.evaluate("semantic-segmentation", data_dir=scenes)
     assert MASKS in pruner.create_model_card("me/small").text
 

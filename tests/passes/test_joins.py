@@ -9,7 +9,7 @@ from tiny import CASES, SHAPE, tiny_batch, tiny_model
 from torch import nn
 
 from optimum_optin import find_groups
-from optimum_optin.architectures.group import Consumer, attribute
+from optimum_optin.architectures.group import Consumer, Producer, attribute
 from optimum_optin.passes.course import find_course
 
 ALONE = {"swin": {"heads"}, "swinv2": {"heads", "neurons"}}  # windows; outputs are normalised
@@ -84,7 +84,7 @@ def test_sums_of_all_kinds(case):
     x = torch.randn(2, 5, 8)
     residual = SimpleNamespace(windowed=False)
     group = SimpleNamespace(
-        key="layer.neurons", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual
+        key="layer.neurons", consumers=[Consumer("write")], producers=[Producer("read")], residual=residual
     )
     joins = find_course(layer.eval(), [group], {"x": x}).joins
     if paths is None:
@@ -105,9 +105,7 @@ def test_an_output_that_is_the_same_for_all_tokens_tells_no_factor():
     layer = Layer(lambda self, x, out: x + self.norm(out)).eval()
     nn.init.zeros_(layer.write.weight)
     residual = SimpleNamespace(windowed=False)
-    group = SimpleNamespace(
-        key="a", consumers=[Consumer("write")], producers=[SimpleNamespace(path="read")], residual=residual
-    )
+    group = SimpleNamespace(key="a", consumers=[Consumer("write")], producers=[Producer("read")], residual=residual)
     assert not find_course(layer, [group], {"x": torch.randn(2, 5, 8)}).joins
 
 
@@ -122,7 +120,7 @@ def test_parallel_sublayers_add_to_one_stream():
         SimpleNamespace(
             key=role,
             consumers=[Consumer(path)],
-            producers=[SimpleNamespace(path=producers[role])],
+            producers=[Producer(producers[role])],
             residual=residual,
             role=role,
         )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optimum_optin.passes.moments import Moments, cholesky
+from optimum_optin.passes.moments import BlockMoments, Moments, cholesky
 
 
 def _rows(count, offset, seed=0):
@@ -73,3 +73,15 @@ def test_damping_is_raised_until_there_is_a_factor():
     torch.testing.assert_close(factor @ factor.T, expected)
     with pytest.raises(ValueError, match="not finite"):
         cholesky(matrix * torch.inf, torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_blocks_are_those_of_the_whole_covariance(centred):
+    rows = torch.randn(50, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    sums = BlockMoments(4, 3)
+    for part in rows.split(20):
+        sums.add(part)
+    moved = rows - rows.mean(0) if centred else rows
+    whole = moved.T @ moved / len(rows)
+    expected = torch.stack([whole[at : at + 3, at : at + 3] for at in range(0, 12, 3)])
+    torch.testing.assert_close(sums.covariance(centred), expected)

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from tiny import tiny_model, tiny_samples
+from torch import nn
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.compensation.refit import compensate
@@ -58,6 +59,32 @@ def test_greedy_order_and_costs_equal_brute_force(units, width, seed):
     assert scores.argsort().tolist() == order
     expected = _pool(torch.tensor(increments, dtype=torch.float64))
     torch.testing.assert_close(scores[order], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_inputs_beside_the_units_take_over_as_well(width):
+    """As where a concatenation is read: the others stay, and count in each refit."""
+    weight, covariance, metric = _problem(6, width)
+    columns = slice(2 * width, 5 * width)
+    costs = [_refit_cost(weight, covariance, metric, {*range(unit * width, (unit + 1) * width)}) for unit in (2, 3, 4)]
+    every = _refit_cost(weight, covariance, metric, {*range(columns.start, columns.stop)})
+    (scores,) = removal_scores([Reader(weight, covariance, [metric], columns)], 3)
+    assert float(scores.min()) == pytest.approx(min(costs), rel=1e-6)
+    assert int(scores.argmin()) == costs.index(min(costs))
+    assert float(scores.sum()) == pytest.approx(every, rel=1e-6)
+
+
+def test_where_inputs_are_too_many_units_cost_what_they_add_alone():
+    weight, covariance, metric = _problem(6, 2)
+    columns = slice(2, 10)  # two channels for each of two units, in blocks of two
+    blocks = torch.stack([covariance[at : at + 2, at : at + 2] for at in range(0, 12, 2)])
+    (scores,) = removal_scores([Reader(weight, blocks, [metric], columns)], 2)
+    for unit, channels in enumerate([(1, 2), (3, 4)]):
+        expected = 0
+        for channel in channels:
+            part, inside = weight[:, 2 * channel : 2 * channel + 2], blocks[channel]
+            expected += float(torch.trace(metric @ part @ inside @ part.T))
+        assert float(scores[unit]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_several_metrics_share_the_order_of_their_sum():
@@ -190,3 +217,29 @@ def test_predicted_divergence_is_about_what_a_refit_leaves():
     fresh = calibrate(model, calibration_batches(tiny_samples(200, seed=5), model))
     (measured,) = measure_divergence(model, [pruned], groups, fresh)
     assert 1 / 3 < scores.removed(masks)["output"] / measured.distance < 3
+
+
+class Chain(nn.Module):
+    """Convolutions without norms, with an activation between them."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.act, self.head = nn.ReLU(inplace=in_place), nn.Linear(5, 4)
+
+    def forward(self, pixels):
+        return self.head(self.act(self.second(self.act(self.first(pixels)))).mean((2, 3)))
+
+
+def test_activations_that_work_in_place_change_no_score():
+    torch.manual_seed(0)
+    weights, found = Chain(False).state_dict(), []
+    data = [{"pixels": torch.randn(3, 8, 8)} for _ in range(8)]
+    for in_place in (False, True):
+        model = Chain(in_place).eval()
+        model.load_state_dict(weights)
+        pruner = OptinPruner.from_model(model, {"pixels": torch.stack([each["pixels"] for each in data[:2]])})
+        found.append(pruner.score(data, OptinConfig(num_samples=8, batch_size=4, probes=4)).combine(1.0))
+    assert found[0].keys() == found[1].keys()
+    for key, scores in found[0].items():
+        torch.testing.assert_close(found[1][key], scores)

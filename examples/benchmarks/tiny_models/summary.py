@@ -16,7 +16,7 @@ NOT_RUN = {  # pattern in the error -> what is said of the type
     r"Could not find \w+ neither|Unrecognized configuration class|auto_factory": "has no class that AutoModel makes",
 }
 NOT_PROVED = {  # pattern in the reason -> what is said of the group
-    r"lies in no list of layers": "stands apart from all layers, and is left whole",
+    r"runs once for each sample": "stands apart from all layers and runs once for each sample, and is left whole",
     r"random numbers are drawn": "draws random numbers in evaluation mode, so that nothing can be compared",
     r"out of time": "not measured: out of time",
     r"does not run for this sample": "does not run for the sample",
