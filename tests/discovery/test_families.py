@@ -18,7 +18,12 @@ from optimum_optin.storage.tasks import maker_of
 
 CONFIG = OptinConfig(flops=0.6, probes=4, rows=16, batch_size=4, search="ranked")
 NECK = {"stream_channels": 4, "channels": 3, "residual_layer2_channels": 1, "projection_channels": 1}
-PYRAMID = ("channels", "lateral_convs_0_conv_channels", "fpn_convs_0_batch_norm_channels", "fpn_bottleneck_conv_channels")
+PYRAMID = (
+    "channels",
+    "lateral_convs_0_conv_channels",
+    "fpn_convs_0_batch_norm_channels",
+    "fpn_bottleneck_conv_channels",
+)
 ROLES = {
     "sam": {"heads": 2, "neurons": 2},
     "sam2": {"heads": 2, "neurons": 2},
