@@ -264,7 +264,7 @@ def test_every_group_keeps_its_best_and_the_same_share(budget):
     for key, each in IMPORTANCES.items():
         assert found[key][each.topk(kept[key]).indices].all()
     assert cost_of(found) <= budget * 23 < cost_of(found) + 3  # not a unit more
-    assert abs(kept["a"] / 5 - kept["b"] / 8) <= 1 / 5
+    assert abs(kept["a"] / 5 - kept["b"] / 8) < 1 / 5 + 1 / 8  # a unit of each
 
 
 @pytest.mark.usefixtures("narrow")
