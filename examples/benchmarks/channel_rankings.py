@@ -32,7 +32,11 @@ def masks_within(budget: float, importances: Importances, everywhere: bool, cost
     """
     ranks = dict(importances)
     if everywhere:
-        ranks = {key: each.argsort().argsort().double() / len(each) for key, each in importances.items()}
+        shift = 1 / len(importances)  # groups of one size lose a unit in turn, so that a budget is met closely
+        ranks = {
+            key: (each.argsort().argsort().double() + shift * number) / len(each)
+            for number, (key, each) in enumerate(importances.items())
+        }
     limits = torch.cat([*ranks.values()]).unique()
     dense = cost_of({key: torch.ones_like(each, dtype=torch.bool) for key, each in ranks.items()})
     low, high = 0, len(limits)  # all above limits[high - 1] alone is cheap enough

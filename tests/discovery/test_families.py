@@ -18,7 +18,7 @@ from optimum_optin.storage.tasks import maker_of
 
 CONFIG = OptinConfig(flops=0.6, probes=4, rows=16, batch_size=4, search="ranked")
 NECK = {"stream_channels": 4, "channels": 3, "residual_layer2_channels": 1, "projection_channels": 1}
-PYRAMID = ["lateral_convs_0_conv", "fpn_convs_0_batch_norm", "fpn_bottleneck_conv"]
+PYRAMID = (
     "channels",
     "lateral_convs_0_conv_channels",
     "fpn_convs_0_batch_norm_channels",
@@ -27,7 +27,7 @@ PYRAMID = ["lateral_convs_0_conv", "fpn_convs_0_batch_norm", "fpn_bottleneck_con
 ROLES = {
     "sam": {"heads": 2, "neurons": 2},
     "sam2": {"heads": 2, "neurons": 2},
-    "upernet": {"heads": 2, "neurons": 2, "channels": 1, **{f"{each}_channels": 1 for each in PYRAMID}},
+    "upernet": {"heads": 2, "neurons": 2, **dict.fromkeys(PYRAMID, 1)},
     "dpt": {"heads": 2, "neurons": 2, **NECK},
     "dpt_dinov2": {"heads": 2, "neurons": 2, **NECK, "2_channels": 1},
 }
