@@ -80,7 +80,7 @@ def main():
                 line = {"seed": seed, "method": method, "budget": budget, "development": arguments.development}
                 line |= {"achieved": report.flops_achieved, "flops": report.macs_pruned / report.macs_dense}
                 line |= {"mean_iou": found.mean_iou, "pixels": found.pixel_accuracy, "merges": report.merges}
-                line |= {"seconds": seconds}
+                line |= {"divergence": report.divergence.distance, "seconds": seconds}
                 for size in arguments.batch_sizes:
                     inputs = pruner.processor(images=[scene.image for scene in scenes[:size]], return_tensors="pt")
                     times = compare_latency(dense, loaded, dict(inputs), arguments.repeats)
