@@ -45,6 +45,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=256, help="train scenes (default: %(default)s)")
+    parser.add_argument("--probes", type=int, default=OptinConfig().probes, help="of scores (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=500, help="to measure on (default: %(default)s)")
     parser.add_argument("--development", action="store_true", help="measure on train scenes, for choices")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[], help="to time at, e.g. 1 8")
@@ -60,7 +61,7 @@ def main():
     print("dense:", found, flush=True)
     for seed in arguments.seeds:
         train = FashionScenes("train", arguments.samples, seed=seed, cifar10_dir=arguments.backgrounds)
-        config = OptinConfig(num_samples=arguments.samples, seed=seed, merging="auto")
+        config = OptinConfig(num_samples=arguments.samples, probes=arguments.probes, seed=seed, merging="auto")
         scores = pruner.score([scene.image for scene in train], config)
         for budget in arguments.budgets:
             for method in arguments.methods:
@@ -79,7 +80,7 @@ def main():
                 line = {"seed": seed, "method": method, "budget": budget, "development": arguments.development}
                 line |= {"achieved": report.flops_achieved, "flops": report.macs_pruned / report.macs_dense}
                 line |= {"mean_iou": found.mean_iou, "pixels": found.pixel_accuracy, "merges": report.merges}
-                line |= {"seconds": seconds}
+                line |= {"divergence": report.divergence.distance, "seconds": seconds}
                 for size in arguments.batch_sizes:
                     inputs = pruner.processor(images=[scene.image for scene in scenes[:size]], return_tensors="pt")
                     times = compare_latency(dense, loaded, dict(inputs), arguments.repeats)
