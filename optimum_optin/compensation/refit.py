@@ -27,7 +27,7 @@ from ..passes.pauses import kept_modules
 from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Rows, Walk, watched
 from ..running.freezing import frozen
-from ..running.linears import add_to_weight, is_convolution, places_of, weight_of
+from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
 from ..running.processes import first_of_all, progress, take_from_main
 from .ridge import Regression, solve_ridge
 
@@ -169,7 +169,8 @@ def kept_outputs(dense: nn.Module, groups: Groups, masks: Masks) -> dict[str, Te
         for part in group.cut.writes:
             path, _, name = part.tensor.rpartition(".")
             if path in consumers and name == "weight":
-                kept[path] = part.indices(group.units, units, dense.get_parameter(part.tensor).shape[part.dim])
+                rows = part.indices(group.units, units, dense.get_parameter(part.tensor).shape[part.dim])
+                kept[path] = rows[torch.isin(rows, kept.get(path, rows))]  # other rows may be of another group
     return kept
 
 
@@ -247,6 +248,8 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
     """
     producers = [pruned.get_submodule(path) for path in stop.producers]
     inputs = weight_of(producers[0]).shape[1]
+    if inputs > WIDEST:  # a guess at each of so many inputs does not fit into memory
+        return []
     (sums,) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)])
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 _PLACES = 64  # of each sample, at most
 WIDEST = 8192
-"""Features of a row, at most, whose products are all summed, if they are places of channels; see `places_of`."""
+"""Features of a row whose products are all summed, at most, where there is another way; see `places_of`."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PLAIN = {each.forward for each in CONVOLUTIONS}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -11,8 +11,9 @@ from torch.nn.functional import unfold
 from toys import Bottlenecks, Padding, PaddingConv2d, Pictures, Scales, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
+from optimum_optin.architectures.group import Blocks, Consumer, Cut, Group
 from optimum_optin.compensation import ridge
-from optimum_optin.compensation.refit import ALONE, refit
+from optimum_optin.compensation.refit import ALONE, kept_outputs, refit
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.passes.calibration import calibrate, dense_passes
@@ -338,3 +339,15 @@ def test_models_of_transformers_from_end_to_end(case, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(loaded(new).logits, pruned(new).logits, atol=1e-5, rtol=1e-4)
     assert set(pruner.report.refit.values()) <= {ALONE}
+
+
+def test_outputs_of_a_consumer_that_two_groups_share_are_left_where_both_have_them():
+    writes = [Blocks("second.weight", 0, (1,), start) for start in (0, 4)]
+    groups = [
+        Group(f"model.{place}", "channels", 4, 1, Cut((), (), (write,), ())) for place, write in enumerate(writes)
+    ]
+    groups.append(Group("model", "channels", 3, 1, Cut((Consumer("second"),), ())))
+    dense = nn.Sequential()
+    dense.second = nn.Conv2d(3, 8, 1)
+    masks = {"model.0.channels": torch.tensor([1, 0, 1, 1]), "model.1.channels": torch.tensor([0, 1, 1, 0])}
+    assert kept_outputs(dense, groups, masks)["second"].tolist() == [0, 2, 3, 5, 6]
