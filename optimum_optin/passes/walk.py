@@ -176,15 +176,18 @@ class PrunedWalk:
         def written(inputs: Tensor) -> Tensor:
             return _run(producer, inputs) if norm is None else _run(norm, _run(producer, inputs))
 
+        found = written(self._inputs)
+        places = self._places(producer, found)
         if path not in self._goals:
-            self._goals[path] = written(self.dense.sources[stop.path].to(self._inputs.device))
-        errors = _errors(self._goals[path], written(self._inputs), rectified)
-        places = self._places(producer, errors)
-        weights, all_errors = self._weights(stop), rows_written(producer, errors)
-        if weights.shape != all_errors.shape[:-1]:  # the consumer works at another scale
-            weights = errors.new_ones(all_errors.shape[:-1])
-        rows = rows_read(producer, self._inputs, places)
-        return _rows(rows, *_at(places, all_errors, weights), None)
+            source = self.dense.sources[stop.path].to(self._inputs.device)
+            self._goals[path] = rows_written(producer, written(source), places)
+        errors = _errors(self._goals[path], rows_written(producer, found, places), rectified)
+        weights = self._weights(stop)
+        if weights.shape != (len(found), found[0, 0].numel()):  # the consumer works at another scale
+            weights = errors.new_ones(errors.shape[:-1])
+        elif places is not None:
+            weights = weights[:, places.to(weights.device)]
+        return _rows(rows_read(producer, self._inputs, places), errors, weights, None)
 
     def output_errors(self, stop: Stop, rectified: bool = False) -> Rows:
         """What the group's consumer reads in the pruned model, and how far the stream after it falls short.
