@@ -1,6 +1,7 @@
 """Convolutions: refitted by patches, through batch norms and where units are handed on, against least squares."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import transformers as tr
 from torch import nn
 from torch.nn.functional import unfold
-from toys import Bottlenecks, Padding, PaddingConv2d, Pictures, Scales, perturbed
+from toys import Bottlenecks, Padding, PaddingConv2d, Pictures, Residual, Scales, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, check_architecture, find_groups
 from optimum_optin.architectures.group import Blocks, Consumer, Cut, Group
@@ -182,6 +183,22 @@ def test_a_late_shortcut_is_a_part_of_what_the_refit_aims_at():
     best = torch.linalg.lstsq(rows * weights, target * weights).solution
     found = pruned.norm2(pruned.conv2(inputs)).flatten(2).transpose(1, 2).flatten(0, 1).double()
     torch.testing.assert_close(found, rows @ best, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_passes_of_a_refit_with_a_late_shortcut(rounds):
+    """One for each batch and model, and one more for each late sum; more rounds take no more."""
+    model, groups, calibration = prepared(Residual(), images=24)
+    groups = groups.of_role("channels")  # those of the stream have no consumers
+    masks = {group.key: torch.arange(group.units) % 2 == 0 for group in groups}
+    pruned = copy.deepcopy(model)
+    rewrite(pruned, groups, masks)
+    starts, runs = dense_passes(model, groups, calibration, OptinConfig()), Counter()
+    for name, each in (("dense", model), ("pruned", pruned)):
+        each.first.register_forward_hook(lambda *_, name=name: runs.update([name]))
+    refit(model, [pruned], groups, starts, masks=[masks], rounds=rounds)
+    late = 1
+    assert runs == {"dense": 1 + 3 * (1 + late), "pruned": 3 * (1 + late)}
 
 
 @pytest.mark.parametrize("module", [Pair, Pictures, Bottlenecks, Scales])
