@@ -65,13 +65,15 @@ class TokenMerger:
         protected: see `TokenSchedule`.
         width: features of a head's keys; `None` for a layer without heads, whose tokens are compared by its output.
         last: whether it is the last layer, which restores all tokens.
+        differences: see `TokenSchedule`.
     """
 
-    def __init__(self, merges: int, protected: int, width: int | None, last: bool):
+    def __init__(self, merges: int, protected: int, width: int | None, last: bool, differences: bool = True):
         self.merges = merges
         self.protected = protected
         self.width = width
         self.last = last
+        self.differences = differences
         # While the layer runs in a thread: the tokens that it got, and their keys.
         self.tokens: dict[int, MergedTokens | None] = {}
         self.keys: dict[int, Tensor] = {}
@@ -121,7 +123,8 @@ class TokenMerger:
             matching = match_tokens(compared, merges, self.protected)
             hidden, sizes = merge_tokens(output, tokens.sizes, matching, merges)
             places = matching.gather(1, tokens.places)
-            tokens = MergedTokens(hidden, sizes, places, tokens.restored() - take_tokens(hidden, places))
+            apart = tokens.restored() - take_tokens(hidden, places) if self.differences else None
+            tokens = MergedTokens(hidden, sizes, places, apart)
         return tokens.restored() if self.last else tokens
 
 
@@ -184,7 +187,9 @@ def attach_mergers(model: nn.Module, layers: Sequence[MergingLayer], schedule: T
     handles: list[RemovableHandle] = []
     try:
         for place, (layer, path, keys, width) in enumerate(layers):
-            merger = TokenMerger(schedule.merges.get(layer, 0), schedule.protected, width, place == len(layers) - 1)
+            last = place == len(layers) - 1
+            merges = schedule.merges.get(layer, 0)
+            merger = TokenMerger(merges, schedule.protected, width, last, schedule.differences)
             module = model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(merger.enter, with_kwargs=True))
             # Before the hooks with which transformers keeps hidden states, which must see what the next layer gets.

@@ -16,6 +16,8 @@ class TokenSchedule:
     Args:
         protected: tokens at the beginning that are never merged: class, distillation, register tokens.
         merges: layer -> pairs of tokens to merge after it; 0 for layers that are not named.
+        differences: whether a token comes back with what set it apart when it was merged; otherwise, as in folders that
+            do not say so, it comes back as a copy of what it was merged into.
 
     Raises:
         ValueError: a number that is no count.
@@ -23,6 +25,7 @@ class TokenSchedule:
 
     protected: int
     merges: Mapping[str, int] = field(default_factory=dict)
+    differences: bool = True
 
     def __post_init__(self) -> None:
         for name, count in {"protected": self.protected, **self.merges}.items():
@@ -69,8 +72,10 @@ class TokenSchedule:
                 )
 
     def to_json(self) -> dict:
-        """JSON form: `{"protected": 1, "merges": {"layers.0": 8}}`."""
-        return {"protected": self.protected, "merges": {layer: count for layer, count in self.merges.items() if count}}
+        """JSON form: `{"protected": 1, "merges": {"layers.0": 8}, "differences": true}`."""
+        merges = {layer: count for layer, count in self.merges.items() if count}
+        form = {"protected": self.protected, "merges": merges}
+        return form | {"differences": True} if self.differences else form
 
     @classmethod
     def from_json(cls, data: Mapping) -> TokenSchedule:
@@ -79,12 +84,13 @@ class TokenSchedule:
         Raises:
             ValueError: a damaged entry.
         """
-        fits = isinstance(data, Mapping) and set(data) == {"protected", "merges"}
-        if not fits or not isinstance(data["merges"], Mapping):
+        fits = isinstance(data, Mapping) and set(data) - {"differences"} == {"protected", "merges"}
+        if not fits or not isinstance(data["merges"], Mapping) or data.get("differences", True) is not True:
             raise ValueError(
-                f'token schedule must look like {{"protected": 1, "merges": {{"layers.0": 8}}}}, got {data!r:.120}.'
+                'token schedule must look like {"protected": 1, "merges": {"layers.0": 8}, "differences": true}, got '
+                f"{data!r:.120}."
             )
-        return cls(data["protected"], dict(data["merges"]))
+        return cls(data["protected"], dict(data["merges"]), "differences" in data)
 
 
 @dataclass(frozen=True)

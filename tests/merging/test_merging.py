@@ -70,7 +70,10 @@ def test_more_merges_than_tokens_are_refused(merges, message):
         TokenSchedule(1, merges).check(LAYERS, 17)
 
 
-@pytest.mark.parametrize("data", [None, {}, {"protected": 1}, {"protected": 1, "merges": [1]}])
+UNSURE = {"protected": 1, "merges": {}, "differences": "perhaps"}
+
+
+@pytest.mark.parametrize("data", [None, {}, {"protected": 1}, {"protected": 1, "merges": [1]}, UNSURE, {"protected": 1, "merges": {}, "code": ""}])
 def test_a_damaged_schedule_is_refused(data):
     with pytest.raises(ValueError, match="token schedule must look like"):
         TokenSchedule.from_json(data)
@@ -78,8 +81,9 @@ def test_a_damaged_schedule_is_refused(data):
         TokenSchedule.from_json({"protected": 1, "merges": {"layers.0": -1}})
 
 
-def test_schedules_round_trip():
-    schedule = TokenSchedule(1, {"layers.0": 6, "layers.2": 8})
+@pytest.mark.parametrize("differences", [True, False])
+def test_schedules_round_trip(differences):
+    schedule = TokenSchedule(1, {"layers.0": 6, "layers.2": 8}, differences)
     assert TokenSchedule.from_json(schedule.to_json()) == schedule
 
 

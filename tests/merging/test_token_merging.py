@@ -488,7 +488,11 @@ def test_merge_tokens_of_notes_the_schedule():
     groups = find_groups(model)
     convert_model(model, structure_of(groups, random_masks(groups)))
     merge_tokens_of(model, TokenSchedule(1, {"layers.0": 2, "layers.1": 0}))
-    assert model.config.to_dict()["quantization_config"]["tokens"] == {"protected": 1, "merges": {"layers.0": 2}}
+    assert model.config.to_dict()["quantization_config"]["tokens"] == {
+        "protected": 1,
+        "merges": {"layers.0": 2},
+        "differences": True,
+    }
 
 
 @pytest.mark.parametrize("model_type", ["vit", "dinov2"])
