@@ -73,7 +73,10 @@ def test_more_merges_than_tokens_are_refused(merges, message):
 UNSURE = {"protected": 1, "merges": {}, "differences": "perhaps"}
 
 
-@pytest.mark.parametrize("data", [None, {}, {"protected": 1}, {"protected": 1, "merges": [1]}, UNSURE, {"protected": 1, "merges": {}, "code": ""}])
+@pytest.mark.parametrize(
+    "data",
+    [None, {}, {"protected": 1}, {"protected": 1, "merges": [1]}, UNSURE, {"protected": 1, "merges": {}, "code": ""}],
+)
 def test_a_damaged_schedule_is_refused(data):
     with pytest.raises(ValueError, match="token schedule must look like"):
         TokenSchedule.from_json(data)
