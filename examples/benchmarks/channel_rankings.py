@@ -89,11 +89,18 @@ RANKINGS: dict[str, Ranking] = {
 
 
 def _filters(model: nn.Module, group: Group) -> Tensor:
-    return model.get_submodule(group.producers[0].path).weight.detach().flatten(1)
+    """The filters that write the channels first, shape (units, numbers); others may write channels beside them."""
+    weights = {part: model.get_parameter(part.tensor) for part in group.cut.writes if part.tensor.endswith(".weight")}
+    part, weight = next((part, weight) for part, weight in weights.items() if weight.dim() > 1)
+    return weight.detach()[part.start : part.start + group.units].flatten(1)
 
 
 def _by_torch_pruning(model, groups, importance, train):
-    """An importance of `torch-pruning` for the channels of our groups, after a backward pass of the train images."""
+    """An importance of `torch-pruning` for the channels of our groups, after a backward pass of the train images.
+
+    Channels of a stream that wider convolutions write in part, as where a shortcut is filled up with zeros, it does not
+    know: they stay.
+    """
     import torch_pruning
 
     model = copy.deepcopy(model).requires_grad_(True)
@@ -102,7 +109,11 @@ def _by_torch_pruning(model, groups, importance, train):
     graph = torch_pruning.DependencyGraph().build_dependency(model, train[0][:1])
     found: dict[str, Tensor] = {}
     for group in groups:
-        convolution = model.get_submodule(group.producers[0].path)
+        convolutions = [model.get_submodule(producer.path) for producer in group.producers]
+        if any(len(each.weight) != group.units for each in convolutions):
+            found[group.key] = torch.full((group.units,), torch.inf)
+            continue
+        (convolution, *_) = convolutions
         theirs = graph.get_pruning_group(convolution, torch_pruning.prune_conv_out_channels, list(range(group.units)))
         found[group.key] = importance(theirs).detach()
     return found, False
