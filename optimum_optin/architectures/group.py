@@ -195,6 +195,11 @@ class Group:
         return self.cut.producers
 
 
+def channel_width(group: Group, consumer: Consumer) -> int:
+    """How many of a consumer's input columns are places of one channel: 1 where units are heads or neurons."""
+    return consumer.width if group.role.endswith(CHANNELS) else 1
+
+
 def consumers_by_path(groups: Iterable[Group]) -> dict[str, tuple[Group, Consumer]]:
     """Path of every consumer -> the first group whose units it reads, and how; several may share one."""
     found: dict[str, tuple[Group, Consumer]] = {}

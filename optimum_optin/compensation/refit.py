@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures.group import CHANNELS, Groups, Masks, stack_of
+from ..architectures.group import Groups, Masks, channel_width, consumers_by_path, stack_of
 from ..config import OptinConfig
 from ..passes.calibration import Calibration, dense_passes
 from ..passes.course import Course, Stop, find_course
@@ -162,7 +162,7 @@ def _check_outputs(dense: nn.Module, pruned: Sequence[nn.Module], groups: Groups
 
 def kept_outputs(dense: nn.Module, groups: Groups, masks: Masks) -> dict[str, Tensor]:
     """Path of every consumer that writes units of some other group -> which of its outputs are left, ascending."""
-    consumers = {each.path for group in groups for each in group.consumers}
+    consumers = consumers_by_path(groups)
     kept: dict[str, Tensor] = {}
     for group in (group for group in groups if group.key in masks):
         units = masks[group.key].cpu().nonzero().flatten()
@@ -288,7 +288,7 @@ def _refit_consumer(
     """Let a consumer write what makes up for all that the stream after it lacks, as far as its input tells."""
     consumer = pruned.get_submodule(stop.path)
     rows_of = partial(PrunedWalk.output_errors, rectified=bool(earlier))
-    places = places_of(consumer, stop.consumer.width) if stop.group.role.endswith(CHANNELS) else 1
+    places = places_of(consumer, channel_width(stop.group, stop.consumer))
     found = _sums(walks, stop, [_Wanted(consumer, len(weight_of(consumer)), rows_of, places)], earlier)
     norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
     _correct(consumer, *found, strength, norm=norm, scale=None if join is None else join.scale)

@@ -121,6 +121,8 @@ class Moments:
 class BlockMoments:
     """The blocks along the diagonal of the covariance of streamed rows, where the whole of it would be too large.
 
+    The sums are plain ones: unlike those of `Moments`, they are few enough for float64, whose digits allow for offsets.
+
     Args:
         blocks: how many there are.
         size: features in each.
@@ -128,47 +130,30 @@ class BlockMoments:
 
     Attributes:
         weight: number of rows.
-        shift: what is subtracted from every row, shape (blocks * size,).
-        total: sum of the shifted rows, of the same shape.
+        total: sum of the rows, shape (blocks, size).
         gram: sums of their outer products in each block, shape (blocks, size, size).
     """
 
     def __init__(self, blocks: int, size: int, device: torch.device | str = "cpu"):
         self.weight = torch.zeros((), dtype=torch.float64, device=device)
-        self.shift = torch.zeros(blocks * size, dtype=torch.float64, device=device)
-        self.total = torch.zeros(blocks * size, dtype=torch.float64, device=device)
+        self.total = torch.zeros(blocks, size, dtype=torch.float64, device=device)
         self.gram = torch.zeros(blocks, size, size, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor) -> None:
         """Add rows of shape (rows, blocks * size)."""
-        rows = rows.double()
-        if not self.weight and len(rows):
-            self.shift = rows.mean(0)
-        shifted = rows - self.shift
+        inside = rows.double().unflatten(1, self.total.shape)
         self.weight += len(rows)
-        self.total += shifted.sum(0)
-        inside = shifted.unflatten(1, self.gram.shape[:2])
+        self.total += inside.sum(0)
         self.gram += torch.einsum("rbs,rbt->bst", inside, inside)
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
-        if process_count() > 1:
-            common = torch.cat([self.total + self.weight * self.shift, self.weight[None]])
-            add_up(common)
-            shift = common[:-1] / common[-1]
-            step, total = (each.unflatten(0, self.gram.shape[:2]) for each in (self.shift - shift, self.total))
-            cross = torch.einsum("bs,bt->bst", total, step)
-            self.gram += cross + cross.mT + self.weight * torch.einsum("bs,bt->bst", step, step)
-            self.total += self.weight * (self.shift - shift)
-            self.shift = shift
-            add_up(self.weight, self.total, self.gram)
+        add_up(self.weight, self.total, self.gram)
 
     def covariance(self, centred: bool) -> Tensor:
         """The blocks, shape (blocks, size, size), float64; `centred` subtracts the mean from the rows."""
-        size = self.gram.shape[:2]
-        mean = self.total / self.weight
-        blocks = self.gram / self.weight - torch.einsum("bs,bt->bst", *[mean.unflatten(0, size)] * 2)
-        return blocks if centred else blocks + torch.einsum("bs,bt->bst", *[(mean + self.shift).unflatten(0, size)] * 2)
+        blocks, mean = self.gram / self.weight, self.total / self.weight
+        return blocks - mean[:, :, None] * mean[:, None] if centred else blocks
 
 
 def _at_least_single(rows: Tensor) -> Tensor:

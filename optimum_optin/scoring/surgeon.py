@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import CHANNELS, Consumer, Group, Groups, consumers_by_path
+from ..architectures.group import Consumer, Group, Groups, channel_width, consumers_by_path
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
@@ -120,7 +120,7 @@ class _Sums:
         self.centred = module.bias is not None or consumer.norm is not None
         self.device = module.weight.device
         features = weight_of(module).shape[1]
-        places = places_of(module, consumer.width) if group.role.endswith(CHANNELS) else 1
+        places = places_of(module, channel_width(group, consumer))
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
         self.inputs = (
             Moments(features, self.device, torch.float32)
