@@ -43,6 +43,13 @@ def prepared(module, images=24, side=8):
     return model, find_groups(model), calibrate(model, batches)
 
 
+def cut_by(model, groups, masks):
+    """A copy without the masked units, not yet refitted."""
+    cut = copy.deepcopy(model)
+    rewrite(cut, groups, masks)
+    return cut
+
+
 def cut_pair(model, groups, calibration):
     """A pair without two of its inner channels, not yet refitted, and the starts of its refit."""
     (group,) = (group for group in groups if group.consumer == "conv2")
@@ -191,8 +198,7 @@ def test_passes_of_a_refit_with_a_late_shortcut(rounds):
     model, groups, calibration = prepared(Residual(), images=24)
     groups = groups.of_role("channels")  # those of the stream have no consumers
     masks = {group.key: torch.arange(group.units) % 2 == 0 for group in groups}
-    pruned = copy.deepcopy(model)
-    rewrite(pruned, groups, masks)
+    pruned = cut_by(model, groups, masks)
     starts, runs = dense_passes(model, groups, calibration, OptinConfig()), Counter()
     for name, each in (("dense", model), ("pruned", pruned)):
         each.first.register_forward_hook(lambda *_, name=name: runs.update([name]))
@@ -207,8 +213,7 @@ def test_a_refit_comes_closer_to_the_dense_model(module):
     """Also where convolutions hand units to each other, and where several read one stream."""
     model, groups, calibration = prepared(module(), images=48)
     masks = {group.key: torch.arange(group.units) % 3 > 0 for group in groups}
-    cut = copy.deepcopy(model)
-    rewrite(cut, groups, masks)
+    cut = cut_by(model, groups, masks)
     refitted = copy.deepcopy(cut)
     refit(model, [refitted], groups, dense_passes(model, groups, calibration, OptinConfig()), masks=[masks])
     new = torch.randn(64, 3, 8, 8)
@@ -238,8 +243,7 @@ def test_convolutions_that_pad_by_themselves_are_refitted_as_those_that_pytorch_
 def test_convolutions_that_hand_on_units_need_the_masks():
     model, groups, calibration = prepared(Bottlenecks())
     masks = {group.key: torch.arange(group.units) % 2 > 0 for group in groups}
-    cut = copy.deepcopy(model)
-    rewrite(cut, groups, masks)
+    cut = cut_by(model, groups, masks)
     with pytest.raises(ValueError, match="masks"):
         refit(model, [cut], groups, dense_passes(model, groups, calibration, OptinConfig()))
 
@@ -253,8 +257,7 @@ def test_masks_and_cuts_agree_with_several_readers():
     images = torch.randn(4, 3, 8, 8)
     with masked(model, groups, masks):
         expected = model(images)
-    cut = copy.deepcopy(model)
-    rewrite(cut, groups, masks)
+    cut = cut_by(model, groups, masks)
     torch.testing.assert_close(cut(images), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -278,8 +281,7 @@ def test_where_too_many_places_are_read_channels_are_refitted_by_their_means(mon
     """No sum is larger than channels by channels, and the refit still comes closer."""
     model, groups, calibration = prepared(Flat(), images=48)
     masks = {group.key: torch.arange(group.units) % 4 > 0 for group in groups}
-    cut = copy.deepcopy(model)
-    rewrite(cut, groups, masks)
+    cut = cut_by(model, groups, masks)
     starts = dense_passes(model, groups, calibration, OptinConfig())
     sizes, made = [], ridge.Regression.__init__
 
