@@ -1,7 +1,6 @@
 """The refit against brute force, on models that no row describes, and what it leaves behind if it is interrupted."""
 
 import copy
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 
 from optimum_optin import OptinConfig, find_groups
 from optimum_optin.architectures.group import Blocks, Consumer, Cut, Group, Groups, Producer
+from optimum_optin.compensation import corrections
 from optimum_optin.compensation.refit import ALONE, UNREACHED, refit
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
@@ -304,11 +304,7 @@ def test_an_interrupted_refit_leaves_no_hooks_and_no_passes(error, place, monkey
     before = state_of(dense)
     modules = [module for model in (dense, pruned) for module in model.modules()]
     forwards = [dict(vars(module)).get("forward") for module in modules]
-    target, name = (
-        (importlib.import_module(refit.__module__), "solve_ridge")
-        if place == "a regression"
-        else (nn.functional, "gelu")
-    )
+    target, name = (corrections, "solve_ridge") if place == "a regression" else (nn.functional, "gelu")
     normal, calls = getattr(target, name), []
 
     def failing(*arguments, **options):
