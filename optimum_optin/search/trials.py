@@ -87,6 +87,8 @@ def choose(
     best = trials.best(
         [ranked(model, groups, scores, config, schedule=schedule, output_weight=weight) for weight in weights]
     )
+    if not any(len(group.consumers) > 1 for group in groups):
+        return best
     options = {"schedule": schedule, "output_weight": best.output_weight}
     return trials.best([best, *(ranked(model, groups, scores, config, shared=factor, **options) for factor in _SHARED)])
 
