@@ -35,7 +35,7 @@ _SHARED = (1.5, 2.0, 4.0)  # what the scores of units that several linears read 
 _TOKENS_PER_INPUT = 8  # tokens for each input of the widest consumer, in trials of schedules
 _AT_ONCE = 3  # models in memory
 _PART = 8  # trial cuts are refitted on this part of the batches
-_COMPARED = 2  # and compared on this part
+_COMPARED = 2  # and compared on this part, if several linears read a unit: those trials differ by less
 logger = logging.get_logger(__name__)
 
 
@@ -79,15 +79,16 @@ def choose(
     part = max(1, len(starts) // _PART)
     if len(choices) > 1:
         part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(calibration[held_out[0]])))
-    more = len(calibration) // _COMPARED - len(held_out)
-    compared = calibration.part([*held_out, *fit[part : part + max(more, 0)]])
+    shared = any(len(group.consumers) > 1 for group in groups)
+    more = max(0, len(calibration) // _COMPARED - len(held_out)) if shared else 0
+    compared = calibration.part([*held_out, *fit[part : part + more]])
     trials = Trials(model, groups, starts[:part], compared)
     schedule = trials.best(choices).schedule
     weights = [config.output_weight * factor for factor in _WEIGHTS]
     best = trials.best(
         [ranked(model, groups, scores, config, schedule=schedule, output_weight=weight) for weight in weights]
     )
-    if not any(len(group.consumers) > 1 for group in groups):
+    if not shared:
         return best
     options = {"schedule": schedule, "output_weight": best.output_weight}
     return trials.best([best, *(ranked(model, groups, scores, config, shared=factor, **options) for factor in _SHARED)])
