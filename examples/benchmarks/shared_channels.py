@@ -54,13 +54,7 @@ def main():
         ]
         masks = [each.masks for each in options]
 
-        def cuts(masks=masks):
-            models = [copy.deepcopy(model) for _ in masks]
-            for each, mask in zip(models, masks, strict=True):
-                rewrite(each, groups, mask)
-            return models
-
-        trials, whole = cuts(), cuts()
+        trials, whole = (cuts(model, groups, masks) for _ in range(2))
         refit(model, trials, groups, [starts[index] for index in tried], STRENGTH, masks=masks, rounds=1)
         refit(model, whole, groups, [starts[index] for index in refitted], masks=masks)
         eighths, halves = (
@@ -70,6 +64,14 @@ def main():
             line = {"model": arguments.model, "seed": arguments.seed, "budget": budget, "factor": factor}
             line |= {"trial, an eighth": eighth.distance, "trial, half": of_half.distance}
             print(json.dumps(line | figures(logits_of(pruned, others[0]), dense, others[1])), flush=True)
+
+
+def cuts(model, groups, masks):
+    """A copy of the model for each of several masks, cut."""
+    models = [copy.deepcopy(model) for _ in masks]
+    for each, mask in zip(models, masks, strict=True):
+        rewrite(each, groups, mask)
+    return models
 
 
 if __name__ == "__main__":
