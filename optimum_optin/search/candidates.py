@@ -20,6 +20,7 @@ from .overlaps import overlapping
 from .selection import limits_of
 
 _HALVINGS = 16  # of the sum that is searched for where costs overlap
+_COMBINATIONS = 2**16  # that each of these searches tries, by costs that are no sums anyway
 _MERGING_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget, for the share of FLOPs that merging alone is to leave
 
 
@@ -73,7 +74,7 @@ def ranked(
         masks = _within(
             budget,
             dense_cost(costs),
-            find=lambda room: find(ordered, costs, room, limits),
+            find=lambda room: find(ordered, costs, room, limits, _COMBINATIONS),
             cost_of=lambda masks: total_cost(model, groups, scores.tokens, schedule, masks) - matching,
         )
     else:

@@ -15,7 +15,7 @@ from ..architectures.group import HEADS
 from .limits import Limits, levelled, limit_of, numbers_of, role_of
 from .ranking import Ranking, level, rank, together
 
-_COMBINATIONS = 2**24  # combinations of numbers of units that are tried one by one
+COMBINATIONS = 2**24  # combinations of numbers of units that are tried one by one
 _AT_ONCE = 2**20  # combinations in memory
 
 
@@ -24,15 +24,16 @@ def search(
     costs: Mapping[str, Tensor],
     budget: float,
     floors: Limits | None = None,
+    combinations: int = COMBINATIONS,
 ) -> dict[str, Tensor]:
     """Keep the units with the largest total score that fit the budget.
 
     The units of each role are ranked over all groups by score per cost. For every number of heads, the rest of the
     budget is filled with neurons; the best total wins. With further roles, one role fills the rest (the one with most
-    units, but never the heads), and every combination of the others' numbers is tried. Beyond 2^24 combinations, which
-    take seconds, the largest of the tried roles are ranked together until there are fewer; the total may then miss the
-    best one by the score of one unit. Costs must be linear in the units kept (MACs, parameters). Where a group keeps
-    multiples of a number, its units are ranked that many at a time, the best first.
+    units, but never the heads), and every combination of the others' numbers is tried. Beyond `combinations` of them
+    (2^24 take seconds), the largest of the tried roles are ranked together until there are fewer; the total may then
+    miss the best one by the score of one unit. Costs must be linear in the units kept (MACs, parameters). Where a group
+    keeps multiples of a number, its units are ranked that many at a time, the best first.
 
     Args:
         scores: group key -> score per unit, shape (units,), higher = keep. A key ends in its role.
@@ -40,6 +41,7 @@ def search(
         budget: the most that the kept units may cost, in the costs' unit.
         floors: role -> units that every group keeps at least (fewer where it has fewer); or group key -> `Limit`, with
             all that holds for one group.
+        combinations: how many combinations of numbers of units to try one by one at most.
 
     Returns:
         Group key -> boolean mask, shape (units,). Of equal units the earlier one is kept; of equal totals the one with
@@ -49,7 +51,7 @@ def search(
         ValueError: see `check_budget`; limits that no number of units meets; or scores that are not finite, below 0, or
             for other units than the costs.
     """
-    return _search(rank, scores, costs, budget, floors or {})
+    return _search(rank, scores, costs, budget, floors or {}, combinations=combinations)
 
 
 def search_uniform(
@@ -57,6 +59,7 @@ def search_uniform(
     costs: Mapping[str, Tensor],
     budget: float,
     floors: Limits | None = None,
+    combinations: int = COMBINATIONS,
 ) -> dict[str, Tensor]:
     """Search with equally many units of a role in every layer: each layer keeps its best by score.
 
@@ -67,6 +70,7 @@ def search_uniform(
         costs: see `search`.
         budget: see `search`.
         floors: see `search` and `levelled`; a model needs a floor of 1 or more where its layers may not lose all units.
+        combinations: see `search`.
 
     Returns:
         See `search`. A group that has fewer units than the others keep keeps all of them.
@@ -75,7 +79,7 @@ def search_uniform(
         ValueError: see `search`.
     """
     sizes = {key: len(score) for key, score in scores.items()}
-    return _search(level, scores, costs, budget, levelled(floors or {}, sizes))
+    return _search(level, scores, costs, budget, levelled(floors or {}, sizes), combinations=combinations)
 
 
 def check_budget(
@@ -133,11 +137,13 @@ def _search(
     costs: Mapping[str, Tensor],
     budget: float,
     floors: Limits,
+    *,
+    combinations: int,
 ) -> dict[str, Tensor]:
     check_budget(costs, budget, floors)
     _check_scores(scores, costs)
     roles = sorted({role_of(key) for key in scores}, key=lambda role: (role != HEADS, role))
-    return _spend(scores, budget, {role: ranked(role, scores, costs, floors) for role in roles})
+    return _spend(scores, budget, {role: ranked(role, scores, costs, floors) for role in roles}, combinations)
 
 
 def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> None:
@@ -156,7 +162,9 @@ def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
-def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, Ranking]) -> dict[str, Tensor]:
+def _spend(
+    scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, Ranking], combinations: int
+) -> dict[str, Tensor]:
     """The masks of the best combination of numbers of steps."""
     masks = {key: torch.zeros(len(score), dtype=torch.bool) for key, score in scores.items()}
     if not rankings:
@@ -164,7 +172,7 @@ def _spend(scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, R
     largest = max(rankings, key=lambda role: (role != HEADS, len(rankings[role].steps)))
     filled = rankings[largest]
     tried = [ranking for role, ranking in rankings.items() if role != largest]
-    while len(tried) > 1 and math.prod(len(ranking.spent) for ranking in tried) > _COMBINATIONS:
+    while len(tried) > 1 and math.prod(len(ranking.spent) for ranking in tried) > combinations:
         *tried, one, other = sorted(tried, key=lambda ranking: len(ranking.steps))
         tried.append(together(one, other))
     # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".

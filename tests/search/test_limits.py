@@ -8,9 +8,8 @@ import pytest
 import torch
 from problems import gained, problem, spent
 
-from optimum_optin.search import masks
 from optimum_optin.search.limits import Limit, levelled
-from optimum_optin.search.masks import check_budget, check_kept, search, search_uniform
+from optimum_optin.search.masks import COMBINATIONS, check_budget, check_kept, search, search_uniform
 
 WHOLE = {"layers.0.heads": Limit(least=3), "layers.0.neurons": Limit(least=5)}
 LIMITS = {
@@ -118,12 +117,11 @@ def test_steps_of_one_size_are_spent_in_the_best_way(find, seed):
         assert all(int(mask.sum()) % 2 == 0 for key, mask in found.items() if key.endswith("neurons"))
 
 
-def test_many_roles_ranked_together_keep_to_the_limits(monkeypatch):
-    monkeypatch.setattr(masks, "_COMBINATIONS", 1)
+def test_many_roles_ranked_together_keep_to_the_limits():
     scores = {f"layers.0.{role}": torch.linspace(0, 1, 8) for role in ("heads", "neurons", "channels", "experts")}
     costs = dict.fromkeys(scores, torch.arange(9.0))
     limits = {key: Limit(2, 5, 2, stay=(0,)) for key in scores}
-    found = search(scores, costs, 20.0, limits)
+    found = search(scores, costs, 20.0, limits, combinations=1)
     assert [mask.nonzero().flatten().tolist() for mask in found.values()] == [[0, 5, 6, 7]] * 4
 
 
@@ -185,14 +183,13 @@ def test_a_result_outside_of_the_limits_is_an_error():
 
 # SHA-256 of what the search found before it knew limits of single groups.
 BEFORE = {
-    masks._COMBINATIONS: "2b1813c26d2144f87634d46087961ed6c986d2b2129a47e67eadbfe627168d99",
+    COMBINATIONS: "2b1813c26d2144f87634d46087961ed6c986d2b2129a47e67eadbfe627168d99",
     4: "a308531e38fca459a08e91071808133c722fdae8f955e3a31a95bab92ff6fdf0",
 }
 
 
 @pytest.mark.parametrize("combinations", BEFORE, ids=["all combinations", "ranked together"])
-def test_floors_by_role_alone_give_the_same_masks_as_before(combinations, monkeypatch):
-    monkeypatch.setattr(masks, "_COMBINATIONS", combinations)
+def test_floors_by_role_alone_give_the_same_masks_as_before(combinations):
     draw, digest = random.Random(0), hashlib.sha256()
     for _ in range(60):
         scores, costs = {}, {}
@@ -205,7 +202,7 @@ def test_floors_by_role_alone_give_the_same_masks_as_before(combinations, monkey
         dense = sum(float(table[-1]) for table in costs.values())
         for find, share in itertools.product((search, search_uniform), (0.3, 0.5, 0.7, 0.9)):
             try:
-                found = find(scores, costs, share * dense, floors)
+                found = find(scores, costs, share * dense, floors, combinations)
             except ValueError as error:
                 digest.update(str(error).split(":")[0].encode())
             else:
