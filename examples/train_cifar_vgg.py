@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, interpolate, pad
 
 from optimum_optin.files.folders import atomic_folder, check_folder
 
-SIZES = (16, 16, 16, 24, 24, 24, 32, 32)  # in pixels, one for each epoch
+SIZES = (*[16] * 4, *[24] * 8, *[32] * 3)  # in pixels, one for each epoch
 SHIFT = 4  # in pixels of 32
 WARM_UP = 0.15  # of all steps
 SMOOTHING = 0.1
