@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from ..architectures.group import Blocks, Group, Groups
+from ..counting.biases import bias_arguments, together
+from ..counting.caches import counted_by_caches
+from ..counting.counters import Counters, NotCut, counters_of
+from ..counting.coupling import coupled
 from ..running.batch import Batch
 from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
 from ..running.processes import progress
 from ..tracing import trace
 from ..tracing.found import STREAM, FoundGroup, Slice, Trace
-from .biases import bias_arguments, together
 from .convolutions import maps_of, with_norms
-from .counters import Counters, NotCut, counters_of
-from .coupling import coupled
 from .pooled import pooled_readers
 from .samples import checked_sample, tiny_sample
 from .silent import silent_weights
@@ -61,6 +62,7 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
             found = _joined(found, [each for each in found if frozenset(part.tensor for part in each.reads) in same])
             members, left, layers, _ = counting.groups_of(found)
         inputs = inputs_of(model, layers, sample)
+        members = counted_by_caches(model, members, sample)
         members, maps = with_norms(model, members, sample), maps_of(model, layers, sample)
     left = {**_left_out(traced, layers), **left, **silent_weights(model, traced, layers)}
     return Groups(tuple(members), layers, inputs, left, sample, maps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups
-from ..discovery.coupling import every_second
+from ..counting.coupling import every_second
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
