@@ -157,6 +157,9 @@ class Group:
         residual: how it stands to the residual stream.
         config_fields: what a uniform layout must know: attributes of the model's config from which transformers' own
             class reads this size, each proportional to `units`; empty if that class cannot be built with fewer units.
+        config_values: with these, other attributes that have to be written there, as the class derives them from
+            others where the config leaves them open -> their values.
+        step: with these, the number of units that stay has to be a multiple of it, as transformers refuses others.
         least: how few units may stay, as far as that was found out.
     """
 
@@ -167,6 +170,8 @@ class Group:
     cut: Cut
     residual: Residual = Residual()
     config_fields: tuple[str, ...] = ()
+    config_values: Mapping[str, int] = field(default_factory=dict)
+    step: int = 1
     least: int = 0
 
     @property
