@@ -30,6 +30,7 @@ from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
 _POOLED = "it runs once for each sample, and not for every token or place: a pooler, say, which costs little"
+_FRONT = "it is a convolution of the front end that makes tokens of a sound, which is left whole"
 _NOT_UNITS = "channels that no weight writes by itself"  # a norm's scale: no one would take it for units
 
 
@@ -93,6 +94,7 @@ class _Counting:
                 left[_writers(each.writes)] = str(error)
         named = named_groups(self._model, parts, self._pooled)
         left |= {_writers(part.cut.writes): _POOLED for part in named.pooled}
+        left |= {_writers(part.cut.writes): _FRONT for part in named.front}
         members, uncut = [], set()
         for group in progress(named.groups, "Counting units", "group"):
             part = named.parts[group.key]
