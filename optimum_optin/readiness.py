@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .architectures.group import Groups
 from .config import OptinConfig
+from .counting.queries import by_query_heads
 from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
@@ -37,6 +38,8 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     if config.layout == "uniform":
         check_has_config(model)
     groups = sliceable_groups(model)
+    if config.gqa_units == "query_heads":
+        groups = by_query_heads(model, groups)
     modality_of(model)  # raises if its samples are of no kind that data are read for
     if config.layout == "uniform":
         groups = uniform_groups(model, groups)

@@ -40,7 +40,7 @@ def _limit(config: OptinConfig, group: Group, groups: Sequence[Group]) -> Limit:
     step = config.round_to.get(group.role, 1)
     if config.layout == "uniform":
         step = lcm(step, group.step)
-    return Limit(least, most, step, config.keep.get(group.key, ()))
+    return Limit(least, most, step, config.keep.get(group.key, ()), group.parts)
 
 
 def _default_floor(config: OptinConfig, role: str) -> int:

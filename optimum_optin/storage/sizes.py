@@ -12,7 +12,6 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -189,7 +188,8 @@ class _Trials:
 
     def _step(self, fields: Sequence[str], values: Mapping[str, int]) -> int | None:
         """A number of whose multiples each makes a config that can be read; `None` if not even half of the units do."""
-        for step in (each for each in range(1, self._units) if self._units % each == 0):
+        parts = self._groups[0].parts
+        for step in (each for each in range(parts, self._units, parts) if self._units % each == 0):
             sizes = Sizes(tuple(fields), values, step)
             counts = range(step, self._units, step) if self._units <= _MANY else self._tried(step)
             if all(self._config(sizes, count) is not None for count in counts):
@@ -207,7 +207,7 @@ class _Trials:
         if made is None:
             return False
         cut = copy.deepcopy(self._dense)
-        rewrite(cut, self._groups, {group.key: torch.arange(group.units) < count for group in self._groups})
+        rewrite(cut, self._groups, {group.key: group.first(count) for group in self._groups})
         return _shapes(made) == _shapes(cut) and self._same_numbers(made, cut, count)
 
     def _same_numbers(self, made: nn.Module, cut: nn.Module, count: int) -> bool:
