@@ -26,6 +26,7 @@ FLOORS = (
     ("comparing",),
     ("inputs", "merging"),
     ("discovery",),
+    ("counting",),
     ("tracing",),
     ("editing", "reading", "tainting", "config"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),

@@ -49,6 +49,9 @@ class OptinConfig:
         merging: how many similar tokens of an image to merge. `"none"` merges none; `"auto"` saves a part of the FLOPs
             by merging, where the family allows it and trial cuts (`search="measured"`, a model with a head) choose it;
             numbers are the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
+        gqa_units: what a head is where several query heads share a key-value head (grouped-query attention, found by
+            tracing): `"kv_heads"` takes a key-value head with its queries; `"query_heads"` takes single query heads, of
+            which each key-value head keeps equally many, and all key-value heads stay.
         min_heads: heads that every sublayer of heads keeps at least, cross-attention and the like included.
         min_neurons: neurons that every sublayer of neurons keeps at least; units of another kind keep one.
         seed: seed of every random draw; same seed, same result.
@@ -89,6 +92,7 @@ class OptinConfig:
     layout: str = "free"
     remote_code: bool = False
     merging: str | Sequence[int] = "none"
+    gqa_units: str = "kv_heads"
     min_heads: int = 1
     min_neurons: int = 0
     seed: int = 0
@@ -255,6 +259,7 @@ _CHOICES = {
     "compensation": ("ridge", "none"),
     "search": ("measured", "ranked"),
     "layout": ("free", "uniform"),
+    "gqa_units": ("kv_heads", "query_heads"),
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .architectures.group import Groups
 from .config import OptinConfig
+from .counting.queries import by_query_heads
 from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
@@ -23,7 +24,7 @@ from .search.masks import check_budget
 from .search.overlaps import overlapping
 from .search.selection import limits_of
 from .storage.record import check_recordable, unsavable
-from .storage.uniform import check_sized_by_config, check_uniform
+from .storage.uniform import check_has_config, fully_sized, uniform_groups
 
 logger = logging.get_logger(__name__)
 
@@ -35,11 +36,13 @@ def prunable_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
         ValueError: says what is in the way, and what to do.
     """
     if config.layout == "uniform":
-        check_sized_by_config(model)
+        check_has_config(model)
     groups = sliceable_groups(model)
+    if config.gqa_units == "query_heads":
+        groups = by_query_heads(model, groups)
     modality_of(model)  # raises if its samples are of no kind that data are read for
     if config.layout == "uniform":
-        check_uniform(model, groups)
+        groups = uniform_groups(model, groups)
     limits_of(config, groups)
     return groups
 
@@ -50,12 +53,14 @@ def proved_groups(model: PreTrainedModel, config: OptinConfig) -> Groups:
     Raises:
         ValueError: says what is in the way, and what to do.
     """
-    groups = prunable_groups(model, config)
+    found = groups = prunable_groups(model, config)
     limits = limits_of(config, groups)
     floors = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
     groups = proved(model, groups, refits=config.compensation != "none", floors=floors)
     unsaved = {group.key: reason for group in groups if (reason := unsavable(model, group))}
     members = tuple(group for group in groups if group.key not in unsaved)
+    if config.layout == "uniform":
+        members = fully_sized(members, found)
     check_recordable(model, [group for group in members if floors[group.key] < group.units])
     return replace(groups, members=members, left_whole={**groups.left_whole, **unsaved})
 

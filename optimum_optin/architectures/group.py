@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from operator import attrgetter
 from typing import Any
 
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 HEADS = "heads"
+
+
+QUERY_HEADS = "query_heads"
 
 
 NEURONS = "neurons"
@@ -116,7 +120,8 @@ class Cut:
         producers: the linears and convolutions that write them.
         writes: what the units own of the tensors that write them.
         reads: what they own of those that read them. To multiply what is read by a mask is to cut all of these.
-        counters: attributes that count units, and must follow: path -> how much one unit counts.
+        counters: attributes that count units, and must follow: path -> how much one unit counts, a part of one where
+            they count the units of a part (`Group.parts`).
         core: the attention module, which is replaced when no unit is left; `None` where empty linears will do.
         shared_bias: path of a module, then the name of its argument that carries the position bias of all heads, which
             is one for the whole stack (MPNet).
@@ -127,7 +132,7 @@ class Cut:
     producers: tuple[Producer, ...]
     writes: tuple[Blocks, ...] = ()
     reads: tuple[Blocks, ...] = ()
-    counters: Mapping[str, int] = field(default_factory=dict)
+    counters: Mapping[str, int | Fraction] = field(default_factory=dict)
     core: str | None = None
     shared_bias: str | None = None
     parts: tuple[str, ...] = ()
@@ -157,7 +162,12 @@ class Group:
         residual: how it stands to the residual stream.
         config_fields: what a uniform layout must know: attributes of the model's config from which transformers' own
             class reads this size, each proportional to `units`; empty if that class cannot be built with fewer units.
+        config_values: with these, other attributes that have to be written there, as the class derives them from
+            others where the config leaves them open -> their values.
+        step: with these, the number of units that stay has to be a multiple of it, as transformers refuses others.
         least: how few units may stay, as far as that was found out.
+        parts: equal parts that the units fall into, one after the other, each of which has to keep equally many: the
+            query heads of each KV head.
     """
 
     layer: str
@@ -167,7 +177,10 @@ class Group:
     cut: Cut
     residual: Residual = Residual()
     config_fields: tuple[str, ...] = ()
+    config_values: Mapping[str, int] = field(default_factory=dict)
+    step: int = 1
     least: int = 0
+    parts: int = 1
 
     @property
     def key(self) -> str:
@@ -183,6 +196,14 @@ class Group:
     def consumer(self) -> str | None:
         """Path of the one that reads the units; `None` where there are none or several."""
         return self.consumers[0].path if len(self.consumers) == 1 else None
+
+    def first(self, count: int) -> Tensor:
+        """A mask of the first units of each part, so many in all, or a few more where parts keep equally many."""
+        return (torch.arange(self.units // self.parts) < -(-count // self.parts)).repeat(self.parts)
+
+    def every_other(self) -> Tensor:
+        """A mask of every other unit of each part."""
+        return (torch.arange(self.units // self.parts) % 2 == 0).repeat(self.parts)
 
     def inputs_of(self, consumer: Consumer) -> slice:
         """Which of a consumer's input columns, or channels, are the units."""

@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from ..architectures.group import Blocks, Group, Groups
+from ..counting.biases import bias_arguments, together
+from ..counting.caches import counted_by_caches
+from ..counting.counters import Counters, NotCut, counters_of
+from ..counting.coupling import coupled
 from ..running.batch import Batch
 from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
 from ..running.processes import progress
 from ..tracing import trace
 from ..tracing.found import STREAM, FoundGroup, Slice, Trace
-from .biases import bias_arguments, together
 from .convolutions import maps_of, with_norms
-from .counters import Counters, NotCut, counters_of
-from .coupling import coupled
 from .pooled import pooled_readers
 from .samples import checked_sample, tiny_sample
 from .silent import silent_weights
@@ -29,6 +30,7 @@ from .streams import inputs_of
 from .traced import Inexpressible, Part, named_groups, part_of
 
 _POOLED = "it runs once for each sample, and not for every token or place: a pooler, say, which costs little"
+_FRONT = "it is a convolution of the front end that makes tokens of a sound, which is left whole"
 _NOT_UNITS = "channels that no weight writes by itself"  # a norm's scale: no one would take it for units
 
 
@@ -61,6 +63,7 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
             found = _joined(found, [each for each in found if frozenset(part.tensor for part in each.reads) in same])
             members, left, layers, _ = counting.groups_of(found)
         inputs = inputs_of(model, layers, sample)
+        members = counted_by_caches(model, members, sample)
         members, maps = with_norms(model, members, sample), maps_of(model, layers, sample)
     left = {**_left_out(traced, layers), **left, **silent_weights(model, traced, layers)}
     return Groups(tuple(members), layers, inputs, left, sample, maps)
@@ -91,6 +94,7 @@ class _Counting:
                 left[_writers(each.writes)] = str(error)
         named = named_groups(self._model, parts, self._pooled)
         left |= {_writers(part.cut.writes): _POOLED for part in named.pooled}
+        left |= {_writers(part.cut.writes): _FRONT for part in named.front}
         members, uncut = [], set()
         for group in progress(named.groups, "Counting units", "group"):
             part = named.parts[group.key]

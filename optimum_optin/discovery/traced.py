@@ -75,12 +75,14 @@ class Named:
     Args:
         groups: the groups.
         pooled: parts that touch no layer, if others do, and whose units are there once for each sample; no groups.
+        front: parts that touch no layer, if others do, and that convolutions along time hand each other; no groups.
         parts: group key -> what it was made of.
         layers: name -> module path of all layers of the lists that groups lie in, in order of execution.
     """
 
     groups: tuple[Group, ...]
     pooled: tuple[Part, ...]
+    front: tuple[Part, ...]
     parts: Mapping[str, Part]
     layers: Mapping[str, str]
 
@@ -183,10 +185,14 @@ def named_groups(model: nn.Module, parts: Iterable[Part], pooled: Collection[str
     parts_of: dict[str, Part] = {}
     members: list[tuple[Part, str | None]] = []
     once: list[Part] = []
+    front: list[Part] = []
     for part, home in zip(parts, homes, strict=True):
         touched = _layer_in(part, name_of)
-        if layers and not home and not touched and all(each in pooled for each in part.readers):
+        outside = layers and not home and not touched
+        if outside and all(each in pooled for each in part.readers):
             once.append(part)
+        elif outside and _is_along_time(model, part):
+            front.append(part)
         else:
             members.append((part, home or (touched if part.role == CHANNELS else None)))
     # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
@@ -205,7 +211,14 @@ def named_groups(model: nn.Module, parts: Iterable[Part], pooled: Collection[str
             role = f"more_{role}"
         groups[id(part)] = Group(layer, role, part.units, part.width, part.cut)
         parts_of[groups[id(part)].key] = part
-    return Named(tuple(groups[id(part)] for part, _ in members), tuple(once), parts_of, layers)
+    return Named(tuple(groups[id(part)] for part, _ in members), tuple(once), tuple(front), parts_of, layers)
+
+
+def _is_along_time(model: nn.Module, part: Part) -> bool:
+    """Whether all that reads or writes units are convolutions of one dimension, but for norms."""
+    modules = [model.get_submodule(each.tensor.rpartition(".")[0]) for each in (*part.cut.reads, *part.cut.writes)]
+    norms = (nn.GroupNorm, nn.BatchNorm1d)
+    return part.role == CHANNELS and all(isinstance(each, (nn.Conv1d, *norms)) for each in modules)
 
 
 def _writer(part: Part, layer: str) -> str:

@@ -38,6 +38,8 @@ def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
         given = len(masks[group.key]) if group.key in masks else "none"
         if given != group.units:
             raise ValueError(f"{group.key} needs a mask of {group.units} units, got {given}.")
+        if group.parts > 1 and len({int(part.sum()) for part in masks[group.key].view(group.parts, -1)}) > 1:
+            raise ValueError(f"{group.key} must keep equally many units of each of its {group.parts} parts.")
     for place, group in enumerate(groups):
         kept = masks[group.key].cpu().nonzero().flatten()
         if len(kept) < group.units:
@@ -84,7 +86,7 @@ def take_units(model: nn.Module, group: Group, kept: Tensor) -> None:
     for part in slices:
         _slice(model, part, group.units, kept)
     for path, amount in cut.counters.items():
-        set_attribute(model, path, amount * len(kept))
+        set_attribute(model, path, int(amount * len(kept)))
     if len(kept) == 0:
         for part in slices:
             empty(model.get_submodule(part.tensor.rpartition(".")[0]))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import HEADS, Consumer
+from ..architectures.group import HEADS, QUERY_HEADS, Consumer
 from ..running.forward import call_model, first_of
 from ..running.linears import drawn_places, rows_read, rows_written
 from .course import Course, Stop
@@ -246,9 +246,12 @@ class PrunedWalk:
             if not alike:
                 return None
             real = reduce(torch.logical_and, alike)
-            if weights.shape != real.shape or stop.group.role != HEADS:
+            if weights.shape != real.shape or stop.group.role not in (HEADS, QUERY_HEADS):
                 weights = real.float()
-        if stop.group.role == HEADS:  # attention reads every token on behalf of others, so all weigh the same
+        if stop.group.role in (
+            HEADS,
+            QUERY_HEADS,
+        ):  # attention reads on behalf of others: all weigh the same
             weights = (weights > 0).float()
         if weights.numel() != self._inputs[..., 0].numel():  # queries are pooled (Hiera), or another scale is written
             weights = self._inputs.new_ones(self._inputs.shape[:-1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups
-from ..discovery.coupling import every_second
+from ..counting.coupling import every_second
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
@@ -139,10 +139,10 @@ def _masks(groups: Groups) -> Iterator[tuple[str, dict[str, Tensor], dict[str, T
 
 
 def _mask(group: Group, what: str) -> Tensor:
-    places = torch.arange(group.units)
-    half = places % 2 == 0
+    half = group.every_other().view(group.parts, -1)
     most = {_SOME: group.units, _HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
-    return half & (half.flip(0).cumsum(0).flip(0) <= most)  # the last of every second one
+    last = half.flip(1).cumsum(1).flip(1) <= -(-most // group.parts)  # the last of every second one
+    return (half & last).flatten()
 
 
 def _lean_copy(model: nn.Module) -> nn.Module:

@@ -69,8 +69,8 @@ def _loaded(cut: nn.Module, model: nn.Module) -> nn.Module:
 
 def _half(group: Group) -> Tensor:
     """Every other unit, or the first ones if more have to stay."""
-    every_other = torch.arange(group.units) % 2 == 0
-    return every_other if int(every_other.sum()) >= group.least else torch.arange(group.units) < group.least
+    every_other = group.every_other()
+    return every_other if int(every_other.sum()) >= group.least else group.first(group.least)
 
 
 def _numbers(value: Any) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import lcm
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,26 @@ class Limit:
         most: units that stay at most; `None` for no such limit.
         step: the number of units that stay is a multiple of it, or all of them.
         stay: units that must stay, by their index.
+        parts: equal parts of the units, each of which keeps equally many.
     """
 
     least: int = 0
     most: int | None = None
     step: int = 1
     stay: tuple[int, ...] = ()
+    parts: int = 1
+
+    def at_least(self, units: int) -> int:
+        """How many of so many units stay at least."""
+        in_parts = [unit * self.parts // units for unit in self.stay] if units else []
+        stay = max((in_parts.count(part) for part in in_parts), default=0) * self.parts
+        return min(max(self.least, stay), units)
 
     def numbers(self, units: int) -> list[int]:
         """How many of so many units may stay, ascending; none where the limits contradict each other."""
-        least = min(max(self.least, len(self.stay)), units)
+        least, step = self.at_least(units), lcm(self.step, self.parts)
         most = units if self.most is None else min(self.most, units)
-        found = [*range(-(-least // self.step) * self.step, most + 1, self.step)]
+        found = [*range(-(-least // step) * step, most + 1, step)]
         return found if most < units or units in found else [*found, units]
 
 
@@ -54,8 +63,8 @@ def numbers_of(key: str, limits: Limits, units: int) -> list[int]:
     limit = limit_of(key, limits)
     numbers = limit.numbers(units)
     if not numbers:
-        least = min(max(limit.least, len(limit.stay)), units)
-        steps = f", in multiples of {limit.step}" if limit.step > 1 else ""
+        least, step = limit.at_least(units), lcm(limit.step, limit.parts)
+        steps = f", in multiples of {step}" if step > 1 else ""
         raise ValueError(
             f"{key} can keep no number of its {units} units: at least {least} and at most {limit.most} are to "
             f"stay{steps}. Change floors (or min_heads, min_neurons), ceilings, keep or round_to."
@@ -75,7 +84,7 @@ def levelled(limits: Limits, sizes: Mapping[str, int]) -> dict[str, Limit]:
     found = {key: limit_of(key, limits) for key in sizes}
     for role in {role_of(key) for key in sizes}:
         keys = [key for key in sizes if role_of(key) == role]
-        least = max(min(max(found[key].least, len(found[key].stay)), sizes[key]) for key in keys)
+        least = max(found[key].at_least(sizes[key]) for key in keys)
         ceilings = [found[key].most for key in keys if found[key].most is not None and found[key].most < sizes[key]]
         step = max(found[key].step for key in keys)
         for key in keys:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from math import lcm
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .limits import Limits, limit_of, numbers_of, role_of
+from .limits import Limit, Limits, limit_of, numbers_of, role_of
 
 
 class Ranking:
@@ -44,12 +45,12 @@ def rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], l
         score, cost = scores[key].double().cpu(), costs[key].double().cpu().diff()
         worth = score / cost
         worth[torch.tensor(limit.stay, dtype=torch.long)] = torch.inf
-        order = worth.argsort(descending=True, stable=True)
+        order = _in_order(worth, limit.parts)
         first, rest = order[: numbers[0]].sort().values, order[numbers[0] : numbers[-1]]
-        units = [(key, unit) for unit in rest.tolist()]
+        units, step = [(key, unit) for unit in rest.tolist()], lcm(limit.step, limit.parts)
         steps += [[(key, unit)] for unit in first.tolist()]
-        steps += [units[start : start + limit.step] for start in range(0, len(units), limit.step)]
-        taken_cost, taken_score = _sums(cost[rest], limit.step), _sums(score[rest], limit.step)
+        steps += [units[start : start + step] for start in range(0, len(units), step)]
+        taken_cost, taken_score = _sums(cost[rest], step), _sums(score[rest], step)
         step_costs += [cost[first], taken_cost]
         step_scores += [score[first], taken_score]
         # Costs that differ by rounding must not bring a group's last and smaller step before a full one.
@@ -70,9 +71,10 @@ def level(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], 
         limits: see `levelled`.
     """
     keys = [key for key in scores if role_of(key) == role]
-    orders = {key: _best_first(scores[key], limit_of(key, limits).stay) for key in keys}
+    orders = {key: _best_first(scores[key], limit_of(key, limits)) for key in keys}
     largest = max(keys, key=lambda key: len(orders[key]))
-    step, count = limit_of(largest, limits).step, len(orders[largest])
+    limit, count = limit_of(largest, limits), len(orders[largest])
+    step = lcm(limit.step, limit.parts)
     numbers = numbers_of(largest, limits, count)
     levels = [[(key, order[place]) for key, order in orders.items() if place < len(order)] for place in range(count)]
     cost, score = torch.zeros(2, count, dtype=torch.float64)
@@ -99,11 +101,18 @@ def together(one: Ranking, other: Ranking) -> Ranking:
     return Ranking([steps[index] for index in order], cost[order], score[order], one.forced + other.forced)
 
 
-def _best_first(score: Tensor, stay: Sequence[int]) -> list[int]:
+def _best_first(score: Tensor, limit: Limit) -> list[int]:
     """The units by score, those that must stay before all others."""
     worth = score.double().cpu().clone()
-    worth[torch.tensor(stay, dtype=torch.long)] = torch.inf
-    return worth.argsort(descending=True, stable=True).tolist()
+    worth[torch.tensor(limit.stay, dtype=torch.long)] = torch.inf
+    return _in_order(worth, limit.parts).tolist()
+
+
+def _in_order(worth: Tensor, parts: int) -> Tensor:
+    """The units from best to worst; of several parts, the best of each, then the second of each, and so on."""
+    by_part = worth.view(parts, -1)
+    order = by_part.argsort(dim=1, descending=True, stable=True)
+    return (order + torch.arange(parts)[:, None] * by_part.shape[1]).T.flatten()
 
 
 def _sums(values: Tensor, step: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import lcm
 
 from ..architectures.group import HEADS, NEURONS, Group
 from ..config import OptinConfig
@@ -36,7 +37,10 @@ def _limit(config: OptinConfig, group: Group, groups: Sequence[Group]) -> Limit:
     if config.layout == "uniform":
         least = uniform_floors(groups, {group.role: least})[group.role]
     most = _most_specific("ceilings", config.ceilings, group, None)
-    return Limit(least, most, config.round_to.get(group.role, 1), config.keep.get(group.key, ()))
+    step = config.round_to.get(group.role, 1)
+    if config.layout == "uniform":
+        step = lcm(step, group.step)
+    return Limit(least, most, step, config.keep.get(group.key, ()), group.parts)
 
 
 def _default_floor(config: OptinConfig, role: str) -> int:

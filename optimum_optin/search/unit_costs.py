@@ -128,7 +128,8 @@ def _stop(module: nn.Module, args: tuple, output: Any) -> None:
 def _added_by_units(
     copied: nn.Module, groups: Groups, batch: Batch, repeats: int, running: AbstractContextManager
 ) -> dict[str, int]:
-    """Group key -> MACs that its layer does more with the first unit there twice. One role after the other grows."""
+    """Group key -> MACs that its layer does more with the first unit of each part there twice, by unit. One role after
+    the other grows."""
     detach_merging(copied)
     if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
@@ -148,9 +149,10 @@ def _added_by_units(
     for role in dict.fromkeys(group.role for group in groups):
         grown = groups.of_role(role)
         for group in grown:
-            take_units(copied, group, torch.tensor([*range(group.units), 0]))
+            in_parts = torch.arange(group.units).view(group.parts, -1)
+            take_units(copied, group, torch.cat([in_parts, in_parts[:, :1]], 1).flatten())
         before, macs = macs, count()
-        added |= {group.key: macs[group.layer] - before[group.layer] for group in grown}
+        added |= {group.key: (macs[group.layer] - before[group.layer]) // group.parts for group in grown}
     return added
 
 

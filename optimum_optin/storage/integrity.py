@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..merging.schedule import TokenSchedule
@@ -240,7 +240,7 @@ def _made_by_class(model: PreTrainedModel) -> _Made | None:
     first = None
     for flipped in product((False, True), repeat=len(switches)):
         options = {name: not old for (name, old), flip in zip(switches.items(), flipped, strict=True) if flip}
-        skeleton = _skeleton(model, options)
+        skeleton = skeleton_of(model, options)
         made = skeleton and _Made(options, skeleton)
         if made and set(made.shapes) == names:
             return made
@@ -249,8 +249,23 @@ def _made_by_class(model: PreTrainedModel) -> _Made | None:
     return first
 
 
-def _skeleton(model: PreTrainedModel, options: dict[str, bool]) -> PreTrainedModel | None:
-    config = copy.deepcopy(model.config)
+def switches_of(model: PreTrainedModel) -> dict[str, bool] | None:
+    """The switches of a model's class that were set for it (without a pooler, say); `None` if that cannot be told."""
+    made = _made_by_class(model)
+    return None if made is None else made.options
+
+
+def skeleton_of(
+    model: PreTrainedModel, options: dict[str, bool], config: PreTrainedConfig | None = None
+) -> PreTrainedModel | None:
+    """What a model's class makes of a config, on the meta device; `None` if it makes nothing.
+
+    Args:
+        model: the model.
+        options: see `switches_of`.
+        config: the config; `None` takes the model's own.
+    """
+    config = copy.deepcopy(model.config if config is None else config)
     entry = entry_of(model)
     vars(config).pop("quantization_config", None)
     try:

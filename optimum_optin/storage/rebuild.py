@@ -70,9 +70,18 @@ def note(model: nn.Module, entry: OptinStructureConfig) -> None:
         setattr(model, ATTRIBUTE, entry)
         return
     model.config.quantization_config = entry
+    if hasattr(type(model), "_get_static_cache_init_shape"):
+        model._get_static_cache_init_shape = _sized_by_the_first_keys
     for part in model.modules():  # a tower, whose own config says nothing of it
         if isinstance(part, PreTrainedModel) and part.config is not model.config:
             part.optin_whole = type(model).__name__
+
+
+def _sized_by_the_first_keys() -> None:
+    """How many heads a static cache is to have room for: nobody knows, so that each layer's first keys tell.
+
+    transformers would take the number in the config for all layers (`prefill_chunk_size` with a static cache).
+    """
 
 
 def base_path(model: nn.Module) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..architectures.group import Group
+from ..architectures.group import QUERY_HEADS, Group
+from ..counting.queries import by_query_heads
 from ..discovery.find import find_groups, is_declared
 from ..editing.surgery import rewrite
 from ..merging.hooks import attach_mergers, check_attachable, merging_layers
@@ -42,6 +43,8 @@ def convert_model(model: nn.Module, structure: Structure, schedule: TokenSchedul
             "that is in memory, or load a folder that says what was cut (`rebuild`)."
         )
     groups = find_groups(model)
+    if any(key.endswith(QUERY_HEADS) for key in structure):
+        groups = by_query_heads(model, groups)
     masks = masks_of(structure, groups)
     check_recordable(model, _cut(groups, structure))
     if schedule is not None:

@@ -10,7 +10,8 @@ import torch
 from problems import gained, problem, spent
 from test_remote_code import BATCH, batch_for, load_alone
 from tiny import TINY, load, output_of, tiny_model, tiny_samples
-from transformers import AutoConfig, AutoModelForSequenceClassification, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaModel
 
 from optimum_optin import (
     OptinConfig,
@@ -231,8 +232,9 @@ def test_the_docs_table_is_the_registry():
     assert sorted(table) == expected
 
 
-def test_a_model_whose_groups_are_traced_is_refused_before_they_are(monkeypatch):
+def test_a_plain_module_is_refused_before_it_is_traced(monkeypatch):
     monkeypatch.setattr("optimum_optin.discovery.find.discover", None)
-    model = GPT2Model(GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=4, n_positions=64))
-    with pytest.raises(ValueError, match="layout='uniform' cannot prune this 'gpt2' model: its groups are "):
-        OptinPruner(model).check(OptinConfig(flops=0.5, layout="uniform"))
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    pruner = OptinPruner.from_model(module, torch.randn(2, 8))
+    with pytest.raises(ValueError, match="layout='uniform' cannot prune this Sequential: it writes the sizes"):
+        pruner.check(OptinConfig(flops=0.5, layout="uniform"))

@@ -6,7 +6,7 @@ import torch
 import transformers as tr
 from toys import perturbed
 
-from optimum_optin.discovery.coupling import every_second
+from optimum_optin.counting.coupling import every_second
 from optimum_optin.discovery.discover import discover
 from optimum_optin.proving.architecture import prove
 

@@ -40,7 +40,7 @@ def coupled(model: nn.Module, groups: Sequence[Group], sample: Batch) -> list[Gr
     def runs(some: Sequence[Group]) -> bool:
         try:
             with undone(copied):
-                rewrite(copied, some, {group.key: torch.arange(group.units) % 2 == 0 for group in some})
+                rewrite(copied, some, {group.key: group.every_other() for group in some})
                 call_model(copied, sample)
         except torch.OutOfMemoryError:
             raise

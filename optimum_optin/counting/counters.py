@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ _ROUGH = 5e-2
 _NAMED = re.compile(r"head[^.]*$")
 _SHAPES = {"in_features", "out_features", "in_channels", "out_channels", "num_features", "num_channels", "nx", "nf"}
 
-Counters = Mapping[str, int]
+Counters = Mapping[str, int | Fraction]
 """Path of an attribute -> how much one unit counts."""
 
 
@@ -53,16 +54,16 @@ def counters_of(model: nn.Module, group: Group, part: str, layer: str, sample: B
     Raises:
         NotCut: says what happened.
     """
-    candidates = dict(_candidates(model, part, group.units))
+    candidates = dict(_candidates(model, part, group))
     trials = _Trials(model, group, candidates, layer, sample)
-    few = -(-group.units // 32) * 8 if group.units >= _MANY else 1
+    few = -(-group.units // 32) * 8 if group.units >= _MANY else group.parts
     problem = "there is nothing to try"
-    for place, names in enumerate(itertools.islice(_choices(candidates, _numbers_of(group)), _MOST_TRIALS)):
-        found = trials.problem(names, _halved(group.units)) or trials.problem(names, _first(group.units, few))
+    for place, names in enumerate(itertools.islice(_choices(candidates, group), _MOST_TRIALS)):
+        found = trials.problem(names, group.every_other()) or trials.problem(names, group.first(few))
         if found is None:
-            needed = trials.needed(names, [_halved(group.units), _first(group.units, few)])
-            least = next(n for n in (0, 1, few) if n == few or trials.problem(needed, _first(group.units, n)) is None)
-            return {name: candidates[name] // group.units for name in needed}, least
+            needed = trials.needed(names, [group.every_other(), group.first(few)])
+            least = next(n for n in (0, 1, few) if n == few or trials.problem(needed, group.first(n)) is None)
+            return {name: _amount(candidates[name], group.units) for name in needed}, least
         problem = problem if place else found
     raise NotCut(problem)
 
@@ -79,7 +80,7 @@ class _Trials:
 
     def problem(self, names: Sequence[str], mask: Tensor) -> str | None:
         """How a copy, cut with these counters, differs from the masked model; `None` if it does not."""
-        counters = {name: self.candidates[name] // self.group.units for name in names}
+        counters = {name: _amount(self.candidates[name], self.group.units) for name in names}
         group = replace(self.group, cut=replace(self.group.cut, counters=counters))
         wanted = self._wanted(mask)
         left = f"with {int(mask.sum())} of {len(mask)} units left"
@@ -120,8 +121,9 @@ def _returns_sums(reader: nn.Module) -> bool:
     return not reader._modules or isinstance(reader, CONVOLUTIONS)
 
 
-def _choices(candidates: Mapping[str, int], numbers: set[int]) -> Iterator[tuple[str, ...]]:
+def _choices(candidates: Mapping[str, int], group: Group) -> Iterator[tuple[str, ...]]:
     """Sets of attributes to try: all that are numbers of the group's; none; those less a few; a few; all."""
+    numbers = _numbers_of(group)
     exact = [name for name, value in candidates.items() if value in numbers and ".config." not in name]
     named = [name for name in exact if _NAMED.search(name)]
     in_config = [name for name in candidates if ".config." in name]
@@ -143,36 +145,34 @@ def _choices(candidates: Mapping[str, int], numbers: set[int]) -> Iterator[tuple
     yield from (tuple(names) for order in orders for names in order if new(names))
 
 
-def _candidates(model: nn.Module, part: str, units: int) -> Iterator[tuple[str, int]]:
-    """Whole numbers that are multiples of the units, of the modules in a part and of their own configs."""
+def _candidates(model: nn.Module, part: str, group: Group) -> Iterator[tuple[str, int]]:
+    """Whole numbers that are multiples of the units, or count those of a part, of the modules in a part of the model
+    and of their own configs."""
     for path, module in model.get_submodule(part).named_modules(prefix=part):
         for name, value in vars(module).items():
-            if _counts(value, units) and name not in _SHAPES and not name.startswith("_"):
+            if _counts(value, group) and name not in _SHAPES and not name.startswith("_"):
                 yield f"{path}.{name}".removeprefix("."), value
     for path, module in model.get_submodule(part).named_modules(prefix=part):
         config = vars(module).get("config")
         for name, value in (vars(config) if config is not None else {}).items():
-            if _counts(value, units) and not name.startswith("_") and ("head" in name or "intermediate" in name):
+            if _counts(value, group) and not name.startswith("_") and ("head" in name or "intermediate" in name):
                 yield f"{path}.config.{name}".removeprefix("."), value
 
 
-def _counts(value: Any, units: int) -> bool:
-    return type(value) is int and value > 0 and value % units == 0
+def _counts(value: Any, group: Group) -> bool:
+    return type(value) is int and value > 0 and (value % group.units == 0 or value == group.units // group.parts)
+
+
+def _amount(value: int, units: int) -> int | Fraction:
+    """How much of a number one unit counts."""
+    return value // units if value % units == 0 else Fraction(value, units)
 
 
 def _numbers_of(group: Group) -> set[int]:
     """Numbers that may well count the group's units: how many there are, and of what they own in each tensor."""
     blocks = (*group.cut.writes, *group.cut.reads)
     owned = {width for part in blocks for width in (*part.widths, sum(part.widths))}
-    return {group.units, *(group.units * width for width in owned)}
-
-
-def _halved(units: int) -> Tensor:
-    return torch.arange(units) % 2 == 0
-
-
-def _first(units: int, count: int) -> Tensor:
-    return torch.arange(units) < count
+    return {group.units, group.units // group.parts, *(group.units * width for width in owned)}
 
 
 class _Stop(Exception):

@@ -1,0 +1,1 @@
+"""What must follow when units go, found out on copies: counters, biases, layers that hang together, caches."""

@@ -1,0 +1,80 @@
+"""Encoders of speech from end to end: traced, proved, scored on made-up sounds, refitted, saved, loaded, counted."""
+
+from collections import Counter
+
+import pytest
+import torch
+import transformers as tr
+from tiny import perturbed
+
+from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin.inputs.probes import probe_batch
+from optimum_optin.readiness import proved_groups
+from optimum_optin.search.macs import count_macs, total_cost
+from optimum_optin.storage.entry import structure_of_model
+from optimum_optin.storage.structure import masks_of
+
+SPEECH = {
+    "vocab_size": 20,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16, 16),
+    "conv_stride": (5, 4, 2),
+    "conv_kernel": (10, 4, 3),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "pad_token_id": 0,
+    "classifier_proj_size": 16,
+}
+WAVLM = {"num_buckets": 16, "max_bucket_distance": 32}
+CONFIGS = {
+    "wav2vec2": tr.Wav2Vec2Config(**SPEECH),
+    "wav2vec2 with norms first": tr.Wav2Vec2Config(**SPEECH, do_stable_layer_norm=True, feat_extract_norm="layer"),
+    "hubert": tr.HubertConfig(**SPEECH),
+    "wavlm": tr.WavLMConfig(**SPEECH, **WAVLM),
+    "data2vec-audio": tr.Data2VecAudioConfig(**SPEECH),
+}
+CTC, CLASSES = tr.AutoModelForCTC, tr.AutoModelForAudioClassification
+CASES = [*((name, CTC) for name in CONFIGS), ("wav2vec2", CLASSES), ("wavlm", CLASSES)]
+PRUNING = OptinConfig(flops=0.6, probes=2, rows=16, batch_size=4, search="ranked")
+
+
+def waves(count=8):
+    """Sounds of 3200 samples, 79 frames."""
+    return torch.randn(count, 3200, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("name", "auto"), CASES, ids=[f"{name}, {auto.__name__[9:]}" for name, auto in CASES])
+def test_an_encoder_of_speech_goes_all_the_way(name, auto, tmp_path):
+    torch.manual_seed(0)
+    model = perturbed(auto.from_config(CONFIGS[name]))
+    pruner = OptinPruner.from_model(model, {"input_values": waves(2)}, config=PRUNING)
+    groups = proved_groups(model, PRUNING)  # masked and cut models agree
+    # torch's own attention, which WavLM goes through, takes heads to be the whole width together
+    assert Counter(group.role for group in groups) == {"neurons": 2} | ({} if name == "wavlm" else {"heads": 2})
+    pruned = pruner.prune([{"input_values": wave} for wave in waves()], save_dir=tmp_path)
+    assert 0.4 < pruner.report.flops_achieved <= 0.6
+    loaded = auto.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        dense, found, expected = (each(waves(2)).logits for each in (model, loaded, pruned))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, dense, rtol=1e-3)
+    masks, batch = masks_of(structure_of_model(pruned), groups), probe_batch(model, pruner.report.tokens)
+    gone = count_macs(model, batch) - count_macs(pruned, batch)
+    whole, left = (total_cost(model, groups, pruner.report.tokens, masks=each) for each in (None, masks))
+    assert gone == pytest.approx(whole - left)
+
+
+def test_the_front_end_is_left_whole_and_named():
+    model = perturbed(CTC.from_config(CONFIGS["wav2vec2"]))
+    left = find_groups(model).left_whole
+    front = [name for name, reason in left.items() if "front end that makes tokens of a sound" in reason]
+    assert len(front) == 2 and all("feature_extractor.conv_layers" in name for name in front)
+
+
+def test_heads_of_torchs_own_attention_are_left_whole_and_named():
+    groups = find_groups(perturbed(CTC.from_config(CONFIGS["wavlm"])))
+    (reason,) = [str(why) for key, why in groups.left_whole.items() if key.endswith("heads")]
+    assert "with 2 of 4 units left, it does not run" in reason
