@@ -364,17 +364,19 @@ class OptinPruner:
         masks.
 
         Args:
-            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"` or
-                `"object-detection"`.
-            data: of images, a `datasets.Dataset` or the name of a data set on the Hub, instead of `data_dir`.
+            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`
+                or `"perplexity"`.
+            data: of images and of perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
+                `data_dir`; of perplexity, a list of strings, too.
             data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub,
-                for images as docs/source/guides/evaluation.mdx shows.
+                for images as docs/source/guides/evaluation.mdx shows, for perplexity with text files; or one such file.
             split: split to measure on, by its name on the Hub; `None` takes validation, for MNLI
                 `"validation_matched"`, or what there is.
             batch_size: samples per forward pass; it does not change the figures.
-            max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+            max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
             **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
-                segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`.
+                segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`;
+                of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`.
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.

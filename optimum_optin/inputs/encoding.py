@@ -149,6 +149,16 @@ def probe_text(model: nn.Module, tokens: int) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def running_tokens(text: str, processor: Any) -> list[int]:
+    """The token ids of a text of any length, with what the tokenizer puts before and after a text.
+
+    Args:
+        text: the text.
+        processor: the tokenizer, or a processor that holds one.
+    """
+    return list(working_copy(_tokenizer(processor))(without_surrogates(text), verbose=False)["input_ids"])
+
+
 def is_tokenised(sample: Any) -> bool:
     """Whether a sample is token ids already."""
     return isinstance(sample, Mapping) and "input_ids" in sample

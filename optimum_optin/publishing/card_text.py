@@ -180,7 +180,7 @@ def _counted(report: PruningReport) -> str:
 def _accuracy(report: PruningReport) -> list[str]:
     rows = [
         (
-            entry.task,
+            entry.task if entry.protocol is None else f"{entry.task}, {entry.protocol}",
             entry.split,
             str(entry.samples),
             metric,
