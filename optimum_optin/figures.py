@@ -79,6 +79,36 @@ class Divergence(_Record):
 
 
 @dataclass(frozen=True, eq=False)
+class Continuations(_Record):
+    """What a pruned language model writes after prompts, beside what the dense one writes; both greedily.
+
+    Args:
+        agreement: share of the tokens that the dense model writes which the pruned one would write as well, each after
+            the dense model's text before it.
+        log_likelihood: mean of log p under the dense model, in nats, of the tokens that the pruned one writes.
+        dense_log_likelihood: that of the tokens that the dense model writes itself.
+        prompts: how many prompts, which are the first tokens of calibration samples.
+        tokens: how many tokens were written after each.
+        held_out: whether these samples were kept from the refit.
+    """
+
+    agreement: float
+    log_likelihood: float
+    dense_log_likelihood: float
+    prompts: int
+    tokens: int
+    held_out: bool
+
+    def __str__(self) -> str:
+        kind = "held-out" if self.held_out else "calibration"
+        return (
+            f"text after {self.prompts} {kind} prompts, {self.tokens} tokens each: {self.agreement:.1%} of the dense "
+            f"model's tokens, log-likelihood under the dense model {self.log_likelihood:.2f} "
+            f"(its own text: {self.dense_log_likelihood:.2f})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class MetricValues(_Record):
     """A metric of the dense and of the pruned model, each with its standard error over samples.
 

@@ -596,6 +596,7 @@ class OptinPruner:
                 num_samples=config.num_samples,
                 batch_size=config.batch_size,
                 max_length=config.max_length,
+                block_size=config.block_size,
                 unreadable=config.unreadable,
                 seed=config.seed,
                 text_columns=text_columns,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -34,6 +34,30 @@ def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
     if len(order) == 0:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
     return {index: data[index] for index in order.tolist()}
+
+
+def rows_from(data: Any, seed: int) -> Iterator[tuple[int, Any]]:
+    """All samples with their rows, in their order: from a drawn one on to the last, then from the first on.
+
+    Args:
+        data: see `draw`, but with a length.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: see `draw`.
+    """
+    data = _in_order(data, 0)
+    count = len(data)
+    if count == 0:
+        raise ValueError("calibration data is empty: a few dozen samples are needed.")
+    first = int(torch.randint(count, (), generator=torch.Generator().manual_seed(seed)))
+    for row in (*range(first, count), *range(first)):
+        yield row, data[row]
+
+
+def is_stream(data: Any) -> bool:
+    """Whether the data can only be read from their first sample on, and perhaps only once."""
+    return isinstance(data, Iterable) and (not hasattr(data, "__len__") or isinstance(data, IterableDataset))
 
 
 def is_missing(value: Any) -> bool:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..inputs.packing import joined
 from ..reading.columns import text_columns
 from ..reading.paths import splits_of, text_files
 from ..reading.plain_text import read_text
 from ..reading.sources import find_source, read_calibration, source_of
 
 _SPLITS = ("validation", "test")
-_BETWEEN_ROWS = "\n\n"  # as WikiText is read from the Hub everywhere
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def joined_rows(rows: Any, source: str) -> str:
         ValueError: no column holds text, or several do.
     """
     if isinstance(rows, Sequence) and all(isinstance(row, str) for row in rows):
-        return _BETWEEN_ROWS.join(rows)
+        return joined(rows)
     if not hasattr(rows, "column_names"):
         raise ValueError(f"{source} must be a datasets.Dataset or a list of strings, got {type(rows).__name__}.")
     columns = list(rows.column_names)
@@ -105,7 +105,7 @@ def joined_rows(rows: Any, source: str) -> str:
     names = text_columns(columns, strings, values)
     if len(names) > 1:
         raise ValueError(f"{source} holds pairs of texts ({' and '.join(names)}), which are no running text.")
-    return _BETWEEN_ROWS.join(value for value in values[names[0]] if isinstance(value, str))
+    return joined(value for value in values[names[0]] if isinstance(value, str))
 
 
 def _of_path(path: Path, split: str | None) -> tuple[str, str, str, str]:

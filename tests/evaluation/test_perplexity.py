@@ -8,8 +8,9 @@ import types
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from language_models import language_model
 from tiny import tiny_model
-from transformers import BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
@@ -21,18 +22,6 @@ from optimum_optin.text_tasks import perplexity as module
 from optimum_optin.text_tasks.perplexity import perplexity, surprises
 
 TEXT = "\n".join(TEXTS)
-
-
-def language_model(seed=0, **changes):
-    """A tiny Llama whose weights are perturbed, so that its predictions are far from uniform."""
-    torch.manual_seed(seed)
-    shape = {"vocab_size": len(word_tokenizer()), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, **changes}
-    model = LlamaForCausalLM(LlamaConfig(**shape)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.3 * torch.randn_like(weight))
-    return model
 
 
 def measured(model, tokenizer, text=TEXT, **options):
