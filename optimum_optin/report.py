@@ -86,8 +86,8 @@ class PruningReport:
         refit: what was different with the refit of some groups, by key; others were refitted to the residual stream, or
             nothing was refitted.
 
-    Those from `divergence` on but `refit` are dataclasses of `optimum_optin.figures`. They may be given as dicts, and can
-    be read like dicts: `report.latency["speedup"]`.
+    Those from `divergence` on but `refit` are dataclasses of `optimum_optin.figures`. They may be given as dicts, and
+    can be read like dicts: `report.latency["speedup"]`.
     """
 
     flops_requested: float
