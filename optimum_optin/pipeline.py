@@ -13,9 +13,9 @@ from transformers.utils import logging
 from .architectures.group import Groups
 from .compensation.refit import refit
 from .config import OptinConfig
+from .discovery.next_tokens import predicts_next_token
 from .editing.surgery import rewrite
 from .figures import Continuations, Divergence, HubModel
-from .inputs.next_tokens import predicts_next_token
 from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes

@@ -27,7 +27,6 @@ from .hub_id import hub_commit
 from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
 from .inputs.modules import check_example
-from .inputs.samples import undecoded
 from .merging.schedule import TokenSchedule
 from .models.examples import example_of, forget_example, note_example
 from .models.identity import device_of, is_of_transformers
@@ -42,6 +41,7 @@ from .publishing.remote_code import check_remote_code
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, proved_groups, prunable_groups
 from .reading.columns import named
+from .reading.samples import undecoded
 from .reading.sources import find_source, load_calibration, note_source, source_of
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .running.processes import is_main, on_main, wait

@@ -16,12 +16,12 @@ from ..discovery.find import stack_inputs
 from ..models.examples import example_of
 from ..models.identity import dtype_of, type_of
 from ..reading.columns import check_unused
+from ..reading.samples import draw
 from ..running.batch import Batch, samples_in
 from .encoding import model_inputs
 from .modalities import TEXTS, modality_of
 from .modules import batch_of
 from .packing import begun, packed_batches
-from .samples import draw
 from .vision import check_inputs
 
 
@@ -68,6 +68,8 @@ def calibration_batches(
             read.
     """
     modality = modality_of(model)
+    if isinstance(data, Mapping):
+        check_inputs(data)
     packed = None
     if not isinstance(data, DataLoader) and modality is TEXTS:
         data = begun(data, model, num_samples)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..discovery.next_tokens import predicts_next_token
 from ..reading.columns import check_unused
+from ..reading.samples import is_stream, rows_from
 from ..running.batch import Batch
 from ..running.processes import is_main
 from .encoding import is_tokenised, max_tokens, running_tokens
-from .next_tokens import predicts_next_token
-from .samples import is_stream, rows_from
 from .texts import columns_of, is_composed, read_texts
 
 logger = logging.get_logger(__name__)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..comparing.few_logits import logits_at
 from ..comparing.losses import BINARY, CATEGORICAL, REAL, OutputKind
 from ..comparing.pixels import at_pixels, drawn_pixels
 from ..comparing.queries import BOXES, MASKS, Place, QueryKind
@@ -16,7 +17,6 @@ from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
-from .few_logits import logits_at
 from .trajectory import Rows
 
 

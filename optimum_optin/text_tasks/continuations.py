@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from ..comparing.few_logits import logits_at
+from ..discovery.next_tokens import predicts_next_token
 from ..figures import Continuations
 from ..inputs.encoding import max_tokens
-from ..inputs.next_tokens import predicts_next_token
-from ..passes.few_logits import logits_at
 from ..running.batch import Batch, token_mask
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from transformers.utils.logging import tqdm
 
 from ..config_values import check_integer
+from ..discovery.next_tokens import predicts_next_token
 from ..figures import Measurement
 from ..inputs.encoding import max_tokens, running_tokens
-from ..inputs.next_tokens import predicts_next_token
 from ..models.identity import config_of, device_of
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen

@@ -15,9 +15,9 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands import evaluate as command
+from optimum_optin.discovery.next_tokens import predicts_next_token
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.figures import Evaluation
-from optimum_optin.inputs.next_tokens import predicts_next_token
 from optimum_optin.text_tasks import perplexity as module
 from optimum_optin.text_tasks.perplexity import perplexity, surprises
 

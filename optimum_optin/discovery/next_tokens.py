@@ -9,7 +9,6 @@ from ..models.identity import config_of, main_input_of
 from ..running.facts import measured_once
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
-from .encoding import max_tokens, probe_text
 
 _TOKENS = 8
 _ROUNDING = 16  # units in the last place of the largest logit
@@ -25,9 +24,11 @@ def predicts_next_token(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _looks_back_alone(model: nn.Module) -> bool:
-    vocabulary = model.config.get_text_config().vocab_size
-    batch = probe_text(model, min(_TOKENS, max_tokens(model)))
-    ids = batch["input_ids"]
+    config = model.config.get_text_config()
+    vocabulary = config.vocab_size
+    tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+    ids = torch.full((1, tokens), 0 if getattr(config, "pad_token_id", None) == 1 else 1, device=model.device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     changed = ids.clone()
     changed[:, -1] = vocabulary - 1 if int(ids[0, -1]) != vocabulary - 1 else vocabulary - 2
     with frozen(model):

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from .vision import check_inputs
-
 
 def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
     """Draw samples; return them by their row in the data, in the order of the draw.
@@ -130,7 +128,6 @@ def _has_places(data: Any) -> bool:
 
 def _of_columns(data: Mapping[str, Any]) -> Sequence[Any]:
     """The samples of a dict of columns: the output of a tokenizer or an image processor, or names with lists."""
-    check_inputs(data)
     if "pixel_values" in data and "input_ids" not in data:  # from an image processor
         return data["pixel_values"]
     columns = {name: _column(values) for name, values in data.items()}

@@ -6,10 +6,10 @@ from language_models import language_model
 from tiny import tiny_model, tiny_samples
 from transformers import BertForMaskedLM
 
+from optimum_optin.comparing import few_logits
+from optimum_optin.comparing.few_logits import compared_tokens, logits_at
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.tokens import token_masks
-from optimum_optin.passes import few_logits
-from optimum_optin.passes.few_logits import compared_tokens, logits_at
 from optimum_optin.passes.outputs import compared_output, has_head
 from optimum_optin.passes.trajectory import draw_rows
 from optimum_optin.running.forward import run_model
