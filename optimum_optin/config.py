@@ -30,7 +30,7 @@ class OptinConfig:
         max_length: tokens per sample at most; `None` takes the tokenizer's limit, or the model's.
         block_size: tokens of the blocks that texts are packed into for a model that predicts the next token, so that
             samples are blocks of running text; `None` takes `max_length`, or else 512 or what the model takes, and
-            packs no tokenised samples, and none that fill less than 16 blocks.
+            packs no tokenised samples, and no few short texts.
         unreadable: `"skip"` leaves out calibration samples that cannot be read, and names them: images that are damaged
             or missing, texts that are missing or empty; `"stop"` stops at the first. Half a surrogate pair in a text is
             read as U+FFFD either way.

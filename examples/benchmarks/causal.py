@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,13 +35,14 @@ from channel_rankings import masks_within
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin import OptinConfig, OptinPruner, Scores
 from optimum_optin.architectures.group import Groups, Masks
 from optimum_optin.compensation.refit import refit
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.evaluation.comparison import evaluate_model
+from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.encoding import running_tokens
-from optimum_optin.passes.calibration import Calibration, dense_passes
+from optimum_optin.passes.calibration import Calibration, calibrate, dense_passes
 from optimum_optin.passes.hooks import observed
 from optimum_optin.readiness import proved_groups
 from optimum_optin.running.forward import call_model
@@ -131,13 +133,27 @@ class Harness:
 
     def __init__(self, pruner: OptinPruner, text: str, config: OptinConfig, prompts: Tensor):
         self.pruner, self.model, self.config, self.prompts = pruner, pruner.model, config, prompts
-        self.scores = pruner.score([text], config)
-        print(f"seed {config.seed}: scores took {self.scores.seconds:.0f} s", flush=True)
-        self.calibration = self.scores.calibration
+        options = {"num_samples": config.num_samples, "batch_size": config.batch_size, "block_size": config.block_size}
+        self.text = text
+        batches = calibration_batches([text], self.model, pruner.processor, seed=config.seed, **options)
+        self.calibration = calibrate(self.model, batches)
         self.groups = proved_groups(self.model, config)
         self.inputs = Inputs(self.model, self.groups, self.calibration)
-        self.starts = dense_passes(self.model, self.groups, self.calibration, config)
         self.sizes = {group.key: self._unit_size(group) for group in self.groups}
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Our scores, which bring along what every refit goes by."""
+        found = self.pruner.score([self.text], self.config)
+        print(f"seed {self.config.seed}: scores took {found.seconds:.0f} s", flush=True)
+        return found
+
+    @cached_property
+    def starts(self) -> list:
+        """What refits go by."""
+        scored = vars(self).get("scores")  # if there are any, they ran these passes
+        calibration = self.calibration.knowing(scored and scored.calibration)
+        return dense_passes(self.model, self.groups, calibration, self.config)
 
     def _unit_size(self, group) -> float:
         parameters = dict(self.model.named_parameters())

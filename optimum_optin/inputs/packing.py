@@ -55,9 +55,9 @@ def packed_batches(
 ) -> list[Batch] | None:
     """Blocks of running text as batches, without padding; `None` where samples are to stay apart.
 
-    Only texts of a model that predicts the next token are packed, and without `block_size` only where they fill 16
-    blocks or more and are not tokenised. From a drawn row on, rows are read in their order until there is eight times
-    as much text as the blocks take, or all; it is cut into blocks, of which some are drawn.
+    Only texts of a model that predicts the next token are packed, and without `block_size` only where they are not
+    tokenised and make as many blocks as there are texts, or 16. From a drawn row on, rows are read in their order until
+    there is eight times as much text as the blocks take, or all; it is cut into blocks, of which some are drawn.
 
     Args:
         data: what `samples.draw` takes, but a stream; samples are texts or tokenised.
@@ -96,7 +96,7 @@ def packed_batches(
             raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
         tokens = running_tokens(joined(map(joined, texts.values())), processor)
     count = len(tokens) // size
-    if block_size is None and count < min(_FEWEST, num_samples):
+    if block_size is None and count < min(_FEWEST, num_samples, len(rows)):
         return None
     if not count:
         raise ValueError(

@@ -73,6 +73,20 @@ def test_texts_are_packed_where_it_is_worth_it_and_others_stay_apart():
     assert sum(len(batch["input_ids"]) for batch in apart) == 30 and apart[0]["input_ids"].shape[1] < 12
 
 
+def test_one_long_text_is_packed_and_few_short_ones_are_not():
+    blocks = blocks_of([" ".join(TEXTS)], max_length=32, num_samples=100, batch_size=2)
+    assert 1 < len(blocks) < 16
+    few = calibration_batches([*TEXTS[:4], " ".join(TEXTS[:9])], language_model(), word_tokenizer(), max_length=32)
+    assert sum(len(batch["input_ids"]) for batch in few) == 5
+
+
+def test_tokenised_samples_that_are_too_long_are_cut_with_a_note(caplog):
+    rows = [{"input_ids": [5] * 70}, {"input_ids": [6] * 10}]
+    (batch,) = calibration_batches(rows, language_model())
+    assert batch["input_ids"].shape == (2, 64)
+    assert "1 of 2 samples are longer than the model takes, and cut to 64 tokens" in caplog.text
+
+
 def test_tokenised_samples_are_packed_if_asked_for_without_their_padding():
     rows = [{"input_ids": [7, 8, 9, 0], "attention_mask": [1, 1, 1, 0]} for _ in range(24)]
     blocks = blocks_of(rows, block_size=9, num_samples=8)
