@@ -21,7 +21,7 @@ FLOORS = (
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
-    ("plain_modules", "image_tasks"),
+    ("plain_modules", "image_tasks", "text_tasks"),
     ("passes", "storage"),
     ("comparing",),
     ("inputs", "merging"),

@@ -28,6 +28,9 @@ class OptinConfig:
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
         max_length: tokens per sample at most; `None` takes the tokenizer's limit, or the model's.
+        block_size: tokens of the blocks that texts are packed into for a model that predicts the next token, so that
+            samples are blocks of running text; `None` takes `max_length`, or else 512 or what the model takes, and
+            packs no tokenised samples, and no few short texts.
         unreadable: `"skip"` leaves out calibration samples that cannot be read, and names them: images that are damaged
             or missing, texts that are missing or empty; `"stop"` stops at the first. Half a surrogate pair in a text is
             read as U+FFFD either way.
@@ -82,6 +85,7 @@ class OptinConfig:
     num_samples: int = 512
     batch_size: int = 8
     max_length: int | None = None
+    block_size: int | None = None
     unreadable: str = "skip"
     probes: int = 128
     rows: int = 64
@@ -113,6 +117,8 @@ class OptinConfig:
         check_integer("rows", self.rows, 2)
         if self.max_length is not None:
             check_integer("max_length", self.max_length, 1)
+        if self.block_size is not None:
+            check_integer("block_size", self.block_size, 2)
         if not is_number(self.temperature) or self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
         if not is_number(self.output_weight) or self.output_weight < 0:
@@ -280,5 +286,7 @@ CHOSEN = ("include", "exclude", "keep", "floors", "ceilings", "round_to")
 
 CONFIG_FILE = "optin_config.json"
 
-SCORING_FIELDS = ("scorer", "num_samples", "batch_size", "max_length", "probes", "rows", "temperature", "seed")
+SCORING_FIELDS = (
+    *("scorer", "num_samples", "batch_size", "max_length", "block_size", "probes", "rows", "temperature", "seed"),
+)
 """Fields that the scores depend on; the others may change between prunings from the same scores."""

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NUMBERS = ("perplexity",)
+"""Metrics that are no shares."""
+
 
 class _Record(Mapping):
     """A dataclass that also reads as the dict that it is on disk: `latency["speedup"]`, `**latency`, `== {...}`.
@@ -76,11 +79,41 @@ class Divergence(_Record):
 
 
 @dataclass(frozen=True, eq=False)
+class Continuations(_Record):
+    """What a pruned language model writes after prompts, beside what the dense one writes; both greedily.
+
+    Args:
+        agreement: share of the tokens that the dense model writes which the pruned one would write as well, each after
+            the dense model's text before it.
+        log_likelihood: mean of log p under the dense model, in nats, of the tokens that the pruned one writes.
+        dense_log_likelihood: that of the tokens that the dense model writes itself.
+        prompts: how many prompts, which are the first tokens of calibration samples.
+        tokens: how many tokens were written after each.
+        held_out: whether these samples were kept from the refit.
+    """
+
+    agreement: float
+    log_likelihood: float
+    dense_log_likelihood: float
+    prompts: int
+    tokens: int
+    held_out: bool
+
+    def __str__(self) -> str:
+        kind = "held-out" if self.held_out else "calibration"
+        return (
+            f"text after {self.prompts} {kind} prompts, {self.tokens} tokens each: {self.agreement:.1%} of the dense "
+            f"model's tokens, log-likelihood under the dense model {self.log_likelihood:.2f} "
+            f"(its own text: {self.dense_log_likelihood:.2f})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class MetricValues(_Record):
     """A metric of the dense and of the pruned model, each with its standard error over samples.
 
     Args:
-        dense: the dense model's value, as a fraction (0.863 for 86.3 %).
+        dense: the dense model's value, as a fraction (0.863 for 86.3 %) if the metric is none of `NUMBERS`.
         dense_error: standard error of `dense`.
         pruned: the pruned model's value, if it was measured.
         pruned_error: standard error of `pruned`.
@@ -90,9 +123,6 @@ class MetricValues(_Record):
     dense_error: float | None = None
     pruned: float | None = None
     pruned_error: float | None = None
-
-    def __str__(self) -> str:
-        return f"{_percent(self.dense, self.dense_error)} -> {_percent(self.pruned, self.pruned_error)}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,6 +137,7 @@ class Evaluation(_Record):
         samples: how many samples of the split.
         metrics: metric -> its values.
         classes: class -> the value of the first metric for it, where a metric is a mean over classes.
+        protocol: how it was measured, of tasks where that is not always the same.
     """
 
     task: str
@@ -116,6 +147,7 @@ class Evaluation(_Record):
     samples: int
     metrics: Mapping[str, MetricValues]
     classes: Mapping[str, MetricValues] | None = None
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("metrics", "classes"):
@@ -124,8 +156,13 @@ class Evaluation(_Record):
                 object.__setattr__(self, name, read)
 
     def __str__(self) -> str:
-        what = f"{self.task}, {self.split}, {self.samples} samples"
-        return "\n".join(f"{what}: {name} {values}" for name, values in self.metrics.items())
+        how = "" if self.protocol is None else f" ({self.protocol})"
+        what = f"{self.task}, {self.split}, {self.samples} samples{how}"
+        lines = []
+        for name, each in self.metrics.items():
+            dense, pruned = shown(name, each.dense, each.dense_error), shown(name, each.pruned, each.pruned_error)
+            lines.append(f"{what}: {name} {dense} -> {pruned}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -136,11 +173,13 @@ class Measurement:
         metrics: metric -> its value and its standard error, `None` where there is none.
         classes: class -> its part in the first metric; empty if that is no mean over classes.
         shown: what the model says of the first sample, for a picture; `None` where there is none to show.
+        described: fields of the `Evaluation` that only measuring tells.
     """
 
     metrics: Mapping[str, tuple[float, float | None]]
     classes: Mapping[str, float] = field(default_factory=dict)
     shown: Any = None
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +260,9 @@ def plain(value: Any) -> Any:
     return type(value)(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _percent(value: float | None, error: float | None) -> str:
+def shown(metric: str, value: float | None, error: float | None) -> str:
+    """A metric's value with its standard error, as people read it: of shares in percent, of `NUMBERS` as they are."""
     if value is None:
         return "-"
-    return f"{100 * value:.1f}" if error is None else f"{100 * value:.1f} ± {100 * error:.1f}"
+    scale, digits = (1, 2) if metric in NUMBERS else (100, 1)
+    return " ± ".join(f"{scale * each:.{digits}f}" for each in (value, error) if each is not None)

@@ -18,7 +18,7 @@ _MOVED = {
     "card_text": ("publishing.card_text",),
     "choice": ("search.candidates",),
     "costs": ("search.macs",),
-    "data": ("inputs.batching", "inputs.encoding", "inputs.probes", "inputs.samples", "reading.columns"),
+    "data": ("inputs.batching", "inputs.encoding", "inputs.probes", "reading.samples", "reading.columns"),
     "divergence": ("search.divergence",),
     "excerpt": ("publishing.excerpt",),
     "fingerprint": ("scoring.fingerprint",),

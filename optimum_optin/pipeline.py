@@ -13,8 +13,9 @@ from transformers.utils import logging
 from .architectures.group import Groups
 from .compensation.refit import refit
 from .config import OptinConfig
+from .discovery.next_tokens import predicts_next_token
 from .editing.surgery import rewrite
-from .figures import Divergence, HubModel
+from .figures import Continuations, Divergence, HubModel
 from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
@@ -27,11 +28,13 @@ from .search.trials import choose
 from .storage.record import merge_tokens_of, record_structure
 from .storage.structure import Structure, structure_of
 from .storage.uniform import record_sizes
+from .text_tasks import compare_continuations
 
 logger = logging.get_logger(__name__)
 
 _HELD_OUT = 8  # every eighth batch is kept from the refit, to measure divergence on
 _COLLAPSE = 0.75  # agreement below which there is a warning; docs/source/results.mdx shows what it means
+_COLLAPSE_OF_TEXT = 0.5  # the same of the tokens that a language model writes
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Pruned:
         divergence: divergence of its outputs from the dense model's; `None` without calibration.
         seconds: wall-clock time by stage.
         refit: what was different with the refit of some groups, by key; see `refit`.
+        continuations: what it writes, if it is a language model.
     """
 
     model: PreTrainedModel
@@ -55,6 +59,7 @@ class Pruned:
     divergence: Divergence | None
     seconds: dict[str, float]
     refit: dict[str, str]
+    continuations: Continuations | None = None
 
 
 def prune_model(
@@ -95,7 +100,11 @@ def prune_model(
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):
         divergence = _divergence(model, pruned, groups, held_out, apart=fit != others)
-    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds, notes)
+    with _timed(seconds, "continuations"):
+        continuations = _continuations(model, pruned, held_out, apart=fit != others)
+    if continuations is None:
+        del seconds["continuations"]
+    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds, notes, continuations)
 
 
 def report_of(
@@ -140,6 +149,7 @@ def report_of(
         output_weight=pruned.output_weight,
         refit=pruned.refit,
         divergence=pruned.divergence,
+        continuations=pruned.continuations,
         calibration=None if calibration is None else {"samples": calibration.samples, **calibration.source},
         base=base,
     )
@@ -167,9 +177,25 @@ def _divergence(
     if held_out is None:
         return None
     (divergence,) = measure_divergence(dense, [pruned], groups, held_out, apart)
-    if divergence.agreement is not None and divergence.agreement < _COLLAPSE:
+    collapsed = divergence.agreement is not None and divergence.agreement < _COLLAPSE
+    if collapsed and not predicts_next_token(dense):  # of these, what they write tells more
         logger.warning(
             f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
             f"{divergence.samples} calibration samples: expect a large loss; ask for more flops."
         )
     return divergence
+
+
+def _continuations(
+    dense: PreTrainedModel, pruned: PreTrainedModel, held_out: Calibration | None, *, apart: bool
+) -> Continuations | None:
+    """What both models write, if they are language models; a collapse gives a warning."""
+    if held_out is None:
+        return None
+    found = compare_continuations(dense, pruned, held_out.batches, apart)
+    if found is not None and found.agreement < _COLLAPSE_OF_TEXT:
+        logger.warning(
+            f"the pruned model writes only {found.agreement:.0%} of the tokens that the dense model writes after "
+            f"{found.prompts} prompts: expect a large loss; ask for more flops."
+        )
+    return found

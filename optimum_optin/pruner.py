@@ -27,7 +27,6 @@ from .hub_id import hub_commit
 from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
 from .inputs.modules import check_example
-from .inputs.samples import undecoded
 from .merging.schedule import TokenSchedule
 from .models.examples import example_of, forget_example, note_example
 from .models.identity import device_of, is_of_transformers
@@ -42,6 +41,7 @@ from .publishing.remote_code import check_remote_code
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
 from .readiness import check_affordable, check_cut, proved_groups, prunable_groups
 from .reading.columns import named
+from .reading.samples import undecoded
 from .reading.sources import find_source, load_calibration, note_source, source_of
 from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .running.processes import is_main, on_main, wait
@@ -364,17 +364,19 @@ class OptinPruner:
         masks.
 
         Args:
-            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"` or
-                `"object-detection"`.
-            data: of images, a `datasets.Dataset` or the name of a data set on the Hub, instead of `data_dir`.
+            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`
+                or `"perplexity"`.
+            data: of images and of perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
+                `data_dir`; of perplexity, a list of strings, too.
             data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub,
-                for images as docs/source/guides/evaluation.mdx shows.
+                for images as docs/source/guides/evaluation.mdx shows, for perplexity with text files; or one such file.
             split: split to measure on, by its name on the Hub; `None` takes validation, for MNLI
                 `"validation_matched"`, or what there is.
             batch_size: samples per forward pass; it does not change the figures.
-            max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+            max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
             **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
-                segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`.
+                segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`;
+                of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`.
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.
@@ -594,6 +596,7 @@ class OptinPruner:
                 num_samples=config.num_samples,
                 batch_size=config.batch_size,
                 max_length=config.max_length,
+                block_size=config.block_size,
                 unreadable=config.unreadable,
                 seed=config.seed,
                 text_columns=text_columns,

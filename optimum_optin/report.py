@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .architectures.group import HEADS, NEURONS
 from .config import current_fields
-from .figures import CalibrationSource, Divergence, Evaluation, HubModel, Latency, plain
+from .figures import CalibrationSource, Continuations, Divergence, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
 from .reasons import reasons_of
 from .storage.structure import Structure
@@ -77,6 +78,7 @@ class PruningReport:
         output_weight: weight of the output term that the masks come from.
         divergence: divergence of the outputs from the dense model's, on calibration samples that the refit has not
             seen if there are two batches or more; `None` without calibration data.
+        continuations: what the pruned model writes, of language models, on the same samples; `None` for others.
         evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split.
         latency: what `OptinPruner.benchmark` measured; `None` if nothing was.
         calibration: the data that it was pruned on; `None` if there were none.
@@ -84,8 +86,8 @@ class PruningReport:
         refit: what was different with the refit of some groups, by key; others were refitted to the residual stream, or
             nothing was refitted.
 
-    The five before the last are dataclasses of `optimum_optin.figures`. They may be given as dicts, and can be read
-    like dicts: `report.latency["speedup"]`.
+    Those from `divergence` on but `refit` are dataclasses of `optimum_optin.figures`. They may be given as dicts, and
+    can be read like dicts: `report.latency["speedup"]`.
     """
 
     flops_requested: float
@@ -107,10 +109,12 @@ class PruningReport:
     calibration: CalibrationSource | None = None
     base: HubModel | None = None
     refit: dict[str, str] = field(default_factory=dict)
+    continuations: Continuations | None = None
 
     def __post_init__(self) -> None:
         read = {
             "divergence": Divergence.of(self.divergence),
+            "continuations": Continuations.of(self.continuations),
             "evaluations": [Evaluation.of(entry) for entry in self.evaluations],
             "latency": Latency.of(self.latency),
             "calibration": CalibrationSource.of(self.calibration),
@@ -147,6 +151,9 @@ class PruningReport:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file} is damaged, or of a newer version of optimum-optin: {error}.") from error
 
+    def _figures(self) -> list[Any]:
+        return [self.divergence, self.continuations, *self.evaluations, self.latency]
+
     def __str__(self) -> str:
         seconds = ", ".join(f"{stage} {time:.1f} s" for stage, time in self.seconds.items())
         counted = "MACs of what can be pruned" if self.left_whole else "layer MACs"
@@ -157,7 +164,7 @@ class PruningReport:
                 f"MACs, whole model, counted: {_change(self.macs_dense, self.macs_pruned, 1e6, 'M')}",
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 f"time: {seconds}",
-                *(str(figure) for figure in (self.divergence, *self.evaluations, self.latency) if figure is not None),
+                *(str(figure) for figure in self._figures() if figure is not None),
                 *_refit_lines(self.refit),
                 layer_table(self.layers, self.merges),
                 *(f"left whole: {reason}" for reason in reasons_of(self.left_whole)),

@@ -122,7 +122,7 @@ def test_the_form_on_disk_is_that_of_plain_dicts(tmp_path):
     }
     report = _report(**rest)
     assert json.dumps(report.to_dict()) == json.dumps(
-        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES, "refit": {}}
+        {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES, "refit": {}, "continuations": None}
     )
     assert report.to_dict()["layers"] is not report.layers
     report.save(tmp_path)

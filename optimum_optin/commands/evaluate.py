@@ -1,4 +1,4 @@
-"""Measure a model on a task: GLUE, classification of images, segmentation, detection; --dense compares with another.
+"""Measure a model on a task: GLUE, perplexity, images' classes, segmentation, detection; --dense compares with another.
 
 --revision and --subfolder are those of --model.
 """
@@ -9,15 +9,20 @@ import argparse
 
 from ..evaluation.comparison import compare, evaluate_model
 from ..evaluation.registry import KNOWN, find_task
-from ..figures import plain
+from ..figures import plain, shown
 from ..image_tasks import SemanticSegmentation
 from ..storage.loading import load_model, load_processor
+from ..text_tasks import Perplexity
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
 from .rescue import note_figures
 
 _OPTIONS = ("data", "data_dir", "split", "batch_size", "max_samples")
-_OF_TASKS = ("ignore_index", "reduce_labels")
+_GROUPS = {
+    "segmentation": (SemanticSegmentation, ("ignore_index", "reduce_labels")),
+    "perplexity": (Perplexity, ("block_size", "stride")),
+}
+_OF_TASKS = tuple(name for _, names in _GROUPS.values() for name in names)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help="local folder or Hub id of the model")
     add_comparison(parser, required=False)
     add_options(parser, evaluate_model, _OPTIONS)
-    add_options(parser.add_argument_group("segmentation"), SemanticSegmentation, _OF_TASKS)
+    for title, (task, names) in _GROUPS.items():
+        add_options(parser.add_argument_group(title), task, names)
     add_loading(parser)
 
 
@@ -40,10 +46,10 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     pictures = {}
     if arguments.dense is None:
         entry = evaluate_model(model, processor, arguments.task, **options)
-        lines = [f"{entry['task']}, {entry['split']}, {entry['samples']} samples"]
+        how = f" ({entry['protocol']})" if "protocol" in entry else ""
+        lines = [f"{entry['task']}, {entry['split']}, {entry['samples']} samples{how}"]
         for name, measured in entry["metrics"].items():
-            error = "" if measured["error"] is None else f" ± {100 * measured['error']:.1f}"
-            lines.append(f"{name}: {100 * measured['value']:.1f}{error}")
+            lines.append(f"{name}: {shown(name, measured['value'], measured['error'])}")
     else:
         models = {"dense": load_dense(arguments), "pruned": model}
         found = compare(models, processor, arguments.task, **options)

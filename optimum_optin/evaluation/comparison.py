@@ -52,7 +52,7 @@ def compare(models: Mapping[str, nn.Module], processor: Any, task: str, **option
             classes.setdefault(name, {}).update({which: value})
     shown = {which: each.shown for which, each in found.items() if each.shown is not None}
     entry = Evaluation(
-        **samples.described(chosen.name),
+        **samples.described(chosen.name) | dict(next(iter(found.values())).described),
         metrics={name: MetricValues(**values) for name, values in metrics.items()},
         **({"classes": {name: MetricValues(**values) for name, values in classes.items()}} if classes else {}),
     )
@@ -76,15 +76,18 @@ def evaluate_model(
     Args:
         model: a model with a head for the task.
         processor: its tokenizer or image processor.
-        task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"` or `"object-detection"`.
-        data: of images, a `datasets.Dataset` or the name of a data set on the Hub, instead of `data_dir`.
+        task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"` or
+            `"perplexity"`.
+        data: of images and of perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
+            `data_dir`; of perplexity, a list of strings, too.
         data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub, for
-            images as docs/source/guides/evaluation.mdx shows.
+            images as docs/source/guides/evaluation.mdx shows, for perplexity with text files; or one such file.
         split: split to measure on; `None` takes validation, or what there is.
         batch_size: samples per forward pass; it does not change the figures.
-        max_samples: samples to draw at most, with a fixed seed; `None` takes all.
+        max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
         **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
-            segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`.
+            segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`; of perplexity, `block_size`
+            and `stride`, see `Perplexity`.
 
     Returns:
         `{"task": "image-classification", "dataset": "photos", "split": "validation", "samples": 500, "metrics":
@@ -104,7 +107,7 @@ def evaluate_model(
     found = chosen.measure(model, processor, samples, batch_size)
     metrics = {name: {"value": value, "error": error} for name, (value, error) in found.metrics.items()}
     by_class = {"classes": dict(found.classes)} if found.classes else {}
-    return {**samples.described(chosen.name), "metrics": metrics, **by_class}
+    return {**samples.described(chosen.name), **found.described, "metrics": metrics, **by_class}
 
 
 def check_task(model: nn.Module, processor: Any, task: str, **options: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..figures import Measurement
 from ..image_tasks import ImageClassification, ObjectDetection, SemanticSegmentation
+from ..text_tasks import Perplexity
 from .accuracy import GlueAccuracy
 from .glue import TASKS
 
@@ -50,11 +51,15 @@ class Task(Protocol):
 
 KNOWN: dict[str, Callable[..., Task]] = {
     **{f"glue/{name}": (lambda row=row: GlueAccuracy(row)) for name, row in TASKS.items()},
-    **{task.name: task for task in (ImageClassification, SemanticSegmentation, ObjectDetection)},
+    **{task.name: task for task in (ImageClassification, SemanticSegmentation, ObjectDetection, Perplexity)},
 }
 """Name -> what makes the task of the options that it takes."""
 
-_ALSO = {"image-segmentation": "semantic-segmentation", **{name: f"glue/{name}" for name in TASKS}}
+_ALSO = {
+    "image-segmentation": "semantic-segmentation",
+    "text-generation": "perplexity",
+    **{name: f"glue/{name}" for name in TASKS},
+}
 
 
 def find_task(name: str, **options: Any) -> Task:

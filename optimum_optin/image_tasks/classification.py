@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..figures import Measurement
-from ..inputs.samples import is_missing
+from ..reading.samples import is_missing
 from ..running.forward import logits_of
 from .batches import passed
 from .labels import check_index, check_kind, class_indices, labels_of

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..inputs.samples import is_missing, undecoded
 from ..reading.paths import splits_of
+from ..reading.samples import is_missing, undecoded
 from ..reading.sources import read_calibration, source_of
 
 IMAGES = ("image", "img")

@@ -16,11 +16,12 @@ from ..discovery.find import stack_inputs
 from ..models.examples import example_of
 from ..models.identity import dtype_of, type_of
 from ..reading.columns import check_unused
+from ..reading.samples import draw
 from ..running.batch import Batch, samples_in
 from .encoding import model_inputs
-from .modalities import modality_of
+from .modalities import TEXTS, modality_of
 from .modules import batch_of
-from .samples import draw
+from .packing import begun, packed_batches
 from .vision import check_inputs
 
 
@@ -35,10 +36,12 @@ def calibration_batches(
     unreadable: str = "skip",
     seed: int = 0,
     text_columns: Sequence[str | int] | None = None,
+    block_size: int | None = None,
 ) -> list[Batch]:
     """Batches of model inputs, without labels.
 
-    Samples are drawn with the seed and sorted by length, so that a batch holds little padding.
+    Samples are drawn with the seed and sorted by length, so that a batch holds little padding. Of texts for a model
+    that predicts the next token, samples are blocks of running text instead (`packing.packed_batches`).
 
     Args:
         data: a `DataLoader`, whose batches are used as they come, the output of a processor, or samples in whatever
@@ -54,6 +57,7 @@ def calibration_batches(
             No others are drawn in their place.
         seed: seed of the draw. A `DataLoader` that shuffles uses its own.
         text_columns: one or two columns (or places in tuples) that hold the text; see `texts.read_texts`.
+        block_size: tokens of a block; `None` packs where that is worth it.
 
     Returns:
         Batches on the CPU; name -> tensor with the batch first.
@@ -64,7 +68,29 @@ def calibration_batches(
             read.
     """
     modality = modality_of(model)
-    if isinstance(data, DataLoader):
+    if isinstance(data, Mapping):
+        check_inputs(data)
+    packed = None
+    if not isinstance(data, DataLoader) and modality is TEXTS:
+        data = begun(data, model, num_samples)
+        packed = packed_batches(
+            data,
+            model,
+            processor,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            block_size=block_size,
+            max_length=max_length,
+            unreadable=unreadable,
+            seed=seed,
+            text_columns=text_columns,
+        )
+    elif block_size is not None:
+        cause = "a DataLoader's batches are taken as they come" if modality is TEXTS else "it is for texts"
+        raise ValueError(f"block_size={block_size} does not apply: {cause}.")
+    if packed is not None:
+        batches = packed
+    elif isinstance(data, DataLoader):
         check_unused(text_columns, "a DataLoader's batches are taken as they come")
         taken = _taken if example_of(model) is None else batch_of
         batches = _first((taken(batch, model) for batch in data), num_samples)

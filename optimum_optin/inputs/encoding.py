@@ -149,6 +149,16 @@ def probe_text(model: nn.Module, tokens: int) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def running_tokens(text: str, processor: Any) -> list[int]:
+    """The token ids of a text of any length, with what the tokenizer puts before and after a text.
+
+    Args:
+        text: the text.
+        processor: the tokenizer, or a processor that holds one.
+    """
+    return list(working_copy(_tokenizer(processor))(without_surrogates(text), verbose=False)["input_ids"])
+
+
 def is_tokenised(sample: Any) -> bool:
     """Whether a sample is token ids already."""
     return isinstance(sample, Mapping) and "input_ids" in sample
@@ -176,7 +186,13 @@ def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: in
     processor = _tokenizer(processor)
     if all(map(is_tokenised, samples)):
         limit = max_length or max_tokens(model)
-        return [_listed(model_inputs(sample, model), limit) for sample in samples]
+        listed = [_listed(model_inputs(sample, model)) for sample in samples]
+        longer = sum(len(sample["input_ids"]) > limit for sample in listed)
+        if longer and max_length is None and is_main():
+            logger.warning(
+                f"{longer} of {len(listed)} samples are longer than the model takes, and cut to {limit} tokens."
+            )
+        return [{name: value[:limit] for name, value in sample.items()} for sample in listed]
     if processor is None:
         raise ValueError("raw text needs a tokenizer: pass processor=, or tokenised data with 'input_ids'.")
     texts = _sound([(sample,) if isinstance(sample, str) else tuple(sample) for sample in samples])
@@ -217,8 +233,8 @@ def _pad(samples: list[dict], fill: int, length: int | None = None) -> Batch:
     }
 
 
-def _listed(sample: dict[str, Any], limit: int) -> dict[str, list]:
-    """Plain lists of one sample, without padding and cut to the limit, from lists, arrays or tensors."""
+def _listed(sample: dict[str, Any]) -> dict[str, list]:
+    """Plain lists of one sample, without padding, from lists, arrays or tensors."""
     tensors = {name: torch.as_tensor(value) for name, value in sample.items()}
     tensors = {name: value[0] if value.dim() == 2 and len(value) == 1 else value for name, value in tensors.items()}
     if tensors["input_ids"].dim() != 1:
@@ -226,4 +242,4 @@ def _listed(sample: dict[str, Any], limit: int) -> dict[str, list]:
     real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"])).bool()
     if real.any() and all(value.shape == real.shape for value in tensors.values()):
         tensors = {name: value[real] for name, value in tensors.items()}
-    return {name: value[:limit].tolist() for name, value in tensors.items()}
+    return {name: value.tolist() for name, value in tensors.items()}

@@ -16,9 +16,9 @@ from transformers.utils import logging
 from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
 from ..reading.label_maps import check_no_map, without_maps
+from ..reading.samples import is_missing
 from ..running.batch import Batch
 from ..running.forward import takes
-from .samples import is_missing
 from .vision import channels_of, check_inputs
 
 logger = logging.get_logger(__name__)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..comparing.few_logits import logits_at
 from ..comparing.losses import BINARY, CATEGORICAL, REAL, OutputKind
 from ..comparing.pixels import at_pixels, drawn_pixels
 from ..comparing.queries import BOXES, MASKS, Place, QueryKind
@@ -41,15 +42,19 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
     Args:
         model: the model.
         batch: its inputs.
-        rows: token positions (`draw_rows`), used where there are logits for every token; where there are some for every
-            pixel, they decide which pixels are compared (`drawn_pixels`).
+        rows: token positions (`draw_rows`), used where there are logits for every token, of which a head over a
+            vocabulary then computes no others (`logits_at`); where there are some for every pixel, they decide which
+            pixels are compared (`drawn_pixels`).
 
     Outputs without a name, of a class that is not of transformers, are told by their shape (`forward.run_model`):
     logits of shape (batch, classes) are one row per sample, those of shape (batch, tokens, classes) one per token, and
     those of shape (batch, classes, height, width) one per pixel.
     """
-    outputs = run_model(model, batch)
     rows = next(iter(rows.values()))  # no model of several stacks has logits for every token of another
+    with logits_at(model, batch, rows) as taken:
+        outputs = run_model(model, batch)
+    if taken:  # the outputs have these tokens and no others
+        rows = torch.arange(len(taken[0]), device=taken[0].device)
     found = (read(outputs, model, batch, rows) for read in _READERS)
     return next((output for output in found if output is not None), None)
 

@@ -40,6 +40,7 @@ _HUB_TASKS = {
     "image-classification": "image-classification",
     "semantic-segmentation": "image-segmentation",
     "object-detection": "object-detection",
+    "perplexity": "text-generation",
 }
 _OURS = " (optimum-optin)"  # ends the metric names that we measured, so that the next card replaces them
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
 from ..config import OptinConfig
-from ..figures import CalibrationSource
+from ..figures import CalibrationSource, Continuations
 from ..files.model_files import MASKS
 from ..models.identity import dtype_of, is_of_transformers, type_of
 from ..reasons import reasons_of
@@ -180,7 +180,7 @@ def _counted(report: PruningReport) -> str:
 def _accuracy(report: PruningReport) -> list[str]:
     rows = [
         (
-            entry.task,
+            entry.task if entry.protocol is None else f"{entry.task}, {entry.protocol}",
             entry.split,
             str(entry.samples),
             metric,
@@ -228,7 +228,20 @@ def _divergence(report: PruningReport) -> list[str]:
     kind = "samples held out from the refit" if found.held_out else "calibration samples"
     agreed = "" if found.agreement is None else f"; the two agree to {found.agreement:.1%}"
     return [
-        f"The outputs' divergence from the dense model's is {found.distance:.4g} on {found.samples} {kind}{agreed}."
+        f"The outputs' divergence from the dense model's is {found.distance:.4g} on {found.samples} {kind}{agreed}.",
+        *_continuations(report.continuations),
+    ]
+
+
+def _continuations(found: Continuations | None) -> list[str]:
+    if found is None:
+        return []
+    kind = "held-out" if found.held_out else "calibration"
+    return [
+        f"After {found.prompts} prompts, the first tokens of {kind} samples, it writes {found.agreement:.1%} of the "
+        f"{found.tokens} tokens that the dense model writes after each. The mean log-likelihood of its own text under "
+        f"the dense model is {found.log_likelihood:.2f} nats a token, that of the dense model's text "
+        f"{found.dense_log_likelihood:.2f}."
     ]
 
 

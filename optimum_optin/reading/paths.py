@@ -80,6 +80,21 @@ def splits_of(folder: Path) -> list[str]:
     return sorted(_by_split(folder, _files_in(folder)))
 
 
+def text_files(path: Path, split: str) -> list[Path]:
+    """The text files of a split of a folder that holds no files of another kind, or the one that a path is; empty if
+    there are none.
+
+    Raises:
+        ValueError: the folder has text files, but none of this split.
+    """
+    files = [path] if path.is_file() else _files_in(path)
+    kinds = {file: kind_of(file) for file in files if not _is_note(file)}
+    found = [file for file, kind in kinds.items() if kind == "text"]
+    if not found or set(kinds.values()) - {"text", None}:
+        return []
+    return found if path.is_file() else _of_split(path, found, split)
+
+
 def _read_split(path: Path, split: str, delimiter: str | None, only: Sequence[str] | None):
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _load_saved(path, split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
-
-from .vision import check_inputs
 
 
 def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
@@ -34,6 +32,30 @@ def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
     if len(order) == 0:
         raise ValueError("calibration data is empty: a few dozen samples are needed.")
     return {index: data[index] for index in order.tolist()}
+
+
+def rows_from(data: Any, seed: int) -> Iterator[tuple[int, Any]]:
+    """All samples with their rows, in their order: from a drawn one on to the last, then from the first on.
+
+    Args:
+        data: see `draw`, but with a length.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: see `draw`.
+    """
+    data = _in_order(data, 0)
+    count = len(data)
+    if count == 0:
+        raise ValueError("calibration data is empty: a few dozen samples are needed.")
+    first = int(torch.randint(count, (), generator=torch.Generator().manual_seed(seed)))
+    for row in (*range(first, count), *range(first)):
+        yield row, data[row]
+
+
+def is_stream(data: Any) -> bool:
+    """Whether the data can only be read from their first sample on, and perhaps only once."""
+    return isinstance(data, Iterable) and (not hasattr(data, "__len__") or isinstance(data, IterableDataset))
 
 
 def is_missing(value: Any) -> bool:
@@ -106,7 +128,6 @@ def _has_places(data: Any) -> bool:
 
 def _of_columns(data: Mapping[str, Any]) -> Sequence[Any]:
     """The samples of a dict of columns: the output of a tokenizer or an image processor, or names with lists."""
-    check_inputs(data)
     if "pixel_values" in data and "input_ids" not in data:  # from an image processor
         return data["pixel_values"]
     columns = {name: _column(values) for name, values in data.items()}

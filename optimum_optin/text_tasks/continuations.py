@@ -1,0 +1,107 @@
+"""Continuations: what a pruned model writes after prompts, beside what the dense one writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from ..comparing.few_logits import logits_at
+from ..discovery.next_tokens import predicts_next_token
+from ..figures import Continuations
+from ..inputs.encoding import max_tokens
+from ..running.batch import Batch, token_mask
+from ..running.forward import logits_of, run_model
+from ..running.freezing import frozen
+
+_PROMPTS = 8
+_PROMPT, _NEW = 32, 32  # tokens
+
+
+@torch.no_grad()
+def compare_continuations(
+    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], held_out: bool = True
+) -> Continuations | None:
+    """Let both models go on with the first tokens of some samples, greedily, and compare what they write.
+
+    Perplexity hides that a model no longer writes sense, as it is asked for one token at a time, after a good text.
+
+    Args:
+        dense: the model before pruning.
+        pruned: one that was made from it.
+        batches: batches of samples, on the models' device.
+        held_out: see `Continuations`.
+
+    Returns:
+        What was found; `None` for models that do not write text, or take no more tokens than a prompt has.
+    """
+    if not hasattr(dense, "generate") or not predicts_next_token(dense):
+        return None
+    prompts = prompts_of(batches)
+    count, begun = prompts.shape
+    new = min(_NEW, max_tokens(dense) - begun)
+    if new < 1:
+        return None
+    texts = {model: written(model, prompts, new) for model in (dense, pruned)}
+    likely = new_token_logits(pruned, texts[dense], new).argmax(-1)
+    agreeing = likely == texts[dense][:, begun:]
+    said = {model: _log_likelihood(dense, texts[model], new) for model in texts}
+    return Continuations(
+        agreement=float(agreeing.double().mean()),
+        log_likelihood=said[pruned],
+        dense_log_likelihood=said[dense],
+        prompts=count,
+        tokens=new,
+        held_out=held_out,
+    )
+
+
+def prompts_of(batches: Sequence[Batch]) -> Tensor:
+    """The first tokens of the longest samples, equally many of each; shape (prompts, tokens)."""
+    samples = [ids[real] for batch in batches for ids, real in zip(batch["input_ids"], token_mask(batch), strict=True)]
+    longest = sorted(samples, key=len, reverse=True)[:_PROMPTS]
+    return torch.stack([sample[: min(_PROMPT, *map(len, longest))] for sample in longest])
+
+
+def written(model: nn.Module, prompts: Tensor, new: int) -> Tensor:
+    """Prompts and what a model writes after them, taking the likeliest token each time; nothing ends it early.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids without padding, shape (prompts, tokens).
+        new: how many tokens to write.
+    """
+    ends = model.config.get_text_config().vocab_size  # no token of the vocabulary
+    with frozen(model):  # which takes the settings back
+        model.generation_config = GenerationConfig(
+            do_sample=False, num_beams=1, max_new_tokens=new, eos_token_id=ends, pad_token_id=0, use_cache=True
+        )
+        return model.generate(prompts, attention_mask=torch.ones_like(prompts))
+
+
+def new_token_logits(model: nn.Module, texts: Tensor, new: int) -> Tensor:
+    """The logits that a model has for the last tokens of texts, each after all that comes before it.
+
+    Args:
+        model: a causal language model.
+        texts: token ids, shape (texts, tokens).
+        new: how many tokens at the end count.
+
+    Returns:
+        Shape (texts, new, vocabulary).
+    """
+    count, length = texts.shape
+    places = torch.arange(length - new - 1, length - 1)
+    rows = (torch.arange(count)[:, None] * length + places).flatten().to(texts.device)
+    batch = {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
+    with frozen(model), logits_at(model, batch, rows, bounded=False) as taken:
+        logits = logits_of(run_model(model, batch)).flatten(0, 1)
+    return (logits if taken else logits[rows]).view(count, new, -1)
+
+
+def _log_likelihood(model: nn.Module, texts: Tensor, new: int) -> float:
+    """The mean of log p over the last tokens of texts."""
+    shares = new_token_logits(model, texts, new).float().log_softmax(-1)
+    return float(shares.gather(-1, texts[:, -new:, None].to(shares.device)).double().mean())

@@ -1,0 +1,163 @@
+"""Perplexity of running text, block by block, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers.utils.logging import tqdm
+
+from ..config_values import check_integer
+from ..discovery.next_tokens import predicts_next_token
+from ..figures import Measurement
+from ..inputs.encoding import max_tokens, running_tokens
+from ..models.identity import config_of, device_of
+from ..running.forward import logits_of, run_model
+from ..running.freezing import frozen
+from .running_text import RunningText, read_running_text
+
+_LONGEST = 2048  # the usual length where the model takes more
+_MOST_LOGITS = 2**27  # of a pass: half a gigabyte in float32
+_MOST_AT_ONCE = 2**24  # of a sum: what a softmax copies
+
+
+class Perplexity:
+    """How well a causal language model predicts a text: the exponential of the mean of -log p over its tokens.
+
+    The whole text becomes one row of tokens. Blocks of `block_size` tokens begin at every `stride`-th token. In each of
+    them the model predicts all tokens but those that an earlier block has had, and but the first of the text; of the
+    blocks' tokens so each counts once if `stride` is smaller than `block_size`. With blocks that do not overlap, the
+    first token of each is not predicted. What is left at the end and is shorter than a block does not count.
+
+    Args:
+        block_size: tokens of a block; `None` takes the model's limit, but 2,048 at most.
+        stride: tokens between the starts of two blocks; `None` takes `block_size`. With less, every prediction has
+            `block_size - stride` tokens before it at least, and the measurement takes longer.
+    """
+
+    name = "perplexity"
+
+    def __init__(self, block_size: int | None = None, stride: int | None = None):
+        if block_size is not None:
+            check_integer("block_size", block_size, 2)
+        if stride is not None:
+            check_integer("stride", stride, 1)
+            if block_size is not None and stride > block_size:
+                raise ValueError(f"stride={stride} leaves out text between blocks of {block_size} tokens: take less.")
+        self._block_size, self._stride = block_size, stride
+
+    def read(
+        self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
+    ) -> RunningText:
+        """The text; see `read_running_text`."""
+        return read_running_text(self.name, data=data, data_dir=data_dir, split=split, max_samples=max_samples)
+
+    def check(self, model: nn.Module, processor: Any, samples: RunningText) -> None:
+        """Raise if the model cannot be measured on this text.
+
+        Raises:
+            ValueError: no language model that predicts the next token, no tokenizer, blocks that are longer than the
+                model takes, or a text that is shorter than a block.
+        """
+        self._blocks(model, processor, samples)
+
+    def check_each(self, model: nn.Module, processor: Any, samples: RunningText) -> None:
+        """All was checked with the model."""
+
+    def measure(self, model: nn.Module, processor: Any, samples: RunningText, batch_size: int) -> Measurement:
+        """The perplexity, on as many blocks at once as `batch_size` and memory allow.
+
+        Raises:
+            ValueError: see `check`; or logits that are not finite.
+        """
+        check_integer("batch_size", batch_size, 1)
+        blocks, stride = self._blocks(model, processor, samples)
+        length = blocks.shape[1]
+        at_once = max(1, min(batch_size, _MOST_LOGITS // (length * model.config.get_text_config().vocab_size)))
+        sums = []
+        with torch.inference_mode(), frozen(model):
+            for part in tqdm(blocks.split(at_once), desc=self.name, unit="batch"):
+                ids = send_to_device(part, device_of(model))
+                logits = logits_of(run_model(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+                sums += [surprises(each, tokens).cpu() for each, tokens in zip(logits, ids, strict=True)]
+        losses = torch.stack(sums)  # (blocks, length - 1), float32
+        if not losses.isfinite().all():
+            raise ValueError(f"the model's outputs on {samples.source} are not finite: its weights are damaged.")
+        new = torch.ones_like(losses, dtype=torch.bool)
+        new[1:, : max(0, length - stride - 1)] = False  # what an earlier block has had
+        how = f"blocks of {length} tokens" + (f", one every {stride}" if stride < length else "")
+        described = {"samples": len(blocks), "protocol": how}
+        return Measurement({self.name: perplexity((losses.double() * new).sum(1), new.sum(1))}, described=described)
+
+    def show(self, samples: RunningText, shown: Mapping[str, Any]) -> dict[str, bytes]:
+        """There is no picture of a text."""
+        return {}
+
+    def _blocks(self, model: nn.Module, processor: Any, samples: RunningText) -> tuple[Tensor, int]:
+        """The text's blocks, shape (blocks, block_size), and the stride."""
+        kind = type(model).__name__
+        if config_of(model) is None or not predicts_next_token(model):
+            raise ValueError(
+                f"{self.name} needs a causal language model, whose logits at each token are for the next one, and "
+                f"{kind} is none: load the model with task='text-generation', or measure it on its own task."
+            )
+        if processor is None:
+            raise ValueError(f"{self.name} is measured on text: pass the model's tokenizer as processor=.")
+        limit = max_tokens(model)
+        size = self._block_size or min(limit, _LONGEST)
+        stride = self._stride or size
+        if size > limit:
+            raise ValueError(f"block_size={size} is more than the {limit} tokens that this {kind} takes.")
+        if stride > size:
+            raise ValueError(f"stride={stride} leaves out text between blocks of {size} tokens: take less.")
+        tokens = running_tokens(samples.text, processor)
+        if len(tokens) < size:
+            raise ValueError(
+                f"{samples.source} has {len(tokens)} tokens, fewer than a block of {size}: give more text, or a "
+                "smaller block_size."
+            )
+        vocabulary = model.config.get_text_config().vocab_size
+        if max(tokens) >= vocabulary:
+            raise ValueError(
+                f"the tokenizer gives ids up to {max(tokens)}, the model's vocabulary ends at {vocabulary - 1}: the "
+                "tokenizer is not this model's."
+            )
+        return torch.tensor(tokens).unfold(0, size, stride)[: samples.most], stride
+
+
+def surprises(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log p of every token but the first, by the logits at the token before it.
+
+    Args:
+        logits: shape (tokens, vocabulary).
+        tokens: shape (tokens,).
+
+    Returns:
+        Shape (tokens - 1,), float32. No more than some of the logits are copied at once.
+    """
+    rows = max(1, _MOST_AT_ONCE // logits.shape[-1])
+    parts = zip(logits[:-1].split(rows), tokens[1:].to(logits.device).split(rows), strict=True)
+    return torch.cat([cross_entropy(part.float(), targets, reduction="none") for part, targets in parts])
+
+
+def perplexity(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:
+    """The perplexity and its standard error, by the delta method on the blocks' own sums.
+
+    Args:
+        sums: -log p summed over the tokens of each block, shape (blocks,), float64.
+        counts: how many tokens each sum has, shape (blocks,).
+
+    Returns:
+        exp(sum / count), and its error; `None` for a single block.
+    """
+    mean = float(sums.sum() / counts.sum())
+    value, blocks = math.exp(mean), len(sums)
+    if blocks < 2:
+        return value, None
+    off = sums - mean * counts
+    return value, value * math.sqrt(blocks / (blocks - 1) * float(off.square().sum())) / float(counts.sum())
