@@ -18,6 +18,7 @@ BEGIN, END = "<!-- map: written by docs/make_map.py -->", "<!-- end of map -->"
 FLOORS = (
     ("commands",),
     ("pruner",),
+    ("smallest",),
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),

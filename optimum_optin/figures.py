@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +106,41 @@ class Continuations(_Record):
             f"model's tokens, log-likelihood under the dense model {self.log_likelihood:.2f} "
             f"(its own text: {self.dense_log_likelihood:.2f})"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Drop(_Record):
+    """What a model lost at a budget that `prune(max_drop=...)` tried.
+
+    Args:
+        flops: the budget.
+        drop: what the model lost there.
+    """
+
+    flops: float
+    drop: float
+
+
+@dataclass(frozen=True, eq=False)
+class Drops(_Record):
+    """What `prune(max_drop=...)` tried.
+
+    Args:
+        metric: in which metric a model was to lose no more.
+        most: the most that it might lose.
+        tried: what was tried, in order.
+    """
+
+    metric: str
+    most: float
+    tried: Sequence[Drop]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tried", [Drop.of(each) for each in self.tried])
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{each.drop:.4g} at {each.flops:.1%}" for each in self.tried)
+        return f"{self.metric} was to drop by at most {self.most:.4g}; drop by budget tried: {tried}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,7 @@ def prune_model(
         calibration: its calibration; may be `None` if nothing is to be refitted.
         config: the configuration; it must have passed the checks of `readiness.py`.
     """
-    fit, others = _split(0 if calibration is None else len(calibration))
+    fit, others = split_of(0 if calibration is None else len(calibration))
     seconds: dict[str, float] = {}
     with _timed(seconds, "dense passes"):
         refits = config.compensation == "ridge"
@@ -162,7 +162,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - started
 
 
-def _split(batches: int) -> tuple[list[int], list[int]]:
+def split_of(batches: int) -> tuple[list[int], list[int]]:
     """Which batches to refit on, and which to measure divergence on; the same where there is only one."""
     if batches < 2:
         return list(range(batches)), list(range(batches))

@@ -49,6 +49,7 @@ from .running.randomness import kept_streams
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules
 from .search.macs import total_cost
+from .smallest import Allowance, Metric, prune_within
 from .storage.entry import structure_of_model
 from .storage.integrity import check_rebuilt, difference
 from .storage.loading import load_model, load_processor
@@ -295,6 +296,8 @@ class OptinPruner:
         *,
         scores: Scores | None = None,
         flops: float | None = None,
+        max_drop: float | None = None,
+        metric: Metric | None = None,
         save_dir: str | os.PathLike | None = None,
         text_columns: Sequence[str | int] | None = None,
     ) -> PreTrainedModel | nn.Module:
@@ -311,17 +314,29 @@ class OptinPruner:
             config: configuration; `None` takes that of the scores, or without scores the pruner's.
             scores: scores from an earlier `score` on this model; they serve any budget.
             flops: the budget; `None` takes the configuration's.
+            max_drop: how much the model may lose, instead of a budget: of six budgets that are tried from the same
+                scores, by halving, the smallest that loses no more is taken. The report tells all (`drops`).
+            metric: in which metric it may lose that much. `"agreement"`, which `None` takes: 0.02 for one in fifty
+                outputs that differ from the dense model's; `"divergence"`, in nats for classes; `"perplexity"`, as a
+                share of the dense model's: these are measured on calibration samples that the refit has not seen. Or a
+                function of a model, whose value is the higher the better, such as an accuracy on data of your own.
             save_dir: folder to save model, processor, report and card to.
             text_columns: one or two columns of `calibration` (or places in tuples) that hold the text. `None` takes
                 known names (`sentence`, `text`, `premise` and `hypothesis`, ...), else the only column that looks like
                 text, and says so.
 
         Raises:
-            ValueError: unusable data, scores or budget; raised before long work.
+            ValueError: unusable data, scores, budget or metric, raised before long work; or `max_drop` is met by no
+                budget that was tried.
             NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_save_directory`.
             NotSavedError: saving failed all the same; the model is kept as `pruned_model`.
         """
-        config = self._config(config, scores, flops)
+        if max_drop is not None and flops is not None:
+            raise ValueError(f"flops={flops} and max_drop={max_drop} both say how small the model is to be: give one.")
+        if max_drop is None and metric is not None:
+            raise ValueError(f"metric={metric!r:.80} says in what max_drop= is counted: give that as well.")
+        allowed = None if max_drop is None else Allowance(max_drop, "agreement" if metric is None else metric)
+        config = self._config(config, scores, flops if allowed is None else 1.0)
         if save_dir is not None:
             save_dir = self.check_save_directory(save_dir)
         groups = proved_groups(self.model, config)
@@ -329,13 +344,20 @@ class OptinPruner:
             check_rebuilt(self.model)
         elif found := difference(self.model):
             logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
+        if allowed is not None:
+            allowed.check(self.model, calibrated=calibration is not None or bool(scores and scores.calibration))
         scores, calibration = self._scored(calibration, scores, groups, config, text_columns)
         self.scores = dataclasses.replace(scores, calibration=None)
-        pruned = prune_model(self.model, groups, scores, calibration, config)
+        drops = None
+        if allowed is None:
+            pruned = prune_model(self.model, groups, scores, calibration, config)
+        else:
+            pruned, config, drops = prune_within(self.model, groups, scores, calibration, config, allowed=allowed)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
         self._pictures = {}
         base = self._origin.base()
-        self.report = report_of(self.model, groups, pruned, scores, config, calibration=calibration, base=base)
+        report = report_of(self.model, groups, pruned, scores, config, calibration=calibration, base=base)
+        self.report = dataclasses.replace(report, drops=drops)
         if save_dir is not None:
             try:
                 self.save_pretrained(save_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -20,7 +21,7 @@ from .publishing.remote_code import check_remote_code
 from .search.candidates import priced
 from .search.limits import numbers_of
 from .search.macs import kept_cost, matching_cost, total_cost
-from .search.masks import check_budget
+from .search.masks import check_budget, minimum_cost
 from .search.overlaps import overlapping
 from .search.selection import limits_of
 from .storage.record import check_recordable, unsavable
@@ -92,12 +93,37 @@ def check_affordable(
     Raises:
         ValueError: see `check_budget`.
     """
-    costs, budget = priced(model, groups, tokens, config, schedule)
-    limits = limits_of(config, groups)
+    costs, budget = _least_costs(model, groups, tokens, config, schedule)
     dense, spent = total_cost(model, groups, tokens), matching_cost(model, groups, tokens, schedule)
+    check_budget(costs, budget, limits_of(config, groups), dense, spent)
+
+
+def least_budget(
+    model: PreTrainedModel,
+    groups: Groups,
+    tokens: int,
+    config: OptinConfig,
+    schedule: TokenSchedule | None,
+) -> float:
+    """The smallest budget that pays for the floors beside a schedule of merging tokens; a share of the dense cost."""
+    costs, _ = _least_costs(model, groups, tokens, config, schedule)
+    spent = matching_cost(model, groups, tokens, schedule)
+    return (minimum_cost(costs, limits_of(config, groups)) + spent) / total_cost(model, groups, tokens)
+
+
+def _least_costs(
+    model: PreTrainedModel,
+    groups: Groups,
+    tokens: int,
+    config: OptinConfig,
+    schedule: TokenSchedule | None,
+) -> tuple[dict[str, Tensor], float]:
+    """What `priced` returns, with costs whose sum over what must stay is what that costs."""
+    costs, budget = priced(model, groups, tokens, config, schedule)
     if overlapping(groups):  # what must stay costs less than the sum
+        limits, spent = limits_of(config, groups), matching_cost(model, groups, tokens, schedule)
         numbers = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
         least = {group.key: torch.arange(group.units) < numbers[group.key] for group in groups}
         share = (total_cost(model, groups, tokens, schedule, least) - spent) / max(kept_cost(costs, least), 1)
         costs = {key: table * share for key, table in costs.items()}
-    check_budget(costs, budget, limits, dense, spent)
+    return costs, budget

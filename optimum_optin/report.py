@@ -13,7 +13,7 @@ from typing import Any
 
 from .architectures.group import HEADS, NEURONS
 from .config import current_fields
-from .figures import CalibrationSource, Continuations, Divergence, Evaluation, HubModel, Latency, plain
+from .figures import CalibrationSource, Continuations, Divergence, Drops, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
 from .reasons import reasons_of
 from .storage.structure import Structure
@@ -79,6 +79,7 @@ class PruningReport:
         divergence: divergence of the outputs from the dense model's, on calibration samples that the refit has not
             seen if there are two batches or more; `None` without calibration data.
         continuations: what the pruned model writes, of language models, on the same samples; `None` for others.
+        drops: what `prune(max_drop=...)` tried; `None` if the budget was given.
         evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split.
         latency: what `OptinPruner.benchmark` measured; `None` if nothing was.
         calibration: the data that it was pruned on; `None` if there were none.
@@ -110,11 +111,13 @@ class PruningReport:
     base: HubModel | None = None
     refit: dict[str, str] = field(default_factory=dict)
     continuations: Continuations | None = None
+    drops: Drops | None = None
 
     def __post_init__(self) -> None:
         read = {
             "divergence": Divergence.of(self.divergence),
             "continuations": Continuations.of(self.continuations),
+            "drops": Drops.of(self.drops),
             "evaluations": [Evaluation.of(entry) for entry in self.evaluations],
             "latency": Latency.of(self.latency),
             "calibration": CalibrationSource.of(self.calibration),
@@ -152,7 +155,7 @@ class PruningReport:
             raise ValueError(f"{file} is damaged, or of a newer version of optimum-optin: {error}.") from error
 
     def _figures(self) -> list[Any]:
-        return [self.divergence, self.continuations, *self.evaluations, self.latency]
+        return [self.drops, self.divergence, self.continuations, *self.evaluations, self.latency]
 
     def __str__(self) -> str:
         seconds = ", ".join(f"{stage} {time:.1f} s" for stage, time in self.seconds.items())

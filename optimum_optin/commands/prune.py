@@ -17,9 +17,12 @@ from ..publishing.hub import check_push
 from ..running.processes import is_main, process_count
 from ..scoring import Scores
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
+from .options import add_options, given
 from .rescue import check_place, save_bare, save_or_none, save_somewhere
 
 logger = logging.get_logger(__name__)
+
+ALLOWED = ("max_drop", "metric")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of their data, for --evaluate; of GLUE, its TSV files (SST-2/dev.tsv, ...)",
     )
+    add_options(parser, OptinPruner.prune, ALLOWED)
     parser.add_argument("--benchmark", action="store_true", help="time the dense model against the pruned one")
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="repository to upload the result to")
     parser.add_argument(
@@ -51,6 +55,13 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         raise ValueError("give --output DIR to save to, or --dry-run.")
     if arguments.calibration is None and arguments.scores is None:
         raise ValueError("give --calibration DATA, or --scores DIR of an earlier `optin score`.")
+    allowed = given(arguments, ALLOWED)
+    if "max_drop" not in allowed and "metric" in allowed:
+        raise ValueError("--metric says in what --max-drop is counted: give that as well.")
+    if allowed and arguments.dry_run:
+        raise ValueError("--max-drop cuts and refits several times to see what is lost: it takes no --dry-run.")
+    if "max_drop" in allowed and "flops" in vars(arguments):
+        raise ValueError("--flops and --max-drop both say how small the model is to be: give one.")
     if arguments.output is not None:
         check_folder(arguments.output)
     token = getattr(arguments, "token", None)
@@ -68,7 +79,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     for task in arguments.evaluate:
         check_task(pruner.model, pruner.processor, task, data_dir=arguments.data_dir)
     pruner.check_save_directory(arguments.output)
-    output = _prune(pruner, calibration, config, scores, arguments.output)
+    output = _prune(pruner, calibration, config, scores, output=arguments.output, allowed=allowed)
     commit = None
     try:
         if arguments.evaluate or arguments.benchmark:
@@ -80,10 +91,18 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     return check_place(output, arguments.output, _result(pruner, output, commit))
 
 
-def _prune(pruner: OptinPruner, calibration: Any, config: OptinConfig, scores: Scores | None, output: str) -> str:
+def _prune(
+    pruner: OptinPruner,
+    calibration: Any,
+    config: OptinConfig,
+    scores: Scores | None,
+    *,
+    output: str,
+    allowed: dict[str, Any],
+) -> str:
     """Prune and save, and return the folder; if that fails, save what there is."""
     try:
-        pruner.prune(calibration, config, scores=scores)
+        pruner.prune(calibration, config, scores=scores, **allowed)
         return save_somewhere(pruner.save_pretrained, output)
     except Exception as error:
         if is_main():

@@ -102,19 +102,33 @@ def check_budget(
         ValueError: names the least share of the dense cost that will do, and the groups that must stay whole; or limits
             that no number of units meets.
     """
-    numbers = {key: numbers_of(key, floors or {}, len(table) - 1) for key, table in costs.items()}
     dense = dense or sum(float(table[-1]) for table in costs.values())
-    forced = sum(float(table[numbers[key][0]]) for key, table in costs.items())
-    steps = [float(table[numbers[key][1]]) for key, table in costs.items() if len(numbers[key]) > 1]
-    minimum = forced or min(steps, default=0.0)
+    minimum = minimum_cost(costs, floors)
     if budget < minimum:
         given, least = (budget + spent) / dense, (minimum + spent) / dense
-        whole = [key for key, table in costs.items() if numbers[key][0] == len(table) - 1 > 0]
+        forced = {key: numbers_of(key, floors or {}, len(table) - 1)[0] for key, table in costs.items()}
+        whole = [key for key, table in costs.items() if forced[key] == len(table) - 1 > 0]
         raise ValueError(
             f"a budget of {given:.4g} of the dense cost is below the minimum structure, which costs {least:.4g} of it: "
             "ask for more, lower min_heads, min_neurons, floors or keep, exclude less, or leave layout='uniform'."
             + (f" What must stay whole: {_listed(whole)}." if whole else "")
         )
+
+
+def minimum_cost(costs: Mapping[str, Tensor], floors: Limits | None = None) -> float:
+    """What the least that must stay costs; a single step, if that is nothing.
+
+    Args:
+        costs: see `search`.
+        floors: see `search`.
+
+    Raises:
+        ValueError: limits that no number of units meets.
+    """
+    numbers = {key: numbers_of(key, floors or {}, len(table) - 1) for key, table in costs.items()}
+    forced = sum(float(table[numbers[key][0]]) for key, table in costs.items())
+    steps = [float(table[numbers[key][1]]) for key, table in costs.items() if len(numbers[key]) > 1]
+    return forced or min(steps, default=0.0)
 
 
 def check_kept(masks: Mapping[str, Tensor], floors: Limits) -> None:

@@ -1,6 +1,6 @@
 """Measuring language models: how well they predict running text, and what they write."""
 
 from .continuations import compare_continuations
-from .perplexity import Perplexity
+from .perplexity import Perplexity, held_out_perplexity
 
-__all__ = ["Perplexity", "compare_continuations"]
+__all__ = ["Perplexity", "compare_continuations", "held_out_perplexity"]

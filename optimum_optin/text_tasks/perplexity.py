@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..discovery.next_tokens import predicts_next_token
 from ..figures import Measurement
 from ..inputs.encoding import max_tokens, running_tokens
 from ..models.identity import config_of, device_of
+from ..running.batch import Batch, token_mask
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
 from .running_text import RunningText, read_running_text
@@ -128,6 +129,24 @@ class Perplexity:
                 "tokenizer is not this model's."
             )
         return torch.tensor(tokens).unfold(0, size, stride)[: samples.most], stride
+
+
+@torch.inference_mode()
+def held_out_perplexity(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """The perplexity of samples as they are, each by itself, padding excluded.
+
+    Args:
+        model: a causal language model.
+        batches: tokenised samples, on its device.
+    """
+    total, count = 0.0, 0
+    with frozen(model):
+        for batch in batches:
+            logits = logits_of(run_model(model, batch))
+            for each, tokens, real in zip(logits, batch["input_ids"], token_mask(batch), strict=True):
+                losses = surprises(each[real], tokens[real])
+                total, count = total + float(losses.double().sum()), count + len(losses)
+    return math.exp(total / count)
 
 
 def surprises(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -197,6 +197,13 @@ def test_prune_from_scores_and_dry_run(place, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_prune_to_what_may_be_lost(place, tmp_path, capsys):
+    data = (place / "dense", "--calibration", place / "texts.txt", "--scores", place / "scores")
+    made = _json(capsys, "prune", *data, "--max-drop", "100", "--metric", "divergence", "--output", tmp_path / "out")
+    assert made["drops"]["metric"] == "divergence"
+    assert made["flops_requested"] == min(each["flops"] for each in made["drops"]["tried"])
+
+
 def test_of_several_processes_one_prints(place, capsys, monkeypatch):
     capsys.readouterr()
     monkeypatch.setattr(sys.modules[make_parser.__module__], "is_main", lambda: False)
@@ -320,6 +327,10 @@ def nothing_sent(hub, monkeypatch):
         ("prune {dense} --calibration {texts}", "give --output DIR to save to, or --dry-run"),
         ("prune {dense} --calibration {texts} --output {texts}", "texts.txt is a file; give a folder"),
         ("prune {dense} --calibration {texts} --output {out} --flops 1.4", "flops=1.4 must be in (0, 1]"),
+        ("prune {dense} --calibration {texts} --output {out} --flops 0.5 --max-drop 0.1", "both say how small"),
+        ("prune {dense} --calibration {texts} --max-drop 0.1 --dry-run", "it takes no --dry-run"),
+        ("prune {dense} --calibration {texts} --output {out} --metric agreement", "give that as well"),
+        ("prune {dense} --calibration {texts} --output {out} --max-drop 0.1 --metric f1", "or one of agreement"),
         ("prune {dense} --calibration {texts} --output {out} --scorer magic", "unknown scorer 'magic'"),
         ("prune {dense} --calibration nowhere.csv --output {out}", "no file or folder nowhere.csv"),
         ("prune {dense} --calibration {texts} --output {out} --text-columns a", "no column a; there are text"),

@@ -20,7 +20,7 @@ from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.calibration import calibrate, dense_passes
-from optimum_optin.pipeline import _split
+from optimum_optin.pipeline import split_of
 from optimum_optin.running.batch import same_batches
 from optimum_optin.search.candidates import Choice
 from optimum_optin.search.divergence import Divergence, measure_divergence
@@ -199,7 +199,7 @@ def test_a_cut_that_overflows_loses(monkeypatch):
 @pytest.mark.parametrize("count", [2, 7, 64])
 def test_divergence_is_measured_on_batches_that_the_refit_does_not_see(count):
     batches = range(count)
-    fit, held_out = _split(count)
+    fit, held_out = split_of(count)
     assert fit
     assert held_out
     assert not set(fit) & set(held_out)
@@ -207,7 +207,7 @@ def test_divergence_is_measured_on_batches_that_the_refit_does_not_see(count):
 
 
 def test_a_single_batch_is_not_called_held_out():
-    assert _split(1) == ([0], [0])
+    assert split_of(1) == ([0], [0])
     pruner = OptinPruner(tiny_model())
     pruner.prune(tiny_samples(8), CONFIG)
     assert pruner.report.divergence["held_out"] is False
