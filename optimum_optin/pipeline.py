@@ -192,7 +192,11 @@ def _continuations(
     """What both models write, if they are language models; a collapse gives a warning."""
     if held_out is None:
         return None
-    found = compare_continuations(dense, pruned, held_out.batches, apart)
+    try:
+        found = compare_continuations(dense, pruned, held_out.batches, apart)
+    except Exception as error:  # whatever `generate` may raise: the work of an hour is not lost to a look at it
+        logger.warning(f"what the models write could not be compared ({type(error).__name__}: {error}).")
+        return None
     if found is not None and found.agreement < _COLLAPSE_OF_TEXT:
         logger.warning(
             f"the pruned model writes only {found.agreement:.0%} of the tokens that the dense model writes after "

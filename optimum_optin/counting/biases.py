@@ -19,7 +19,9 @@ from ..tracing.found import FoundGroup
 
 @torch.no_grad()
 def bias_arguments(model: nn.Module, layer: str, units: int, sample: Batch) -> list[str]:
-    """Arguments that may carry the bias of all heads, shape (batch, heads, queries, keys): the innermost module first.
+    """Arguments that may carry the bias of all heads: the innermost module first.
+
+    Its shape is (batch, heads, queries, keys), or, as alibi has, (batch * heads or heads, 1, keys).
 
     Args:
         model: the model, frozen.
@@ -36,7 +38,7 @@ def bias_arguments(model: nn.Module, layer: str, units: int, sample: Batch) -> l
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             names = list(inspect.signature(module.forward).parameters)
             for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-                if isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == units:
+                if isinstance(value, Tensor) and _is_by_head(value, units):
                     found.append(f"{path}.{name}")
 
         return record
@@ -46,6 +48,12 @@ def bias_arguments(model: nn.Module, layer: str, units: int, sample: Batch) -> l
             stack.callback(module.register_forward_pre_hook(hook(path), with_kwargs=True).remove)
         call_model(model, sample)
     return list(dict.fromkeys(reversed(found)))
+
+
+def _is_by_head(value: Tensor, units: int) -> bool:
+    if value.dim() == 3:
+        return value.is_floating_point() and value.shape[1] == 1 and value.shape[0] % units == 0
+    return value.dim() == 4 and value.shape[1] == units
 
 
 def together(groups: Iterable[FoundGroup]) -> list[FoundGroup]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from ..architectures.group import Blocks, Group, Groups
+from ..architectures.group import HEADS, Blocks, Cut, Group, Groups
 from ..counting.biases import bias_arguments, together
 from ..counting.caches import counted_by_caches
 from ..counting.counters import Counters, NotCut, counters_of
@@ -27,7 +27,7 @@ from .pooled import pooled_readers
 from .samples import checked_sample, tiny_sample
 from .silent import silent_weights
 from .streams import inputs_of
-from .traced import Inexpressible, Part, named_groups, part_of
+from .traced import Inexpressible, Named, Part, named_groups, part_of
 
 _POOLED = "it runs once for each sample, and not for every token or place: a pooler, say, which costs little"
 _FRONT = "it is a convolution of the front end that makes tokens of a sound, which is left whole"
@@ -93,18 +93,26 @@ class _Counting:
             except Inexpressible as error:
                 left[_writers(each.writes)] = str(error)
         named = named_groups(self._model, parts, self._pooled)
+        members, uncut = self._counted_of(named)
+        if _take_names(named, uncut):  # of what can be cut: a last head's channels are neurons, too
+            named = named_groups(self._model, parts, self._pooled, [named.parts[key] for key in uncut])
+            members, uncut = self._counted_of(named)
         left |= {_writers(part.cut.writes): _POOLED for part in named.pooled}
         left |= {_writers(part.cut.writes): _FRONT for part in named.front}
-        members, uncut = [], set()
+        tables = {table for key in uncut for table in named.parts[key].tables}
+        return members, left | uncut, named.layers, frozenset(tables)
+
+    def _counted_of(self, named: Named) -> tuple[list[Group], dict[str, str]]:
+        """The groups that can be cut, with counters, and the keys of the others with reasons."""
+        members, uncut = [], {}
         for group in progress(named.groups, "Counting units", "group"):
-            part = named.parts[group.key]
-            counted = self._counted(group, part, named.layers[group.layer])
+            part, layer = named.parts[group.key], named.layers[group.layer]
+            counted = self._counted(group, part, layer)
             if isinstance(counted, str):
-                left[group.key] = counted
-                uncut |= set(part.tables)
+                uncut[group.key] = counted
             else:
-                members.append(counted.of(group, part, named.layers[group.layer]))
-        return members, left, named.layers, frozenset(uncut)
+                members.append(counted.of(group, part, layer))
+        return members, uncut
 
     def _counted(self, group: Group, part: Part, layer: str) -> _Counted | str:
         kind = _kind(group, part)
@@ -113,22 +121,27 @@ class _Counting:
         return self._known[kind]
 
     def _count(self, group: Group, part: Part, layer: str) -> _Counted | str:
-        biases: list[str | None] = [None]
-        if part.tables:
-            biases = [*bias_arguments(self._model, layer, group.units, self._sample)]
         problem = (
             f"{' and '.join(part.tables)} holds what all layers add for each head, and none is handed it by itself"
         )
-        for bias, cut in itertools.product(biases, filter(None, (part.cut, part.otherwise))):
+        for bias, cut in self._ways(group, part, layer):
             trial = replace(group, cut=replace(cut, shared_bias=bias))
             try:
                 counters, least = counters_of(self._model, trial, part.path, layer, self._sample)
             except NotCut as error:
-                problem = str(error)
+                problem = problem if bias and not part.tables else str(error)
                 continue
             inside = {name.removeprefix(f"{part.path}."): amount for name, amount in counters.items()}
             return _Counted(inside, least, bias and bias.removeprefix(f"{layer}."), cut is part.cut)
         return problem
+
+    def _ways(self, group: Group, part: Part, layer: str) -> Iterator[tuple[str | None, Cut]]:
+        """Arguments that may carry a bias of all heads, first none where no table is one, with what is sliced then."""
+        cuts = [cut for cut in (part.cut, part.otherwise) if cut is not None]
+        if not part.tables:
+            yield from ((None, cut) for cut in cuts)
+        if part.tables or group.role == HEADS:
+            yield from itertools.product(bias_arguments(self._model, layer, group.units, self._sample), cuts)
 
 
 def _traced(model: nn.Module, sample: Batch) -> Trace:
@@ -183,6 +196,13 @@ class _Counted:
         bias = self.bias and f"{layer}.{self.bias}"
         cut = part.cut if self.as_first else part.otherwise
         return replace(group, least=self.least, cut=replace(cut, counters=counters, shared_bias=bias))
+
+
+def _take_names(named: Named, uncut: Collection[str]) -> bool:
+    """Whether groups that cannot be cut have the plain name of a role of which their layer has others that can."""
+    plain = {(group.layer, group.role) for group in named.groups if group.key in uncut}
+    others = [group for group in named.groups if group.key not in uncut]
+    return any(group.layer == layer and group.role.endswith(f"_{role}") for group in others for layer, role in plain)
 
 
 def _joined(found: Iterable[FoundGroup], alike: Sequence[FoundGroup]) -> list[FoundGroup]:

@@ -160,7 +160,9 @@ def _dims(model: nn.Module, part: Blocks) -> tuple[int, int] | None:
     return next((dims for kind, dims in _LINEARS.items() if isinstance(module, kind)), None)
 
 
-def named_groups(model: nn.Module, parts: Iterable[Part], pooled: Collection[str] = ()) -> Named:
+def named_groups(
+    model: nn.Module, parts: Iterable[Part], pooled: Collection[str] = (), last: Collection[Part] = ()
+) -> Named:
     """Parts with names.
 
     A layer is a module in a list of modules of one class. If lists lie in each other, the outermost counts that holds a
@@ -170,6 +172,7 @@ def named_groups(model: nn.Module, parts: Iterable[Part], pooled: Collection[str
         model: the model.
         parts: what was found, in order of execution.
         pooled: paths of modules that read one token, or place, of each sample.
+        last: those of the parts that are named after all others, as they cannot be cut.
     """
     parts, lists = list(parts), _lists(model)
     chains = [[each for each in _prefixes(part.path) if each in lists] for part in parts]
@@ -196,7 +199,8 @@ def named_groups(model: nn.Module, parts: Iterable[Part], pooled: Collection[str
         else:
             members.append((part, home or (touched if part.role == CHANNELS else None)))
     # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
-    for part, home in sorted(members, key=lambda member: member[0].path.count(".")):
+    after = {id(part) for part in last}
+    for part, home in sorted(members, key=lambda member: (id(member[0]) in after, member[0].path.count("."))):
         path = home or _running(model, part.path)
         layer = name_of[home] if home else (path.replace(".", "_") or "model")
         layers.setdefault(layer, path)

@@ -94,7 +94,7 @@ def take_units(model: nn.Module, group: Group, kept: Tensor) -> None:
         _remove_core(model, cut)
     elif cut.shared_bias:
         reader, _, argument = cut.shared_bias.rpartition(".")
-        _select_heads(model.get_submodule(reader), argument, kept)
+        _select_heads(model.get_submodule(reader), argument, group.units, kept)
 
 
 class RemovedAttention(nn.Module):
@@ -163,15 +163,18 @@ class HeadSelector:
     """Pre-forward hook that slices a position bias shared by a stack to the kept heads.
 
     Args:
-        argument: the bias's name among the module's arguments; shape (batch, heads, queries, keys).
+        argument: the bias's name among the module's arguments; shape (batch, heads, queries, keys), or (heads, 1, keys)
+            or (batch * heads, 1, keys), as alibi has.
         position: the bias's index among the positional arguments.
         kept: the heads that stay.
+        heads: how many there were; `None` if that was not noted, and then the bias has four dimensions.
     """
 
-    def __init__(self, argument: str, position: int, kept: list[int]):
+    def __init__(self, argument: str, position: int, kept: list[int], heads: int | None = None):
         self.argument = argument
         self.position = position
         self.kept = kept
+        self.heads = heads
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if self.position < len(args):
@@ -180,6 +183,8 @@ class HeadSelector:
         return args, {**kwargs, self.argument: self._select(kwargs.get(self.argument))}
 
     def _select(self, bias: Tensor | None) -> Tensor | None:
+        if bias is not None and bias.dim() == 3 and self.heads is not None:
+            return bias.unflatten(0, (-1, self.heads))[:, self.kept].flatten(0, 1)
         # Without a bias, an attention mask is the same for all heads.
         return bias if bias is None or bias.shape[1] == 1 else bias[:, self.kept]
 
@@ -221,13 +226,14 @@ def _remove_core(model: nn.Module, cut: Cut) -> None:
         set_attribute(model, path, None)
 
 
-def _select_heads(reader: nn.Module, argument: str, kept: Tensor) -> None:
-    for hook in reader._forward_pre_hooks.values():
+def _select_heads(reader: nn.Module, argument: str, heads: int, kept: Tensor) -> None:
+    for key, hook in reader._forward_pre_hooks.items():
         if isinstance(hook, HeadSelector):  # pruned before: `kept` picks among the heads it selects
-            hook.kept = [hook.kept[index] for index in kept]
+            left = [hook.kept[index] for index in kept]
+            reader._forward_pre_hooks[key] = HeadSelector(hook.argument, hook.position, left, hook.heads)
             return
     position = list(inspect.signature(reader.forward).parameters).index(argument)
-    reader.register_forward_pre_hook(HeadSelector(argument, position, kept.tolist()), with_kwargs=True)
+    reader.register_forward_pre_hook(HeadSelector(argument, position, kept.tolist(), heads), with_kwargs=True)
 
 
 def check_sliceable(model: nn.Module, groups: Iterable[Group]) -> None:

@@ -17,7 +17,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..merging.schedule import TokenSchedule
-from .structure import Structure, ranges_from_json, structure_from_json
+from .structure import Structure, selected_from_json, structure_from_json
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 2
@@ -43,7 +43,8 @@ class OptinStructureConfig(QuantizationConfigMixin):
         base: path of the base model in the model that was saved, without its head; `""` if it has none.
         shapes: name -> shape of each parameter and buffer that was cut.
         counters: path -> value of each attribute that counts units.
-        selectors: path of a module -> name of its argument that carries a bias of all heads -> heads that it picks.
+        selectors: path of a module -> name of its argument that carries a bias of all heads -> heads that it picks, and
+            of how many (`"0-4,7 of 12"`).
         removed: path of an attention without heads -> name of the consumer inside that is left of it; `""` for none.
         without: paths of modules that are gone.
         merging: the layers that merge tokens, or see merged ones (`MergingLayer`).
@@ -167,7 +168,7 @@ def _are_counters(value: Any) -> bool:
 
 def _are_selectors(value: Any) -> bool:
     return _texts(value, Mapping) and all(
-        _texts(each, Mapping) and all(ranges_from_json(kept) is not None for kept in each.values())
+        _texts(each, Mapping) and all(selected_from_json(kept) is not None for kept in each.values())
         for each in value.values()
     )
 
@@ -194,7 +195,7 @@ _FORMS = {
     "base": ("the path of a module, or ''", lambda value: isinstance(value, str)),
     "shapes": ("names of tensors with lists of whole numbers of at least 0", _are_shapes),
     "counters": ("paths of attributes with whole numbers of at least 0", _are_counters),
-    "selectors": ("paths of modules with names of arguments with heads, such as '0-4,7'", _are_selectors),
+    "selectors": ("paths of modules with names of arguments with heads, such as '0-4,7 of 12'", _are_selectors),
     "removed": ("paths of modules with the name of a module inside, or ''", _are_removed),
     "without": ("a list of paths of modules", lambda value: _texts(value, list)),
     "merging": ('a list of {"layer": ..., "path": ..., "keys": ..., "width": ...}', _are_merging),

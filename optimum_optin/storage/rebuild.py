@@ -19,7 +19,7 @@ from ..editing.surgery import HeadSelector, RemovedAttention, empty, follow_shap
 from ..merging.hooks import MergingLayer, attach_mergers, check_takes_bias
 from ..merging.schedule import TokenSchedule
 from .entry import ATTRIBUTE, STRUCTURE_FILE, OptinStructureConfig
-from .structure import ranges_from_json
+from .structure import selected_from_json
 
 
 def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
         set_attribute(model, path, value)
     for path, selected in entry.selectors.items():
         for argument, kept in selected.items():
-            _select(model, path, argument, ranges_from_json(kept))
+            _select(model, path, argument, *selected_from_json(kept))
     for path, consumer in entry.removed.items():
         _remove(model, path, consumer)
     for path in entry.without:
@@ -246,15 +246,15 @@ def _module(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def _select(model: nn.Module, path: str, argument: str, kept: Sequence[int]) -> None:
-    """Let a module pick its heads from a bias of all."""
+def _select(model: nn.Module, path: str, argument: str, kept: Sequence[int], heads: int | None) -> None:
+    """Let a module pick its heads from a bias of all; see `HeadSelector`."""
     module = _module(model, path)
     arguments = list(inspect.signature(module.forward).parameters)
     if argument not in arguments:
         raise ValueError(
             f"{place_of(model)} names the argument {argument!r} of {path}, which takes {', '.join(arguments)}."
         )
-    selector = HeadSelector(argument, arguments.index(argument), list(kept))
+    selector = HeadSelector(argument, arguments.index(argument), list(kept), heads)
     module.register_forward_pre_hook(selector, with_kwargs=True)
 
 

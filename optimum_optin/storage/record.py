@@ -252,15 +252,18 @@ def _counters_of(groups: Iterable[Group]) -> list[str]:
 
 
 def _selectors(model: nn.Module) -> Iterator[tuple[str, dict[str, str]]]:
-    """Path of each module that picks heads from a bias of all -> its argument and the heads."""
+    """Path of each module that picks heads from a bias of all -> its argument, the heads, and of how many they are."""
     for path, module in model.named_modules():
         kept: dict[str, list[int]] = {}
+        heads: dict[str, int | None] = {}
         for hook in module._forward_pre_hooks.values():
             if hasattr(hook, "argument") and hasattr(hook, "kept"):  # a HeadSelector, of a folder's remote code as well
                 before = kept.get(hook.argument)
                 kept[hook.argument] = hook.kept if before is None else [before[index] for index in hook.kept]
+                heads.setdefault(hook.argument, getattr(hook, "heads", None))
         if kept:
-            yield path, {argument: ranges_to_json(indices) for argument, indices in kept.items()}
+            of = {argument: "" if count is None else f" of {count}" for argument, count in heads.items()}
+            yield path, {argument: ranges_to_json(indices) + of[argument] for argument, indices in kept.items()}
 
 
 def _is_removed(module: nn.Module) -> bool:

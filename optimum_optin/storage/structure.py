@@ -113,6 +113,20 @@ def ranges_from_json(text: str) -> tuple[int, ...] | None:
     return tuple(indices)
 
 
+def selected_from_json(text: str) -> tuple[tuple[int, ...], int | None] | None:
+    """Heads that stay, and how many there were, from their form `"0-4,7 of 12"`; `None` if it is damaged.
+
+    Earlier folders do not say how many there were, which is `None` then.
+    """
+    ranges, separator, count = text.partition(" of ") if isinstance(text, str) else ("a", "", "")
+    kept = ranges_from_json(ranges)
+    if kept is None or not separator:
+        return None if kept is None else (kept, None)
+    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= max(kept, default=-1):
+        return None
+    return kept, int(count)
+
+
 def ranges_to_json(indices: Iterable[int]) -> str:
     """The form `"0-4,7"` of ascending indices."""
     runs: list[list[int]] = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from ..comparing.few_logits import logits_at
 from ..discovery.next_tokens import predicts_next_token
@@ -37,7 +37,7 @@ def compare_continuations(
     Returns:
         What was found; `None` for models that do not write text, or take no more tokens than a prompt has.
     """
-    if not hasattr(dense, "generate") or not predicts_next_token(dense):
+    if not isinstance(dense, GenerationMixin) or not predicts_next_token(dense):
         return None
     prompts = prompts_of(batches)
     count, begun = prompts.shape

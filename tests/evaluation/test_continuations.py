@@ -87,3 +87,13 @@ def test_the_report_and_the_card_tell_and_a_collapse_warns(tmp_path, caplog, mon
     monkeypatch.setattr(pipeline, "_COLLAPSE_OF_TEXT", 1.0)
     pruner.prune(TEXTS * 20, config)
     assert "writes only" in caplog.text
+
+
+def test_a_model_is_not_lost_if_it_cannot_write(caplog, monkeypatch):
+    model = language_model()
+    monkeypatch.setattr(model, "generate", None)
+    pruner = OptinPruner(model, word_tokenizer())
+    config = OptinConfig(flops=0.5, probes=4, search="ranked", block_size=12, num_samples=32)
+    assert pruner.prune(TEXTS * 20, config) is pruner.pruned_model is not None
+    assert pruner.report.continuations is None
+    assert "what the models write could not be compared (TypeError" in caplog.text

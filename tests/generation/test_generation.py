@@ -17,7 +17,6 @@ from optimum_optin.editing.surgery import rewrite
 from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of
 
-WITHOUT_HEADS = ("bloom", "mpt")  # alibi: the slopes of all heads are made outside of the layers
 CACHED = [name for name in GENERATORS if name != "mpt"]  # transformers' MPT generates without a cache
 CHUNKED = [name for name in DECODERS if name != "mpt"]
 ASSISTED = ["smollm", "gemma3", "gpt2", "t5", "bart", "whisper"]
@@ -68,9 +67,7 @@ def test_layers_differ_in_heads_and_neurons(name):
     for group in groups:
         kept.setdefault(group.role, set()).add(int(masks[group.key].sum()))
     assert len(kept["neurons"]) > 1
-    if name in WITHOUT_HEADS:
-        assert {key for key in groups.left_whole if key.endswith(".heads")} == {f"layers.{n}.heads" for n in range(3)}
-    elif name in DECODERS:
+    if name in DECODERS:
         assert len(kept["heads"]) > 1
 
 
@@ -171,6 +168,23 @@ def test_compiled_in_one_graph_with_a_static_cache():
     found = generated(loaded, prompts("smollm"), cache_implementation="static")
     assert compiled.frame_count > 0
     assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_alibi_is_that_of_the_heads_that_are_left(name):
+    """Slopes of all heads are made outside of the layers, which pick theirs; after a second pruning as well."""
+    model, groups, masks, once = case(name)
+    left = find_groups(once)
+    again = {group.key: torch.arange(group.units) < max(1, group.units - 1) for group in left}
+    twice = saved_and_loaded(name, once, left, again)
+    both = {group.key: masks[group.key].clone() for group in groups}
+    for key, mask in again.items():
+        both[key][masks[key].nonzero().flatten()[~mask]] = False
+    with masked(model, groups, both):
+        expected = generated(model, prompts(name))
+    assert torch.equal(generated(twice, prompts(name))[0], expected[0])
+    entry = twice.config.quantization_config.selectors
+    assert {text.partition(" of ")[2] for each in entry.values() for text in each.values()} == {"4"}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "bart"])

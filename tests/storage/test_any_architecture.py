@@ -302,6 +302,7 @@ DAMAGE = {
     "a counter of a class": ("counters", {"__class__.counter": 0}, "names __class__.counter, which a Bert"),
     "a counter outside": ("counters", {"bert.forward.__globals__.torch": 0}, "names bert.forward.__globals__.torch"),
     "a selector without argument": ("selectors", {HEADS: {"nothing": "0"}}, "the argument 'nothing' of bert"),
+    "a selector of too few heads": ("selectors", {HEADS: {"hidden_states": "3 of 3"}}, r"\.selectors must be"),
     "a selector of no heads": ("selectors", {HEADS: {"hidden_states": "a"}}, r"quantization_config\.selectors must be"),
     "an absurd selector": (
         "selectors",
