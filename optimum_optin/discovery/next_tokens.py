@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..models.identity import config_of, main_input_of
 from ..running.facts import measured_once
@@ -15,9 +16,14 @@ _ROUNDING = 16  # units in the last place of the largest logit
 
 
 def predicts_next_token(model: nn.Module) -> bool:
-    """Whether there are logits over the vocabulary for every token, which what follows the token does not change."""
+    """Whether there are logits over the vocabulary for every token, which what follows the token does not change.
+
+    A class that cannot generate is not run: it may not run on tokens alone (CLIP).
+    """
     config = config_of(model)
     if config is None or getattr(config, "is_encoder_decoder", False) or main_input_of(model) != "input_ids":
+        return False
+    if not (isinstance(model, PreTrainedModel) and model.can_generate()):
         return False
     return measured_once(model, "predicts the next token", lambda: _looks_back_alone(model))
 
