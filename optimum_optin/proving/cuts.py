@@ -14,7 +14,7 @@ from ..counting.coupling import every_second
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
 from ..running.batch import Batch
-from .observation import Observation, consumers_of, difference, differences, fed, states_of
+from .observation import Observation, consumers_of, difference, differences, fed, observe, states_of
 
 _SOME, _HALF, _ONE, _NONE = (
     "every second unit of every second group",
@@ -24,6 +24,7 @@ _SOME, _HALF, _ONE, _NONE = (
 )  # what is cut, one after the other
 
 _ROW = "its row names a wrong width, producer or consumer, or misses a counter, a table or a shared bias"
+_ADDED_UP = 100  # times rounding, over many layers
 _MUCH = 1e-3  # rounding, in half precision, that adds up over many layers
 _ROUGH = "; or more is lost to rounding than is usual: prove it in float32 (dtype='float32')"
 
@@ -53,10 +54,6 @@ def cut_trials(model: nn.Module, groups: Groups, sample: Batch, rounding: float)
         rounding: the largest difference, as a share, between two ways to compute the same.
     """
     together = _trial(model, groups, sample, rounding)
-    if together.problem is not None and _is_single(model):  # deep models make more of what rounding leaves
-        wider = {name: value.double() if value.is_floating_point() else value for name, value in sample.items()}
-        found = _trial(copy.deepcopy(model).double(), groups, wider, rounding)
-        together = found if found.problem is None else together
     if together.problem is None and together.least == 0:
         return {group.key: together for group in groups}
     alone = {group.key: _trial(model, replace(groups, members=(group,)), sample, rounding) for group in groups}
@@ -112,6 +109,11 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
         # are to make the same of.
         narrowed |= {name for name in groups.layers if name in found and found[name].shape != expected[name].shape}
         off = {state: share for state, share in differences(found, expected).items() if state not in narrowed}
+        if rounding < max(off.values(), default=0.0) <= _ADDED_UP * rounding:
+            with masked(model, groups, masks):
+                whole = observe(model, groups, sample)
+            apart = _layer_by_layer(copied, left, whole, sample)
+            off = {state: share for state, share in apart.items() if state not in narrowed} or off
         for state, share in off.items():
             if share > rounding:
                 problem = (
@@ -122,6 +124,24 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
         largest = max(largest, *off.values())
         left = replace(left, members=tuple(groups_after(left, further)))
     return Trial(largest=largest)
+
+
+def _layer_by_layer(copied: nn.Module, left: Groups, expected: Observation, sample: Batch) -> dict[str, float]:
+    """How far off a cut model is if every layer reads what it reads in the masked one: rounding does not add up then.
+
+    Args:
+        copied: the cut model.
+        left: its groups.
+        expected: what the masked model was seen to do.
+        sample: what it was run on.
+
+    Returns:
+        State -> difference; nothing if not all layers can be given what to read.
+    """
+    if not all(expected.calls.get(name) for name in left.layers):
+        return {}
+    with fed(copied, left, expected.calls):
+        return differences(states_of(copied, left, sample), expected.states)
 
 
 def _ended(what: str, problem: str, largest: float) -> Trial:
@@ -147,12 +167,6 @@ def _mask(group: Group, what: str) -> Tensor:
     most = {_SOME: group.units, _HALF: group.units, _ONE: max(1, group.least), _NONE: group.least}[what]
     last = half.flip(1).cumsum(1).flip(1) <= -(-most // group.parts)  # the last of every second one
     return (half & last).flatten()
-
-
-def _is_single(model: nn.Module) -> bool:
-    """Whether a model is in float32, on a device that knows float64."""
-    numbers = [each for each in model.parameters() if each.is_floating_point()]
-    return all(each.dtype is torch.float32 and each.device.type in ("cpu", "cuda") for each in numbers)
 
 
 def _lean_copy(model: nn.Module) -> nn.Module:
