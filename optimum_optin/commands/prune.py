@@ -17,7 +17,7 @@ from ..publishing.hub import check_push
 from ..running.processes import is_main, process_count
 from ..scoring import Scores
 from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
-from .options import add_options, given
+from .options import given
 from .rescue import check_place, save_bare, save_or_none, save_somewhere
 
 logger = logging.get_logger(__name__)
@@ -39,7 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of their data, for --evaluate; of GLUE, its TSV files (SST-2/dev.tsv, ...)",
     )
-    add_options(parser, OptinPruner.prune, ALLOWED)
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="FLOAT",
+        help="how much the model may lose, instead of --flops: the smallest of six budgets that loses no more is taken",
+    )
+    parser.add_argument(
+        "--metric",
+        default=argparse.SUPPRESS,
+        metavar="STR",
+        help="in what it may lose it: agreement with the dense model (default), divergence, or perplexity (a share)",
+    )
     parser.add_argument("--benchmark", action="store_true", help="time the dense model against the pruned one")
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="repository to upload the result to")
     parser.add_argument(

@@ -20,7 +20,6 @@ TYPES = """
 """.split()
 CONVOLUTIONS = {"resnet": 16}  # neither attention nor feed-forward networks, but so many groups of channels
 REASONS = {  # model type -> why some of its groups cannot be cut
-    "bloom": "it does not run (RuntimeError: The expanded size of the tensor (2)",  # ALiBi's slopes, for all heads
     "mask2former": "it does not run (RuntimeError: shape '[1, 5, 64]' is invalid",  # reshapes to the hidden width
 }
 
