@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.forward import takes
 from ..running.freezing import frozen, kept_buffers
+from ..tracing.units import common_module
 from .counters import Counters, NotCut, counters_of
 
 
@@ -49,7 +50,7 @@ def _split(model: nn.Module, groups: Groups) -> Iterator[Group]:
             if queries is None:
                 yield group
                 continue
-            part = _common([each.tensor for each in (*group.cut.writes, *group.cut.reads)])
+            part = common_module([each.tensor for each in (*group.cut.writes, *group.cut.reads)])
             kind = re.sub(r"\d+", "#", part), queries.role, queries.units, queries.width
             if kind not in known:
                 try:
@@ -97,13 +98,3 @@ def _of_queries(whole: Blocks, units: int, each: int, several: int) -> Iterator[
         if width == several:
             yield Blocks(whole.tensor, whole.dim, (width // each,), start)
         start += units * width
-
-
-def _common(names: Iterable[str]) -> str:
-    """Path of the smallest module around tensors of these names."""
-    common = []
-    for level in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    return ".".join(common)

@@ -199,7 +199,7 @@ def _group(places: Iterable[_Place], shared: Iterable[_Place], position: Tensor)
 
     sides = [tuple(cut(place) for place in places if place.reads == reads) for reads in (False, True)]
     names = [each.tensor for side in sides for each in side]
-    return FoundGroup(_common_module(names), *sides, tuple(map(cut, shared)))
+    return FoundGroup(common_module(names), *sides, tuple(map(cut, shared)))
 
 
 def _apart(places: Sequence[_Place], passes: Passes) -> tuple[dict[int, list[_Place]], dict[int, list[_Place]]]:
@@ -280,7 +280,7 @@ def _crosses(relation: Relation, units: Mapping[Reader, Tensor], inner: Mapping[
     return bool(((units_of_run > 1) & (runs_of_unit > 1)).any())
 
 
-def _common_module(names: Iterable[str]) -> str:
+def common_module(names: Iterable[str]) -> str:
     """Path of the smallest module around tensors of these names."""
     common = []
     for level in zip(*(name.split(".")[:-1] for name in names), strict=False):
