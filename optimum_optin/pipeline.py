@@ -81,8 +81,7 @@ def prune_model(
         starts = dense_passes(model, groups, calibration, config, fit) if refits else []
     held_out = None if calibration is None else calibration.part(others)
     with _timed(seconds, "search"):
-        parts = {"starts": starts, "fit": fit, "held_out": others}
-        choice = choose(model, groups, scores, config, calibration=calibration, **parts)
+        choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
     masks = choice.masks
     with _timed(seconds, "rewrite"):
         pruned = copy_of(model)

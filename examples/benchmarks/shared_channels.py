@@ -24,7 +24,7 @@ from optimum_optin.search.candidates import ranked
 from optimum_optin.search.divergence import measure_divergence
 from optimum_optin.search.trials import STRENGTH
 
-PART = 8  # as in `optimum_optin.search.trials`
+PART = 8  # the trials of `optimum_optin.search.trials` are refitted on this part
 
 
 def main():
@@ -49,9 +49,8 @@ def main():
     half = [*held_out, *(index for index in refitted if index not in tried)][: len(calibration) // 2]
     starts, dense = dense_passes(model, groups, calibration, config), logits_of(model, others[0])
     for budget in arguments.budgets:
-        options = [
-            ranked(model, groups, scores, replace(config, flops=budget), shared=each) for each in arguments.factors
-        ]
+        asked = replace(config, flops=budget)
+        options = [ranked(model, groups, times(factor, scores, groups), asked) for factor in arguments.factors]
         masks = [each.masks for each in options]
 
         trials, whole = (cuts(model, groups, masks) for _ in range(2))
@@ -64,6 +63,14 @@ def main():
             line = {"model": arguments.model, "seed": arguments.seed, "budget": budget, "factor": factor}
             line |= {"trial, an eighth": eighth.distance, "trial, half": of_half.distance}
             print(json.dumps(line | figures(logits_of(pruned, others[0]), dense, others[1])), flush=True)
+
+
+def times(factor, scores, groups):
+    """Scores, those of units that several convolutions read multiplied by a factor."""
+    shared = {group.key for group in groups if len(group.consumers) > 1}
+    combined = scores.combine()
+    term = {key: score * (factor if key in shared else 1) for key, score in combined.items()}
+    return replace(scores, terms={"trajectory": term})
 
 
 def cuts(model, groups, masks):

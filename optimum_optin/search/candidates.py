@@ -47,7 +47,6 @@ def ranked(
     *,
     schedule: TokenSchedule | None = None,
     output_weight: float | None = None,
-    shared: float = 1.0,
 ) -> Choice:
     """Search by the combined scores, under the budget that a schedule leaves.
 
@@ -58,7 +57,6 @@ def ranked(
         config: budget, layout and what may go.
         schedule: how many tokens are merged; `None` for none.
         output_weight: see `Scores.combine`; `None` takes the configuration's.
-        shared: what the scores of units are multiplied by that several linears or convolutions read.
 
     Raises:
         ValueError: the budget does not pay for the floors; or a floor of a role that the model does not have.
@@ -67,7 +65,7 @@ def ranked(
     combined = scores.combine(weight)
     costs, budget = priced(model, groups, scores.tokens, config, schedule)
     find = search_uniform if config.layout == "uniform" else search
-    ordered = {group.key: combined[group.key] * (shared if len(group.consumers) > 1 else 1) for group in groups}
+    ordered = {group.key: combined[group.key] for group in groups}
     limits = limits_of(config, groups)
     if overlapping(groups):
         matching = matching_cost(model, groups, scores.tokens, schedule)  # the budget is what it leaves

@@ -2,7 +2,7 @@
 
 Scores add up single removals, to second order, before the layers below are cut. What several removals do together, and
 how much of it the refit takes back, shows only on a model that is cut and refitted. So each candidate is cut and
-refitted on a part of the calibration data, and its outputs are compared on samples that this refit has not seen.
+refitted on a part of the calibration data, and its outputs are compared on samples that the refit has not seen.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ from .divergence import measure_divergence
 
 STRENGTH = 1e-2  # strength of every regression: choosing it would cost more than a comparison needs
 _WEIGHTS = (1.0, 0.1, 10.0)  # weights of the output term, times the configured one
-_SHARED = (1.5, 2.0, 4.0)  # what the scores of units that several linears read are multiplied by
 _TOKENS_PER_INPUT = 8  # tokens for each input of the widest consumer, in trials of schedules
 _AT_ONCE = 3  # models in memory
 _PART = 8  # trial cuts are refitted on this part of the batches
-_COMPARED = 2  # and compared on this part, if several linears read a unit: those trials differ by less
 logger = logging.get_logger(__name__)
 
 
@@ -45,31 +43,25 @@ def choose(
     scores: Scores,
     config: OptinConfig,
     *,
-    calibration: Calibration | None,
     starts: Sequence[Start | None],
-    fit: Sequence[int],
-    held_out: Sequence[int],
+    held_out: Calibration | None,
 ) -> Choice:
     """Choose how to spend the budget: by the scores alone or, if trial cuts can tell, the best of several ways.
 
-    Schedules are tried first, then weights of the output term beside the best schedule, then factors for the units that
-    several linears read: their scores are sums over readers, as if the errors of these had nothing to do with each
-    other.
+    Schedules are tried first, then weights of the output term beside the best schedule.
 
     Args:
         model: the dense model; unchanged.
         groups: its groups.
         scores: its scores.
         config: the configuration.
-        calibration: its calibration; with `None`, nothing is tried.
-        starts: starts of the refit (`dense_passes`); empty for no refit.
-        fit: the batches that these are of.
-        held_out: the batches that no refit sees.
+        starts: starts of the trial refits (`dense_passes`); empty for no refit.
+        held_out: what to compare outputs on; with `None`, nothing is tried.
     """
     found = schedules(model, groups, scores, config)
     choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
     # Without a head, no distance that we tried tells which cut serves better (docs/source/experiments.mdx).
-    if config.search != "measured" or calibration is None or not has_head(model, calibration[held_out[0]]):
+    if config.search != "measured" or held_out is None or not has_head(model, held_out[0]):
         if merges_tokens(model, config):
             logger.warning(
                 "merging='auto' merges none: it compares trial cuts, which take search='measured', calibration data "
@@ -78,20 +70,13 @@ def choose(
         return choices[0]
     part = max(1, len(starts) // _PART)
     if len(choices) > 1:
-        part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(calibration[held_out[0]])))
-    shared = any(len(group.consumers) > 1 for group in groups)
-    more = max(0, len(calibration) // _COMPARED - len(held_out)) if shared else 0
-    compared = calibration.part([*held_out, *fit[part : part + more]])
-    trials = Trials(model, groups, starts[:part], compared)
+        part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(held_out[0])))
+    trials = Trials(model, groups, starts[:part], held_out)
     schedule = trials.best(choices).schedule
     weights = [config.output_weight * factor for factor in _WEIGHTS]
-    best = trials.best(
+    return trials.best(
         [ranked(model, groups, scores, config, schedule=schedule, output_weight=weight) for weight in weights]
     )
-    if not shared:
-        return best
-    options = {"schedule": schedule, "output_weight": best.output_weight}
-    return trials.best([best, *(ranked(model, groups, scores, config, shared=factor, **options) for factor in _SHARED)])
 
 
 def _batches_for_schedules(groups: Groups, tokens: int) -> int:
@@ -109,14 +94,14 @@ class Trials:
         dense: the model; unchanged.
         groups: its groups.
         starts: starts of the trial refits (`dense_passes`); empty for no refit.
-        compared: what to compare outputs on.
+        held_out: what to compare outputs on.
     """
 
-    def __init__(self, dense: nn.Module, groups: Groups, starts: Sequence[Start | None], compared: Calibration):
+    def __init__(self, dense: nn.Module, groups: Groups, starts: Sequence[Start | None], held_out: Calibration):
         self.dense = dense
         self.groups = groups
         self.starts = starts
-        self.compared = compared
+        self.held_out = held_out
         self._tried: list[tuple[Choice, float]] = []
 
     def best(self, choices: Sequence[Choice]) -> Choice:
@@ -147,7 +132,7 @@ class Trials:
         for pruned, choice in zip(models, choices, strict=True):
             if choice.schedule is not None:
                 attach_merging(pruned, find_groups(pruned), choice.schedule)
-        return [each.distance for each in measure_divergence(self.dense, models, self.groups, self.compared)]
+        return [each.distance for each in measure_divergence(self.dense, models, self.groups, self.held_out)]
 
 
 def _same_cut(one: Choice, other: Choice) -> bool:

@@ -11,8 +11,6 @@ from transformers import (
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertModel,
-    ResNetConfig,
-    ResNetForImageClassification,
 )
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, find_groups
@@ -21,10 +19,9 @@ from optimum_optin.editing.surgery import rewrite
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.pipeline import split_of
-from optimum_optin.running.batch import same_batches
 from optimum_optin.search.candidates import Choice
 from optimum_optin.search.divergence import Divergence, measure_divergence
-from optimum_optin.search.trials import _SHARED, _WEIGHTS, Trials
+from optimum_optin.search.trials import _WEIGHTS, Trials
 
 CONFIG = OptinConfig(flops=0.4, probes=8)
 
@@ -122,47 +119,6 @@ def test_the_search_takes_the_cut_that_the_trials_found(monkeypatch):
         for layer, roles in pruner.report.layers.items()
         for role, counts in roles.items()
     }
-
-
-def _resnet():
-    """A network whose stream several convolutions read."""
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [2, 2], "layer_type": "basic", "num_labels": 3}
-    return ResNetForImageClassification(ResNetConfig(**sizes))
-
-
-def _images(count):
-    return [{"pixel_values": torch.randn(3, 32, 32)} for _ in range(count)]
-
-
-def test_units_that_several_convolutions_read_are_tried_with_higher_scores(monkeypatch):
-    tried = []
-    monkeypatch.setattr(Trials, "best", lambda trials, choices: tried.append(choices) or choices[0])
-    dense = _resnet()
-    shared = [group.key for group in find_groups(dense) if len(group.consumers) > 1]
-    OptinPruner(dense).prune(_images(32), dataclasses.replace(CONFIG, flops=0.6))
-    assert [len(choices) for choices in tried] == [1, len(_WEIGHTS), 1 + len(_SHARED)]
-    kept = [sum(int(choice.masks[key].sum()) for key in shared) for choice in tried[-1]]
-    assert kept == sorted(kept)
-    assert kept[-1] > kept[0]
-
-
-@pytest.mark.parametrize("count", [1, 8, 64])
-@pytest.mark.parametrize("shared", [True, False])
-def test_trial_cuts_are_compared_on_what_their_refit_has_not_seen(count, shared, monkeypatch):
-    given = []
-
-    def unknown(dense, groups, starts, compared):
-        given.append((starts, compared))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("optimum_optin.search.trials.Trials", unknown)
-    pruner = OptinPruner(_resnet() if shared else tiny_model())
-    with pytest.raises(KeyboardInterrupt):
-        pruner.prune((_images if shared else tiny_samples)(8 * count), CONFIG)
-    ((starts, compared),) = given
-    assert len(compared) == max(1, count // 2 if shared else count // 8)
-    refitted = [start.batch for start in starts]
-    assert count == 1 or not any(same_batches([batch], [other]) for batch in compared for other in refitted)
 
 
 def test_no_cut_is_tried_twice(monkeypatch):
