@@ -36,14 +36,15 @@ to another weight through an activation is a feed-forward network; through a pro
 Two things are not asked for: heads of attention that has a single one, and what a normalisation over all channels
 couples between the two weights. A normalisation of the queries of all heads (OLMo 2) is no excuse, though no head can
 go then. Convolutions, experts, state spaces and other products have no bar to meet; what is proved of them is in the
-column of roles. Groups that stand in no layer (projectors between towers, pooling attention, heads) are left whole by
-design, and counted apart.
+column of roles. Groups that stand in no layer (decode heads, projectors between towers) are cut where they work on
+every token or place, left whole where they run once for each sample (pooling attention, classifiers), and counted
+apart.
 
 ## Why not
 
 Code that does not run when it is cut mostly reshapes to the width of the hidden states (`led`, `blip`,
 `timesformer`), has a norm for the queries of all heads (`olmo2`), or makes something for a fixed number of heads
-elsewhere (ALiBi in `bloom` and `mpt`). Nothing of these groups is cut, and the rest of the model is.
+elsewhere. Nothing of these groups is cut, and the rest of the model is.
 
 {reasons}
 ## All types
