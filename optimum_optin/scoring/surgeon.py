@@ -26,6 +26,7 @@ from ..passes.trajectory import trajectory_features
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
+from .parts import parts_of, room_for
 from .registry import Scored, Terms, register_scorer
 from .removal import Reader, removal_scores
 
@@ -39,24 +40,50 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     Probe k sees batch k mod len(calibration).
     """
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
-    sums = {path: _Sums(model, group, each) for path, (group, each) in consumers_by_path(groups).items()}
+    consumers = consumers_by_path(groups)
+    sizes = {path: _size(model, group, each) for path, (group, each) in consumers.items()}
+    parts = parts_of(groups, sizes, room_for(model))
     probes = max(config.probes // 2, len(calibration))
-    streams = generators(config.seed, probes)
     starts: list[Start | None] = [None] * len(calibration)
-    for probe in progress(my_share(probes), "surgeon scores", "probe"):
-        index, generator = probe % len(calibration), streams[probe]
-        batch, real = calibration.batches[index], calibration.real[index]
-        ran = run_dense(model, groups, batch, real, rows=config.rows, generator=generator)
-        start = _add_probe(sums, ran, config.temperature, generator)
-        if probe < len(calibration):
-            starts[probe] = start
-    for each in sums.values():
-        each.add_up()
-    return Scored(_removal_terms(model, groups, sums, probes), starts)
+    traces: dict[str, Tensor] = {}  # of the metrics of all consumers, which the first pass over the data gives
+    terms: Terms = {}
+    for number, part in enumerate(parts):
+        sums = {path: _Sums(model, group, each) for path, (group, each) in consumers_by_path(part).items()}
+        streams = generators(config.seed, probes)  # the same draws for each part
+        title = "surgeon scores" if len(parts) == 1 else f"surgeon scores, part {number + 1} of {len(parts)}"
+        for probe in progress(my_share(probes), title, "probe"):
+            index, generator = probe % len(calibration), streams[probe]
+            batch, real = calibration.batches[index], calibration.real[index]
+            ran = run_dense(model, part if number else groups, batch, real, rows=config.rows, generator=generator)
+            start = _add_probe(sums, {} if number else traces, ran, config.temperature, generator)
+            if probe < len(calibration) and not number:
+                starts[probe] = start
+        for each in sums.values():
+            each.add_up()
+        if not number:
+            add_up(*traces.values())
+        for name, scores in _removal_terms(model, part, sums, traces, probes).items():
+            terms.setdefault(name, {}).update(scores)
+    return Scored({name: {group.key: scores[group.key] for group in groups} for name, scores in terms.items()}, starts)
 
 
-def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, generator: torch.Generator) -> Start:
-    """Add the minibatch of a pass, and one probe of each term, to the sums, in place; return the start of its walk."""
+def _size(model: nn.Module, group: Group, consumer: Consumer) -> int:
+    """Bytes of the sums at a consumer, in float32 (`_Sums`)."""
+    outputs, features = weight_of(model.get_submodule(consumer.path)).shape
+    places = places_of(model.get_submodule(consumer.path), channel_width(group, consumer))
+    return 4 * (2 * outputs**2 + (features**2 if places == 1 else 2 * features * places))
+
+
+def _add_probe(
+    sums: Mapping[str, _Sums],
+    traces: dict[str, Tensor],
+    ran: DensePass,
+    temperature: float,
+    generator: torch.Generator,
+) -> Start:
+    """Add the minibatch of a pass, and one probe of each term, to the sums and traces, in place; return the start of
+    its walk.
+    """
     features = trajectory_features(ran.layers, ran.rows, ran.real, ran.groups.maps)
     functionals = {}
     if ran.output is not None:  # drawn first, as in `dense_pass`
@@ -70,11 +97,15 @@ def _add_probe(sums: Mapping[str, _Sums], ran: DensePass, temperature: float, ge
         options = {"keep_graph": number < len(functionals), "beside": slopes.get("output", ())}
         slopes[term] = gradients(functional, ran.written(), keys, **options)
         for (path, group), gradient in zip(consumers.items(), slopes[term], strict=True):
-            sums[path].add_gradients(term, _rows(rows_written(sums[path].module, gradient), kept[group.key]))
+            rows = _rows(rows_written(ran.model.get_submodule(path), gradient), kept[group.key]).float()
+            traces[term] = traces.get(term, 0) + rows.square().sum(dtype=torch.float64).cpu()
+            if path in sums:
+                sums[path].add_gradients(term, rows)
     for path, group in consumers.items():
-        module, passage = sums[path].module, ran.seen[path]
-        rows = rows_read(module, passage.input.detach(), drawn_places(module, passage.output, generator))
-        sums[path].add_inputs(_rows(rows, kept[group.key]))
+        module, passage = ran.model.get_submodule(path), ran.seen[path]
+        places = drawn_places(module, passage.output, generator)
+        if path in sums:
+            sums[path].add_inputs(_rows(rows_read(module, passage.input.detach(), places), kept[group.key]))
     return ran.start(slopes.get("output"), generator)
 
 
@@ -83,10 +114,12 @@ def _reader(group: Group) -> str:
     return (*group.producers, *group.consumers)[0].path
 
 
-def _removal_terms(model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], probes: int) -> Terms:
+def _removal_terms(
+    model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], traces: Mapping[str, Tensor], probes: int
+) -> Terms:
     """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one."""
-    names = list(next(iter(sums.values())).metrics)
-    traces = {name: max(sum(float(each.metrics[name].trace()) for each in sums.values()), 1e-300) for name in names}
+    names = list(traces)
+    traces = {name: max(float(trace), 1e-300) for name, trace in traces.items()}
     terms: Terms = {name: {} for name in names}
     for group in groups:
         for name in names:
@@ -133,7 +166,6 @@ class _Sums:
         self.inputs.add(tokens)
 
     def add_gradients(self, term: str, gradients: Tensor) -> None:
-        gradients = gradients.float()
         self.metrics[term] = self.metrics.get(term, 0) + gram(gradients, gradients)
 
     def add_up(self) -> None:

@@ -9,11 +9,14 @@ from tiny import tiny_model, tiny_samples
 from torch import nn
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin.architectures.group import Consumer, Cut, Group, Groups
 from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed
+from optimum_optin.passes.starts import run_dense
+from optimum_optin.scoring.parts import parts_of
 from optimum_optin.scoring.removal import _DAMPING, Reader, _pool, removal_scores
 from optimum_optin.search.divergence import measure_divergence
 
@@ -243,3 +246,38 @@ def test_activations_that_work_in_place_change_no_score():
     assert found[0].keys() == found[1].keys()
     for key, scores in found[0].items():
         torch.testing.assert_close(found[1][key], scores)
+
+
+@pytest.mark.parametrize("most", [1, 40_000])
+def test_scores_in_parts_are_those_of_one_pass(most, monkeypatch):
+    """As many passes over the data as memory asks for; the same draws, orders and starts of the refit."""
+    model, samples = tiny_model(), tiny_samples(40)
+    config = OptinConfig(scorer="surgeon", probes=16)
+    whole = OptinPruner(model).score(samples, config)
+    ran = []
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.room_for", lambda model: most)
+    monkeypatch.setattr(
+        "optimum_optin.scoring.surgeon.run_dense",
+        lambda model, groups, *args, **kwargs: ran.append(len(groups)) or run_dense(model, groups, *args, **kwargs),
+    )
+    parted = OptinPruner(model).score(samples, config)
+    assert len(set(ran)) > 1, "it must have taken more than one pass"
+    for name, by_group in whole.terms.items():
+        for key, score in by_group.items():
+            torch.testing.assert_close(parted.terms[name][key], score, rtol=1e-5, atol=0)
+    for one, other in zip(whole.calibration.starts, parted.calibration.starts, strict=True):
+        assert one.seed == other.seed
+        for path, weights in one.weights.items():
+            assert torch.equal(weights, other.weights[path])
+
+
+def test_groups_that_share_a_consumer_are_scored_together():
+    def group(layer, *consumers):
+        return Group(layer, "channels", 4, 1, Cut(tuple(Consumer(path, 1) for path in consumers), ()))
+
+    members = (group("layers.0", "a", "b"), group("layers.1", "c"), group("layers.2", "b", "d"), group("layers.3", "e"))
+    groups = Groups(members, {}, {})
+    sizes = dict.fromkeys("abcde", 10)
+    assert [[each.layer[-1] for each in part] for part in parts_of(groups, sizes, 1)] == [["0", "2"], ["1"], ["3"]]
+    assert [[each.layer[-1] for each in part] for part in parts_of(groups, sizes, 40)] == [["0", "1", "2"], ["3"]]
+    assert [len(part) for part in parts_of(groups, sizes, 50)] == [4]
