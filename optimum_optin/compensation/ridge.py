@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from ..passes.moments import Moments, cholesky
+from ..passes.moments import Moments, cholesky, precision_of
 from ..running.processes import add_up, process_count
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
@@ -32,7 +32,7 @@ class Regression:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
         zeros = {"dtype": torch.float64, "device": device}
-        self.inputs = Moments(inputs, device)
+        self.inputs = Moments(inputs, device, precision_of(inputs))
         self._knows_inputs = False
         self.cross = torch.zeros(inputs, outputs, **zeros)
         self.error_sum = torch.zeros(outputs, **zeros)

@@ -12,7 +12,13 @@ from ..running.processes import add_up, process_count
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
 _BLOCK = 64  # columns that are multiplied at once
+_WIDE = 4096  # features from which on sums and factors in float64 would take more memory than many a model
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
+
+
+def precision_of(features: int) -> torch.dtype:
+    """The type of sums and factors of so many features."""
+    return torch.float32 if features > _WIDE else torch.float64
 
 
 class Moments:
@@ -74,9 +80,10 @@ class Moments:
     def move(self, shift: Tensor) -> None:
         """Change the shift that the sums are taken about, in place."""
         step = self.shift - shift
-        cross = self.total.double().outer(step)
-        self.gram = (self.gram.double() + cross + cross.T + self.weight * step.outer(step)).to(self.gram)
-        self.total = (self.total.double() + self.weight * step).to(self.total)
+        total = self.total.double()
+        gram = self.gram.to(torch.float64, copy=True).addr_(total, step).addr_(step, total + self.weight * step)
+        self.gram = gram.to(self.gram)
+        self.total = (total + self.weight * step).to(self.total)
         self.shift, self._empty = shift, False
 
     def merged(self, other: Moments) -> Moments:
@@ -99,13 +106,18 @@ class Moments:
         Args:
             centred: whether to subtract the mean from the rows.
         """
-        about_shift = self.total.double() / self.weight
-        scatter = self.gram.double() - self.weight * about_shift.outer(about_shift)
-        return scatter if centred else scatter + self.weight * self.mean().outer(self.mean())
+        about_shift, mean = self.total.double() / self.weight, self.mean()
+        scatter = self.gram.to(
+            torch.float64, copy=True
+        )  # then in place: of wide linears, memory has few copies to spare
+        scatter.addr_(-self.weight * about_shift, about_shift)
+        return scatter if centred else scatter.addr_(self.weight * mean, mean)
 
     def covariance(self, centred: bool) -> Tensor:
         """`scatter` with its `floor`, per weight."""
-        return (self.scatter(centred) + self.floor().diag()) / self.weight
+        covariance = self.scatter(centred)
+        covariance.diagonal().add_(self.floor())
+        return covariance.div_(self.weight)
 
     def floor(self) -> Tensor:
         """What to add to the diagonal of `scatter` to keep it invertible, shape (features,), float64.
@@ -189,7 +201,10 @@ def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
     if not (matrix.isfinite().all() and damping.isfinite().all()):
         raise ValueError("sums of its activations are not finite: they are too large for float32")
     while True:
-        factor, failed = torch.linalg.cholesky_ex(matrix + damping.diag())
+        factor = matrix.clone()
+        factor.diagonal().add_(damping)
+        failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not failed:
             return factor
         damping = damping * 10

@@ -23,8 +23,9 @@ class Reader:
 
     Args:
         weight: W, shape (outputs, inputs).
-        covariance: H of its inputs, shape (inputs, inputs); or, where there are too many, only its blocks along the
-            diagonal, shape (blocks, block, block): then no unit is expected to take over from another.
+        covariance: H of its inputs, shape (inputs, inputs), whose type is that of all that is computed with it; or,
+            where there are too many, only its blocks along the diagonal, shape (blocks, block, block): then no unit is
+            expected to take over from another.
         metrics: one or more Gamma at its outputs, each positive semi-definite, of shape (outputs, outputs).
         columns: which inputs are the units'; those of a unit follow each other.
     """
@@ -139,8 +140,9 @@ class _Left:
 
     @classmethod
     def of(cls, reader: Reader, units: int) -> _Left:
-        weight, covariance = reader.weight.double(), reader.covariance.double()
-        roots = [_root(metric.double()) for metric in reader.metrics]
+        covariance = reader.covariance
+        weight = reader.weight.to(covariance)
+        roots = [_root(metric.double()).to(covariance) for metric in reader.metrics]
         damping = (_DAMPING * covariance.diagonal().mean().clamp_min(1e-12)).expand(len(covariance))
         inverse = torch.cholesky_inverse(cholesky(covariance, damping))
         left = torch.cat([root.T @ weight for root in roots])[:, reader.columns]
@@ -164,14 +166,15 @@ class _Left:
         width, units = self.width, self.weight.shape[1] // self.width
         parts = self.weight.split(self.outputs)
         if width == 1:
-            return torch.stack([part.square().sum(0) for part in parts]) / self.inverse.diagonal().clamp_min(1e-300)
+            apart = self.inverse.diagonal().clamp_min(torch.finfo(self.inverse.dtype).tiny)
+            return torch.stack([part.square().sum(0) for part in parts]).double() / apart
         index = torch.arange(units, device=self.weight.device)
         blocks = self.inverse.view(units, width, units, width)[index, :, index]  # (units, width, width)
         columns = [part.view(-1, units, width) for part in parts]
         grams = torch.stack([torch.einsum("oua,oub->uab", each, each) for each in columns])
         # Removed ones are 0.
         blocks = blocks + 1e-12 * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(width).to(blocks)
-        return torch.linalg.solve(blocks, grams).diagonal(dim1=2, dim2=3).sum(2).clamp_min(0)
+        return torch.linalg.solve(blocks, grams).diagonal(dim1=2, dim2=3).sum(2).clamp_min(0).double()
 
     def _columns(self, places: Tensor) -> Tensor:
         return (places[:, None] * self.width + torch.arange(self.width, device=places.device)).flatten()

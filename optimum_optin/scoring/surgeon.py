@@ -20,7 +20,7 @@ from ..config import OptinConfig
 from ..discovery.find import groups_of
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
-from ..passes.moments import BlockMoments, Moments, gram
+from ..passes.moments import BlockMoments, Moments, gram, precision_of
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
@@ -177,4 +177,5 @@ class _Sums:
         """What reads the units of a group, with metrics divided by their sums over all consumers."""
         metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
         covariance = self.inputs.covariance(self.centred)
+        covariance = covariance.to(precision_of(covariance.shape[-1]))
         return Reader(weight_of(self.module), covariance, metrics, features_of(self.module, group.inputs_of(consumer)))

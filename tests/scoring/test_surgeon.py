@@ -281,3 +281,12 @@ def test_groups_that_share_a_consumer_are_scored_together():
     assert [[each.layer[-1] for each in part] for part in parts_of(groups, sizes, 1)] == [["0", "2"], ["1"], ["3"]]
     assert [[each.layer[-1] for each in part] for part in parts_of(groups, sizes, 40)] == [["0", "1", "2"], ["3"]]
     assert [len(part) for part in parts_of(groups, sizes, 50)] == [4]
+
+
+def test_the_order_of_wide_readers_is_found_in_float32():
+    """Where sums in float64 would take too much memory: nearly the same costs."""
+    weight, covariance, metric = _problem(40, 1)
+    (exact,) = removal_scores([Reader(weight, covariance, [metric])], 40)
+    (found,) = removal_scores([Reader(weight, covariance.float(), [metric])], 40)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.log(), exact.log(), atol=0.02, rtol=0)
