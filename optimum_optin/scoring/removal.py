@@ -172,9 +172,15 @@ class _Left:
         blocks = self.inverse.view(units, width, units, width)[index, :, index]  # (units, width, width)
         columns = [part.view(-1, units, width) for part in parts]
         grams = torch.stack([torch.einsum("oua,oub->uab", each, each) for each in columns])
-        # Removed ones are 0.
-        blocks = blocks + 1e-12 * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(width).to(blocks)
-        return torch.linalg.solve(blocks, grams).diagonal(dim1=2, dim2=3).sum(2).clamp_min(0).double()
+        # Removed ones are 0, or what rounding has left of that.
+        least = (1e-12 * blocks.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(blocks.dtype).tiny)
+        blocks.diagonal(dim1=1, dim2=2).add_(least)
+        # Not by `solve`: with several threads, that of a batch of matrices this large hangs, raises or is wrong (PyTorch
+        # 142815).
+        factors, failed = torch.linalg.cholesky_ex(blocks)
+        alone = blocks.diagonal(dim1=1, dim2=2).clamp_min(least).sqrt().diag_embed()
+        apart = torch.cholesky_inverse(torch.where(failed.bool()[:, None, None], alone, factors))
+        return (grams * apart).sum((2, 3)).clamp_min(0).double()
 
     def _columns(self, places: Tensor) -> Tensor:
         return (places[:, None] * self.width + torch.arange(self.width, device=places.device)).flatten()

@@ -290,3 +290,15 @@ def test_the_order_of_wide_readers_is_found_in_float32():
     (found,) = removal_scores([Reader(weight, covariance.float(), [metric])], 40)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.log(), exact.log(), atol=0.02, rtol=0)
+
+
+def test_wide_units_are_scored_with_several_threads():
+    """Of three key-value heads of 192 columns each: PyTorch's batched `solve` hangs or is wrong there."""
+    weight, covariance, metric = _problem(3, 192)
+    (expected,) = removal_scores([Reader(weight, covariance, [metric])], 3)
+    torch.set_num_threads(2)
+    try:
+        (found,) = removal_scores([Reader(weight, covariance, [metric])], 3)
+    finally:
+        torch.set_num_threads(1)
+    torch.testing.assert_close(found, expected)
