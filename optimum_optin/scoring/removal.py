@@ -175,8 +175,8 @@ class _Left:
         # Removed ones are 0, or what rounding has left of that.
         least = (1e-12 * blocks.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(blocks.dtype).tiny)
         blocks.diagonal(dim1=1, dim2=2).add_(least)
-        # Not by `solve`: with several threads, that of a batch of matrices this large hangs, raises or is wrong (PyTorch
-        # 142815).
+        # Not by `solve`: of a batch of matrices this large, it hangs, raises or errs with several threads (PyTorch
+        # issue 142815).
         factors, failed = torch.linalg.cholesky_ex(blocks)
         alone = blocks.diagonal(dim1=1, dim2=2).clamp_min(least).sqrt().diag_embed()
         apart = torch.cholesky_inverse(torch.where(failed.bool()[:, None, None], alone, factors))
