@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..architectures.group import Group, Groups, consumers_by_path, stack_of
 from ..comparing.losses import probe_output
+from ..discovery.next_tokens import predicts_next_token
 from ..editing.masking import differentiable, gradients
 from ..inputs.tokens import TokenMasks
 from ..running.batch import Batch
@@ -92,10 +93,10 @@ class DensePass:
 
         Args:
             gradients: gradient of a random functional of the logits by each tensor of `written`. They are not used
-                without a head: then every token counts the same.
+                without a head, or by a language model, of which each token is an output: then all count the same.
             generator: source of the seed of places.
         """
-        if self.output is None or not self.output.of_head:
+        if self.output is None or not weighs_tokens(self.model, self.output):
             gradients = None
         weights = {}
         consumers = consumers_by_path(self.groups)
@@ -111,6 +112,11 @@ class DensePass:
                 weight = token_weights(rows_written(consumer, gradient).reshape(*valid.shape, -1), valid)
             weights[path] = weight.view(shape)
         return Start(self.batch, self.real, weights, int(torch.randint(2**31, (), generator=generator)))
+
+
+def weighs_tokens(model: nn.Module, output: Output) -> bool:
+    """Whether some tokens matter more to the output than others; docs/source/experiments.mdx shows what it brings."""
+    return output.of_head and not predicts_next_token(model)
 
 
 def run_dense(
@@ -165,7 +171,7 @@ def dense_pass(
         generator: source of the rows and of the functional, in this order.
     """
     ran = run_dense(model, groups, batch, real, rows=rows, generator=generator)
-    if ran.output is None or not ran.output.of_head:
+    if ran.output is None or not weighs_tokens(model, ran.output):
         return ran.start(None, generator)
     functional = probe_output(ran.output.values, temperature, ran.output.kind, generator)
     keys = [group.key for group, _ in consumers_by_path(groups).values()]

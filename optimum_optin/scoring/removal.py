@@ -36,14 +36,15 @@ class Reader:
     columns: slice = field(default_factory=lambda: slice(None))
 
 
-def removal_scores(readers: Sequence[Reader], units: int) -> list[Tensor]:
+def removal_scores(readers: Sequence[Reader], units: int, shares: Sequence[float] | None = None) -> list[Tensor]:
     """What each unit costs when units are removed in a greedy order, with a refit of the rest after each.
 
-    The order is greedy in the sum of the metrics over all readers; along it, each metric has its own costs.
+    The order is greedy in a sum of the metrics over all readers; along it, each metric has its own costs.
 
     Args:
         readers: what reads the units, each with as many metrics.
         units: how many there are.
+        shares: how much each metric counts in the order; `None` for all alike.
 
     Returns:
         For each metric, the cost of removing each unit, shape (units,), float64. Costs are pooled so that they never
@@ -54,7 +55,7 @@ def removal_scores(readers: Sequence[Reader], units: int) -> list[Tensor]:
     """
     if not all(metric.isfinite().all() for reader in readers for metric in reader.metrics):
         raise ValueError("gradients at its output are not finite")
-    removal = _Removal(readers, units)
+    removal = _Removal(readers, units, shares or [1.0] * len(readers[0].metrics))
     order, increments = [], []
     left = units
     while left:
@@ -81,8 +82,9 @@ class _Removal:
     Some removed units still hold their places.
     """
 
-    def __init__(self, readers: Sequence[Reader], units: int):
+    def __init__(self, readers: Sequence[Reader], units: int, shares: Sequence[float]):
         device = readers[0].weight.device
+        self.shares = torch.tensor(shares, dtype=torch.float64, device=device)
         self.units = torch.arange(units, device=device)
         self.alive = torch.ones_like(self.units, dtype=torch.bool)
         self.parts = [(_Left if reader.covariance.dim() == 2 else _Alone).of(reader, units) for reader in readers]
@@ -94,7 +96,7 @@ class _Removal:
         that of two units that can replace each other only one goes.
         """
         costs = _costs(self.parts)
-        total = costs.sum(0).where(self.alive, torch.inf)
+        total = (self.shares @ costs).where(self.alive, torch.inf)
         if count == 1:
             place = total.argmin()[None]
             return place, costs[:, place]
@@ -103,7 +105,7 @@ class _Removal:
         picked, paid = [], []
         for _ in range(count):
             costs = _costs(parts)
-            total = costs.sum(0)
+            total = self.shares @ costs
             total[picked] = torch.inf
             unit = int(total.argmin())
             picked.append(unit)

@@ -18,6 +18,7 @@ from ..architectures.group import Consumer, Group, Groups, channel_width, consum
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
+from ..discovery.next_tokens import predicts_next_token
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.moments import BlockMoments, Moments, gram, precision_of
@@ -117,8 +118,13 @@ def _reader(group: Group) -> str:
 def _removal_terms(
     model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], traces: Mapping[str, Tensor], probes: int
 ) -> Terms:
-    """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one."""
+    """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one.
+
+    In a language model, the order goes by the output alone; docs/source/experiments.mdx shows what that brings.
+    """
     names = list(traces)
+    by_output = "output" in names and predicts_next_token(model)
+    shares = [float(name == "output") if by_output else 1.0 for name in names]
     traces = {name: max(float(trace), 1e-300) for name, trace in traces.items()}
     terms: Terms = {name: {} for name in names}
     for group in groups:
@@ -129,7 +135,7 @@ def _removal_terms(
         group = groups[index]
         try:
             readers = [sums[each.path].reader(traces, group, each) for each in group.consumers]
-            scores = removal_scores(readers, group.units)
+            scores = removal_scores(readers, group.units, shares)
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
         for name, score in zip(names, scores, strict=True):

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from decoders import generator
 from tiny import tiny_model, tiny_samples
 from torch import nn
 
@@ -154,7 +155,7 @@ def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch)
     """H against a direct computation; each term's metrics have a trace of one, undone in the scores."""
     asked = []
 
-    def ones(readers, units):
+    def ones(readers, units, shares):
         (reader,) = readers
         asked.append((reader.covariance, reader.metrics))
         return [torch.ones(units).double() for _ in reader.metrics]
@@ -184,7 +185,7 @@ def test_what_fills_up_windows_does_not_count(model_type, monkeypatch):
     """H of an attention in windows, against its inputs put back into the order of the image and cropped to it."""
     asked = []
 
-    def ones(readers, units):
+    def ones(readers, units, shares):
         asked.append(readers[0].covariance)
         return [torch.ones(units).double() for _ in readers[0].metrics]
 
@@ -302,3 +303,30 @@ def test_wide_units_are_scored_with_several_threads():
     finally:
         torch.set_num_threads(1)
     torch.testing.assert_close(found, expected)
+
+
+def test_shares_say_which_metric_the_order_goes_by():
+    """By one metric alone: its own costs, as without the other; and those of the other along the same order."""
+    weight, covariance, metric = _problem(9, 1)
+    *_, other = _problem(9, 1, seed=1)
+    (alone,) = removal_scores([Reader(weight, covariance, [metric])], 9)
+    found, beside = removal_scores([Reader(weight, covariance, [metric, other])], 9, [1.0, 0.0])
+    torch.testing.assert_close(found, alone)
+    assert beside.argsort().tolist() == alone.argsort().tolist()
+
+
+def test_a_language_model_is_ordered_by_its_output_and_all_its_tokens_weigh_the_same(monkeypatch):
+    given = []
+
+    def ones(readers, units, shares):
+        given.append(shares)
+        return [torch.ones(units).double() for _ in shares]
+
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.removal_scores", ones)
+    model = generator("llama")
+    draws = torch.Generator().manual_seed(0)
+    samples = [{"input_ids": torch.randint(1, 32, (9,), generator=draws).tolist()} for _ in range(12)]
+    scores = OptinPruner(model).score(samples, OptinConfig(num_samples=12, block_size=9))
+    assert {tuple(shares) for shares in given} == {(1.0, 0.0)}
+    for start in scores.calibration.starts:
+        assert all((weights == 1).all() for weights in start.weights.values())
