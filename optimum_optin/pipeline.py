@@ -20,7 +20,7 @@ from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
 from .report import PruningReport, layers_of
-from .running.prepared import copy_of
+from .running.prepared import copy_of, set_apart
 from .scoring import Scores
 from .search.divergence import measure_divergence
 from .search.macs import count_macs, count_parameters, total_cost
@@ -84,7 +84,7 @@ def prune_model(
         choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
     masks = choice.masks
     with _timed(seconds, "rewrite"):
-        pruned = copy_of(model)
+        pruned = copy_of(model, apart=False)
         rewrite(pruned, groups, masks)
         structure = structure_of(groups, masks)
         if config.layout == "uniform":
@@ -95,6 +95,7 @@ def prune_model(
     with _timed(seconds, "compensation"):
         if starts and not all(mask.all() for mask in masks.values()):
             notes = refit(model, [pruned], groups, starts, masks=[masks])
+    set_apart(pruned, model)  # now that the refit's sums are gone
     if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
         merge_tokens_of(pruned, choice.schedule)
     with _timed(seconds, "divergence"):

@@ -15,13 +15,31 @@ from torch import nn
 from ..models.examples import example_of, note_example
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A copy of a model that runs the forward of its class; the model must have passed `check_prepared`."""
-    copied = copy.deepcopy(model)
+def copy_of(model: nn.Module, *, apart: bool = True) -> nn.Module:
+    """A copy of a model that runs the forward of its class; the model must have passed `check_prepared`.
+
+    Args:
+        model: the model.
+        apart: whether the copy has weights of its own throughout. Otherwise it shares the tables of embeddings, a large
+            part of a small language model, which stay as they are: for work that ends, or until `set_apart`.
+    """
+    copied = copy.deepcopy(model, {} if apart else {id(table): table for table in _tables(model)})
     unprepare(copied)
     if (example := example_of(model)) is not None:
         note_example(copied, example)
     return copied
+
+
+def set_apart(model: nn.Module, other: nn.Module) -> None:
+    """Give a copy its own tables of embeddings, in place, where it shares them; tied weights stay tied."""
+    own = {id(table): nn.Parameter(table.detach().clone(), table.requires_grad) for table in _tables(other)}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = own.get(id(parameter), parameter)
+
+
+def _tables(model: nn.Module) -> list[nn.Parameter]:
+    return [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def unprepare(model: nn.Module) -> None:

@@ -123,9 +123,10 @@ class Trials:
         return next(distance for tried, distance in self._tried if _same_cut(choice, tried))
 
     def _divergences(self, choices: Sequence[Choice]) -> list[float]:
-        models = [copy_of(self.dense) for _ in choices]
-        for pruned, choice in zip(models, choices, strict=True):
-            rewrite(pruned, self.groups, choice.masks)
+        models = []
+        for choice in choices:
+            models.append(copy_of(self.dense, apart=False))
+            rewrite(models[-1], self.groups, choice.masks)
         if self.starts:
             masks = [choice.masks for choice in choices]
             refit(self.dense, models, self.groups, self.starts, STRENGTH, masks=masks, rounds=1)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.state import AcceleratorState
+from decoders import generator
 from tiny import output_of, tiny_batch, tiny_model, tiny_samples
 from torch import nn
 from transformers import Trainer, TrainingArguments, pipeline
@@ -15,6 +16,7 @@ from words import word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.running.freezing import frozen
+from optimum_optin.running.prepared import copy_of, set_apart
 
 FAST = OptinConfig(flops=0.5, probes=4)
 
@@ -234,3 +236,29 @@ def test_wrappers_that_are_not_here_are_known_by_name(package, name, remedy):
     wrapped = type("Derived", (base,), {})()
     with pytest.raises(TypeError, match=f"got Derived: .*{remedy}"):
         OptinPruner(wrapped)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5 encoder", "llama"])
+def test_a_pruned_model_shares_no_weight_with_the_dense_one(kind):
+    """While it is refitted, it shares tables of embeddings, as these may be half of a language model; never after."""
+    model = {"llama": lambda: generator("llama"), "t5 encoder": lambda: generator("t5").encoder}.get(kind, tiny_model)()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generated = torch.Generator().manual_seed(0)
+    samples = [{"input_ids": torch.randint(1, 32, (9,), generator=generated).tolist()} for _ in range(16)]
+    pruned = OptinPruner(model).prune(samples, FAST)
+    kept = {parameter.data_ptr() for parameter in model.parameters()}
+    assert not kept & {parameter.data_ptr() for parameter in pruned.parameters()}
+    assert (len({id(each) for each in pruned.parameters()})) == len(dict(pruned.named_parameters()))
+    if pruned.get_output_embeddings() is not None and model.get_output_embeddings() is not None:
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert (pruned.get_output_embeddings().weight is pruned.get_input_embeddings().weight) == tied
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_copy_that_is_not_apart_holds_the_tables_of_the_model():
+    model = tiny_model()
+    copied = copy_of(model, apart=False)
+    shared = [name for name, each in copied.named_parameters() if each is model.get_parameter(name)]
+    assert shared and all("embeddings" in name for name in shared)
+    set_apart(copied, model)
+    assert not [name for name, each in copied.named_parameters() if each is model.get_parameter(name)]
