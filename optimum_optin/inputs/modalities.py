@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
@@ -13,11 +13,13 @@ from ..models.examples import example_of
 from ..models.identity import in_words
 from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
+from .decoder_inputs import IDS, check_decoder_inputs, probe_decoder, written_tokens
 from .encoding import check_texts, max_tokens, probe_text, text_batches
 from .images import image_batches
 from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
 from .padding import real_image_tokens
 from .pairs import pair_batches
+from .text_to_text import text_to_text_batches
 from .vision import check_images, probe_images, usual_image
 
 
@@ -57,7 +59,12 @@ class Modality:
     @property
     def holds_text(self) -> bool:
         """Whether there is text in a sample."""
-        return "input_ids" in self.real_tokens
+        return not self.real_tokens.keys().isdisjoint(("input_ids", IDS))
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a decoder reads tokens of its own (`decoder_inputs.py`)."""
+        return IDS in self.real_tokens
 
 
 TEXTS = Modality(
@@ -92,6 +99,30 @@ PAIRS = Modality(
     check=_check_pairs,
     probe=lambda model, tokens: probe_text(model, tokens) | usual_image(model),
 )
+
+
+def followed_by_decoder(encoder: Modality, **changes) -> Modality:
+    """The modality of models whose decoder writes text about what the encoder reads.
+
+    Args:
+        encoder: what the encoder reads.
+        **changes: fields that differ; `read` makes batches with `labels` where samples say what is to be written.
+    """
+
+    def check(batches: Sequence[Batch], model: nn.Module) -> None:
+        encoder.check(batches, model)
+        check_decoder_inputs(batches, model)
+
+    return replace(
+        encoder,
+        real_tokens={**encoder.real_tokens, IDS: lambda model, batch, stack: written_tokens(batch)},
+        check=check,
+        probe=lambda model, tokens: {**encoder.probe(model, tokens), **probe_decoder(model, tokens)},
+        **changes,
+    )
+
+
+TEXTS_TO_TEXTS = followed_by_decoder(TEXTS, read=text_to_text_batches)
 MODULES = Modality(
     samples="inputs",
     real_tokens={},
@@ -104,7 +135,7 @@ MODULES = Modality(
     processor="callable that makes tensors",
     processed="tensors",
 )
-MODALITIES = (TEXTS, IMAGES, PAIRS)
+MODALITIES = (TEXTS, IMAGES, PAIRS, TEXTS_TO_TEXTS)
 _FEW = 3  # reasons in an error
 
 
