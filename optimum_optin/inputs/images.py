@@ -267,9 +267,9 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
 
 
 def read_each(
-    images: Mapping[int, Any], ready: Callable[[Any], dict[str, Tensor]], unreadable: str
+    images: Mapping[int, Any], ready: Callable[[Any], dict[str, Tensor]], unreadable: str, kind: str = "image"
 ) -> list[dict[str, Tensor] | None]:
-    """The inputs that `ready` makes of each image; `None` for one that cannot be read."""
+    """The inputs that `ready` makes of each image, or sample of another kind; `None` for one that cannot be read."""
     pixels, problems = [], []
     for row, image in images.items():
         try:
@@ -277,21 +277,21 @@ def read_each(
                 raise OSError("there is none")
             made = ready(image)
             if not all(each.isfinite().all() for each in made.values() if each.is_floating_point()):
-                raise OSError("its pixel values are empty, or NaN or infinite")
+                raise OSError("its values are empty, or NaN or infinite")
             pixels.append(made)
         except OSError as error:
             problems.append(f"{_name_of(image) or f'row {row}'} ({error})")
             pixels.append(None)
             if unreadable == "stop":
                 raise ValueError(
-                    f"a calibration image cannot be read: {problems[0]}. Mend or remove it, or take unreadable='skip'."
+                    f"a calibration {kind} cannot be read: {problems[0]}. Mend or remove it, or take unreadable='skip'."
                 ) from error
     if len(problems) == len(images):
-        raise ValueError(f"none of the {len(images)} calibration images can be read; the first: {problems[0]}.")
+        raise ValueError(f"none of the {len(images)} calibration {kind}s can be read; the first: {problems[0]}.")
     for problem in problems:
         logger.warning(f"left out of the calibration data, as it cannot be read: {problem}.")
     if problems:
-        logger.warning(f"{len(images) - len(problems)} of {len(images)} calibration images are left.")
+        logger.warning(f"{len(images) - len(problems)} of {len(images)} calibration {kind}s are left.")
     return pixels
 
 

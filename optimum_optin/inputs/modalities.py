@@ -1,9 +1,9 @@
-"""The table of modalities: whether a model reads texts, images or pairs, and all that depends on it."""
+"""The table of modalities: whether a model reads texts, images, pairs or sounds, and all that depends on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
@@ -14,10 +14,12 @@ from ..models.identity import in_words
 from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
 from .encoding import check_texts, max_tokens, probe_text, text_batches
+from .hearing import check_sounds, probe_sound, real_frames
 from .images import image_batches
 from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
 from .padding import real_image_tokens
 from .pairs import pair_batches
+from .sounds import sound_batches
 from .vision import check_images, probe_images, usual_image
 
 
@@ -92,6 +94,17 @@ PAIRS = Modality(
     check=_check_pairs,
     probe=lambda model, tokens: probe_text(model, tokens) | usual_image(model),
 )
+WAVES = Modality(
+    samples="sounds",
+    real_tokens={"input_values": real_frames},
+    read=sound_batches,
+    check=check_sounds,
+    probe=probe_sound,
+    most_tokens=lambda model: None,
+    processor="feature extractor",
+    processed="input values",
+)
+FEATURES = replace(WAVES, real_tokens={"input_features": real_frames}, processed="input features")
 MODULES = Modality(
     samples="inputs",
     real_tokens={},
@@ -104,7 +117,7 @@ MODULES = Modality(
     processor="callable that makes tensors",
     processed="tensors",
 )
-MODALITIES = (TEXTS, IMAGES, PAIRS)
+MODALITIES = (TEXTS, IMAGES, PAIRS, WAVES, FEATURES)
 _FEW = 3  # reasons in an error
 
 
