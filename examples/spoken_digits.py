@@ -3,10 +3,10 @@
     pip install --no-deps espeakng-loader==0.2.4
     python examples/spoken_digits.py --save-dir path/to/spoken_digits
 
-The package brings the library and its voices (GPL-3.0; nothing of it is part of optimum-optin), which is called through
-`ctypes`. Each utterance has three to seven digits, a voice, a speed, a pitch, a loudness and white noise of its own, all
-drawn with the seed. Voices, speeds and pitches are the same in all splits; what is said, and the noise, is not.
-`metadata.csv` has the columns file_name and transcription ("3 1 4"), as `datasets` reads it.
+The package brings the library and its voices (GPL-3.0; nothing of it is part of optimum-optin), which is called
+through `ctypes`. Each utterance has three to seven digits, a voice, a speed, a pitch, a loudness and white noise of
+its own, all drawn with the seed. Voices, speeds and pitches are the same in all splits; what is said, and the noise, is
+not. `metadata.csv` has the columns file_name and transcription ("3 1 4"), as `datasets` reads it.
 """
 
 import argparse

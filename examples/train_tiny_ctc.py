@@ -8,7 +8,9 @@ utterances. The errors printed last are of the model reloaded from disk, on the 
 """
 
 import argparse
+import csv
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +34,7 @@ from optimum_optin.files.folders import atomic_folder, check_folder
 CACHE = Path.home() / ".cache" / "optimum-optin" / "tiny_ctc"
 VOCABULARY = ("<pad>", "<unk>", "|", *"0123456789")
 WARM_UP = 0.1  # of all steps
-LONGEST_PAUSE = 400  # batches are drawn from this many utterances, sorted by length
+SORTED = 400  # batches are drawn from this many utterances, sorted by length
 
 
 def load(folder: Path = CACHE):
@@ -84,14 +86,19 @@ def new_model() -> Wav2Vec2ForCTC:
 
 def samples(folder: Path) -> tuple[list[np.ndarray], list[str]]:
     """Waves and transcripts of a split."""
-    import csv
-
     from scipy.io import wavfile
 
     with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     waves = [wavfile.read(folder / row["file_name"])[1].astype(np.float32) / 2**15 for row in rows]
     return waves, [row["transcription"] for row in rows]
+
+
+def learning_rate(done: float) -> float:
+    """A warm-up and half a wave of the cosine, as a share of the highest; `done` is the share of the steps."""
+    if done < WARM_UP:
+        return done / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
 def train(model, processor, waves, transcripts, arguments) -> None:
@@ -104,8 +111,8 @@ def train(model, processor, waves, transcripts, arguments) -> None:
     for step in range(arguments.steps):
         if not batches:
             order = chosen.permutation(len(waves))
-            for start in range(0, len(order), LONGEST_PAUSE):
-                part = sorted(order[start : start + LONGEST_PAUSE], key=lambda place: len(waves[place]))
+            for start in range(0, len(order), SORTED):
+                part = sorted(order[start : start + SORTED], key=lambda place: len(waves[place]))
                 batches += [
                     part[first : first + arguments.batch_size] for first in range(0, len(part), arguments.batch_size)
                 ]
@@ -114,18 +121,15 @@ def train(model, processor, waves, transcripts, arguments) -> None:
         inputs = processor([waves[place] for place in places], sampling_rate=RATE, padding=True, return_tensors="pt")
         labels = processor(text=[transcripts[place] for place in places], padding=True, return_tensors="pt")
         targets = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
-        done = step / arguments.steps
-        rate = (
-            min(done / WARM_UP, 1.0) if done < WARM_UP else 0.5 * (1 + np.cos(np.pi * (done - WARM_UP) / (1 - WARM_UP)))
-        )
+        rate = learning_rate(step / arguments.steps)
         for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * float(rate)
+            group["lr"] = arguments.learning_rate * rate
         loss = model(**inputs, labels=targets).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step % 25 == 24:
             passed = time.perf_counter() - started
             print(f"step {step + 1}: loss {np.mean(losses[-25:]):.3f}, {passed:.0f} s", flush=True)

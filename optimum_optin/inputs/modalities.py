@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
 
 from ..discovery.find import find_groups, stack_inputs
+from ..media.frames import check_sounds, probe_sound, real_frames
+from ..media.images import image_batches
+from ..media.padding import real_image_tokens
+from ..media.sounds import sound_batches
+from ..media.vision import check_images, probe_images, usual_image
 from ..models.examples import example_of
 from ..models.identity import in_words
 from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
 from .encoding import check_texts, max_tokens, probe_text, text_batches
-from .hearing import check_sounds, probe_sound, real_frames
-from .images import image_batches
 from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
-from .padding import real_image_tokens
 from .pairs import pair_batches
-from .sounds import sound_batches
-from .vision import check_images, probe_images, usual_image
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..discovery.find import find_groups
+from ..discovery.stack_tokens import tokens_of_stacks
 from ..models.identity import device_of, dtype_of, main_input_of
 from ..running.batch import Batch
 from ..running.forward import call_model
 from ..running.freezing import frozen
-from .modules import tokens_of_stacks
 
 MASK = "attention_mask"
 _MOST_SAMPLES = 2**26  # of a wave, more than an hour
@@ -32,23 +32,37 @@ def real_frames(model: nn.Module, batch: Batch, stack: str) -> Tensor:
 
     All are in a batch without a mask, and in models that pad all sounds to one length by themselves (Whisper, AST).
     """
-    main = batch[main_input_of(model)]
-    frames, mask = tokens_of_stacks(model, batch)[stack], batch.get(MASK)
+    # An adapter behind the encoder leaves fewer frames; layers come before it.
+    return frames_that_are_real(model, batch, tokens_of_stacks(model, batch)[stack], add_adapter=False)
+
+
+def frames_that_are_real(model: nn.Module, batch: Batch, frames: int, **options: bool) -> Tensor:
+    """Which of so many frames are real, shape (batch, frames), boolean; by default, those of the model's output.
+
+    Args:
+        model: the model.
+        batch: its inputs.
+        frames: frames of each sound, filling included.
+        **options: of transformers' own function, as far as it takes them.
+    """
+    main, mask = batch[main_input_of(model)], batch.get(MASK)
     if mask is not None and mask.shape[1] == frames:
         return mask.bool()
     reduce = getattr(model, _FRAME_MASK, None)
     if mask is None or reduce is None or mask.shape[1] != main.shape[1]:
         return torch.ones(len(main), frames, dtype=torch.bool, device=main.device)
-    # An adapter behind the encoder leaves fewer frames; layers come before it.
-    options = {"add_adapter": False} if "add_adapter" in inspect.signature(reduce).parameters else {}
-    return reduce(frames, mask, **options).bool()
+    return reduce(frames, mask, **_taken(reduce, options)).bool()
 
 
 def frames_of(model: nn.Module, samples: int) -> int:
     """How many frames the front end makes of a wave of so many samples, 0 or less if it is too short."""
     lengths = getattr(model, _LENGTHS)
-    options = {"add_adapter": False} if "add_adapter" in inspect.signature(lengths).parameters else {}
-    return int(lengths(torch.tensor(samples), **options))
+    return int(lengths(torch.tensor(samples), **_taken(lengths, {"add_adapter": False})))
+
+
+def _taken(function: Callable, options: Mapping[str, bool]) -> dict[str, bool]:
+    taken = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in taken}
 
 
 def least_samples(model: nn.Module, frames: int = 1) -> int:

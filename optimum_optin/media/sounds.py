@@ -18,8 +18,8 @@ from ..reading.sound_files import is_sound, open_sound, resampled, sound_problem
 from ..running.batch import Batch
 from ..running.forward import takes
 from ..running.processes import is_main
-from .hearing import MASK, least_samples, reads_waves
-from .images import read_each
+from .frames import MASK, least_samples, reads_waves
+from .one_by_one import read_each
 
 logger = logging.get_logger(__name__)
 
@@ -162,9 +162,9 @@ def sound_in(sample: Any, model: nn.Module) -> Any:
         return value
     kind = "text" if isinstance(value, str) else type(value).__name__
     raise ValueError(
-        f"{type_of(model)!r} is a model of sounds, but the calibration data hold {kind}, {sample!r:.80}: give arrays of "
-        "one dimension, dicts with 'array' and 'sampling_rate', paths of sound files, or a data set with a column of "
-        f"sounds or with {name!r}."
+        f"{type_of(model)!r} is a model of sounds, but the calibration data hold {kind}, {sample!r:.80}: give arrays "
+        "of one dimension, dicts with 'array' and 'sampling_rate', paths of sound files, or a data set with a column "
+        f"of sounds or with {name!r}."
     )
 
 
