@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..discovery.find import stack_inputs
+from ..media.vision import check_inputs
 from ..models.examples import example_of
 from ..models.identity import dtype_of, type_of
 from ..reading.columns import check_unused
@@ -23,7 +24,6 @@ from .encoding import model_inputs
 from .modalities import TEXTS, modality_of
 from .modules import batch_of
 from .packing import begun, packed_batches
-from .vision import check_inputs
 
 
 def calibration_batches(

@@ -202,7 +202,7 @@ def _shifted(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
     labels = batch[TARGETS]
     if labels.dim() != 2 or labels.is_floating_point():
         raise ValueError(
-            f"{TARGETS} of {type(model).__name__} must be the token ids that it is to write, shape (batch, tokens), got "
+            f"{TARGETS} of {type(model).__name__} must be the token ids that it is to write, (batch, tokens), got "
             f"{labels.dtype} of shape {tuple(labels.shape)}."
         )
     start, pad = decoder_start(model), _padding(model)

@@ -1,4 +1,4 @@
-"""The table of modalities: whether a model reads texts, images or pairs, and all that depends on it."""
+"""The table of modalities: whether a model reads texts, images, pairs or sounds, and all that depends on it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
 
 from ..discovery.find import find_groups, stack_inputs
+from ..media.frames import check_sounds, probe_sound, real_frames
+from ..media.images import image_batches
+from ..media.padding import real_image_tokens
+from ..media.sounds import sound_batches
+from ..media.vision import check_images, probe_images, usual_image
 from ..models.examples import example_of
 from ..models.identity import in_words
 from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
 from .decoder_inputs import IDS, check_decoder_inputs, probe_decoder, written_tokens
 from .encoding import check_texts, max_tokens, probe_text, text_batches
-from .images import image_batches
 from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
-from .padding import real_image_tokens
 from .pairs import pair_batches
 from .text_to_text import text_to_text_batches
-from .vision import check_images, probe_images, usual_image
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,17 @@ PAIRS = Modality(
     check=_check_pairs,
     probe=lambda model, tokens: probe_text(model, tokens) | usual_image(model),
 )
+WAVES = Modality(
+    samples="sounds",
+    real_tokens={"input_values": real_frames},
+    read=sound_batches,
+    check=check_sounds,
+    probe=probe_sound,
+    most_tokens=lambda model: None,
+    processor="feature extractor",
+    processed="input values",
+)
+FEATURES = replace(WAVES, real_tokens={"input_features": real_frames}, processed="input features")
 
 
 def followed_by_decoder(encoder: Modality, **changes) -> Modality:
@@ -123,6 +136,7 @@ def followed_by_decoder(encoder: Modality, **changes) -> Modality:
 
 
 TEXTS_TO_TEXTS = followed_by_decoder(TEXTS, read=text_to_text_batches)
+FEATURES_TO_TEXTS = followed_by_decoder(FEATURES)
 MODULES = Modality(
     samples="inputs",
     real_tokens={},
@@ -135,7 +149,7 @@ MODULES = Modality(
     processor="callable that makes tensors",
     processed="tensors",
 )
-MODALITIES = (TEXTS, IMAGES, PAIRS, TEXTS_TO_TEXTS)
+MODALITIES = (TEXTS, IMAGES, PAIRS, WAVES, FEATURES, TEXTS_TO_TEXTS, FEATURES_TO_TEXTS)
 _FEW = 3  # reasons in an error
 
 

@@ -94,8 +94,8 @@ def _check_sources(samples: Mapping[int, Any]) -> None:
     lacking = next((row for row, sample in samples.items() if "input_ids" not in sample), None)
     if lacking is not None:
         raise ValueError(
-            f"the sample in row {lacking} has {', '.join(map(str, samples[lacking]))}, and no input_ids for the encoder "
-            "to read: an encoder with a decoder needs both."
+            f"the sample in row {lacking} has {', '.join(map(str, samples[lacking]))}, and no input_ids for the "
+            "encoder to read: an encoder with a decoder needs both."
         )
 
 

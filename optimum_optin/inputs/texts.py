@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from ..media.images import is_image
 from ..reading.columns import is_known, looks_like_text, named, text_columns
 from ..reading.samples import is_missing
 from ..running.processes import is_main
-from .images import is_image
 
 logger = logging.get_logger(__name__)
 

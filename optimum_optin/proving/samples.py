@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..architectures.group import Groups
 from ..inputs.modalities import modality_of
-from ..inputs.vision import usual_image
+from ..media.vision import usual_image
 from ..running.batch import Batch
 
 _TOKENS = 16  # of a text, or what else may have any number
