@@ -5,7 +5,7 @@ import copy
 from tiny import tiny_batch, tiny_model
 from transformers.models.vit.modeling_vit import ViTEmbeddings
 
-from optimum_optin.inputs.vision import image_tokens
+from optimum_optin.media.vision import image_tokens
 
 
 def test_tokens_of_an_image_after_its_patches_have_changed():

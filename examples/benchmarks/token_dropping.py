@@ -16,7 +16,7 @@ from tasks import add_task_arguments, load_task
 
 from optimum_optin.architectures.group import HEADS
 from optimum_optin.discovery import find_groups, find_layers, key_projections
-from optimum_optin.inputs.vision import image_tokens, usual_image
+from optimum_optin.media.vision import image_tokens, usual_image
 from optimum_optin.merging.hooks import merging
 from optimum_optin.merging.schedule import constant_schedule
 from optimum_optin.search.macs import token_costs

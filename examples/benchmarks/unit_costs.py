@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers as tr
 
 from optimum_optin import find_groups
-from optimum_optin.inputs.vision import image_tokens, usual_image
+from optimum_optin.media.vision import image_tokens, usual_image
 from optimum_optin.search.macs import cost_tables, count_parameters
 
 MODELS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inputs.padding import resized_mask
+from ..media.padding import resized_mask
 from ..running.batch import Batch, samples_in
 
 _MOST = 1024  # of a sample: those of a map of 512 x 512 pixels and 150 classes would take 160 MB

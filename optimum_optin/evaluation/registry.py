@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ..audio_tasks import AudioClassification, SpeechRecognition
 from ..figures import Measurement
 from ..image_tasks import ImageClassification, ObjectDetection, SemanticSegmentation
 from ..text_tasks import Perplexity
@@ -49,15 +50,24 @@ class Task(Protocol):
         """Files for the model card, by name: what each model's `Measurement.shown` looks like."""
 
 
+_TASKS = (
+    ImageClassification,
+    SemanticSegmentation,
+    ObjectDetection,
+    Perplexity,
+    SpeechRecognition,
+    AudioClassification,
+)
 KNOWN: dict[str, Callable[..., Task]] = {
     **{f"glue/{name}": (lambda row=row: GlueAccuracy(row)) for name, row in TASKS.items()},
-    **{task.name: task for task in (ImageClassification, SemanticSegmentation, ObjectDetection, Perplexity)},
+    **{task.name: task for task in _TASKS},
 }
 """Name -> what makes the task of the options that it takes."""
 
 _ALSO = {
     "image-segmentation": "semantic-segmentation",
     "text-generation": "perplexity",
+    "asr": "automatic-speech-recognition",
     **{name: f"glue/{name}" for name in TASKS},
 }
 

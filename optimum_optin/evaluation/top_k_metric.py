@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import torch
 
-from optimum_optin.image_tasks.classification import rank_of
+from optimum_optin.annotations.accuracy import rank_of
 
 
 class TopKAccuracy(evaluate.Metric):

@@ -12,10 +12,10 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
+from ..annotations.samples import AnnotatedSamples
 from ..running.forward import run_model
 from ..running.freezing import frozen
 from .opening import inputs_of, mode_of, prepared, read_pixels, stacked
-from .samples import AnnotatedImages
 
 _WAITING = 4  # batches of images of odd sizes that are kept until there are more of their kind
 
@@ -42,7 +42,7 @@ class Passed:
 def passed(
     model: nn.Module,
     processor: Any,
-    samples: AnnotatedImages,
+    samples: AnnotatedSamples,
     batch_size: int,
     *,
     task: str,
@@ -101,6 +101,6 @@ def _filled(size: tuple[int, int], inputs: dict[str, Tensor]) -> tuple[int, int]
     return tuple(round(side / float(share)) for side, share in zip(size, shares, strict=True))
 
 
-def opened_image(samples: AnnotatedImages, place: int, mode: str = "RGB") -> np.ndarray:
+def opened_image(samples: AnnotatedSamples, place: int, mode: str = "RGB") -> np.ndarray:
     """An image as an array, upright; in colour, of shape (height, width, 3)."""
-    return read_pixels(samples.rows[place][samples.image], mode, samples.name(place))
+    return read_pixels(samples.rows[place][samples.column], mode, samples.name(place))

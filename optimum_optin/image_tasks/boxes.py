@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..annotations.samples import AnnotatedSamples, check_there
 from .average_precision import Boxes
-from .samples import AnnotatedImages, check_there
 
 TARGETS = ("objects", "annotations")
 _SPLITS = (("validation", "valid", "val"), ("test",), ("train",))  # the first that there is, by any of its names
 
 
 @dataclass(frozen=True)
-class CocoImages(AnnotatedImages):
+class CocoImages(AnnotatedSamples):
     """Images of a JSON file in COCO's form.
 
     Args:
@@ -28,7 +28,7 @@ class CocoImages(AnnotatedImages):
     categories: tuple[str, ...] = ()
 
 
-def category_names(samples: AnnotatedImages) -> list[str] | None:
+def category_names(samples: AnnotatedSamples) -> list[str] | None:
     """The names of categories, `None` if the data have only numbers."""
     if isinstance(samples, CocoImages):
         return list(samples.categories)

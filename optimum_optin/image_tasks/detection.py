@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..annotations.labels import check_index, check_kind, class_indices, labels_of
+from ..annotations.samples import AnnotatedSamples, read_annotated
 from ..figures import Measurement
 from .average_precision import Boxes, check_installed, mean_average_precision
 from .batches import passed
 from .boxes import TARGETS, boxes_of, category_names, read_coco
-from .labels import check_index, check_kind, class_indices, labels_of
 from .opening import check_uncropped
-from .samples import AnnotatedImages, read_annotated
 
 _MOST = 100  # boxes of an image, as COCO counts them
 _KINDS = ("ForObjectDetection", "ForSegmentation")
@@ -39,7 +39,7 @@ class ObjectDetection:
 
     def read(
         self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
-    ) -> AnnotatedImages:
+    ) -> AnnotatedSamples:
         """The annotated images; see `read_annotated`.
 
         Raises:
@@ -50,7 +50,7 @@ class ObjectDetection:
         options = {"data": data, "data_dir": data_dir, "split": split}
         return read_annotated(self.name, TARGETS, **options, read_folder=read_coco).drawn(max_samples)
 
-    def check(self, model: nn.Module, processor: Any, samples: AnnotatedImages) -> None:
+    def check(self, model: nn.Module, processor: Any, samples: AnnotatedSamples) -> None:
         """Raise if the model cannot be measured on these samples.
 
         Raises:
@@ -60,7 +60,7 @@ class ObjectDetection:
         check_uncropped(processor, self.name)
         self._classes(model, samples)
 
-    def check_each(self, model: nn.Module, processor: Any, samples: AnnotatedImages) -> None:
+    def check_each(self, model: nn.Module, processor: Any, samples: AnnotatedSamples) -> None:
         """Raise if an annotation cannot be used, or there is no box at all.
 
         Raises:
@@ -76,7 +76,7 @@ class ObjectDetection:
         if not boxes:
             raise ValueError(f"none of {len(samples)} images of {samples.source} has a box: there is nothing to find.")
 
-    def measure(self, model: nn.Module, processor: Any, samples: AnnotatedImages, batch_size: int) -> Measurement:
+    def measure(self, model: nn.Module, processor: Any, samples: AnnotatedSamples, batch_size: int) -> Measurement:
         """AP averaged over overlaps of 0.5 to 0.95, at 0.5 and at 0.75; and each category's AP.
 
         Raises:
@@ -98,14 +98,14 @@ class ObjectDetection:
         metrics, by_category = mean_average_precision(true, predicted, len(names))
         return Measurement(metrics, {names[place]: value for place, value in by_category.items()})
 
-    def show(self, samples: AnnotatedImages, shown: Mapping[str, Any]) -> dict[str, bytes]:
+    def show(self, samples: AnnotatedSamples, shown: Mapping[str, Any]) -> dict[str, bytes]:
         """There is no picture of boxes yet."""
         return {}
 
-    def _names(self, samples: AnnotatedImages) -> list[str] | None:
+    def _names(self, samples: AnnotatedSamples) -> list[str] | None:
         return category_names(samples)
 
-    def _classes(self, model: nn.Module, samples: AnnotatedImages) -> list[int] | None:
+    def _classes(self, model: nn.Module, samples: AnnotatedSamples) -> list[int] | None:
         """The model's class of each category; `None` if the data have no names, so that both are one."""
         names = self._names(samples)
         if names is None:

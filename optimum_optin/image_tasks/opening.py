@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ImageProcessingMixin
 
-from ..inputs.images import MODES, in_mode
+from ..media.images import MODES, in_mode
 from ..running.forward import takes
 
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..annotations.labels import check_kind, labels_of
+from ..annotations.samples import AnnotatedSamples, check_there, read_annotated
 from ..figures import Measurement
 from ..files.model_files import MASKS
-from ..inputs.images import open_image
+from ..media.images import open_image
 from ..reading.kinds import has_image_suffix
 from .batches import opened_image, passed
 from .confusion import Confusion
-from .labels import check_kind, labels_of
 from .opening import check_uncropped
 from .pictures import masks_beside
-from .samples import AnnotatedImages, check_there, read_annotated
 
 logger = logging.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class SemanticSegmentation:
 
     def read(
         self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
-    ) -> AnnotatedImages:
+    ) -> AnnotatedSamples:
         """The annotated images; see `read_annotated`.
 
         Raises:
@@ -69,7 +69,7 @@ class SemanticSegmentation:
         options = {"data": data, "data_dir": data_dir, "split": split}
         return read_annotated(self.name, _TARGETS, **options, read_folder=read_pairs).drawn(max_samples)
 
-    def check(self, model: nn.Module, processor: Any, samples: AnnotatedImages) -> None:
+    def check(self, model: nn.Module, processor: Any, samples: AnnotatedSamples) -> None:
         """Raise if the model cannot be measured on these samples.
 
         Raises:
@@ -79,7 +79,7 @@ class SemanticSegmentation:
         check_uncropped(processor, self.name)
         labels_of(model, self._labels)
 
-    def check_each(self, model: nn.Module, processor: Any, samples: AnnotatedImages) -> None:
+    def check_each(self, model: nn.Module, processor: Any, samples: AnnotatedSamples) -> None:
         """Raise if an annotation cannot be used, or nothing in all of them counts.
 
         Raises:
@@ -95,7 +95,7 @@ class SemanticSegmentation:
                 f"{self._ignored}{', or 0 with reduce_labels=True' if reduced else ''}."
             )
 
-    def measure(self, model: nn.Module, processor: Any, samples: AnnotatedImages, batch_size: int) -> Measurement:
+    def measure(self, model: nn.Module, processor: Any, samples: AnnotatedSamples, batch_size: int) -> Measurement:
         """Mean IoU, pixel accuracy and each class's IoU, at the size of the annotations.
 
         Raises:
@@ -118,7 +118,7 @@ class SemanticSegmentation:
         by_class = dict(zip(labels, confusion.class_iou().tolist(), strict=True))
         return Measurement(metrics, {name: value for name, value in by_class.items() if not math.isnan(value)}, shown)
 
-    def show(self, samples: AnnotatedImages, shown: Mapping[str, Any]) -> dict[str, bytes]:
+    def show(self, samples: AnnotatedSamples, shown: Mapping[str, Any]) -> dict[str, bytes]:
         """The first image and the models' maps of it, side by side, as a PNG file: name -> content."""
         return {MASKS: masks_beside(opened_image(samples, 0), list(shown.values()))}
 
@@ -126,7 +126,7 @@ class SemanticSegmentation:
         return self._reduced if self._reduced is not None else reduces_labels(processor)
 
     def _annotation(
-        self, samples: AnnotatedImages, place: int, size: tuple[int, int], classes: int, reduced: bool
+        self, samples: AnnotatedSamples, place: int, size: tuple[int, int], classes: int, reduced: bool
     ) -> Tensor:
         value = samples.rows[place][samples.target]
         name = _file_of(value) or samples.name(place)
@@ -149,7 +149,7 @@ class SemanticSegmentation:
         return found
 
 
-def read_pairs(folder: Path, split: str | None) -> AnnotatedImages | None:
+def read_pairs(folder: Path, split: str | None) -> AnnotatedSamples | None:
     """Images and annotations of the same names, from `images/` and `annotations/`; `None` if a folder has no such.
 
     Args:
@@ -174,7 +174,7 @@ def read_pairs(folder: Path, split: str | None) -> AnnotatedImages | None:
     return _paired(folder, "images", "annotations", "all")
 
 
-def _paired(folder: Path, images: str, annotations: str, split: str) -> AnnotatedImages:
+def _paired(folder: Path, images: str, annotations: str, split: str) -> AnnotatedSamples:
     if not (folder / annotations).is_dir():
         raise ValueError(f"{folder / images} has no annotations: {folder / annotations} is missing.")
     masks = {_stem(file, folder / annotations): file for file in _files(folder / annotations)}
@@ -187,7 +187,7 @@ def _paired(folder: Path, images: str, annotations: str, split: str) -> Annotate
     if masks and rows:
         first = next(iter(masks.values()))
         logger.warning(f"{len(masks)} annotations have no image and are not read, the first is {first}.")
-    return AnnotatedImages(rows, "image", "annotation", folder.resolve().name, split)
+    return AnnotatedSamples(rows, "image", "annotation", folder.resolve().name, split)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,24 +1,28 @@
-"""The table of modalities: whether a model reads texts, images or pairs, and all that depends on it."""
+"""The table of modalities: whether a model reads texts, images, pairs or sounds, and all that depends on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoProcessor
 
 from ..discovery.find import find_groups, stack_inputs
+from ..media.frames import check_sounds, probe_sound, real_frames
+from ..media.images import image_batches
+from ..media.padding import real_image_tokens
+from ..media.sounds import sound_batches
+from ..media.vision import check_images, probe_images, usual_image
 from ..models.examples import example_of
 from ..models.identity import in_words
 from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
+from .decoder_inputs import IDS, check_decoder_inputs, probe_decoder, written_tokens
 from .encoding import check_texts, max_tokens, probe_text, text_batches
-from .images import image_batches
 from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
-from .padding import real_image_tokens
 from .pairs import pair_batches
-from .vision import check_images, probe_images, usual_image
+from .text_to_text import text_to_text_batches
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,12 @@ class Modality:
     @property
     def holds_text(self) -> bool:
         """Whether there is text in a sample."""
-        return "input_ids" in self.real_tokens
+        return not self.real_tokens.keys().isdisjoint(("input_ids", IDS))
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a decoder reads tokens of its own (`decoder_inputs.py`)."""
+        return IDS in self.real_tokens
 
 
 TEXTS = Modality(
@@ -92,6 +101,42 @@ PAIRS = Modality(
     check=_check_pairs,
     probe=lambda model, tokens: probe_text(model, tokens) | usual_image(model),
 )
+WAVES = Modality(
+    samples="sounds",
+    real_tokens={"input_values": real_frames},
+    read=sound_batches,
+    check=check_sounds,
+    probe=probe_sound,
+    most_tokens=lambda model: None,
+    processor="feature extractor",
+    processed="input values",
+)
+FEATURES = replace(WAVES, real_tokens={"input_features": real_frames}, processed="input features")
+
+
+def followed_by_decoder(encoder: Modality, **changes) -> Modality:
+    """The modality of models whose decoder writes text about what the encoder reads.
+
+    Args:
+        encoder: what the encoder reads.
+        **changes: fields that differ; `read` makes batches with `labels` where samples say what is to be written.
+    """
+
+    def check(batches: Sequence[Batch], model: nn.Module) -> None:
+        encoder.check(batches, model)
+        check_decoder_inputs(batches, model)
+
+    return replace(
+        encoder,
+        real_tokens={**encoder.real_tokens, IDS: lambda model, batch, stack: written_tokens(batch)},
+        check=check,
+        probe=lambda model, tokens: {**encoder.probe(model, tokens), **probe_decoder(model, tokens)},
+        **changes,
+    )
+
+
+TEXTS_TO_TEXTS = followed_by_decoder(TEXTS, read=text_to_text_batches)
+FEATURES_TO_TEXTS = followed_by_decoder(FEATURES)
 MODULES = Modality(
     samples="inputs",
     real_tokens={},
@@ -104,7 +149,7 @@ MODULES = Modality(
     processor="callable that makes tensors",
     processed="tensors",
 )
-MODALITIES = (TEXTS, IMAGES, PAIRS)
+MODALITIES = (TEXTS, IMAGES, PAIRS, WAVES, FEATURES, TEXTS_TO_TEXTS, FEATURES_TO_TEXTS)
 _FEW = 3  # reasons in an error
 
 

@@ -6,27 +6,22 @@ import inspect
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architectures.group import stack_of
-from ..discovery.find import find_groups, find_layers
-from ..discovery.streams import first_numbers
+from ..discovery.stack_tokens import tokens_of_stacks
+from ..media.images import MODES, image_column, in_mode, open_image
+from ..media.one_by_one import read_each
 from ..models.examples import example_of
 from ..models.identity import device_of
 from ..running.batch import Batch, samples_in
-from ..running.facts import measured_once
-from ..running.feature_maps import as_tokens
 from ..running.forward import call_model, check_runs, why_not_run
 from ..running.freezing import frozen
-from ..running.linears import CONVOLUTIONS
 from ..running.memory import is_out_of_memory
 from .encoding import TARGETS
-from .images import MODES, image_column, in_mode, open_image, read_each
 
 _FEW_SHAPES = 4  # that are all run before work begins
 _MASK = "attention_mask"  # the one name by which a module says which tokens are real: 1 = real, as in transformers
@@ -124,12 +119,6 @@ def check_example(model: nn.Module) -> None:
             f"{type(model).__name__} returns {type(outputs).__name__} {outputs!r:.80}, without a tensor of "
             "floating-point numbers: what is pruned is compared by its outputs, so let forward return them."
         )
-
-
-def tokens_of_stacks(model: nn.Module, batch: Batch) -> Mapping[str, int]:
-    """Stack -> how many tokens its first layer gets of each sample: places of a sequence or of a feature map."""
-    shapes = tuple((name, tuple(value.shape[1:])) for name, value in batch.items())
-    return measured_once(model, ("tokens of stacks", shapes), lambda: _count_tokens(model, batch))
 
 
 def usual_tokens(model: nn.Module) -> int:
@@ -326,44 +315,6 @@ def _batched(inputs: dict[str, Tensor], model: nn.Module) -> Batch:
     if len({len(value) for value in inputs.values()}) != 1:
         raise ValueError(f"inputs of a batch must have the same number of samples, got {_shapes(inputs)}.")
     return inputs
-
-
-@torch.no_grad()
-def _count_tokens(model: nn.Module, batch: Batch) -> dict[str, int]:
-    first: dict[str, str] = {}
-    for name in find_layers(model):
-        first.setdefault(stack_of(name), name)
-    maps, counts = find_groups(model).maps, {}
-
-    def counting(stack: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
-        def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            hidden = first_numbers((*args, *kwargs.values()))
-            if hidden is not None:
-                is_map = hidden.dim() > 2 and (first[stack] in maps or _reads_maps(module, hidden))
-                counts.setdefault(stack, as_tokens(hidden, is_map).shape[1])
-            if counts.keys() == first.keys():
-                raise _Counted
-
-        return count
-
-    with ExitStack() as hooks, frozen(model):
-        for stack, name in first.items():
-            module = model.get_submodule(find_layers(model)[name])
-            handle = module.register_forward_pre_hook(counting(stack), with_kwargs=True, prepend=True)
-            hooks.callback(handle.remove)
-        with suppress(_Counted):
-            call_model(model, {name: value[:1] for name, value in batch.items()})
-    return {stack: counts.get(stack, 1) for stack in first}  # one that does not run has no tokens to compare
-
-
-def _reads_maps(layer: nn.Module, hidden: Tensor) -> bool:
-    """Whether a layer that returns no map, as a whole network does, begins with a convolution of this one."""
-    convolution = next((each for each in layer.modules() if isinstance(each, CONVOLUTIONS)), None)
-    return convolution is not None and convolution.in_channels == hidden.shape[1]
-
-
-class _Counted(Exception):
-    """Ends a forward pass early."""
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:

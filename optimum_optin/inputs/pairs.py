@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..media.images import image_column, pixel_values
 from ..running.batch import Batch
 from .encoding import encode_texts, is_tokenised, pad_in_batches
-from .images import image_column, pixel_values
 
 
 def pair_batches(

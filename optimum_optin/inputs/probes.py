@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..discovery.find import stack_inputs
+from ..media.vision import image_tokens
 from ..models.identity import main_input_of
 from ..running.batch import Batch, samples_in
 from .modalities import modality_of
 from .tokens import token_masks
-from .vision import image_tokens
 
 
 def probe_batch(model: nn.Module, tokens: int) -> Batch:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mode
 from typing import Any
 
 import numpy as np
 from transformers.utils import logging
 
+from ..media.images import is_image
 from ..reading.columns import is_known, looks_like_text, named, text_columns
 from ..reading.samples import is_missing
 from ..running.processes import is_main
-from .images import is_image
 
 logger = logging.get_logger(__name__)
 
@@ -22,7 +22,10 @@ Text = tuple[str, ...]
 
 
 def read_texts(
-    samples: Mapping[int, Any], chosen: Sequence[str | int] | None = None, unreadable: str = "skip"
+    samples: Mapping[int, Any],
+    chosen: Sequence[str | int] | None = None,
+    unreadable: str = "skip",
+    tell: Callable[..., tuple[str, ...]] = text_columns,
 ) -> dict[int, Text]:
     """The texts of the samples that have any, all single or all pairs.
 
@@ -33,6 +36,7 @@ def read_texts(
             only one that looks like text, and says so.
         unreadable: `"skip"` leaves out samples whose text is missing or empty, with a warning that names them; `"stop"`
             raises. If all are empty strings, they are taken as they are.
+        tell: tells the columns that hold the text, if none are chosen; see `text_columns`.
 
     Raises:
         ValueError: samples of another form, text columns that cannot be told, or no text at all.
@@ -54,7 +58,7 @@ def read_texts(
         found = {row: (sample,) for row, sample in samples.items()}
     else:
         rows = [columns_of(samples[row]) for row in kinds]
-        names = _chosen(rows, chosen) if chosen is not None else _told(rows, placed=most is not dict)
+        names = _chosen(rows, chosen) if chosen is not None else _told(rows, tell, placed=most is not dict)
         found = {
             row: tuple(columns_of(sample).get(name) for name in names) if is_composed(sample) else (None,)
             for row, sample in samples.items()
@@ -107,7 +111,7 @@ def _chosen(rows: Sequence[Mapping], chosen: Sequence[str | int]) -> list:
     return [names[str(name)] for name in wanted]
 
 
-def _told(rows: Sequence[Mapping], placed: bool) -> list:
+def _told(rows: Sequence[Mapping], tell: Callable[..., tuple[str, ...]], placed: bool) -> list:
     """The columns that hold the text; a warning names them, unless their names leave no doubt."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     strings = [name for name in columns if any(isinstance(row.get(name), str) for row in rows)]
@@ -115,7 +119,7 @@ def _told(rows: Sequence[Mapping], placed: bool) -> list:
         names = _told_places(rows, strings)
     else:
         values = {name: [row.get(name) for row in rows] for name in strings}
-        names = list(text_columns(columns, strings, values))
+        names = list(tell(columns, strings, values))
     others = [name for name in columns if name not in names]
     if others and not (not placed and is_known(names)) and is_main():
         what = "place" if placed else "column"

@@ -19,6 +19,7 @@ LOADERS: dict[str, tuple[str, ...]] = {
     "parquet": ("parquet",),
     "text": ("text",),
     "imagefolder": ("image",),
+    "audiofolder": ("sound",),
     "arrow": (),
     "webdataset": (),
 }
@@ -37,7 +38,7 @@ def local_reader(loader: str, options: Mapping[str, Any]) -> Callable[[str, str 
     """
     if set(options) == {"data_dir"} and LOADERS[loader] and os.path.isdir(options["data_dir"]):
         return lambda name, delimiter: read_path(Path(options["data_dir"]), name, delimiter, LOADERS[loader])
-    if set(options) != {"data_files"} or loader == "imagefolder":
+    if set(options) != {"data_files"} or loader in ("imagefolder", "audiofolder"):
         return None
     given = options["data_files"]
     found = {name: _local_files(files) for name, files in _by_split(given).items()}

@@ -12,8 +12,8 @@ from typing import Any
 from transformers.utils import logging
 
 from ..running.processes import is_main
-from .image_folders import METADATA, read_images
 from .kinds import SUFFIXES, kind_of
+from .media_folders import MEDIA, METADATA, read_media
 from .rows import read_rows
 
 logger = logging.get_logger(__name__)
@@ -105,13 +105,13 @@ def _read_split(path: Path, split: str, delimiter: str | None, only: Sequence[st
     if any(kind not in ("text", None) for kind in kinds.values()):
         kinds = {file: kind for file, kind in kinds.items() if kind != "text" or not _is_note(file)}
     files = list(kinds)
-    images = [file for file, kind in kinds.items() if kind == "image"]
-    metadata = [file for file in files if images and file.stem == METADATA and kinds[file] not in ("image", None)]
+    media = [file for file, kind in kinds.items() if kind in MEDIA]
+    metadata = [file for file in files if media and file.stem == METADATA and kinds[file] not in (*MEDIA, None)]
     found = {kind for file, kind in kinds.items() if kind is not None and file not in metadata}
     if len(found) != 1:
         suffixes = sorted({file.suffix.lower() or f"{file.name} without a suffix" for file in files})
         raise ValueError(
-            f"{path} must hold files of one kind of {', '.join(SUFFIXES)}, or images; it has "
+            f"{path} must hold files of one kind of {', '.join(SUFFIXES)}, or images, or sounds; it has "
             f"{', '.join(suffixes) or 'nothing'}."
         )
     (kind,) = found
@@ -121,9 +121,9 @@ def _read_split(path: Path, split: str, delimiter: str | None, only: Sequence[st
     _say_unread(path, [file for file, kind in kinds.items() if kind is None])
     # A single file is read whole whatever its name; in a folder, names like test.csv tell the splits.
     wanted = of_kind if path.is_file() else _of_split(path, of_kind, split)
-    if kind == "image":
-        beside = [file for file in metadata if any(image.is_relative_to(file.parent) for image in wanted)]
-        return read_images(wanted, beside, of_kind if path.is_dir() and _at_one_depth(of_kind) else ())
+    if kind in MEDIA:
+        beside = [file for file in metadata if any(each.is_relative_to(file.parent) for each in wanted)]
+        return read_media(kind, wanted, beside, of_kind if path.is_dir() and _at_one_depth(of_kind) else ())
     return read_rows(wanted, kind, delimiter)
 
 

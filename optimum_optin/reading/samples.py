@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+_OPENED = ("Image", "Audio")  # features of `datasets` that open files
+
 
 def draw(data: Any, num_samples: int, seed: int) -> dict[int, Any]:
     """Draw samples; return them by their row in the data, in the order of the draw.
@@ -65,13 +67,13 @@ def is_missing(value: Any) -> bool:
 
 
 def undecoded(data: Any) -> Any:
-    """A `datasets.Dataset`, or a column of one, with images not yet opened: we open them, as we can name a file that
-    cannot be. Other data, and a data set with the user's own transform, are returned as they are.
+    """A `datasets.Dataset`, or a column of one, with images and sounds not yet opened: we open them, as we can name a
+    file that cannot be. Other data, and a data set with the user's own transform, are returned as they are.
     """
     if type(data).__name__ == "IterableDataset" and hasattr(data, "with_format"):  # it does not tell its format
         data = data.with_format(None)
     features = getattr(data, "features", None) or {}
-    if type(features).__name__ == "Image" and hasattr(data, "source"):  # a column: `dataset["image"]`
+    if type(features).__name__ in _OPENED and hasattr(data, "source"):  # a column: `dataset["image"]`
         return undecoded(data.source)[data.column_name]
     if not isinstance(features, Mapping):
         return data
@@ -81,7 +83,7 @@ def undecoded(data: Any) -> Any:
     if kind in ("pandas", "polars", "arrow"):  # their rows are tables
         data = data.with_format(None).select_columns(data.format["columns"])
     for name, feature in features.items():
-        if type(feature).__name__ == "Image":
+        if type(feature).__name__ in _OPENED:
             data = data.with_format(None).cast_column(name, type(feature)(decode=False))
     return data
 

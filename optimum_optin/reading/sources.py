@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from ..hub_id import is_hub_id
 from .columns import named
-from .kinds import IMAGE_SUFFIXES, SUFFIXES
+from .kinds import IMAGE_SUFFIXES, SOUND_SUFFIXES, SUFFIXES
 from .loaders import LOADERS, escaped, local_reader
 from .paths import read_parts, read_path
 
@@ -37,9 +37,9 @@ def read_calibration(
     A path that exists is that path, whatever characters it has. Text must be UTF-8, or UTF-16 with its mark.
 
     Args:
-        source: a CSV, TSV, JSON, JSONL, Parquet or text file (a sample per line), an image, a folder of such files of
-            one kind, or a Hub id, which may name its configuration (`"nyu-mll/glue:sst2"`). Images may have a
-            `metadata.csv` or the like beside them, and be sorted into folders by class.
+        source: a CSV, TSV, JSON, JSONL, Parquet or text file (a sample per line), an image or a sound, a folder of
+            such files of one kind, or a Hub id, which may name its configuration (`"nyu-mll/glue:sst2"`). Images and
+            sounds may have a `metadata.csv` or the like beside them, and be sorted into folders by class.
         config_name: configuration of the data set on the Hub.
         split: split of the data set, or parts of several, `"train[:10%]+test"`; in a folder, files named like
             `test.csv` or `dev.csv`, or in folders of such names, are no part of train. A single file has no splits.
@@ -152,21 +152,24 @@ def find_source(source: str | os.PathLike, config_name: str | None = None) -> tu
 
 
 def chosen_columns(dataset, columns: Sequence[str]):
-    """The data set with one or two columns, called `text` and `text_pair`, and its images.
+    """The data set with one or two columns, called `text` and `text_pair`, and its images and sounds.
 
     Raises:
         ValueError: no such columns; lists those there are.
     """
     columns = named(columns)
     names = list(dataset.column_names or next(iter(dataset)))  # a stream may not know them
+    if not set(columns) <= set(names) and hasattr(dataset, "flatten"):  # `translation.en`
+        dataset = dataset.flatten()
+        names = dataset.column_names
     missing = [name for name in columns if name not in names]
     if missing:
         raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(names)}.")
     if not 1 <= len(columns) <= 2:
         raise ValueError(f"text_columns must name one column or two, got {', '.join(columns)}.")
-    images = [name for name, feature in (dataset.features or {}).items() if type(feature).__name__ == "Image"]
+    media = [name for name, feature in (dataset.features or {}).items() if type(feature).__name__ in ("Image", "Audio")]
     called = dict(zip(columns, ("text", "text_pair"), strict=False))
-    return dataset.select_columns([*columns, *images]).rename_columns(called)
+    return dataset.select_columns([*columns, *media]).rename_columns(called)
 
 
 def _read_path(path: Path, config_name: str | None, split: str, delimiter: str | None):
@@ -206,5 +209,5 @@ def _looks_local(source: str) -> bool:
         source.startswith(("/", ".", "~"))
         or source.endswith("/")
         or "\\" in source
-        or suffix in (*SUFFIXES, *IMAGE_SUFFIXES, *_OTHER_SUFFIXES)
+        or suffix in (*SUFFIXES, *IMAGE_SUFFIXES, *SOUND_SUFFIXES, *_OTHER_SUFFIXES)
     )

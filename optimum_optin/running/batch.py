@@ -34,7 +34,7 @@ def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:
 
     Args:
         batch: model inputs.
-        image_tokens: how many tokens the model makes of an image (`inputs.vision.image_tokens`), all of them real;
+        image_tokens: how many tokens the model makes of an image (`media.vision.image_tokens`), all of them real;
             `None` for text, whose inputs are tokens already.
     """
     if image_tokens is not None:

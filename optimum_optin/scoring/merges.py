@@ -18,7 +18,7 @@ from ..architectures.group import Groups
 from ..comparing.losses import manifold_distance, output_distance
 from ..config import OptinConfig
 from ..inputs.tokens import TokenMasks
-from ..inputs.vision import image_tokens, prefix_tokens
+from ..media.vision import image_tokens, prefix_tokens
 from ..merging.hooks import merging
 from ..merging.matching import most_merges
 from ..merging.schedule import TokenSchedule

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..architectures.group import Groups, Masks
 from ..config import OptinConfig
-from ..inputs.vision import prefix_tokens
+from ..media.vision import prefix_tokens
 from ..merging.hooks import check_mergeable, merges_tokens
 from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
 from ..merging.stack import token_layers

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..architectures.group import HEADS, Groups, Masks
 from ..inputs.probes import probe_batch
-from ..inputs.vision import prefix_tokens
+from ..media.vision import prefix_tokens
 from ..merging.hooks import is_mergeable
 from ..merging.schedule import TokenCosts, TokenSchedule
 from ..merging.stack import token_layers

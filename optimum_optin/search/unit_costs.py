@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..architectures.group import Groups
 from ..editing.surgery import take_units
-from ..inputs.vision import image_tokens, usual_image
+from ..media.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
 from ..merging.stack import token_layers
 from ..models.identity import attention_of

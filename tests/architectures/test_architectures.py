@@ -16,7 +16,7 @@ from optimum_optin.discovery.find import find_layers, stack_inputs
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.modalities import IMAGES, modality_of
 from optimum_optin.inputs.probes import probe_batch
-from optimum_optin.inputs.vision import image_tokens
+from optimum_optin.media.vision import image_tokens
 from optimum_optin.passes.hooks import recorded, replayed
 from optimum_optin.search.macs import cost_tables, count_macs, count_parameters, dense_cost
 from optimum_optin.storage.record import record_structure

@@ -13,7 +13,7 @@ from optimum_optin.architectures.group import attribute
 from optimum_optin.compensation.refit import compensate
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
-from optimum_optin.inputs.vision import image_tokens
+from optimum_optin.media.vision import image_tokens
 from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed, recorded
 from optimum_optin.passes.trajectory import hidden_states

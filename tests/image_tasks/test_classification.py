@@ -13,12 +13,12 @@ from PIL import Image as Pillow
 from tiny import tiny_model
 from torch import nn
 
+from optimum_optin.annotations import labels as labels_file
+from optimum_optin.annotations.accuracy import accuracies, rank_of
+from optimum_optin.annotations.labels import class_indices
 from optimum_optin.evaluation import top_k_metric
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.evaluation.top_k_metric import TopKAccuracy
-from optimum_optin.image_tasks import labels as labels_file
-from optimum_optin.image_tasks.classification import accuracies, rank_of
-from optimum_optin.image_tasks.labels import class_indices
 from optimum_optin.image_tasks.opening import read_pixels
 
 TASK = "image-classification"
@@ -247,7 +247,7 @@ def test_a_segmenter_is_no_classifier(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is empty: it holds no images"):
+    with pytest.raises(ValueError, match="is empty: it holds no samples"):
         evaluate_model(classifier(), image_processor(), TASK, data_dir=tmp_path)
     Pillow.fromarray(_arrays()[0]).save(tmp_path / "one.png")
     with pytest.raises(ValueError, match="has no column label or labels"):

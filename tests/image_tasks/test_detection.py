@@ -10,10 +10,10 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from image_tasks_data import COLORS, SIZES, detection_processor, detector, pixels, segmenter, write_coco
 from PIL import Image as Pillow
 
+from optimum_optin.annotations.samples import AnnotatedSamples
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.image_tasks.average_precision import Boxes, mean_average_precision
 from optimum_optin.image_tasks.boxes import boxes_of, read_coco
-from optimum_optin.image_tasks.samples import AnnotatedImages
 
 TASK = "object-detection"
 NEEDED = pytest.mark.skipif(importlib.util.find_spec("pycocotools") is None, reason="needs pycocotools")
@@ -308,7 +308,7 @@ def test_objects_that_are_no_boxes_are_refused(objects, message):
 @pytest.mark.usefixtures("installed")
 def test_labels_beyond_the_models_are_named():
     rows = [{"image": "a.png", "objects": {"bbox": [[1, 2, 3, 4]], "category": [3]}}]
-    samples = AnnotatedImages(rows, "image", "objects", "scenes", "all")
+    samples = AnnotatedSamples(rows, "image", "objects", "scenes", "all")
     from optimum_optin.image_tasks import ObjectDetection
 
     with pytest.raises(ValueError, match=r"a\.png has the label 3, and the model 3 classes, 0 to 2"):

@@ -338,7 +338,7 @@ def test_what_counts_from_zero_is_no_annotation_from_one(tmp_path):
     ("make", "processor", "message"),
     [
         (lambda: tiny_model("vit"), True, "needs a model with such a head .*got ViTForImageClassification"),
-        (segmenter, False, "reads images: pass the model's image processor as processor="),
+        (segmenter, False, "needs the model's image processor: pass it as processor="),
     ],
     ids=["a classifier", "no processor"],
 )
@@ -373,9 +373,9 @@ def test_a_processor_that_crops_is_refused(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is empty: it holds no images with annotations for semantic-segmentation"):
+    with pytest.raises(ValueError, match="is empty: it holds no samples with annotations for semantic-segmentation"):
         evaluate_model(segmenter(), segmentation_processor(), TASK, data_dir=tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "annotations").mkdir()
-    with pytest.raises(ValueError, match="holds no images with annotations for semantic-segmentation"):
+    with pytest.raises(ValueError, match="holds no samples with annotations for semantic-segmentation"):
         evaluate_model(segmenter(), segmentation_processor(), TASK, data_dir=tmp_path)

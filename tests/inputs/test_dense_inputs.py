@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.inputs.batching import calibration_batches
-from optimum_optin.inputs.padding import real_image_tokens
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
 from optimum_optin.inputs.tokens import token_masks
-from optimum_optin.inputs.vision import image_tokens, tokens_of_stacks
+from optimum_optin.media.padding import real_image_tokens
+from optimum_optin.media.vision import image_tokens, tokens_of_stacks
 from optimum_optin.passes.hooks import observed
 
 
@@ -76,7 +76,7 @@ def test_images_of_different_sizes_share_no_batch_where_padding_cannot_be_said()
 def test_processor_that_pads_to_a_multiple_tells_so():
     model = dense_model("mask2former")
     processor = tr.Mask2FormerImageProcessor(size={"shortest_edge": 40, "longest_edge": 64}, size_divisor=32)
-    from optimum_optin.inputs.images import image_batches
+    from optimum_optin.media.images import image_batches
 
     (batch,) = image_batches({0: _photo(40, 50)}, model, processor, batch_size=2)
     assert batch["pixel_mask"].shape == batch["pixel_values"].shape[:1] + batch["pixel_values"].shape[2:]

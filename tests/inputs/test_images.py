@@ -19,7 +19,7 @@ from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.evaluation.latency import latency_entry
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.probes import mean_tokens, probe_batch
-from optimum_optin.inputs.vision import image_tokens
+from optimum_optin.media.vision import image_tokens
 from optimum_optin.passes.trajectory import layer_rows
 from optimum_optin.reading.sources import read_calibration
 from optimum_optin.running.batch import token_mask

@@ -9,7 +9,7 @@ from dense import LABELS, SIZE, dense_model, images
 from tiny import perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
-from optimum_optin.inputs.vision import image_tokens, prefix_tokens, usual_image
+from optimum_optin.media.vision import image_tokens, prefix_tokens, usual_image
 from optimum_optin.merging.hooks import MergingLayer, attach_mergers, attach_merging, is_mergeable, merging
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.merging.stack import key_paths, token_layers

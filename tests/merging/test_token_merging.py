@@ -17,7 +17,7 @@ from optimum_optin.commands.run import run
 from optimum_optin.comparing.losses import manifold_distance, output_distance
 from optimum_optin.discovery import find_layers, key_projection
 from optimum_optin.inputs.tokens import token_masks
-from optimum_optin.inputs.vision import image_tokens, prefix_tokens
+from optimum_optin.media.vision import image_tokens, prefix_tokens
 from optimum_optin.merging.hooks import TokenMerger, attach_merging, merging
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.calibration import calibrate

@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_refused(folder):
         read_calibration(folder)
     (folder / "a.txt").unlink()
     (folder / "cat.JPG").write_bytes(b"")
-    with pytest.raises(ValueError, match="of one kind of.*or images; it has .csv, .jpg"):
+    with pytest.raises(ValueError, match="of one kind of.*or images, or sounds; it has .csv, .jpg"):
         read_calibration(folder)
 
 

@@ -14,7 +14,7 @@ from optimum_optin.architectures.group import HEADS
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.modalities import IMAGES, modality_of
 from optimum_optin.inputs.probes import probe_batch
-from optimum_optin.inputs.vision import image_tokens
+from optimum_optin.media.vision import image_tokens
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.hooks import observed
 from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, total_cost

@@ -1,4 +1,5 @@
-"""Images with annotations: rows of a folder, of a data set on the Hub or of a `datasets.Dataset`, and their names."""
+"""Images or sounds with annotations: rows of a folder, of a data set on the Hub or of a `datasets.Dataset`, and their
+names."""
 
 from __future__ import annotations
 
@@ -15,16 +16,17 @@ from ..reading.samples import is_missing, undecoded
 from ..reading.sources import read_calibration, source_of
 
 IMAGES = ("image", "img")
+SOUNDS = ("audio", "speech", "sound")
 _SPLITS = ("validation", "test", "train")  # the first that there is
 
 
 @dataclass(frozen=True)
-class AnnotatedImages:
-    """Rows of images with their annotations, read one by one.
+class AnnotatedSamples:
+    """Rows of images or sounds with their annotations, read one by one.
 
     Args:
         rows: dicts.
-        image: the column of images.
+        column: the column of images or sounds.
         target: the column of annotations.
         source: what the data set is called in a report.
         split: which split they are.
@@ -32,7 +34,7 @@ class AnnotatedImages:
     """
 
     rows: Sequence[Mapping[str, Any]]
-    image: str
+    column: str
     target: str
     source: str
     split: str
@@ -43,18 +45,18 @@ class AnnotatedImages:
 
     def name(self, place: int) -> str:
         """What messages call a sample: its file, or its row."""
-        image = self.rows[place][self.image]
-        if isinstance(image, Mapping):
-            image = image.get("path")
-        return str(image) if isinstance(image, (str, os.PathLike)) else f"row {place}"
+        found = self.rows[place][self.column]
+        if isinstance(found, Mapping):
+            found = found.get("path")
+        return str(found) if isinstance(found, (str, os.PathLike)) else f"row {place}"
 
     def targets(self) -> list[Any]:
-        """All annotations, without reading the images where that can be helped."""
+        """All annotations, without reading the samples where that can be helped."""
         if hasattr(self.rows, "with_format"):
             return list(self.rows.with_format(None)[self.target])
         return [row[self.target] for row in self.rows]
 
-    def drawn(self, max_samples: int | None) -> AnnotatedImages:
+    def drawn(self, max_samples: int | None) -> AnnotatedSamples:
         """At most so many rows, always the same ones.
 
         Raises:
@@ -78,17 +80,19 @@ class AnnotatedImages:
 def read_annotated(
     task: str,
     targets: Sequence[str],
+    columns: Sequence[str] = IMAGES,
     *,
     data: Any = None,
     data_dir: str | os.PathLike | None = None,
     split: str | None = None,
-    read_folder: Callable[[Path, str | None], AnnotatedImages | None] = lambda folder, split: None,
-) -> AnnotatedImages:
+    read_folder: Callable[[Path, str | None], AnnotatedSamples | None] = lambda folder, split: None,
+) -> AnnotatedSamples:
     """The samples of a task.
 
     Args:
         task: its name, for messages.
         targets: names of columns that may hold the annotations, the likeliest first.
+        columns: names of columns that may hold the images or sounds, likewise.
         data: a `datasets.Dataset`, a dict of them by split, or a data set's name on the Hub.
         data_dir: a local folder, instead.
         split: which split; `None` takes validation, else test, else all that there is.
@@ -102,39 +106,42 @@ def read_annotated(
         given = "both are given" if data is not None else "none is given"
         raise ValueError(f"{task} needs data_dir=, a folder, or data=, a datasets.Dataset or its name: {given}.")
     if data_dir is not None:
-        found = _of_folder(task, Path(data_dir), targets, split, read_folder)
+        found = _of_folder(task, Path(data_dir), targets=targets, columns=columns, split=split, read_folder=read_folder)
     elif isinstance(data, str):
         split = split or _SPLITS[0]
         name, _, config = data.partition(":")
-        found = _of_dataset(read_calibration(data, split=split), targets, name, split, config)
+        rows = read_calibration(data, split=split)
+        found = _of_dataset(rows, targets, columns, source=name, split=split, config=config)
     else:
-        found = _of_given(data, targets, split)
+        found = _of_given(data, targets, columns, split)
     if not len(found):
-        raise ValueError(f"{data_dir or found.source} holds no images with annotations for {task}.")
+        raise ValueError(f"{data_dir or found.source} holds no samples with annotations for {task}.")
     return found
 
 
 def _of_folder(
     task: str,
     folder: Path,
+    *,
     targets: Sequence[str],
+    columns: Sequence[str],
     split: str | None,
-    read_folder: Callable[[Path, str | None], AnnotatedImages | None],
-) -> AnnotatedImages:
+    read_folder: Callable[[Path, str | None], AnnotatedSamples | None],
+) -> AnnotatedSamples:
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: give the one that holds the images of {task}.")
+        raise FileNotFoundError(f"no folder {folder}: give the one that holds the samples of {task}.")
     if not any(folder.iterdir()):
-        raise ValueError(f"{folder} is empty: it holds no images with annotations for {task}.")
+        raise ValueError(f"{folder} is empty: it holds no samples with annotations for {task}.")
     own = read_folder(folder, split)
     if own is not None:
         return own
     known = splits_of(folder)
     taken = split or next((name for name in _SPLITS if name in known), known[0] if known else None)
     rows = read_calibration(folder, split=taken or "train")
-    return _of_dataset(rows, targets, folder.resolve().name, taken or "all", "")
+    return _of_dataset(rows, targets, columns, source=folder.resolve().name, split=taken or "all", config="")
 
 
-def _of_given(data: Any, targets: Sequence[str], split: str | None) -> AnnotatedImages:
+def _of_given(data: Any, targets: Sequence[str], columns: Sequence[str], split: str | None) -> AnnotatedSamples:
     if isinstance(data, Mapping):
         taken = split or next((name for name in _SPLITS if name in data), None)
         if taken not in data:
@@ -146,19 +153,19 @@ def _of_given(data: Any, targets: Sequence[str], split: str | None) -> Annotated
     info = getattr(data, "info", None)
     source = note.get("dataset") or getattr(info, "dataset_name", None) or "a data set in memory"
     found = split or note.get("split") or (str(data.split) if getattr(data, "split", None) else None)
-    return _of_dataset(data, targets, source, found or "all", note.get("config", ""))
+    return _of_dataset(data, targets, columns, source=source, split=found or "all", config=note.get("config", ""))
 
 
-def _of_dataset(rows: Any, targets: Sequence[str], source: str, split: str, config: str | None) -> AnnotatedImages:
-    columns = list(rows.column_names)
-    image = next((name for name in IMAGES if name in columns), None)
-    target = next((name for name in targets if name in columns), None)
-    if image is None or target is None:
-        lacking = " or ".join(IMAGES if image is None else targets)
-        raise ValueError(
-            f"{source} has no column {lacking}; it has {', '.join(columns)}: rename the one that is meant."
-        )
-    return AnnotatedImages(undecoded(rows), image, target, source, split, config or "")
+def _of_dataset(
+    rows: Any, targets: Sequence[str], columns: Sequence[str], *, source: str, split: str, config: str | None
+) -> AnnotatedSamples:
+    there = list(rows.column_names)
+    column = next((name for name in columns if name in there), None)
+    target = next((name for name in targets if name in there), None)
+    if column is None or target is None:
+        lacking = " or ".join(columns if column is None else targets)
+        raise ValueError(f"{source} has no column {lacking}; it has {', '.join(there)}: rename the one that is meant.")
+    return AnnotatedSamples(undecoded(rows), column, target, source, split, config or "")
 
 
 def check_there(value: Any, name: str, what: str) -> None:
@@ -168,4 +175,4 @@ def check_there(value: Any, name: str, what: str) -> None:
         ValueError: names the sample.
     """
     if is_missing(value):
-        raise ValueError(f"{name} has no {what}: add it, or leave the image out.")
+        raise ValueError(f"{name} has no {what}: add it, or leave the sample out.")

@@ -19,6 +19,7 @@ from ..reading.label_maps import check_no_map, without_maps
 from ..reading.samples import is_missing
 from ..running.batch import Batch
 from ..running.forward import takes
+from .one_by_one import name_of, read_each
 from .vision import channels_of, check_inputs
 
 logger = logging.get_logger(__name__)
@@ -251,8 +252,8 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
     def prepare(image: Any) -> dict[str, Tensor]:
         opened = open_image(image)
         if _segments(model):
-            check_no_map(opened, getattr(model.config, "num_labels", 0), _name_of(image))
-        converted = _converted(opened, MODES[channels], _name_of(image))
+            check_no_map(opened, getattr(model.config, "num_labels", 0), name_of(image))
+        converted = _converted(opened, MODES[channels], name_of(image))
         try:
             made = processor(images=[converted], return_tensors="pt")
             names = ["pixel_values"] + ["pixel_mask"] * (masked and "pixel_mask" in made)
@@ -266,35 +267,6 @@ def _preparation(model: nn.Module, processor: Any) -> Callable[[Any], dict[str, 
     return prepare
 
 
-def read_each(
-    images: Mapping[int, Any], ready: Callable[[Any], dict[str, Tensor]], unreadable: str
-) -> list[dict[str, Tensor] | None]:
-    """The inputs that `ready` makes of each image; `None` for one that cannot be read."""
-    pixels, problems = [], []
-    for row, image in images.items():
-        try:
-            if image is None:
-                raise OSError("there is none")
-            made = ready(image)
-            if not all(each.isfinite().all() for each in made.values() if each.is_floating_point()):
-                raise OSError("its pixel values are empty, or NaN or infinite")
-            pixels.append(made)
-        except OSError as error:
-            problems.append(f"{_name_of(image) or f'row {row}'} ({error})")
-            pixels.append(None)
-            if unreadable == "stop":
-                raise ValueError(
-                    f"a calibration image cannot be read: {problems[0]}. Mend or remove it, or take unreadable='skip'."
-                ) from error
-    if len(problems) == len(images):
-        raise ValueError(f"none of the {len(images)} calibration images can be read; the first: {problems[0]}.")
-    for problem in problems:
-        logger.warning(f"left out of the calibration data, as it cannot be read: {problem}.")
-    if problems:
-        logger.warning(f"{len(images) - len(problems)} of {len(images)} calibration images are left.")
-    return pixels
-
-
 def in_mode(image: Any, mode: str, name: str | None = None):
     """The image as one of Pillow's, in this mode.
 
@@ -306,7 +278,7 @@ def in_mode(image: Any, mode: str, name: str | None = None):
     Raises:
         OSError: it cannot be read, or its numbers are of unknown range.
     """
-    return _converted(open_image(image), mode, name or _name_of(image))
+    return _converted(open_image(image), mode, name or name_of(image))
 
 
 def _converted(opened: Any, mode: str, name: str | None):
@@ -376,12 +348,6 @@ def _image(image: np.ndarray | Tensor):
         return _pillow().Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
     except TypeError as error:
         raise OSError(f"no image has the shape {array.shape}") from error
-
-
-def _name_of(image: Any) -> str | None:
-    if _is_undecoded(image):
-        return image["path"]
-    return str(image) if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", None)
 
 
 def _pillow():

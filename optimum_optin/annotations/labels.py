@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from torch import nn
 from transformers.utils import logging
 
+from ..reading.samples import is_missing
 from ..storage.tasks import class_of
+from .samples import AnnotatedSamples, check_there
 
 logger = logging.get_logger(__name__)
 
@@ -16,14 +18,17 @@ _SAYS_NOTHING = re.compile(r"(label_?)?\d+")  # `LABEL_0` and `0`
 _WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders, whose order is that of the classes
 
 
-def check_kind(model: nn.Module, processor: object, task: str, kinds: Sequence[str]) -> None:
+def check_kind(
+    model: nn.Module, processor: object, task: str, kinds: Sequence[str], *, needs: str = "image processor"
+) -> None:
     """Raise if a model has another head than a task needs, or there is no processor.
 
     Args:
         model: a class of the user's own may be anything; its outputs will tell.
-        processor: its image processor.
+        processor: its processor.
         task: the task's name.
         kinds: endings of the classes that fit.
+        needs: what the processor is called in messages.
 
     Raises:
         ValueError: says what fits.
@@ -35,7 +40,7 @@ def check_kind(model: nn.Module, processor: object, task: str, kinds: Sequence[s
             "model with its own task, or measure it on that."
         )
     if processor is None:
-        raise ValueError(f"{task} reads images: pass the model's image processor as processor=.")
+        raise ValueError(f"{task} needs the model's {needs}: pass it as processor=.")
 
 
 def labels_of(model: nn.Module, given: Sequence[str] | None = None) -> list[str]:
@@ -93,6 +98,42 @@ def class_indices(names: Sequence[str], labels: Sequence[str], source: str) -> l
     )
 
 
+def target_indices(samples: AnnotatedSamples, known: Sequence[str]) -> list[int]:
+    """The model's class of each sample.
+
+    Args:
+        samples: samples with a class's name or index as their annotation.
+        known: the model's classes, in the order of its outputs.
+
+    Raises:
+        ValueError: a sample without a class, or with one that the model does not have.
+    """
+    names = getattr((getattr(samples.rows, "features", None) or {}).get(samples.target), "names", None)
+    labels = samples.targets()
+    for place, label in enumerate(labels):
+        if is_missing(label):
+            check_there(label, samples.name(place), "label")
+    used = sorted(set(labels), key=str)
+    if names is None and all(isinstance(label, str) for label in used):
+        indices = class_indices(used, known, samples.source)
+    else:
+        for label in used:
+            place = labels.index(label)
+            if isinstance(label, bool) or not isinstance(label, int):
+                name = samples.name(place)
+                raise ValueError(f"{name} has the label {label!r}: it must be a class's name or index.")
+            if names is not None and not 0 <= label < len(names):
+                raise ValueError(
+                    f"{samples.name(place)} has the label {label}, which is none of the {len(names)} classes of "
+                    f"{samples.source}: this split may have no labels."
+                )
+            if names is None:
+                check_index(label, len(known), samples.name(place))
+        indices = used if names is None else _indices(names, used, known, samples)
+    index_of = dict(zip(used, indices, strict=True))
+    return [index_of[label] for label in labels]
+
+
 def check_index(index: int, classes: int, name: str) -> None:
     """Raise if a class index of a sample is none of the model's.
 
@@ -101,6 +142,14 @@ def check_index(index: int, classes: int, name: str) -> None:
     """
     if not 0 <= index < classes:
         raise ValueError(f"{name} has the label {index}, and the model {classes} classes, 0 to {classes - 1}.")
+
+
+def _indices(names: Sequence[str], used: Sequence[int], known: Sequence[str], samples: AnnotatedSamples) -> list[int]:
+    """The model's index of each class that is used; classes without samples do not matter, unless order decides."""
+    if len(names) == len(known):
+        every = class_indices(names, known, samples.source)
+        return [every[label] for label in used]
+    return class_indices([names[label] for label in used], known, samples.source)
 
 
 def _plain(name: str) -> str:
