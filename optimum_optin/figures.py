@@ -87,9 +87,11 @@ class Continuations(_Record):
             the dense model's text before it.
         log_likelihood: mean of log p under the dense model, in nats, of the tokens that the pruned one writes.
         dense_log_likelihood: that of the tokens that the dense model writes itself.
-        prompts: how many prompts, which are the first tokens of calibration samples.
-        tokens: how many tokens were written after each.
+        prompts: how many prompts, which are the first tokens of calibration samples; or whole samples, for models whose
+            decoder writes about what their encoder reads.
+        tokens: how many tokens were written after each; for such models at most, as what they write comes to an end.
         held_out: whether these samples were kept from the refit.
+        answers: whether it is a model with an encoder and a decoder.
     """
 
     agreement: float
@@ -98,11 +100,13 @@ class Continuations(_Record):
     prompts: int
     tokens: int
     held_out: bool
+    answers: bool = False
 
     def __str__(self) -> str:
         kind = "held-out" if self.held_out else "calibration"
+        of = f"for {self.prompts} {kind} inputs, at most" if self.answers else f"after {self.prompts} {kind} prompts,"
         return (
-            f"text after {self.prompts} {kind} prompts, {self.tokens} tokens each: {self.agreement:.1%} of the dense "
+            f"text {of} {self.tokens} tokens each: {self.agreement:.1%} of the dense "
             f"model's tokens, log-likelihood under the dense model {self.log_likelihood:.2f} "
             f"(its own text: {self.dense_log_likelihood:.2f})"
         )

@@ -16,6 +16,7 @@ from .config import OptinConfig
 from .discovery.next_tokens import predicts_next_token
 from .editing.surgery import rewrite
 from .figures import Continuations, Divergence, HubModel
+from .inputs.decoder_inputs import writes
 from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
@@ -177,7 +178,7 @@ def _divergence(
         return None
     (divergence,) = measure_divergence(dense, [pruned], groups, held_out, apart)
     collapsed = divergence.agreement is not None and divergence.agreement < _COLLAPSE
-    if collapsed and not predicts_next_token(dense):  # of these, what they write tells more
+    if collapsed and not (writes(dense) or predicts_next_token(dense)):  # of these, what they write tells more
         logger.warning(
             f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
             f"{divergence.samples} calibration samples: expect a large loss; ask for more flops."
@@ -198,7 +199,7 @@ def _continuations(
         return None
     if found is not None and found.agreement < _COLLAPSE_OF_TEXT:
         logger.warning(
-            f"the pruned model writes only {found.agreement:.0%} of the tokens that the dense model writes after "
-            f"{found.prompts} prompts: expect a large loss; ask for more flops."
+            f"the pruned model writes only {found.agreement:.0%} of the tokens that the dense model writes "
+            f"{'for' if found.answers else 'after'} {found.prompts} {'inputs' if found.answers else 'prompts'}: expect a large loss; ask for more flops."
         )
     return found

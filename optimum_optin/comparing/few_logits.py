@@ -41,14 +41,17 @@ def logits_at(model: nn.Module, batch: Batch, rows: Tensor, *, bounded: bool = T
     """
     head = _head(model)
     taken: list[Tensor] = []
-    if head is None or "input_ids" not in batch:
+    ids = batch.get(
+        "decoder_input_ids", batch.get("input_ids")
+    )  # the head reads what a decoder returns, if there is one
+    if head is None or ids is None:
         yield taken
         return
     chosen = compared_tokens(rows, head.out_features) if bounded else rows
 
     def take(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden = inputs[0] if inputs else None
-        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != batch["input_ids"].shape:
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != ids.shape:
             return None
         taken[:] = [chosen]
         return (hidden.flatten(0, 1)[chosen.to(hidden.device)][None], *inputs[1:])  # (1, positions, d)

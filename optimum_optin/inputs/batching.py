@@ -19,6 +19,7 @@ from ..models.identity import dtype_of, type_of
 from ..reading.columns import check_unused
 from ..reading.samples import draw
 from ..running.batch import Batch, samples_in
+from .decoder_inputs import IDS, TARGETS, with_decoder_inputs, writes
 from .encoding import model_inputs
 from .modalities import TEXTS, modality_of
 from .modules import batch_of
@@ -86,7 +87,9 @@ def calibration_batches(
             text_columns=text_columns,
         )
     elif block_size is not None:
-        cause = "a DataLoader's batches are taken as they come" if modality is TEXTS else "it is for texts"
+        cause = "it is for texts of models that predict the next token"
+        if isinstance(data, DataLoader):
+            cause = "a DataLoader's batches are taken as they come"
         raise ValueError(f"block_size={block_size} does not apply: {cause}.")
     if packed is not None:
         batches = packed
@@ -107,6 +110,8 @@ def calibration_batches(
             text_columns=text_columns,
         )
         batches = _first(batches, num_samples)  # samples of a plain module may be batches themselves
+    if modality.decodes:
+        batches = with_decoder_inputs(batches, model, max_length)
     check_batches(batches, model)
     # Not in order of length, so that a progress bar's estimate is fair.
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
@@ -144,13 +149,16 @@ def _taken(batch: Any, model: nn.Module) -> Batch:
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"a DataLoader must give dicts of tensors, {name} is {type(value).__name__}: pad them.")
-    numbers = {name for name in stack_inputs(model).values() if inputs[name].is_floating_point()}
+    names = inputs.keys() & set(stack_inputs(model).values())
+    numbers = {name for name in names if inputs[name].is_floating_point()}
     return inputs | {name: inputs[name].to(dtype_of(model)) for name in numbers}
 
 
 def _complete(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     inputs = model_inputs(batch, model)
-    if missing := set(stack_inputs(model).values()) - set(inputs):
+    if writes(model) and TARGETS in batch:
+        inputs[TARGETS] = batch[TARGETS]
+    if missing := set(stack_inputs(model).values()) - {*inputs, IDS}:
         raise ValueError(
             f"calibration data lacks the model's inputs: it has {', '.join(map(str, batch)) or 'nothing'}, "
             f"the model needs {' and '.join(sorted(map(repr, missing)))}."

@@ -77,7 +77,13 @@ def encode_texts(
     text_columns: Sequence[str | int] | None,
 ) -> dict[int, dict]:
     """The samples that have tokens, encoded, by row; if none has any, all, for `check_texts` to refuse."""
-    texts = _inputs(samples, text_columns, unreadable)
+    return encode_read(_inputs(samples, text_columns, unreadable), model, processor, max_length, unreadable)
+
+
+def encode_read(
+    texts: Mapping[int, Any], model: nn.Module, processor: Any, max_length: int | None, unreadable: str
+) -> dict[int, dict]:
+    """What `encode_texts` makes of texts, or tokenised samples, that were read already."""
     encoded = dict(zip(texts, _encode(list(texts.values()), model, processor, max_length), strict=True))
     problems = {row: "no tokens" for row, sample in encoded.items() if not any(sample.get("attention_mask", [1]))}
     problems |= {row: "no tokens" for row, sample in encoded.items() if not sample["input_ids"]}
@@ -91,7 +97,7 @@ def pad_in_batches(
     encoded: list[dict], model: nn.Module, processor: Any, batch_size: int
 ) -> list[tuple[list[int], Batch]]:
     """Batches of samples of similar length, each with the samples' indices; arguments as for `padded_batches`."""
-    processor = _tokenizer(processor)
+    processor = tokenizer_of(processor)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
     config = model.config.get_text_config()
     fills = (getattr(each, "pad_token_id", None) for each in (processor, config))
@@ -156,7 +162,7 @@ def running_tokens(text: str, processor: Any) -> list[int]:
         text: the text.
         processor: the tokenizer, or a processor that holds one.
     """
-    return list(working_copy(_tokenizer(processor))(without_surrogates(text), verbose=False)["input_ids"])
+    return list(working_copy(tokenizer_of(processor))(without_surrogates(text), verbose=False)["input_ids"])
 
 
 def is_tokenised(sample: Any) -> bool:
@@ -170,6 +176,11 @@ def model_inputs(sample: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in taken.items() if name not in TARGETS}
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer, which a processor of texts and something else holds."""
+    return getattr(processor, "tokenizer", processor)
+
+
 def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unreadable: str) -> dict[int, Any]:
     """Tokenised samples as they are, or the texts of others, by row."""
     if all(is_tokenised(sample) for sample in samples.values()):
@@ -178,12 +189,8 @@ def _inputs(samples: Mapping[int, Any], text_columns: Sequence[str] | None, unre
     return read_texts(samples, text_columns, unreadable)
 
 
-def _tokenizer(processor: Any) -> Any:
-    return getattr(processor, "tokenizer", processor)  # a processor of text and images holds one
-
-
 def _encode(samples: list[Any], model: nn.Module, processor: Any, max_length: int | None) -> list[dict]:
-    processor = _tokenizer(processor)
+    processor = tokenizer_of(processor)
     if all(map(is_tokenised, samples)):
         limit = max_length or max_tokens(model)
         listed = [_listed(model_inputs(sample, model)) for sample in samples]

@@ -18,9 +18,11 @@ from ..models.examples import example_of
 from ..models.identity import in_words, main_input_of
 from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
+from .decoder_inputs import IDS, check_decoder_inputs, probe_decoder, written_tokens
 from .encoding import check_texts, max_tokens, probe_text, text_batches
 from .modules import check_inputs_of_module, module_batches, module_tokens, probe_module, usual_tokens
 from .pairs import pair_batches
+from .text_to_text import text_to_text_batches
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,12 @@ class Modality:
     @property
     def holds_text(self) -> bool:
         """Whether there is text in a sample."""
-        return "input_ids" in self.real_tokens
+        return not self.real_tokens.keys().isdisjoint(("input_ids", IDS))
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a decoder reads tokens of its own (`decoder_inputs.py`)."""
+        return IDS in self.real_tokens
 
 
 TEXTS = Modality(
@@ -106,6 +113,31 @@ WAVES = Modality(
     processed="input values",
 )
 FEATURES = replace(WAVES, real_tokens={"input_features": real_frames}, processed="input features")
+
+
+def followed_by_decoder(encoder: Modality, **changes) -> Modality:
+    """The modality of models whose decoder writes text about what the encoder reads.
+
+    Args:
+        encoder: what the encoder reads.
+        **changes: fields that differ; `read` makes batches with `labels` where samples say what is to be written.
+    """
+
+    def check(batches: Sequence[Batch], model: nn.Module) -> None:
+        encoder.check(batches, model)
+        check_decoder_inputs(batches, model)
+
+    return replace(
+        encoder,
+        real_tokens={**encoder.real_tokens, IDS: lambda model, batch, stack: written_tokens(batch)},
+        check=check,
+        probe=lambda model, tokens: {**encoder.probe(model, tokens), **probe_decoder(model, tokens)},
+        **changes,
+    )
+
+
+TEXTS_TO_TEXTS = followed_by_decoder(TEXTS, read=text_to_text_batches)
+FEATURES_TO_TEXTS = followed_by_decoder(FEATURES)
 MODULES = Modality(
     samples="inputs",
     real_tokens={},
@@ -118,7 +150,7 @@ MODULES = Modality(
     processor="callable that makes tensors",
     processed="tensors",
 )
-MODALITIES = (TEXTS, IMAGES, PAIRS, WAVES, FEATURES)
+MODALITIES = (TEXTS, IMAGES, PAIRS, WAVES, FEATURES, TEXTS_TO_TEXTS, FEATURES_TO_TEXTS)
 _FEW = 3  # reasons in an error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mode
 from typing import Any
 
@@ -23,7 +23,10 @@ Text = tuple[str, ...]
 
 
 def read_texts(
-    samples: Mapping[int, Any], chosen: Sequence[str | int] | None = None, unreadable: str = "skip"
+    samples: Mapping[int, Any],
+    chosen: Sequence[str | int] | None = None,
+    unreadable: str = "skip",
+    tell: Callable[..., tuple[str, ...]] = text_columns,
 ) -> dict[int, Text]:
     """The texts of the samples that have any, all single or all pairs.
 
@@ -34,6 +37,7 @@ def read_texts(
             only one that looks like text, and says so.
         unreadable: `"skip"` leaves out samples whose text is missing or empty, with a warning that names them; `"stop"`
             raises. If all are empty strings, they are taken as they are.
+        tell: tells the columns that hold the text, if none are chosen; see `text_columns`.
 
     Raises:
         ValueError: samples of another form, text columns that cannot be told, or no text at all.
@@ -57,7 +61,7 @@ def read_texts(
         found = {row: (sample,) for row, sample in samples.items()}
     else:
         rows = [columns_of(samples[row]) for row in kinds]
-        names = _chosen(rows, chosen) if chosen is not None else _told(rows, placed=most is not dict)
+        names = _chosen(rows, chosen) if chosen is not None else _told(rows, tell, placed=most is not dict)
         found = {
             row: tuple(columns_of(sample).get(name) for name in names) if is_composed(sample) else (None,)
             for row, sample in samples.items()
@@ -110,7 +114,7 @@ def _chosen(rows: Sequence[Mapping], chosen: Sequence[str | int]) -> list:
     return [names[str(name)] for name in wanted]
 
 
-def _told(rows: Sequence[Mapping], placed: bool) -> list:
+def _told(rows: Sequence[Mapping], tell: Callable[..., tuple[str, ...]], placed: bool) -> list:
     """The columns that hold the text; a warning names them, unless their names leave no doubt."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     strings = [name for name in columns if any(isinstance(row.get(name), str) for row in rows)]
@@ -118,7 +122,7 @@ def _told(rows: Sequence[Mapping], placed: bool) -> list:
         names = _told_places(rows, strings)
     else:
         values = {name: [row.get(name) for row in rows] for name in strings}
-        names = list(text_columns(columns, strings, values))
+        names = list(tell(columns, strings, values))
     others = [name for name in columns if name not in names]
     if others and not (not placed and is_known(names)) and is_main():
         what = "place" if placed else "column"

@@ -50,7 +50,8 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
     logits of shape (batch, classes) are one row per sample, those of shape (batch, tokens, classes) one per token, and
     those of shape (batch, classes, height, width) one per pixel.
     """
-    rows = next(iter(rows.values()))  # no model of several stacks has logits for every token of another
+    stacks = list(rows.values())  # of models with several, only a decoder's tokens have logits, and it comes last
+    rows = stacks[-1] if "decoder_input_ids" in batch else stacks[0]
     with logits_at(model, batch, rows) as taken:
         outputs = run_model(model, batch)
     if taken:  # the outputs have these tokens and no others

@@ -21,8 +21,8 @@ def made_up_sample(model: nn.Module, groups: Groups) -> Batch:
     modality = modality_of(model)
     most = modality.most_tokens(model)  # `None` for images, whose tokens are counted by a pass
     sample = dict(usual_image(model) if most is None else modality.probe(model, min(_TOKENS, most)))
-    if "input_ids" in sample:
-        sample["input_ids"] = _words(model, sample["input_ids"], generator)
+    for name in sample.keys() & {"input_ids", "decoder_input_ids"}:
+        sample[name] = _words(model, sample[name], generator)
     for name, value in sample.items():
         if value.is_floating_point():
             sample[name] = torch.randn(value.shape, generator=generator).to(value)

@@ -237,9 +237,12 @@ def _continuations(found: Continuations | None) -> list[str]:
     if found is None:
         return []
     kind = "held-out" if found.held_out else "calibration"
+    where = f"After {found.prompts} prompts, the first tokens of {kind} samples,"
+    tokens = f"{found.tokens} tokens that the dense model writes after each"
+    if found.answers:
+        where, tokens = f"For {found.prompts} {kind} samples,", f"tokens (at most {found.tokens} for each) that the dense model writes"
     return [
-        f"After {found.prompts} prompts, the first tokens of {kind} samples, it writes {found.agreement:.1%} of the "
-        f"{found.tokens} tokens that the dense model writes after each. The mean log-likelihood of its own text under "
+        f"{where} it writes {found.agreement:.1%} of the {tokens}. The mean log-likelihood of its own text under "
         f"the dense model is {found.log_likelihood:.2f} nats a token, that of the dense model's text "
         f"{found.dense_log_likelihood:.2f}."
     ]

@@ -26,6 +26,23 @@ _TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
+# Columns of what is read and what is to be written for it, of data for summaries and the like.
+_SOURCES_AND_TARGETS = (
+    ("text", "text_pair"),
+    ("document", "summary"),
+    ("dialogue", "summary"),
+    ("article", "highlights"),
+    ("article", "summary"),
+    ("text", "summary"),
+    ("source", "target"),
+    ("source_text", "target_text"),
+    ("input_text", "target_text"),
+    ("input", "target"),
+    ("input", "output"),
+    ("text", "target"),
+    ("src", "tgt"),
+)
+_TARGETS = frozenset(target for _, target in _SOURCES_AND_TARGETS)
 # Names that say text, if only one of them is there; a title or a summary may stand beside it.
 _USUAL = frozenset(
     "abstract article body caption clean_text comment comment_text content document full_text message paragraph "
@@ -95,6 +112,40 @@ def text_columns(
     )
 
 
+def source_and_target(
+    columns: Sequence[str], strings: Sequence[str], values: Mapping[str, Sequence] | None = None
+) -> tuple[str, ...]:
+    """The column that a model reads and the one that it is to write, by their names; else the only one of text.
+
+    Args:
+        columns: all column names.
+        strings: those that hold strings.
+        values: see `text_columns`.
+
+    Raises:
+        ValueError: none or several of known names, or two columns of text that no name tells apart; lists those there
+            are.
+    """
+    plain = {_plain(name): name for name in reversed(strings)}
+    found = [tuple(plain[name] for name in known) for known in _SOURCES_AND_TARGETS if plain.keys() >= set(known)]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(map(str, columns[:20]))
+    cure = (
+        "name the column that is read and the one that is to be written, in this order, with text_columns= "
+        "(--text-columns), or the first alone: the model then goes by what it writes itself."
+    )
+    if found:
+        raise ValueError(f"several columns among {there} may be what is read or what is to be written: {cure}")
+    try:
+        names = text_columns(columns, strings, values)
+    except ValueError:
+        names = ()
+    if len(names) != 1 or _TARGETS & plain.keys() - {_plain(name) for name in names}:
+        raise ValueError(f"cannot tell what the model reads and what it is to write among {there}: {cure}")
+    return names
+
+
 def named(columns: str | int | Sequence[str | int]) -> list[str | int]:
     """The columns that the user named, as a list; a single one may come without."""
     return [columns] if isinstance(columns, (str, int)) else list(columns)
@@ -112,7 +163,8 @@ def check_unused(columns: str | int | Sequence[str | int] | None, cause: str) ->
 
 def is_known(columns: Iterable[str]) -> bool:
     """Whether these are columns whose names leave no doubt."""
-    return tuple(map(_plain, columns)) in {tuple(map(_plain, known)) for known in _TEXT_COLUMNS}
+    known = (*_TEXT_COLUMNS, *_SOURCES_AND_TARGETS)
+    return tuple(map(_plain, columns)) in {tuple(map(_plain, each)) for each in known}
 
 
 def is_other(name: str) -> bool:

@@ -159,6 +159,9 @@ def chosen_columns(dataset, columns: Sequence[str]):
     """
     columns = named(columns)
     names = list(dataset.column_names or next(iter(dataset)))  # a stream may not know them
+    if not set(columns) <= set(names) and hasattr(dataset, "flatten"):  # `translation.en`
+        dataset = dataset.flatten()
+        names = dataset.column_names
     missing = [name for name in columns if name not in names]
     if missing:
         raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(names)}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from transformers import GenerationConfig, GenerationMixin
 from ..comparing.few_logits import logits_at
 from ..discovery.next_tokens import predicts_next_token
 from ..figures import Continuations
+from ..inputs.decoder_inputs import IDS, MASK, greedily, most_written, writes
 from ..inputs.encoding import max_tokens
-from ..running.batch import Batch, token_mask
+from ..running.batch import Batch, samples_in, token_mask
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
 
@@ -26,6 +27,8 @@ def compare_continuations(
 ) -> Continuations | None:
     """Let both models go on with the first tokens of some samples, greedily, and compare what they write.
 
+    Models whose decoder writes about what their encoder reads are given whole samples, and write until they end.
+
     Perplexity hides that a model no longer writes sense, as it is asked for one token at a time, after a good text.
 
     Args:
@@ -37,7 +40,11 @@ def compare_continuations(
     Returns:
         What was found; `None` for models that do not write text, or take no more tokens than a prompt has.
     """
-    if not isinstance(dense, GenerationMixin) or not predicts_next_token(dense):
+    if not isinstance(dense, GenerationMixin):
+        return None
+    if writes(dense) and IDS in batches[0]:
+        return _compare_answers(dense, pruned, batches, held_out)
+    if not predicts_next_token(dense):
         return None
     prompts = prompts_of(batches)
     count, begun = prompts.shape
@@ -105,3 +112,54 @@ def _log_likelihood(model: nn.Module, texts: Tensor, new: int) -> float:
     """The mean of log p over the last tokens of texts."""
     shares = new_token_logits(model, texts, new).float().log_softmax(-1)
     return float(shares.gather(-1, texts[:, -new:, None].to(shares.device)).double().mean())
+
+
+def _compare_answers(
+    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], held_out: bool
+) -> Continuations | None:
+    """The same for models with an encoder and a decoder, on the first samples."""
+    new = min(_NEW, most_written(dense) - 1)
+    if new < 1:
+        return None
+    agreeing, said = [], {dense: [], pruned: []}
+    for batch in _first(batches, _PROMPTS):
+        for model in (dense, pruned):
+            sequences, ends = greedily(model, batch, new)
+            reads, targets = _read_and_written(sequences, ends)
+            logits = _logits_after(dense, batch, reads)
+            shares = logits.float().log_softmax(-1).gather(-1, sequences[:, 1:, None].to(logits.device))[..., 0]
+            said[model].append(shares[targets].double())
+            if model is dense:  # of tokens that it is made to write, what it would have written counts
+                likely = _logits_after(pruned, batch, reads).argmax(-1)
+                agreeing.append((likely == logits.argmax(-1).to(likely.device))[targets])
+    found = torch.cat(agreeing).double()
+    return Continuations(
+        agreement=float(found.mean()),
+        log_likelihood=float(torch.cat(said[pruned]).mean()),
+        dense_log_likelihood=float(torch.cat(said[dense]).mean()),
+        prompts=min(_PROMPTS, sum(map(samples_in, batches))),
+        tokens=new,
+        held_out=held_out,
+        answers=True,
+    )
+
+
+def _read_and_written(sequences: Tensor, ends: Tensor) -> tuple[Batch, Tensor]:
+    """What a decoder reads when it writes these texts, and which of the next tokens are written; (batch, tokens - 1)."""
+    before_end = ~ends[:, :-1].cummax(1).values
+    return {IDS: sequences[:, :-1], MASK: before_end.long()}, before_end
+
+
+def _logits_after(model: nn.Module, batch: Batch, reads: Batch) -> Tensor:
+    """A model's logits for the token after each that its decoder reads, shape (batch, tokens, vocabulary)."""
+    with frozen(model):
+        return logits_of(run_model(model, {**batch, **reads}))
+
+
+def _first(batches: Sequence[Batch], samples: int) -> Iterator[Batch]:
+    """The first samples, in batches."""
+    for batch in batches:
+        yield {name: value[:samples] for name, value in batch.items()}
+        samples -= samples_in(batch)
+        if samples <= 0:
+            return
