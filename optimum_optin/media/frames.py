@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..discovery.find import find_groups
+from ..discovery.find import find_groups, stack_inputs
 from ..discovery.stack_tokens import tokens_of_stacks
 from ..models.identity import device_of, dtype_of, main_input_of
 from ..running.batch import Batch
@@ -112,7 +112,9 @@ def _near(length: int) -> list[int]:
 
 
 def _frames(model: nn.Module, batch: Batch) -> int:
-    return next(iter(tokens_of_stacks(model, batch).values()))
+    """How many frames the model makes of a sound; what a decoder reads beside it is that of the traced sample."""
+    counts = tokens_of_stacks(model, {**find_groups(model).sample, **batch})
+    return next(counts[stack] for stack, name in stack_inputs(model).items() if name in batch)
 
 
 @torch.no_grad()

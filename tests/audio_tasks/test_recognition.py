@@ -1,6 +1,8 @@
 """Speech recognition: error rates against a loop over single sounds, through folders, data sets, pruner and command."""
 
+import argparse
 import csv
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 import torch
 import transformers as tr
 from speech_data import RATE, extractor, speech_model, speech_processor, waves, write_wav
+from tiny import perturbed
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.audio_tasks.errors import edits, plain_text
-from optimum_optin.commands.register.register_optin import REGISTER_COMMANDS  # noqa: F401 - it must import
 from optimum_optin.evaluation.comparison import evaluate_model
 
 TASK = "automatic-speech-recognition"
@@ -93,6 +97,47 @@ def test_the_pruned_model_is_measured_beside_the_dense_one(tmp_path):
     assert "wer" in str(pruner.report) and "| wer |" in str(pruner.create_model_card())
 
 
+def test_a_model_that_writes_is_measured_by_what_it_generates(tmp_path):
+    torch.manual_seed(0)
+    config = tr.WhisperConfig(
+        vocab_size=9,
+        num_mel_bins=16,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        max_source_positions=50,
+        max_target_positions=30,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        begin_suppress_tokens=None,
+        suppress_tokens=None,
+    )
+    model = perturbed(tr.WhisperForConditionalGeneration(config)).eval()
+    model.generation_config.max_length = 8
+    words = ["<pad>", "<s>", "</s>", "<start>", "ay", "bee", "see", "dee", "ee"]
+    plain = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, "<pad>"))
+    tokenizer = tr.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start>"]})
+    mels = tr.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    heard = []
+    for wave in waves(*LENGTHS):
+        written = model.generate(**mels(wave, sampling_rate=RATE, return_tensors="pt"))
+        heard.append(" ".join(words[token] for token in written[0].tolist() if token > 3))
+    assert any(heard)
+    processor = SimpleNamespace(feature_extractor=mels, tokenizer=tokenizer)
+    found = evaluate_model(
+        model, processor, TASK, data_dir=_folder(tmp_path / "data", [text or "ay" for text in heard])
+    )
+    missed = sum(not text for text in heard)
+    assert found["metrics"]["wer"]["value"] == pytest.approx(
+        missed / sum(len((text or "ay").split()) for text in heard)
+    )
+
+
 BAD = {
     "classifier": (lambda path: speech_model(tr.Wav2Vec2ForSequenceClassification), speech_processor, "such a head"),
     "no processor": (lambda path: speech_model(), lambda path: None, "needs the model's processor"),
@@ -137,8 +182,6 @@ def test_silence_is_listened_to(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    import argparse
-
     from optimum_optin.commands.evaluate import add_arguments, run
 
     model, processor = speech_model(), speech_processor(tmp_path)
