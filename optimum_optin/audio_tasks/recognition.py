@@ -32,15 +32,15 @@ class SpeechRecognition:
     edits over all utterances, divided by what was said in them.
 
     Args:
-        normalize: whether transcripts are compared without case and punctuation.
+        exact: compare transcripts with their case and punctuation, too.
     """
 
     name = "automatic-speech-recognition"
 
-    def __init__(self, normalize: bool = True):
-        if not isinstance(normalize, bool):
-            raise ValueError(f"normalize={normalize!r} must be True or False.")
-        self._normalize = normalize
+    def __init__(self, exact: bool = False):
+        if not isinstance(exact, bool):
+            raise ValueError(f"exact={exact!r} must be True or False.")
+        self._exact = exact
 
     def read(
         self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
@@ -93,10 +93,10 @@ class SpeechRecognition:
             (self._compared(said), self._compared(text)) for said, text in zip(samples.targets(), heard, strict=True)
         ]
         metrics = {}
-        for name, parts in (("word_error_rate", words), ("character_error_rate", characters)):
+        for name, parts in (("wer", words), ("cer", characters)):
             units = [(parts(said), parts(text)) for said, text in pairs]
             metrics[name] = error_rate([edits(*unit) for unit in units], [len(said) for said, _ in units])
-        how = "without case and punctuation" if self._normalize else "as they are"
+        how = "as they are" if self._exact else "without case and punctuation"
         return Measurement(metrics, described={"protocol": f"transcripts compared {how}"})
 
     def show(self, samples: AnnotatedSamples, shown: Mapping[str, Any]) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ class SpeechRecognition:
         return {}
 
     def _compared(self, text: str) -> str:
-        return plain_text(text) if self._normalize else " ".join(text.split())
+        return " ".join(text.split()) if self._exact else plain_text(text)
 
 
 def _spelled(model: nn.Module, processor: Any, batch: Batch) -> list[str]:

@@ -1,4 +1,4 @@
-"""Measure a model on a task: GLUE, perplexity, images' classes, segmentation, detection; --dense compares with another.
+"""Measure a model on a task of texts, images or sounds; --dense compares it with another.
 
 --revision and --subfolder are those of --model.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 
+from ..audio_tasks import SpeechRecognition
 from ..evaluation.comparison import compare, evaluate_model
 from ..evaluation.registry import KNOWN, find_task
 from ..figures import plain, shown
 from ..image_tasks import SemanticSegmentation
+from ..inputs.modalities import likely_modality
 from ..storage.loading import load_model, load_processor
 from ..text_tasks import Perplexity
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
@@ -21,6 +23,7 @@ _OPTIONS = ("data", "data_dir", "split", "batch_size", "max_samples")
 _GROUPS = {
     "segmentation": (SemanticSegmentation, ("ignore_index", "reduce_labels")),
     "perplexity": (Perplexity, ("block_size", "stride")),
+    "speech recognition": (SpeechRecognition, ("exact",)),
 }
 _OF_TASKS = tuple(name for _, names in _GROUPS.values() for name in names)
 
@@ -42,7 +45,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     report = report_to_update(arguments)
     loading, options = loading_options(arguments), given(arguments, (*_OPTIONS, *_OF_TASKS))
     model = load_model(arguments.model, None, **loading)
-    processor = load_processor(arguments.model, **loading)
+    processor = load_processor(arguments.model, likely_modality(model), **loading)
     pictures = {}
     if arguments.dense is None:
         entry = evaluate_model(model, processor, arguments.task, **options)

@@ -87,6 +87,8 @@ def _choices(main: str, takes: Iterable[str]) -> Iterator[Mapping[str, Maker]]:
     yield usual | fewer
     if fewer:
         yield usual
+    if main == "input_features":  # a row is a step in time, as in models that make no spectrum of one length
+        yield {main: _steps} | fewer
     if main == "input_ids":  # some models look for the ends of texts, in a decoder in the same places
         yield {main: _ended_words} | dict.fromkeys(fewer, _ended_words)
     everything = {name: _MAKERS[name] for name in takes if name in _MAKERS}
@@ -132,6 +134,8 @@ def _image(config: Any, generator: torch.Generator) -> Tensor:
 
 
 def _wave(config: Any, generator: torch.Generator) -> Tensor:
+    if hasattr(config, "num_mel_bins") and hasattr(config, "patch_size"):  # AST cuts a spectrum into patches
+        return torch.randn(1, config.max_length, config.num_mel_bins, generator=generator)
     return torch.randn(1, _WAVE, generator=generator)
 
 
@@ -139,6 +143,12 @@ def _spectrum(config: Any, generator: torch.Generator) -> Tensor:
     audio = getattr(config, "audio_config", config)
     bins = _value(audio, ("num_mel_bins", "input_feat_per_channel", "feature_size"), 80)
     return torch.randn(1, bins, 2 * _value(audio, ("max_source_positions",), _PIXELS), generator=generator)
+
+
+def _steps(config: Any, generator: torch.Generator) -> Tensor:
+    """A spectrum of which each row is a step in time."""
+    names = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins", "feature_size")
+    return torch.randn(1, _PIXELS, _value(config, names, 80), generator=generator)
 
 
 def _value(config: Any, names: Iterable[str], default: int | None) -> Any:

@@ -12,10 +12,10 @@ from ..discovery.find import find_groups, stack_inputs
 from ..media.frames import check_sounds, probe_sound, real_frames
 from ..media.images import image_batches
 from ..media.padding import real_image_tokens
-from ..media.sounds import sound_batches
+from ..media.sounds import SoundProcessor, sound_batches
 from ..media.vision import check_images, probe_images, usual_image
 from ..models.examples import example_of
-from ..models.identity import in_words
+from ..models.identity import in_words, main_input_of
 from ..reasons import reasons_of
 from ..running.batch import Batch, token_mask
 from .decoder_inputs import IDS, check_decoder_inputs, probe_decoder, written_tokens
@@ -108,6 +108,7 @@ WAVES = Modality(
     check=check_sounds,
     probe=probe_sound,
     most_tokens=lambda model: None,
+    auto_processor=SoundProcessor,
     processor="feature extractor",
     processed="input values",
 )
@@ -151,6 +152,12 @@ MODULES = Modality(
 )
 MODALITIES = (TEXTS, IMAGES, PAIRS, WAVES, FEATURES, TEXTS_TO_TEXTS, FEATURES_TO_TEXTS)
 _FEW = 3  # reasons in an error
+
+
+def likely_modality(model: nn.Module) -> Modality:
+    """The modality that a model's main input tells, without tracing; texts if it tells none."""
+    main = main_input_of(model)
+    return next((each for each in MODALITIES if main in each.real_tokens), TEXTS)
 
 
 def modality_of(model: nn.Module) -> Modality:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..media.images import is_image
 from ..reading.columns import is_known, looks_like_text, named, text_columns
 from ..reading.samples import is_missing
+from ..reading.sound_files import is_sound
 from ..running.processes import is_main
 
 logger = logging.get_logger(__name__)
@@ -42,8 +43,10 @@ def read_texts(
         ValueError: samples of another form, text columns that cannot be told, or no text at all.
     """
     first = _parts(next(iter(samples.values())))
-    if any(map(is_image, first)) and not any(isinstance(part, str) for part in first):
-        raise ValueError("the calibration data hold images, but this is a model of text: give text.")
+    if not any(isinstance(part, str) for part in first):
+        held = "sounds" if any(map(is_sound, first)) else "images" if any(map(is_image, first)) else None
+        if held is not None:
+            raise ValueError(f"the calibration data hold {held}, but this is a model of text: give text.")
     kinds = {row: _kind(sample) for row, sample in samples.items() if isinstance(sample, str) or is_composed(sample)}
     most = mode(kinds.values()) if kinds else None
     odd = [row for row in samples if kinds.get(row, most) != most] if kinds else list(samples)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..discovery.find import find_groups
+from ..discovery.find import find_groups, stack_inputs
 from ..discovery.stack_tokens import tokens_of_stacks
 from ..models.identity import device_of, dtype_of, main_input_of
 from ..running.batch import Batch
@@ -51,7 +51,11 @@ def frames_that_are_real(model: nn.Module, batch: Batch, frames: int, **options:
     reduce = getattr(model, _FRAME_MASK, None)
     if mask is None or reduce is None or mask.shape[1] != main.shape[1]:
         return torch.ones(len(main), frames, dtype=torch.bool, device=main.device)
-    return reduce(frames, mask, **_taken(reduce, options)).bool()
+    made = int(getattr(model, _LENGTHS)(torch.tensor(mask.shape[1]), **_taken(getattr(model, _LENGTHS), options)))
+    real = reduce(made, mask, **_taken(reduce, options)).bool()
+    if made == frames:
+        return real
+    return real[:, torch.arange(frames, device=real.device) * made // frames]  # SEW's layers read several as one
 
 
 def frames_of(model: nn.Module, samples: int) -> int:
@@ -84,15 +88,15 @@ def probe_sound(model: nn.Module, tokens: int) -> Batch:
     """
     name = main_input_of(model)
     sample = find_groups(model).sample[name]
+    usual = _frames(model, {name: sample[:1]})
+    shapes = [tuple(sample[:1].shape)]
     if reads_waves(model) and hasattr(model, _LENGTHS):
-        shapes = [(1, least_samples(model, tokens))]
-    else:
-        usual = _frames(model, {name: sample[:1]})
-        shapes = [tuple(sample[:1].shape)]
-        if usual != tokens and reads_waves(model):
-            shapes = [(1, sample.shape[1] * tokens // usual)]
-        elif usual != tokens and sample.dim() == 3:  # features of which each time step is a row
-            shapes = [(1, length, sample.shape[2]) for length in _near(sample.shape[1] * tokens // usual)]
+        every = max(1, round(frames_of(model, sample.shape[1]) / usual))  # SEW's layers read several frames as one
+        shapes = [(1, least_samples(model, tokens * every + more)) for more in range(every)]
+    elif usual != tokens and sample.dim() == 2:
+        shapes = [(1, sample.shape[1] * tokens // usual)]
+    elif usual != tokens and sample.dim() == 3:  # features of which each time step is a row
+        shapes = [(1, length, sample.shape[2]) for length in _near(sample.shape[1] * tokens // usual)]
     for shape in shapes:
         batch = {name: torch.zeros(shape, dtype=dtype_of(model), device=device_of(model))}
         try:
@@ -100,7 +104,6 @@ def probe_sound(model: nn.Module, tokens: int) -> Batch:
                 return batch
         except (ValueError, RuntimeError):
             continue
-    usual = _frames(model, {name: sample[:1]})
     raise ValueError(f"tokens={tokens} is not what this model makes of a sound: {usual}, say.")
 
 
@@ -109,7 +112,9 @@ def _near(length: int) -> list[int]:
 
 
 def _frames(model: nn.Module, batch: Batch) -> int:
-    return next(iter(tokens_of_stacks(model, batch).values()))
+    """How many frames the model makes of a sound; what a decoder reads beside it is that of the traced sample."""
+    counts = tokens_of_stacks(model, {**find_groups(model).sample, **batch})
+    return next(counts[stack] for stack, name in stack_inputs(model).items() if name in batch)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from ..models.identity import type_of
 from ..reading.kinds import has_image_suffix
 from ..reading.label_maps import check_no_map, without_maps
 from ..reading.samples import is_missing
+from ..reading.sound_files import is_sound
 from ..running.batch import Batch
 from ..running.forward import takes
 from .one_by_one import name_of, read_each
@@ -176,9 +177,10 @@ def _found(sample: Any, model: nn.Module) -> Any:
         value = value[0]
     if is_missing(value):
         return None
-    if is_image(value) or _is_file(value):
+    heard = is_sound(value)
+    if not heard and (is_image(value) or _is_file(value)):
         return value
-    kind = "text" if isinstance(value, str) else type(value).__name__
+    kind = "sounds" if heard else "text" if isinstance(value, str) else type(value).__name__
     raise ValueError(
         f"{model.config.model_type!r} is a model of images, but the calibration data hold {kind}, {sample!r:.80}: give "
         "images, paths of image files, pixel values, or a data set with a column of images."

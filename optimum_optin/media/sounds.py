@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AutoFeatureExtractor, AutoProcessor
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import logging
 
@@ -118,6 +119,23 @@ def together(sounds: Sequence[Mapping[str, Tensor]], name: str, fill: float = 0.
         masks = [_filled(each[MASK].long(), max(len(each[MASK]) for each in sounds), 0) for each in sounds]
         return {name: torch.stack(padded), MASK: torch.stack(masks)}
     return {name: torch.stack([each[name][: min(lengths)] for each in sounds])}
+
+
+class SoundProcessor:
+    """Loads what a checkpoint reads sounds with: a processor with a tokenizer, or the feature extractor alone."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **options: Any) -> Any:
+        """The processor of a checkpoint whose tokenizer knows words, else its feature extractor."""
+        try:
+            processor = AutoProcessor.from_pretrained(name, **options)
+            tokenizer = getattr(processor, "tokenizer", None)
+            # Without files of a tokenizer, transformers v5 makes one that knows special tokens only.
+            if tokenizer is not None and len(tokenizer) > len(tokenizer.all_special_ids):
+                return processor
+        except (OSError, ValueError, TypeError):  # each of which a tokenizer without files may raise
+            pass
+        return AutoFeatureExtractor.from_pretrained(name, **options)
 
 
 def feature_extractor(processor: Any) -> Any:

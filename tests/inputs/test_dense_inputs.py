@@ -120,7 +120,7 @@ def test_padded_tokens_of_an_encoder_are_those_that_attention_leaves_out(detr):
 
 def test_a_mask_that_a_model_does_not_use_hides_no_tokens():
     model = dense_model("mask2former")
-    from optimum_optin.inputs import padding
+    from optimum_optin.media import padding
 
     mask = torch.ones(1, 32, 32, dtype=torch.long)
     mask[:, 16:] = 0
