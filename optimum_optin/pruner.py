@@ -308,8 +308,8 @@ class OptinPruner:
 
         Args:
             calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings,
-                pairs of strings, dicts, tokenised dicts, images or pixel values, sounds; of a plain module, tensors, tuples or
-                dicts like its example inputs, or batches of these. Labels are not used. Not needed with
+                pairs of strings, dicts, tokenised dicts, images or pixel values, sounds; of a plain module, tensors,
+                tuples or dicts like its example inputs, or batches of these. Labels are not used. Not needed with
                 `scores`, unless they were loaded from disk and compensation is wanted.
             config: configuration; `None` takes that of the scores, or without scores the pruner's.
             scores: scores from an earlier `score` on this model; they serve any budget.
