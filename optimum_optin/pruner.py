@@ -309,7 +309,8 @@ class OptinPruner:
         Args:
             calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings,
                 pairs of strings, dicts, tokenised dicts, images or pixel values, sounds; of a plain module, tensors,
-                tuples or dicts like its example inputs, or batches of these. Labels are not used. Not needed with
+                tuples or dicts like its example inputs, or batches of these. Labels are not used, but by encoders with
+                a decoder, for which a pair is a text and what is to be written for it. Not needed with
                 `scores`, unless they were loaded from disk and compensation is wanted.
             config: configuration; `None` takes that of the scores, or without scores the pruner's.
             scores: scores from an earlier `score` on this model; they serve any budget.
@@ -323,7 +324,7 @@ class OptinPruner:
             save_dir: folder to save model, processor, report and card to.
             text_columns: one or two columns of `calibration` (or places in tuples) that hold the text. `None` takes
                 known names (`sentence`, `text`, `premise` and `hypothesis`, ...), else the only column that looks like
-                text, and says so.
+                text, and says so. Of an encoder with a decoder, the text that is read, and perhaps the one to be written.
 
         Raises:
             ValueError: unusable data, scores, budget or metric, raised before long work; or `max_drop` is met by no

@@ -109,7 +109,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--text-columns",
         nargs="+",
         metavar="NAME",
-        help="one or two columns that hold the text; default: known names, else the only column that looks like text",
+        help="one or two columns that hold the text (of an encoder-decoder, what is read and what is to be written); "
+        "default: known names, else the only column that looks like text",
     )
 
 
