@@ -1,7 +1,7 @@
 """Train a small wav2vec2 that reads spoken digits, to have a real model of speech to prune.
 
     python examples/spoken_digits.py          # once: the data
-    python examples/train_tiny_ctc.py         # on one thread, about a quarter of an hour
+    python examples/train_tiny_ctc.py         # on one thread, six minutes where it was written
 
 Six layers of width 128 behind a convolutional front end of 20 ms frames, trained from scratch with CTC on 3,000
 utterances. The errors printed last are of the model reloaded from disk, on the validation split, which chose nothing.
@@ -29,6 +29,7 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
+from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.files.folders import atomic_folder, check_folder
 
 CACHE = Path.home() / ".cache" / "optimum-optin" / "tiny_ctc"
@@ -153,6 +154,8 @@ def main():
     with atomic_folder(save_dir) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
+    options = {"data_dir": arguments.data_dir, "split": "validation"}
+    print("reloaded:", evaluate_model(*load(save_dir), "automatic-speech-recognition", **options)["metrics"])
 
 
 if __name__ == "__main__":

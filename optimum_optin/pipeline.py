@@ -201,6 +201,7 @@ def _continuations(
     if found is not None and found.agreement < _COLLAPSE_OF_TEXT:
         logger.warning(
             f"the pruned model writes only {found.agreement:.0%} of the tokens that the dense model writes "
-            f"{'for' if found.answers else 'after'} {found.prompts} {'inputs' if found.answers else 'prompts'}: expect a large loss; ask for more flops."
+            f"{f'for {found.prompts} inputs' if found.answers else f'after {found.prompts} prompts'}: expect a large "
+            "loss; ask for more flops."
         )
     return found

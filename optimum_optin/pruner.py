@@ -308,8 +308,9 @@ class OptinPruner:
 
         Args:
             calibration: a `datasets.Dataset`, a `DataLoader`, or whatever iterates over samples in order: strings,
-                pairs of strings, dicts, tokenised dicts, images or pixel values; of a plain module, tensors, tuples or
-                dicts like its example inputs, or batches of these. Labels are not used. Not needed with
+                pairs of strings, dicts, tokenised dicts, images or pixel values, sounds; of a plain module, tensors,
+                tuples or dicts like its example inputs, or batches of these. Labels are not used, but by encoders with
+                a decoder, for which a pair is a text and what is to be written for it. Not needed with
                 `scores`, unless they were loaded from disk and compensation is wanted.
             config: configuration; `None` takes that of the scores, or without scores the pruner's.
             scores: scores from an earlier `score` on this model; they serve any budget.
@@ -323,7 +324,7 @@ class OptinPruner:
             save_dir: folder to save model, processor, report and card to.
             text_columns: one or two columns of `calibration` (or places in tuples) that hold the text. `None` takes
                 known names (`sentence`, `text`, `premise` and `hypothesis`, ...), else the only column that looks like
-                text, and says so.
+                text, and says so. Of an encoder with a decoder, the text that is read, and perhaps the one to be written.
 
         Raises:
             ValueError: unusable data, scores, budget or metric, raised before long work; or `max_drop` is met by no
@@ -386,10 +387,10 @@ class OptinPruner:
         masks.
 
         Args:
-            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`
-                or `"perplexity"`.
-            data: of images and of perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
-                `data_dir`; of perplexity, a list of strings, too.
+            task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`,
+                `"perplexity"`, `"automatic-speech-recognition"` or `"audio-classification"`.
+            data: of images, sounds and perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead
+                of `data_dir`; of perplexity, a list of strings, too.
             data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub,
                 for images as docs/source/guides/evaluation.mdx shows, for perplexity with text files; or one such file.
             split: split to measure on, by its name on the Hub; `None` takes validation, for MNLI
@@ -398,7 +399,8 @@ class OptinPruner:
             max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
             **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
                 segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`;
-                of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`.
+                of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`; of speech
+                recognition, `exact`, see `optimum_optin.audio_tasks.SpeechRecognition`.
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.

@@ -56,6 +56,9 @@ PAIRED = {
     "t5 gated": tr.T5Config(**GATED),
     "umt5": tr.UMT5Config(**GATED),
     "bart": tr.BartConfig(**STACKS, max_position_embeddings=64, decoder_start_token_id=2),
+    "mbart": tr.MBartConfig(**STACKS, scale_embedding=True, max_position_embeddings=64, decoder_start_token_id=2),
+    "marian": tr.MarianConfig(**STACKS, max_position_embeddings=64, decoder_start_token_id=0),
+    "pegasus": tr.PegasusConfig(**{**STACKS, "eos_token_id": 1}, max_position_embeddings=64, decoder_start_token_id=0),
     "whisper": tr.WhisperConfig(**WHISPER),
 }
 GENERATORS = {**DECODERS, **PAIRED}
@@ -70,10 +73,12 @@ def auto_of(name):
 
 def generator(name, seed=0):
     """A model in evaluation mode, with weights so large that each unit matters to what it writes."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + (name == "mbart"))  # with the first seed, it says one word whatever it is cut to
     model = auto_of(name).from_config(GENERATORS[name])
     with torch.no_grad():
         for parameter in model.parameters():
+            if not parameter.requires_grad and name == "marian":
+                continue  # its class makes these positions again when it is loaded
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn_like(parameter) * 1.2 * parameter[0].numel() ** -0.5)
             else:

@@ -97,7 +97,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=DATA, help="(default: %(default)s)")
     parser.add_argument("--model", type=Path, default=CACHE, help="(default: %(default)s)")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.7, 0.5])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.7, 0.5, 0.3, 0.2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--samples", type=int, default=128, help="calibration sounds (default: %(default)s)")

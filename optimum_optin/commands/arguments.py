@@ -101,7 +101,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         metavar="DATA",
         help="data set on the Hub (nyu-mll/glue:sst2 names its configuration, too), a CSV, TSV, JSON, JSONL, Parquet "
-        "or text file, an image, or a folder of such files or of images",
+        "or text file, an image or a sound, or a folder of such files",
     )
     group.add_argument("--calibration-config", metavar="NAME", help="configuration of the data set on the Hub")
     group.add_argument("--calibration-split", metavar="NAME", default="train", help="its split; default: train")
@@ -109,7 +109,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--text-columns",
         nargs="+",
         metavar="NAME",
-        help="one or two columns that hold the text; default: known names, else the only column that looks like text",
+        help="one or two columns that hold the text (of an encoder-decoder, what is read and what is to be written); "
+        "default: known names, else the only column that looks like text",
     )
 
 

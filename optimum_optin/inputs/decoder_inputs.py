@@ -84,7 +84,7 @@ def decoder_start(model: nn.Module) -> int:
     Raises:
         ValueError: neither the config nor the generation config names one.
     """
-    configs = (getattr(model, "generation_config", None), model.config, model.config.get_text_config(decoder=True))
+    configs = (getattr(model, "generation_config", None), model.config)
     names = ("decoder_start_token_id", "bos_token_id")
     found = (getattr(config, name, None) for name in names for config in configs)
     start = next((each for each in found if each is not None), None)
@@ -212,9 +212,8 @@ def _shifted(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
     if pad is not None:
         said &= labels != pad
     mask = _before_padding(said).long()
-    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    ids = _moved(labels, start, pad) if prepare is None or pad is None else prepare(labels=labels)
-    return {name: value for name, value in batch.items() if name != TARGETS} | {IDS: ids, MASK: mask}
+    rest = {name: value for name, value in batch.items() if name != TARGETS}
+    return rest | {IDS: _moved_by_class(labels, model, start, pad), MASK: mask}
 
 
 def _as_read(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
@@ -224,6 +223,14 @@ def _as_read(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
     mask = token_mask(batch)
     ids = _moved(batch["input_ids"], decoder_start(model), _padding(model))
     return {**batch, IDS: ids, MASK: mask.long()}
+
+
+def _moved_by_class(labels: Tensor, model: nn.Module, start: int, pad: int | None) -> Tensor:
+    """Labels one place later: the model's class knows how, as mBART begins with the language that ends the labels."""
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None and pad is not None and getattr(model.config, "decoder_start_token_id", None) is not None:
+        return prepare(labels=labels)
+    return _moved(labels, start, pad)
 
 
 def _moved(ids: Tensor, start: int, pad: int | None) -> Tensor:
@@ -242,6 +249,7 @@ def _plain(settings: GenerationConfig, most: int) -> GenerationConfig:
     plain = copy.deepcopy(settings)
     plain.update(do_sample=False, num_beams=1, num_return_sequences=1, max_new_tokens=most, max_length=None)
     plain.update(temperature=None, top_p=None, top_k=None, early_stopping=False, length_penalty=1.0, num_beam_groups=1)
+    plain.forced_eos_token_id = None  # said where the user's limit is, which is another
     if getattr(plain, "min_length", None):
         plain.min_length = min(plain.min_length, most)
     return plain

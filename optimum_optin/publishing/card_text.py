@@ -240,7 +240,8 @@ def _continuations(found: Continuations | None) -> list[str]:
     where = f"After {found.prompts} prompts, the first tokens of {kind} samples,"
     tokens = f"{found.tokens} tokens that the dense model writes after each"
     if found.answers:
-        where, tokens = f"For {found.prompts} {kind} samples,", f"tokens (at most {found.tokens} for each) that the dense model writes"
+        where = f"For {found.prompts} {kind} samples,"
+        tokens = f"tokens (at most {found.tokens} for each) that the dense model writes"
     return [
         f"{where} it writes {found.agreement:.1%} of the {tokens}. The mean log-likelihood of its own text under "
         f"the dense model is {found.log_likelihood:.2f} nats a token, that of the dense model's text "

@@ -141,7 +141,8 @@ def source_and_target(
         names = text_columns(columns, strings, values)
     except ValueError:
         names = ()
-    if len(names) != 1 or _TARGETS & plain.keys() - {_plain(name) for name in names}:
+    others = [name for name in strings if name not in names and (not is_other(name) or _plain(name) in _TARGETS)]
+    if len(names) != 1 or others:
         raise ValueError(f"cannot tell what the model reads and what it is to write among {there}: {cure}")
     return names
 

@@ -145,7 +145,7 @@ def _compare_answers(
 
 
 def _read_and_written(sequences: Tensor, ends: Tensor) -> tuple[Batch, Tensor]:
-    """What a decoder reads when it writes these texts, and which of the next tokens are written; (batch, tokens - 1)."""
+    """What a decoder reads when it writes these texts, and which of the next tokens are written."""
     before_end = ~ends[:, :-1].cummax(1).values
     return {IDS: sequences[:, :-1], MASK: before_end.long()}, before_end
 

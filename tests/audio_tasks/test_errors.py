@@ -3,10 +3,13 @@
 import random
 from functools import cache
 
+import evaluate
 import numpy as np
 import pytest
 
 from optimum_optin.audio_tasks.errors import characters, edits, error_rate, plain_text, words
+from optimum_optin.evaluation import error_rate_metric
+from optimum_optin.evaluation.error_rate_metric import ErrorRates
 
 
 def _by_recursion(some, others):
@@ -49,6 +52,13 @@ def test_rates_are_over_all_utterances_with_an_error_like_that_of_a_bootstrap():
     assert error_rate([3, 0], [1, 1])[0] == 1.5, "more may be heard than was said"
     with pytest.raises(ValueError, match="all transcripts are empty"):
         error_rate([1, 0], [0, 0])
+
+
+def test_the_metric_for_evaluate_loads_from_its_file():
+    for metric in (ErrorRates(), evaluate.load(error_rate_metric.__file__)):
+        given = {"predictions": ["three won", "Two."], "references": ["three one four four", "two"]}
+        assert metric.compute(**given)["wer"] == pytest.approx(4 / 5)
+        assert metric.compute(**given, exact=False)["wer"] == pytest.approx(3 / 5)
 
 
 def test_plain_text():

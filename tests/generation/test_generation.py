@@ -14,8 +14,12 @@ from torch._dynamo.testing import CompileCounter
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
+from optimum_optin.inputs.probes import probe_batch
+from optimum_optin.readiness import proved_groups
+from optimum_optin.search.macs import count_macs, total_cost
+from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.record import record_structure
-from optimum_optin.storage.structure import structure_of
+from optimum_optin.storage.structure import masks_of, structure_of
 
 CACHED = [name for name in GENERATORS if name != "mpt"]  # transformers' MPT generates without a cache
 CHUNKED = [name for name in DECODERS if name != "mpt"]
@@ -211,3 +215,22 @@ def test_a_pruned_decoder_generates_from_its_folder(name, tmp_path):
     loaded = auto_of(name).from_pretrained(tmp_path).eval()
     for way in WAYS.values():
         assert torch.equal(generated(loaded, prompts(name), **way)[0], generated(pruned, prompts(name), **way)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRED if name != "whisper"])
+def test_a_pruned_encoder_decoder_generates_from_its_folder(name, tmp_path):
+    """Calibrated on texts alone."""
+    pruner = OptinPruner(generator(name))
+    config = OptinConfig(flops=0.6, probes=4, rows=16, search="ranked", max_length=12)
+    pruned = pruner.prune(tiny_samples(), config, save_dir=tmp_path)
+    report = pruner.report
+    assert 0.3 < report.flops_achieved <= 0.6
+    assert report.continuations.answers and not report.refit
+    loaded = auto_of(name).from_pretrained(tmp_path).eval()
+    for way in WAYS.values():
+        assert torch.equal(generated(loaded, prompts(name), **way)[0], generated(pruned, prompts(name), **way)[0])
+    batch = probe_batch(pruner.model, report.tokens)
+    masks = masks_of(structure_of_model(pruned), groups := proved_groups(pruner.model, config))
+    gone = count_macs(pruner.model, batch) - count_macs(pruned, batch)
+    whole, left = (total_cost(pruner.model, groups, report.tokens, masks=each) for each in (None, masks))
+    assert gone == pytest.approx(whole - left), "counted is measured"

@@ -40,6 +40,9 @@ EXPECTED = {
     "t5 gated": ((), {}, 1, "d_ff"),
     "umt5": ((), {}, 1, "d_ff"),
     "bart": ((), {}, 1, "encoder_ffn_dim"),
+    "mbart": ((), {}, 1, "encoder_ffn_dim"),
+    "marian": ((), {}, 1, "encoder_ffn_dim"),
+    "pegasus": ((), {}, 1, "encoder_ffn_dim"),
     "whisper": ((), {}, 1, "encoder_ffn_dim"),
 }
 
