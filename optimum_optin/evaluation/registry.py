@@ -11,7 +11,7 @@ from torch import nn
 from ..audio_tasks import AudioClassification, SpeechRecognition
 from ..figures import Measurement
 from ..image_tasks import ImageClassification, ObjectDetection, SemanticSegmentation
-from ..text_tasks import Perplexity
+from ..text_tasks import Perplexity, Summarization
 from .accuracy import GlueAccuracy
 from .glue import TASKS
 
@@ -55,6 +55,7 @@ _TASKS = (
     SemanticSegmentation,
     ObjectDetection,
     Perplexity,
+    Summarization,
     SpeechRecognition,
     AudioClassification,
 )

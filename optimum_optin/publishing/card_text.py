@@ -290,9 +290,9 @@ def _calibration(report: PruningReport) -> str:
     source = " ".join(f"`{name}`" for name in (calibration.dataset, calibration.config, calibration.split) if name)
     of = f" of {source}" if source else ""
     seed = f", drawn with seed {report.config['seed']}" if "seed" in report.config else ""
-    return (
-        f"Calibration: {calibration.samples} samples{of} without their labels, {report.tokens} tokens on average{seed}."
-    )
+    paired = report.continuations is not None and report.continuations.answers  # whose labels may be texts that count
+    without = "" if paired else " without their labels"
+    return f"Calibration: {calibration.samples} samples{of}{without}, {report.tokens} tokens on average{seed}."
 
 
 def _reproduction(model: nn.Module, report: PruningReport) -> str:

@@ -19,6 +19,8 @@ from .entry import STRUCTURE_FILE
 
 logger = logging.get_logger(__name__)
 
+_ALSO = {"summarization": "text2text-generation", "translation": "text2text-generation"}  # names that people look for
+
 _HUB_OPTIONS = (
     "revision",
     "token",
@@ -85,6 +87,7 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
         return _named_class(model, AutoConfig.from_pretrained(model, **_hub_options(kwargs)), **kwargs)
     from optimum.exporters.tasks import TasksManager  # slow to import
 
+    task = _ALSO.get(task, task)
     if task not in TasksManager.get_all_tasks():
         raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
     return TasksManager.get_model_class_for_task(task)

@@ -2,5 +2,6 @@
 
 from .continuations import compare_continuations
 from .perplexity import Perplexity, held_out_perplexity
+from .summaries import Summarization
 
-__all__ = ["Perplexity", "compare_continuations", "held_out_perplexity"]
+__all__ = ["Perplexity", "Summarization", "compare_continuations", "held_out_perplexity"]
