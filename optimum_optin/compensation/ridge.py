@@ -102,7 +102,8 @@ class Regression:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
         bias = bias + weight @ self.inputs.shift  # the sums are of shifted inputs
         loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
-        loss = loss + ((weight @ self.inputs.gram) * weight).sum() + 2 * bias @ (weight @ self.inputs.total)
+        alike = weight.to(self.inputs.gram)  # which may be in float32, see `precision_of`
+        loss = loss + ((alike @ self.inputs.gram) * alike).sum() + 2 * bias @ (weight @ self.inputs.total.double())
         return float(loss + self.inputs.weight * bias.square().sum())
 
 

@@ -107,3 +107,15 @@ def test_sums_of_other_errors_are_those_of_all_rows_anew():
     ):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert known.count == 40
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_sums_of_wide_linears_are_in_float32_and_give_nearly_the_same(intercept, monkeypatch):
+    x, errors = _rows(400)
+    expected = solve_ridge(_streamed(x[80:], errors[80:]), _streamed(x[:80], errors[:80]), intercept)
+    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 4)
+    fit, held_out = _streamed(x[80:], errors[80:]), _streamed(x[:80], errors[:80])
+    assert fit.inputs.gram.dtype == torch.float32
+    for found, exact in zip(solve_ridge(fit, held_out, intercept), expected, strict=True):
+        torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-3)
+        assert found.dtype == torch.float64
