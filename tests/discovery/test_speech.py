@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 import transformers as tr
+from speech_data import SPEECH
 from tiny import perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
@@ -14,20 +15,6 @@ from optimum_optin.search.macs import count_macs, total_cost
 from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.structure import masks_of
 
-SPEECH = {
-    "vocab_size": 20,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": (16, 16, 16),
-    "conv_stride": (5, 4, 2),
-    "conv_kernel": (10, 4, 3),
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "pad_token_id": 0,
-    "classifier_proj_size": 16,
-}
 WAVLM = {"num_buckets": 16, "max_bucket_distance": 32}
 CONFIGS = {
     "wav2vec2": tr.Wav2Vec2Config(**SPEECH),
