@@ -324,12 +324,7 @@ class OptinPruner:
             save_dir: folder to save model, processor, report and card to.
             text_columns: one or two columns of `calibration` (or places in tuples) that hold the text. `None` takes
                 known names (`sentence`, `text`, `premise` and `hypothesis`, ...), else the only column that looks like
-<<<<<<< HEAD
                 text, and says so. Of an encoder with a decoder: the text that is read, perhaps the one to be written.
-=======
-                text, and says so. Of an encoder with a decoder, the text that is read, and perhaps the one to be
-                written.
->>>>>>> speech
 
         Raises:
             ValueError: unusable data, scores, budget or metric, raised before long work; or `max_drop` is met by no
