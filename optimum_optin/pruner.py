@@ -399,8 +399,13 @@ class OptinPruner:
             max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
             **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
                 segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`;
+<<<<<<< HEAD
                 of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`; of speech
                 recognition, `exact`, see `optimum_optin.audio_tasks.SpeechRecognition`.
+=======
+                of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`; of summarization,
+                `text_columns` and `max_new_tokens`, see `optimum_optin.text_tasks.Summarization`.
+>>>>>>> seq2seq
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.

@@ -20,9 +20,10 @@ def main(results, inputs, *folders):
 
     given, outputs = load_file(inputs), {}
     for folder in map(Path, folders):
-        (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (name,) = config["architectures"]
         auto = tr.AutoModelForSpeechSeq2Seq if "Whisper" in name else tr.AutoModelForSeq2SeqLM
-        if "T5" not in name and "Bart" not in name and "Whisper" not in name:
+        if not config.get("is_encoder_decoder"):
             auto = tr.AutoModelForCausalLM
         model = auto.from_pretrained(folder)
         start = f"{folder.name}."

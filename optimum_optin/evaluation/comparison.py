@@ -87,7 +87,12 @@ def evaluate_model(
         max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
         **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
             segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`; of perplexity, `block_size`
+<<<<<<< HEAD
             and `stride`, see `Perplexity`; of speech recognition, `exact`, see `SpeechRecognition`.
+=======
+            and `stride`, see `Perplexity`; of summarization, `text_columns` and
+            `max_new_tokens`, see `Summarization`.
+>>>>>>> seq2seq
 
     Returns:
         `{"task": "image-classification", "dataset": "photos", "split": "validation", "samples": 500, "metrics":

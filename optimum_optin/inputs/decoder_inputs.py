@@ -23,6 +23,7 @@ logger = logging.get_logger(__name__)
 IDS, MASK, TARGETS = "decoder_input_ids", "decoder_attention_mask", "labels"
 _IGNORED = -100  # a label that is none, as everywhere in transformers
 _MOST = 64  # tokens that a model writes by itself
+_STARTS = 4  # tokens that a decoder starts with at most: Whisper's are told language and task
 
 
 def writes(model: nn.Module) -> bool:
@@ -43,6 +44,11 @@ def most_written(model: nn.Module) -> int:
     config = model.config.get_text_config(decoder=True)
     names = ("max_target_positions", "max_position_embeddings")
     return next((value for name in names if (value := getattr(config, name, None))), 512)
+
+
+def most_new(model: nn.Module) -> int:
+    """How many tokens the decoder can write after those that it starts with."""
+    return max(1, most_written(model) - _STARTS)
 
 
 def with_decoder_inputs(batches: Sequence[Batch], model: nn.Module, max_length: int | None = None) -> list[Batch]:
@@ -68,7 +74,7 @@ def with_decoder_inputs(batches: Sequence[Batch], model: nn.Module, max_length: 
     if not writes(model):
         return [_as_read(batch, model) for batch in batches]
     decoder_start(model)
-    most = min(_MOST, max_length or _MOST, most_written(model))
+    most = min(_MOST, max_length or _MOST, most_new(model))
     if is_main():
         logger.warning(
             f"the calibration data do not say what the {type(model).__name__} is to write: it goes by what it writes "

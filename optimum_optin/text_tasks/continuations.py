@@ -11,7 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 from ..comparing.few_logits import logits_at
 from ..discovery.next_tokens import predicts_next_token
 from ..figures import Continuations
-from ..inputs.decoder_inputs import IDS, MASK, greedily, most_written, writes
+from ..inputs.decoder_inputs import IDS, MASK, greedily, most_new, writes
 from ..inputs.encoding import max_tokens
 from ..running.batch import Batch, samples_in, token_mask
 from ..running.forward import logits_of, run_model
@@ -114,13 +114,9 @@ def _log_likelihood(model: nn.Module, texts: Tensor, new: int) -> float:
     return float(shares.gather(-1, texts[:, -new:, None].to(shares.device)).double().mean())
 
 
-def _compare_answers(
-    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], held_out: bool
-) -> Continuations | None:
+def _compare_answers(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], held_out: bool) -> Continuations:
     """The same for models with an encoder and a decoder, on the first samples."""
-    new = min(_NEW, most_written(dense) - 1)
-    if new < 1:
-        return None
+    new = min(_NEW, most_new(dense))
     agreeing, said = [], {dense: [], pruned: []}
     for batch in _first(batches, _PROMPTS):
         for model in (dense, pruned):

@@ -14,7 +14,7 @@ from transformers.utils.logging import tqdm
 
 from ..config_values import check_integer
 from ..figures import Measurement
-from ..inputs.decoder_inputs import decoder_start, greedily, most_written, writes
+from ..inputs.decoder_inputs import decoder_start, greedily, most_new, writes
 from ..inputs.encoding import padded_batches, tokenizer_of
 from ..inputs.texts import read_texts
 from ..reading.columns import source_and_target
@@ -110,7 +110,7 @@ class Summarization:
     def measure(self, model: nn.Module, processor: Any, samples: Pairs, batch_size: int) -> Measurement:
         """The mean of each metric, with its standard error."""
         check_integer("batch_size", batch_size, 1)
-        most, tokenizer = min(self._most, most_written(model)), working_copy(tokenizer_of(processor))
+        most, tokenizer = min(self._most, most_new(model)), working_copy(tokenizer_of(processor))
         sources = [text for text, _ in samples.texts]
         written = [""] * len(sources)
         for places, batch in tqdm(
