@@ -388,7 +388,7 @@ class OptinPruner:
 
         Args:
             task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`,
-                `"perplexity"`, `"automatic-speech-recognition"` or `"audio-classification"`.
+                `"perplexity"`, `"summarization"`, `"automatic-speech-recognition"` or `"audio-classification"`.
             data: of images, sounds and perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead
                 of `data_dir`; of perplexity, a list of strings, too.
             data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub,
@@ -399,13 +399,9 @@ class OptinPruner:
             max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
             **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
                 segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`;
-<<<<<<< HEAD
                 of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`; of speech
-                recognition, `exact`, see `optimum_optin.audio_tasks.SpeechRecognition`.
-=======
-                of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`; of summarization,
+                recognition, `exact`, see `optimum_optin.audio_tasks.SpeechRecognition`; of summarization,
                 `text_columns` and `max_new_tokens`, see `optimum_optin.text_tasks.Summarization`.
->>>>>>> seq2seq
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.

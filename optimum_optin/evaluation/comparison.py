@@ -77,7 +77,7 @@ def evaluate_model(
         model: a model with a head for the task.
         processor: its tokenizer or image processor.
         task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`,
-            `"perplexity"`, `"automatic-speech-recognition"` or `"audio-classification"`.
+            `"perplexity"`, `"summarization"`, `"automatic-speech-recognition"` or `"audio-classification"`.
         data: of images, sounds and perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
             `data_dir`; of perplexity, a list of strings, too.
         data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub, for
@@ -87,12 +87,8 @@ def evaluate_model(
         max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
         **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
             segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`; of perplexity, `block_size`
-<<<<<<< HEAD
-            and `stride`, see `Perplexity`; of speech recognition, `exact`, see `SpeechRecognition`.
-=======
-            and `stride`, see `Perplexity`; of summarization, `text_columns` and
-            `max_new_tokens`, see `Summarization`.
->>>>>>> seq2seq
+            and `stride`, see `Perplexity`; of speech recognition, `exact`, see `SpeechRecognition`; of summarization,
+            `text_columns` and `max_new_tokens`, see `Summarization`.
 
     Returns:
         `{"task": "image-classification", "dataset": "photos", "split": "validation", "samples": 500, "metrics":
