@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
+from ..running.finite import all_finite
 from ..running.processes import add_up, process_count
 
 _FLOOR = 1e-5
@@ -198,7 +199,7 @@ def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
     Raises:
         ValueError: a number is not finite.
     """
-    if not (matrix.isfinite().all() and damping.isfinite().all()):
+    if not (all_finite(matrix) and all_finite(damping)):
         raise ValueError("sums of its activations are not finite: they are too large for float32")
     while True:
         factor = matrix.clone()

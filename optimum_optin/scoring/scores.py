@@ -16,6 +16,7 @@ from ..inputs.probes import probe_batch
 from ..merging.hooks import merges_tokens
 from ..passes.calibration import Calibration
 from ..passes.outputs import has_head
+from ..running.finite import all_finite
 from ..running.freezing import frozen
 from ..running.processes import check_processes, is_main, wait
 from .checks import check_merges, check_terms
@@ -237,5 +238,5 @@ def check_finite(model: nn.Module) -> None:
         ValueError: names the first such parameter.
     """
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not all_finite(parameter):
             raise ValueError(f"weight {name} holds NaN or infinite values: the checkpoint is damaged.")
