@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from ..running.finite import all_finite
+from ..running.memory import all_finite
 from ..running.processes import add_up, process_count
 
 _FLOOR = 1e-5

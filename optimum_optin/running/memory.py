@@ -1,12 +1,24 @@
-"""Memory that runs out: PyTorch has an error of its own for that on a GPU, and a plain `RuntimeError` on a CPU."""
+"""Memory: how its end is told, and a look at large tensors that takes none."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory."""
+    """Whether an error says that there is not enough memory.
+
+    PyTorch has an error of its own for that on a GPU, and a plain `RuntimeError` on a CPU.
+    """
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
     )
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether none of a tensor's numbers is NaN or infinite, without a copy of it."""
+    if not values.numel() or not values.is_floating_point():
+        return bool(values.isfinite().all())
+    least, largest = values.aminmax()  # NaN if there is one
+    return bool(least.isfinite() & largest.isfinite())

@@ -16,8 +16,8 @@ from ..inputs.probes import probe_batch
 from ..merging.hooks import merges_tokens
 from ..passes.calibration import Calibration
 from ..passes.outputs import has_head
-from ..running.finite import all_finite
 from ..running.freezing import frozen
+from ..running.memory import all_finite
 from ..running.processes import check_processes, is_main, wait
 from .checks import check_merges, check_terms
 from .fingerprint import fingerprint

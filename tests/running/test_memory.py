@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optimum_optin.running.finite import all_finite
+from optimum_optin.running.memory import all_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
