@@ -14,6 +14,7 @@ from torch import nn
 from toys import Block, Bottleneck, Bottlenecks, Pictures, Residual, TorchEncoder, Transformer, perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, load_pruned
+from optimum_optin.inputs import modalities
 from optimum_optin.models.examples import example_of
 from optimum_optin.running.prepared import copy_of
 from optimum_optin.storage.structure import Kept
@@ -437,13 +438,15 @@ def test_a_model_whose_inputs_are_known_needs_no_example():
         OptinPruner.from_model(tiny_model("bert"), {"input_ids": DATA[:1]})
 
 
-def test_a_model_of_transformers_that_reads_something_else_goes_by_its_example(tmp_path):
+def test_a_model_of_transformers_that_reads_something_else_goes_by_its_example(tmp_path, monkeypatch):
     side = {"layers": 1, "attention_heads": 4, "ffn_dim": 48}
     sizes = {f"{name}_{field}": size for name in ("encoder", "decoder") for field, size in side.items()}
     model = perturbed(tr.BartModel(tr.BartConfig(vocab_size=99, d_model=32, max_position_embeddings=64, **sizes)))
     both = {"input_ids": DATA, "decoder_input_ids": DATA[:, :7] + 20}
-    with pytest.raises(ValueError, match=r"we know only .*OptinPruner\.from_model"):
-        OptinPruner(model).check()
+    with monkeypatch.context() as patch:
+        patch.setattr(modalities, "MODALITIES", (modalities.TEXTS, modalities.IMAGES))
+        with pytest.raises(ValueError, match=r"'decoder_input_ids' and 'input_ids', and we know only .*from_model"):
+            OptinPruner(model).check()
     example = {name: value[:1] for name, value in both.items()}
     pruner = OptinPruner.from_model(model, example, config=OptinConfig(flops=0.6, probes=8, compensation="none"))
     pruned = pruner.prune(both, save_dir=tmp_path)
