@@ -15,78 +15,28 @@ KL divergence between both, in nats. One line for each cut.
 """
 
 import argparse
-import copy
 import json
 import sys
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from channel_rankings import masks_within
 from torch import nn
-from transformers import AutoModelForCTC, PreTrainedModel
+from transformers import AutoModelForCTC
+from unit_methods import METHODS, Harness
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.architectures.group import Masks
-from optimum_optin.compensation.refit import refit
-from optimum_optin.editing.surgery import rewrite
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.inputs.batching import calibration_batches
-from optimum_optin.passes.calibration import calibrate, dense_passes
+from optimum_optin.passes.calibration import calibrate
 from optimum_optin.readiness import proved_groups
 from optimum_optin.reading.sources import read_calibration
 from optimum_optin.search.divergence import measure_divergence
-from optimum_optin.search.macs import total_cost
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples beside this folder
 from spoken_digits import CACHE as DATA
 from train_tiny_ctc import CACHE, load
 
-METHODS = ("surgeon", "random", "magnitude")
 TASK = "automatic-speech-recognition"
-
-
-class Harness:
-    """One seed's calibration data, and what all methods share."""
-
-    def __init__(self, pruner: OptinPruner, sounds, config: OptinConfig):
-        self.pruner, self.model, self.config = pruner, pruner.model, config
-        self.scores = pruner.score(sounds, config)
-        self.calibration = self.scores.calibration
-        self.groups = proved_groups(self.model, config)
-        self.starts = dense_passes(self.model, self.groups, self.calibration, config)
-
-    def share(self, masks: Masks | None) -> float:
-        """The MACs that masks keep."""
-        return total_cost(self.model, self.groups, self.scores.tokens, masks=masks)
-
-    def masks(self, method: str, budget: float) -> Masks:
-        generator = torch.Generator().manual_seed(self.config.seed)
-        found = {}
-        for group in self.groups:
-            (consumer,) = group.consumers
-            columns = self.model.get_submodule(consumer.path).weight.double().square().sum(0)
-            norms = columns.view(group.units, -1).sum(1)
-            found[group.key] = torch.rand(group.units, generator=generator) if method == "random" else norms
-        return masks_within(budget, found, True, self.share)
-
-    def cut(self, method: str, budget: float, refitted: bool) -> tuple[PreTrainedModel, float]:
-        """The cut model, and the share of MACs that it keeps."""
-        if method == "surgeon":
-            changes = {} if refitted else {"compensation": "none", "search": "ranked"}
-            config = replace(self.config, flops=budget, **changes)
-            with tempfile.TemporaryDirectory() as folder:
-                self.pruner.prune(scores=self.scores, config=config, save_dir=Path(folder) / "pruned")
-                cut = AutoModelForCTC.from_pretrained(Path(folder) / "pruned").eval()
-            return cut, self.pruner.report.flops_achieved
-        masks = self.masks(method, budget)
-        cut = copy.deepcopy(self.model)
-        rewrite(cut, self.groups, masks)
-        if refitted:
-            refit(self.model, [cut], self.groups, self.starts, masks=[masks])
-        return cut, self.share(masks) / self.share(None)
 
 
 def parameters(model: nn.Module) -> int:
@@ -119,7 +69,7 @@ def main():
     pruner_groups = proved_groups(dense, OptinConfig())
     print("dense:", json.dumps(measured(dense)), flush=True)
     for seed in arguments.seeds:
-        harness = Harness(pruner, sounds, OptinConfig(num_samples=arguments.samples, seed=seed))
+        harness = Harness(pruner, sounds, OptinConfig(num_samples=arguments.samples, seed=seed), AutoModelForCTC)
         for method in arguments.methods:
             for refitted in (True, False):
                 for budget in arguments.budgets:

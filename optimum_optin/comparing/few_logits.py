@@ -41,9 +41,8 @@ def logits_at(model: nn.Module, batch: Batch, rows: Tensor, *, bounded: bool = T
     """
     head = _head(model)
     taken: list[Tensor] = []
-    ids = batch.get(
-        "decoder_input_ids", batch.get("input_ids")
-    )  # the head reads what a decoder returns, if there is one
+    # The head reads what a decoder returns, if there is one.
+    ids = batch.get("decoder_input_ids", batch.get("input_ids"))
     if head is None or ids is None:
         yield taken
         return

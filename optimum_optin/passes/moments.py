@@ -108,9 +108,7 @@ class Moments:
             centred: whether to subtract the mean from the rows.
         """
         about_shift, mean = self.total.double() / self.weight, self.mean()
-        scatter = self.gram.to(
-            torch.float64, copy=True
-        )  # then in place: of wide linears, memory has few copies to spare
+        scatter = self.gram.to(torch.float64, copy=True)  # then in place: of wide linears, copies fill memory
         scatter.addr_(-self.weight * about_shift, about_shift)
         return scatter if centred else scatter.addr_(self.weight * mean, mean)
 
