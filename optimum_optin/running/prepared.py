@@ -32,7 +32,9 @@ def copy_of(model: nn.Module, *, apart: bool = True) -> nn.Module:
 
 def set_apart(model: nn.Module, other: nn.Module) -> None:
     """Give a copy its own tables of embeddings, in place, where it shares them; tied weights stay tied."""
-    own = {id(table): nn.Parameter(table.detach().clone(), table.requires_grad) for table in _tables(other)}
+    shared = {id(parameter) for parameter in model.parameters()}
+    tables = (table for table in _tables(other) if id(table) in shared)
+    own = {id(table): nn.Parameter(table.detach().clone(), table.requires_grad) for table in tables}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             module._parameters[name] = own.get(id(parameter), parameter)
