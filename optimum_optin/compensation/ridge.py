@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from ..passes.moments import Moments, cholesky, precision_of
+from ..passes.moments import Moments, precision_of
 from ..running.processes import add_up, process_count
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
@@ -94,9 +94,12 @@ class Regression:
         Returns:
             Shapes (inputs, inputs) and (inputs, outputs).
         """
+        return self.inputs.scatter(centred), self.products(centred)
+
+    def products(self, centred: bool) -> Tensor:
+        """Weighted sum of the outer products of inputs with errors, shape (inputs, outputs), float64."""
         origin = self.inputs.mean() if centred else torch.zeros_like(self.inputs.shift)
-        cross = self.cross + (self.inputs.shift - origin).outer(self.error_sum)
-        return self.inputs.scatter(centred), cross
+        return self.cross + (self.inputs.shift - origin).outer(self.error_sum)
 
     def loss(self, weight: Tensor, bias: Tensor) -> float:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
@@ -148,11 +151,13 @@ def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> fl
 
 def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
     mean, error_mean = rows.inputs.mean(), rows.error_sum / rows.inputs.weight
-    gram, cross = rows.normal_equations(centred=intercept)
-    if len(gram) == 0:
+    cross = rows.products(centred=intercept)
+    if len(cross) == 0:
         weight = cross.T
     else:
-        pull = strength * gram.diagonal().mean().clamp_min(0) + rows.inputs.floor() + 1e-12
-        weight = torch.cholesky_solve(cross, cholesky(gram, pull)).T
+        squares = rows.inputs.squares(centred=intercept)
+        pull = strength * squares.mean().clamp_min(0) + rows.inputs.floor() + 1e-12
+        factor = rows.inputs.factor(intercept, pull)
+        weight = torch.cholesky_solve(cross.to(factor), factor).T.double()
     bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)
     return weight, bias

@@ -101,16 +101,45 @@ class Moments:
         """The weighted mean, shape (features,), float64."""
         return self.shift + self.total / self.weight
 
-    def scatter(self, centred: bool) -> Tensor:
-        """Weighted sum of the rows' outer products, shape (features, features), float64.
+    def scatter(self, centred: bool, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Weighted sum of the rows' outer products, shape (features, features).
 
         Args:
             centred: whether to subtract the mean from the rows.
+            dtype: its type.
         """
-        about_shift, mean = self.total.double() / self.weight, self.mean()
-        scatter = self.gram.to(torch.float64, copy=True)  # then in place: of wide linears, copies fill memory
-        scatter.addr_(-self.weight * about_shift, about_shift)
-        return scatter if centred else scatter.addr_(self.weight * mean, mean)
+        about_shift, mean = (self.total.double() / self.weight).to(dtype), self.mean().to(dtype)
+        weight = self.weight.to(dtype)
+        scatter = self.gram.to(dtype, copy=True)  # then in place: of wide linears, copies fill memory
+        scatter.addr_(-weight * about_shift, about_shift)
+        return scatter if centred else scatter.addr_(weight * mean, mean)
+
+    def squares(self, centred: bool) -> Tensor:
+        """The diagonal of `scatter`, shape (features,), float64."""
+        spread = self.gram.diagonal().double() - self.total.double().square() / self.weight
+        return spread if centred else spread + self.weight * self.mean().square()
+
+    def factor(self, centred: bool, damping: Tensor) -> Tensor:
+        """The Cholesky factor of `scatter` plus a damping of its diagonal, which is raised until there is one.
+
+        It is in the type of `precision_of`, and memory holds no other matrix of its size; where float32 does not do, it
+        is in float64.
+
+        Args:
+            centred: see `scatter`.
+            damping: above 0, shape (features,), float64.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        dtype = precision_of(len(self.total))
+        if dtype is not torch.float64:
+            factor = _factored(self.scatter(centred, dtype), damping)
+            if factor is not None:
+                return factor
+        while (factor := _factored(self.scatter(centred), damping)) is None:
+            damping = damping * 10
+        return factor
 
     def covariance(self, centred: bool) -> Tensor:
         """`scatter` with its `floor`, per weight."""
@@ -124,8 +153,7 @@ class Moments:
         It is a small part of the mean square (capped by the spread, so that a far offset does not count), and what
         rounding may leave of a constant feature.
         """
-        spread = self.gram.diagonal().double() - self.total.double().square() / self.weight
-        squares = spread + self.weight * self.mean().square()
+        spread, squares = self.squares(centred=True), self.squares(centred=False)
         return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
 
 
@@ -197,13 +225,20 @@ def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
     Raises:
         ValueError: a number is not finite.
     """
+    while (factor := _factored(matrix.clone(), damping)) is None:
+        damping = damping * 10
+    return factor
+
+
+def _factored(matrix: Tensor, damping: Tensor) -> Tensor | None:
+    """The Cholesky factor of a matrix plus a damping of its diagonal, in its place; `None` if there is none.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     if not (all_finite(matrix) and all_finite(damping)):
         raise ValueError("sums of its activations are not finite: they are too large for float32")
-    while True:
-        factor = matrix.clone()
-        factor.diagonal().add_(damping)
-        failed = torch.empty((), dtype=torch.int32, device=matrix.device)
-        torch.linalg.cholesky_ex(factor, out=(factor, failed))
-        if not failed:
-            return factor
-        damping = damping * 10
+    matrix.diagonal().add_(damping)
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
+    return None if failed else matrix

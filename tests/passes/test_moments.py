@@ -85,3 +85,28 @@ def test_blocks_are_those_of_the_whole_covariance(centred):
     whole = moved.T @ moved / len(rows)
     expected = torch.stack([whole[at : at + 3, at : at + 3] for at in range(0, 12, 3)])
     torch.testing.assert_close(sums.covariance(centred), expected)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_factor_is_that_of_the_damped_scatter(centred, wide, monkeypatch):
+    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 0 if wide else 4096)
+    moments = _streamed(_rows(200, 1.0))
+    damping = moments.squares(centred) * 0.01
+    factor = moments.factor(centred, damping)
+    assert factor.dtype is (torch.float32 if wide else torch.float64)
+    expected = moments.scatter(centred) + damping.diag()
+    torch.testing.assert_close(moments.scatter(centred).diagonal(), moments.squares(centred))
+    torch.testing.assert_close((factor @ factor.T).double(), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_factor_is_in_float64_where_float32_does_not_do(monkeypatch):
+    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 0)
+    rows = _rows(200, 0.0).double()
+    moments = Moments(rows.shape[1] + 1)
+    moments.add(torch.cat([rows, rows[:, :1]], dim=1).float())  # one column twice: the damping alone keeps them apart
+    damping = moments.squares(centred=True) * 1e-12
+    factor = moments.factor(True, damping)
+    assert factor.dtype is torch.float64
+    expected = moments.scatter(centred=True) + damping.diag()
+    torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-5, atol=1e-3)  # of sums in float32
