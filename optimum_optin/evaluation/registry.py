@@ -11,7 +11,7 @@ from torch import nn
 from ..audio_tasks import AudioClassification, SpeechRecognition
 from ..figures import Measurement
 from ..image_tasks import ImageClassification, ObjectDetection, SemanticSegmentation
-from ..text_tasks import Perplexity, Summarization
+from ..text_tasks import Perplexity, Summarization, Translation
 from .accuracy import GlueAccuracy
 from .glue import TASKS
 
@@ -56,6 +56,7 @@ _TASKS = (
     ObjectDetection,
     Perplexity,
     Summarization,
+    Translation,
     SpeechRecognition,
     AudioClassification,
 )

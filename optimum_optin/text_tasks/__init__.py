@@ -3,5 +3,6 @@
 from .continuations import compare_continuations
 from .perplexity import Perplexity, held_out_perplexity
 from .summaries import Summarization
+from .translations import Translation
 
-__all__ = ["Perplexity", "Summarization", "compare_continuations", "held_out_perplexity"]
+__all__ = ["Perplexity", "Summarization", "Translation", "compare_continuations", "held_out_perplexity"]
