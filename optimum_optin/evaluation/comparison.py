@@ -77,7 +77,7 @@ def evaluate_model(
         model: a model with a head for the task.
         processor: its tokenizer or image processor.
         task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`,
-            `"perplexity"`, `"summarization"`, `"translation"`, `"automatic-speech-recognition"` or
+            `"perplexity"`, `"multiple-choice"`, `"summarization"`, `"translation"`, `"automatic-speech-recognition"` or
             `"audio-classification"`.
         data: of images, sounds and perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
             `data_dir`; of perplexity, a list of strings, too.

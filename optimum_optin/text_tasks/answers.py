@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +16,8 @@ from ..inputs.decoder_inputs import decoder_start, greedily, most_new, writes
 from ..inputs.encoding import padded_batches, tokenizer_of
 from ..inputs.texts import flat, parts_of, problem_of
 from ..reading.columns import source_and_target
-from ..reading.samples import draw
-from ..reading.sources import find_source, read_calibration
 from ..running.copies import working_copy
-
-_SPLITS = ("validation", "test")
+from .drawn_rows import drawn_rows
 
 
 @dataclass(frozen=True)
@@ -67,16 +62,9 @@ def read_pairs(
         ValueError: both or none are given, no such split, or a row without a text or without a reference.
         FileNotFoundError, ConnectionError: there is no such file, or the Hub does not answer.
     """
-    if (data is None) == (data_dir is None):
-        given = "both are given" if data is not None else "none is given"
-        raise ValueError(f"{task} needs data_dir=, a file or folder, or data=, pairs of texts: {given}.")
-    if max_samples is not None:
-        check_integer("max_samples", max_samples, 1)
-    source, split, rows = _rows(data, data_dir, split)
-    if not len(rows):
-        raise ValueError(f"{source} holds no pairs of texts for {task}.")
-    drawn = draw(rows, max_samples or sys.maxsize, seed=0)
-    texts = parts_of({row: flat(drawn[row]) for row in sorted(drawn)}, columns, source_and_target)
+    given = {"data": data, "data_dir": data_dir, "split": split, "max_samples": max_samples}
+    source, split, rows = drawn_rows(task, "pairs of texts", **given)
+    texts = parts_of({row: flat(each) for row, each in rows.items()}, columns, source_and_target)
     for row, parts in texts.items():
         if len(parts) < 2:
             raise ValueError(
@@ -144,25 +132,3 @@ def mean_over_samples(values: Sequence[float]) -> tuple[float, float | None]:
 def exact(text: str, reference: str) -> float:
     """Whether a text is its reference, but for space around it: 1 or 0."""
     return float(text.strip() == reference.strip())
-
-
-def _rows(data: Any, data_dir: Any, split: str | None) -> tuple[str, str, Any]:
-    """What the data are called, their split, and their rows."""
-    if data_dir is not None:
-        path = Path(os.fspath(data_dir)).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"no file or folder {path}: give the one that holds the pairs.")
-        taken = split or ("train" if path.is_file() else _SPLITS[0])
-        return path.resolve().name, "all" if path.is_file() else taken, read_calibration(path, split=taken)
-    if isinstance(data, str):
-        place, config = find_source(data)
-        if isinstance(place, Path):
-            raise ValueError(f"data={data!r} is a path: give it as data_dir=.")
-        split = split or _SPLITS[0]
-        return place, split, read_calibration(data, config, split=split)
-    if isinstance(data, Mapping) and any(hasattr(rows, "column_names") for rows in data.values()):
-        taken = split or next((name for name in _SPLITS if name in data), None)
-        if taken not in data:
-            raise ValueError(f"data= has no split {split!r}; it has {', '.join(map(str, data))}: name one as split=.")
-        return "rows in memory", taken, data[taken]
-    return "rows in memory", split or "all", data if hasattr(data, "__len__") else list(data)
