@@ -23,6 +23,8 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 KINDS = ("llama", "mistral")  # of which llama.cpp's script makes its architecture `llama`
 SIZES = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
@@ -48,12 +50,29 @@ def checked_config(folder: Path) -> dict:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") not in KINDS:
         raise SystemExit(f"{folder} is a {config.get('model_type')!r} model; this is for {' and '.join(KINDS)}.")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise SystemExit(f"{folder} stretches its rotary embedding ({rope}), which is not written here.")
+    if rope_of(config).get("rope_type") not in ("default", "llama3"):
+        raise SystemExit(
+            f"{folder} stretches its rotary embedding ({rope_of(config)}) in a way that is not written here."
+        )
     if config.get("sliding_window"):
         raise SystemExit(f"{folder} has a sliding window, which `deci` does not read.")
     return config
+
+
+def rope_of(config: dict) -> dict:
+    """What the config says of its rotary embedding."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_type": found.get("type", "default"), **found}
+
+
+def stretch(config: dict) -> torch.Tensor | None:
+    """By how much each frequency is divided, as Llama 3.1 and later do; `None` for none."""
+    if rope_of(config)["rope_type"] == "default":
+        return None
+    model = LlamaConfig.from_dict({name: value for name, value in config.items() if name != "quantization_config"})
+    stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](model, "cpu")
+    pairs = torch.arange(len(stretched)) / len(stretched)
+    return model.rope_parameters["rope_theta"] ** -pairs / stretched
 
 
 def sizes_of(weights: dict[str, torch.Tensor], layers: int, head: int) -> tuple[list[int], list[int], list[int]]:
@@ -76,9 +95,8 @@ def idle_neurons(layer: int, width: int) -> dict[str, torch.Tensor]:
 
 
 def turned(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of queries or keys in llama.cpp's order: the two halves of a rotary pair stand side by side."""
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+    """Rows of queries or keys, or their biases, in llama.cpp's order: the halves of a rotary pair side by side."""
+    return weight.view(heads, 2, len(weight) // heads // 2, -1).transpose(1, 2).reshape(weight.shape)
 
 
 def write(folder: Path, vocabulary: Path, out: Path, kind: str = "f16") -> None:
@@ -106,6 +124,8 @@ def write(folder: Path, vocabulary: Path, out: Path, kind: str = "f16") -> None:
         layer = int(numbered[1]) if numbered else 0
         if 0 in (queries[layer] if part == "input_layernorm" else 1, neurons[layer] if part == _NORM_OF_MLP else 1):
             continue  # the norm before a sublayer that is gone
+        if 0 in (queries[layer] if ".self_attn." in name else 1, neurons[layer] if ".mlp." in name else 1):
+            raise SystemExit(f"{name} is left of a sublayer without units, and `deci` has no place for it.")
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new is None:
             raise SystemExit(f"{name} has no place in llama.cpp's `deci`.")
@@ -121,6 +141,8 @@ def write(folder: Path, vocabulary: Path, out: Path, kind: str = "f16") -> None:
             )
         data = plain.astype(np.float16) if chosen == TYPES["f16"] else gguf.quantize(plain, chosen)
         writer.add_tensor(new, data, raw_dtype=chosen)
+    if (factors := stretch(config)) is not None:
+        writer.add_tensor("rope_freqs.weight", factors.numpy().astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -26,18 +26,27 @@ def script():
     sys.path.pop(0)
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral"])
+@pytest.fixture(scope="module", params=["llama", "mistral", "llama 3"])
 def pruned(request, tmp_path_factory):
-    """A model, its folder, and the file that llama.cpp's script would write of the dense one without weights."""
+    """A model, and where it is."""
     place = tmp_path_factory.mktemp("llama")
-    shape = {"num_hidden_layers": 5, "vocab_size": TOKENS, "tie_word_embeddings": True, "head_dim": 32}
+    return made(place, request.param, KEPT), place
+
+
+def made(place, kind, kept, **changes):
+    """A model whose layers keep these numbers, its folder, and what llama.cpp's script writes of the dense one."""
+    shape = {"num_hidden_layers": 5, "vocab_size": TOKENS, "tie_word_embeddings": True, "head_dim": 32, **changes}
     model = language_model(**shape, num_attention_heads=4, num_key_value_heads=2)
-    if request.param == "mistral":
-        weights, settings = model.state_dict(), model.config.to_dict() | {"sliding_window": None}
-        model = tr.MistralForCausalLM(tr.MistralConfig.from_dict(settings)).eval()
-        model.load_state_dict(weights)
+    weights, settings = model.state_dict(), model.config.to_dict()
+    if kind == "mistral":
+        model = tr.MistralForCausalLM(tr.MistralConfig.from_dict(settings | {"sliding_window": None}))
+    if kind == "llama 3":
+        stretched = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+        stretched |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+        model = tr.LlamaForCausalLM(tr.LlamaConfig.from_dict(settings | {"rope_parameters": stretched}))
+    model.eval().load_state_dict(weights)
     groups = find_groups(model)
-    masks = {each.key: each.first(KEPT[each.role][int(each.layer.rpartition(".")[2])]) for each in groups}
+    masks = {each.key: each.first(kept[each.role][int(each.layer.rpartition(".")[2])]) for each in groups}
     rewrite(model, groups, masks)
     record_structure(model, structure_of(groups, masks), groups)
     model.save_pretrained(place / "pruned")
@@ -64,7 +73,7 @@ def pruned(request, tmp_path_factory):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    return model, place
+    return model
 
 
 def test_the_file_has_the_sizes_of_each_layer(script, pruned):
@@ -88,8 +97,19 @@ def test_the_file_has_the_sizes_of_each_layer(script, pruned):
 
 
 def test_llama_cpp_writes_what_the_model_does(script, pruned):
+    compare(script, *pruned)
+
+
+def test_biases(script, tmp_path):
+    made(tmp_path, "llama", KEPT, attention_bias=True)
+    with pytest.raises(SystemExit, match=r"layers\.2\.self_attn\.o_proj\.bias is left of a sublayer without units"):
+        script.write(tmp_path / "pruned", tmp_path / "vocab.gguf", tmp_path / "out.gguf")
+    compare(script, made(tmp_path, "llama", {**KEPT, "heads": (2, 1, 1, 2, 1)}, attention_bias=True), tmp_path)
+
+
+def compare(script, model, place):
+    """Raise if llama.cpp writes something else."""
     xllamacpp = pytest.importorskip("xllamacpp")
-    model, place = pruned
     script.write(place / "pruned", place / "vocab.gguf", place / "run.gguf", "f32")
     prompt = [1, *torch.randint(3, TOKENS, (12,), generator=torch.Generator().manual_seed(0)).tolist()]
     written = model.generate(
