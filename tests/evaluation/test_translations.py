@@ -1,6 +1,7 @@
 """BLEU and chrF against sacrebleu's own corpus scores; what a model writes is measured, by columns of any names."""
 
 import importlib.util
+import re
 
 import evaluate
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from decoders import generator
 from words import TEXTS, word_tokenizer
 
+from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.annotations.jackknife import jackknife
 from optimum_optin.evaluation import answer_metric, evaluate_model
 from optimum_optin.text_tasks.bleu import bleu_and_chrf
@@ -65,6 +67,19 @@ def test_the_metric_for_evaluate_loads_from_its_file():
         found = metric.compute(**given)
         assert found["bleu"] == pytest.approx(corpus_bleu(given["predictions"], [given["references"]]).score / 100)
         assert metric.compute(**given, tokenize="char")["bleu"] != found["bleu"]
+
+
+@NEEDED
+def test_the_card_has_sacrebleus_signature_in_its_table():
+    pruner = OptinPruner(generator("t5"), word_tokenizer())
+    options = {"text_columns": COLUMNS}
+    pruner.prune(ROWS, OptinConfig(flops=0.7, probes=4, rows=16, search="ranked"), **options)
+    pruner.evaluate("translation", data=ROWS, max_new_tokens=8, **options)
+    card = pruner.create_model_card()
+    assert {each.task_type for each in card.data.eval_results} == {"translation"}
+    line = next(line for line in card.content.splitlines() if "tok:13a" in line)
+    assert len(re.split(r"(?<!\\)\|", line)) == 8, "six cells"
+    assert "nrefs:1\\|case:mixed" in line
 
 
 @NEEDED
