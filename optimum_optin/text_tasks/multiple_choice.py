@@ -21,7 +21,7 @@ from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
 from .answers import mean_over_samples
 from .causal_models import check_causal, check_vocabulary, most_at_once, surprises
-from .choices import Questions, read_questions
+from .questions import Questions, read_questions
 
 
 class MultipleChoice:
@@ -31,7 +31,7 @@ class MultipleChoice:
     number of the choice's characters: what lm-evaluation-harness calls `acc` and `acc_norm`. A choice follows its
     question after a space. Of equally likely choices, the first counts.
 
-    Samples are rows with a question, choices and the right one; see `choices.question_of`. What a model is to read
+    Samples are rows with a question, choices and the right one; see `questions.question_of`. What a model is to read
     before its answer (examples, "Answer:") is part of the question.
     """
 

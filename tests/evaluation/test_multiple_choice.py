@@ -12,8 +12,8 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.evaluation.comparison import evaluate_model
-from optimum_optin.text_tasks.choices import question_of, read_questions
 from optimum_optin.text_tasks.multiple_choice import choice_likelihoods
+from optimum_optin.text_tasks.questions import question_of, read_questions
 
 CHOICES = ["the mat", "the tree house", "a small red bird", "the cat", "slept"]
 ROWS = [
