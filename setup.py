@@ -23,11 +23,12 @@ REQUIREMENTS = [
     "scipy>=1.12",
 ]
 EXTRAS = {
-    "tests": ["pytest>=8", "pytest-xdist>=3.8", "pillow>=12", "pycocotools>=2.0.11"],
+    "tests": ["pytest>=8", "pytest-xdist>=3.8", "pillow>=12", "pycocotools>=2.0.11", "sacrebleu>=2.6"],
     "quality": ["ruff>=0.12"],
     "docs": ["hf-doc-builder>=0.5"],
     "plots": ["matplotlib>=3.8"],
     "detection": ["pycocotools>=2.0.11"],  # mean average precision
+    "translation": ["sacrebleu>=2.6"],  # BLEU and chrF
     # What the tests run a pruned model with, if it is there.
     "neighbours": [
         "peft>=0.21",

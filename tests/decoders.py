@@ -62,11 +62,17 @@ PAIRED = {
     "whisper": tr.WhisperConfig(**WHISPER),
 }
 GENERATORS = {**DECODERS, **PAIRED}
+MORE = {  # of which not every test needs to see
+    "qwen2": tr.Qwen2Config(**GROUPED),
+    "phi3": tr.Phi3Config(**SHAPE),
+    "falcon": tr.FalconConfig(**SHAPE, ffn_hidden_size=48, num_kv_heads=2, new_decoder_architecture=True),
+    "mt5": tr.MT5Config(**GATED),
+}
 
 
 def auto_of(name):
     """The Auto class that makes a model."""
-    if name in DECODERS:
+    if not (GENERATORS | MORE)[name].is_encoder_decoder:
         return tr.AutoModelForCausalLM
     return tr.AutoModelForSpeechSeq2Seq if name == "whisper" else tr.AutoModelForSeq2SeqLM
 
@@ -74,7 +80,7 @@ def auto_of(name):
 def generator(name, seed=0):
     """A model in evaluation mode, with weights so large that each unit matters to what it writes."""
     torch.manual_seed(seed + (name == "mbart"))  # with the first seed, it says one word whatever it is cut to
-    model = auto_of(name).from_config(GENERATORS[name])
+    model = auto_of(name).from_config((GENERATORS | MORE)[name])
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.requires_grad and name == "marian":

@@ -14,7 +14,7 @@ from ..figures import plain, shown
 from ..image_tasks import SemanticSegmentation
 from ..inputs.modalities import likely_modality
 from ..storage.loading import load_model, load_processor
-from ..text_tasks import Perplexity, Summarization
+from ..text_tasks import Perplexity, Translation
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
 from .rescue import note_figures
@@ -24,7 +24,7 @@ _GROUPS = {
     "segmentation": (SemanticSegmentation, ("ignore_index", "reduce_labels")),
     "perplexity": (Perplexity, ("block_size", "stride")),
     "speech recognition": (SpeechRecognition, ("exact",)),
-    "summarization": (Summarization, ("text_columns", "max_new_tokens")),
+    "summarization and translation": (Translation, ("text_columns", "max_new_tokens", "tokenize")),
 }
 _OF_TASKS = tuple(name for _, names in _GROUPS.values() for name in names)
 

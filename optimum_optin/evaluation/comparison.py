@@ -77,7 +77,8 @@ def evaluate_model(
         model: a model with a head for the task.
         processor: its tokenizer or image processor.
         task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`,
-            `"perplexity"`, `"summarization"`, `"automatic-speech-recognition"` or `"audio-classification"`.
+            `"perplexity"`, `"multiple-choice"`, `"summarization"`, `"translation"`, `"automatic-speech-recognition"` or
+            `"audio-classification"`.
         data: of images, sounds and perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
             `data_dir`; of perplexity, a list of strings, too.
         data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub, for
@@ -87,8 +88,9 @@ def evaluate_model(
         max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
         **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
             segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`; of perplexity, `block_size`
-            and `stride`, see `Perplexity`; of speech recognition, `exact`, see `SpeechRecognition`; of summarization,
-            `text_columns` and `max_new_tokens`, see `Summarization`.
+            and `stride`, see `Perplexity`; of speech recognition, `exact`, see `SpeechRecognition`; of summarization
+            and translation, `text_columns` and `max_new_tokens`, see `Summarization`; of translation, `tokenize`, see
+            `Translation`.
 
     Returns:
         `{"task": "image-classification", "dataset": "photos", "split": "validation", "samples": 500, "metrics":
@@ -99,7 +101,7 @@ def evaluate_model(
         ValueError: unknown task, split or option, a model that does not fit the task, no processor, or unusable data.
         FileNotFoundError: `data_dir` does not hold the task.
         ConnectionError: the Hub does not answer; give `data_dir`.
-        ImportError: detection needs pycocotools.
+        ImportError: detection needs pycocotools, translation sacrebleu.
     """
     given = {"data": data, "data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
     chosen, samples, batch_size = _read(task, **given, **options)

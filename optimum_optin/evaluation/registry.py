@@ -11,7 +11,7 @@ from torch import nn
 from ..audio_tasks import AudioClassification, SpeechRecognition
 from ..figures import Measurement
 from ..image_tasks import ImageClassification, ObjectDetection, SemanticSegmentation
-from ..text_tasks import Perplexity, Summarization
+from ..text_tasks import MultipleChoice, Perplexity, Summarization, Translation
 from .accuracy import GlueAccuracy
 from .glue import TASKS
 
@@ -55,7 +55,9 @@ _TASKS = (
     SemanticSegmentation,
     ObjectDetection,
     Perplexity,
+    MultipleChoice,
     Summarization,
+    Translation,
     SpeechRecognition,
     AudioClassification,
 )

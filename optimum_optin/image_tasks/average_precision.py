@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-_GROUPS = 20  # of images, left out in turn
+from ..annotations.jackknife import jackknife
+
 _AT_50, _AT_75 = 0, 5  # places among the overlaps 0.5, 0.55, ..., 0.95
 
 
@@ -68,17 +68,10 @@ def mean_average_precision(
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         evaluated = _evaluated(true, predicted, categories)
         whole = _precision(evaluated, range(images))
-        groups = np.array_split(torch.randperm(images, generator=torch.Generator().manual_seed(0)).numpy(), _GROUPS)
-        groups = [set(group.tolist()) for group in groups if len(group)]
-        left = [
-            _summary(_precision(evaluated, [place for place in range(images) if place not in group]))
-            for group in (groups if images > 1 else ())
-        ]
-    values = _summary(whole)
-    errors = {name: _jackknife([each[name] for each in left]) for name in values}
+        errors = jackknife(images, lambda places: _summary(_precision(evaluated, places)))
     by_category = {place: float(_mean(whole[:, :, place])) for place in range(categories)}
     found = {place: value for place, value in by_category.items() if not math.isnan(value)}
-    return {name: (value, errors[name]) for name, value in values.items()}, found
+    return {name: (value, errors.get(name)) for name, value in _summary(whole).items()}, found
 
 
 def _evaluated(true: Sequence[Boxes], predicted: Sequence[Boxes], categories: int) -> Any:
@@ -143,10 +136,3 @@ def _summary(precision: np.ndarray) -> dict[str, float]:
 def _mean(precision: np.ndarray) -> float:
     there = precision[precision > -1]
     return there.mean() if there.size else float("nan")
-
-
-def _jackknife(values: Sequence[float]) -> float | None:
-    there = np.array([value for value in values if not math.isnan(value)])  # without boxes there is no value
-    if len(there) < 2:
-        return None
-    return float(np.sqrt((len(there) - 1) / len(there) * np.square(there - there.mean()).sum()))

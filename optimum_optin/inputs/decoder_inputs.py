@@ -141,7 +141,7 @@ def greedily(model: nn.Module, batch: Batch, most: int) -> tuple[Tensor, Tensor]
         model.generation_config = settings = _plain(model.generation_config, most)
         try:
             sequences = model.generate(**inputs, return_dict_in_generate=True).sequences
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:  # Whisper's, if all that it writes is padding
             raise ValueError(
                 f"{type(model).__name__}.generate does not run on {' and '.join(inputs)} ({error}): give {TARGETS} or "
                 f"{IDS} with the data."

@@ -15,7 +15,7 @@ from ..running.copies import working_copy
 from ..running.processes import is_main
 from .decoder_inputs import IDS, MASK, TARGETS, decoder_start, most_written, padded_targets, writes
 from .encoding import encode_read, encode_texts, is_tokenised, pad_in_batches, tokenizer_of
-from .texts import read_texts
+from .texts import flat, read_texts
 
 logger = logging.get_logger(__name__)
 
@@ -58,8 +58,8 @@ def text_to_text_batches(
         encoded = encode_read(sources, model, processor, max_length, unreadable)
         targets = _tokenised_targets({row: samples[row] for row in encoded}, model, max_length)
     else:
-        flat = {row: _flat(sample) for row, sample in samples.items()}
-        texts = read_texts(flat, text_columns, unreadable, source_and_target)
+        flattened = {row: flat(sample) for row, sample in samples.items()}
+        texts = read_texts(flattened, text_columns, unreadable, source_and_target)
         encoded = encode_read({row: text[:1] for row, text in texts.items()}, model, processor, max_length, unreadable)
         if all(len(text) > 1 for text in texts.values()):
             labels = target_labels([texts[row][1] for row in encoded], model, processor, max_length)
@@ -136,15 +136,3 @@ def _tokenised_targets(samples: Mapping[int, Mapping], model: nn.Module, max_len
     if name == IDS and len({MASK in part for part in found.values()}) > 1:
         found = {row: {IDS: part[IDS], MASK: part.get(MASK, [1] * len(part[IDS]))} for row, part in found.items()}
     return found
-
-
-def _flat(sample: Any) -> Any:
-    """A sample with the columns of columns by names like `translation.en`."""
-    if not isinstance(sample, Mapping) or not any(isinstance(value, Mapping) for value in sample.values()):
-        return sample
-    flat: dict[Any, Any] = {}
-    for name, value in sample.items():
-        flat |= (
-            {f"{name}.{inner}": each for inner, each in value.items()} if isinstance(value, Mapping) else {name: value}
-        )
-    return flat

@@ -42,31 +42,45 @@ def read_texts(
     Raises:
         ValueError: samples of another form, text columns that cannot be told, or no text at all.
     """
-    first = _parts(next(iter(samples.values())))
+    return _readable(parts_of(samples, chosen, tell), unreadable)
+
+
+def parts_of(
+    samples: Mapping[int, Any],
+    chosen: Sequence[str | int] | None = None,
+    tell: Callable[..., tuple[str, ...]] = text_columns,
+) -> dict[int, Sequence]:
+    """What the samples have where their texts should be, all single or all pairs; see `problem_of`.
+
+    Args:
+        samples: as for `read_texts`, as are the others.
+
+    Raises:
+        ValueError: samples of another form, or text columns that cannot be told.
+    """
+    first = _values(next(iter(samples.values())))
     if not any(isinstance(part, str) for part in first):
         held = "sounds" if any(map(is_sound, first)) else "images" if any(map(is_image, first)) else None
         if held is not None:
-            raise ValueError(f"the calibration data hold {held}, but this is a model of text: give text.")
+            raise ValueError(f"the data hold {held}, but this is a model of text: give text.")
     kinds = {row: _kind(sample) for row, sample in samples.items() if isinstance(sample, str) or is_composed(sample)}
     most = mode(kinds.values()) if kinds else None
     odd = [row for row in samples if kinds.get(row, most) != most] if kinds else list(samples)
     if odd:
         raise ValueError(
-            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            "a sample must be a string, a pair of strings or a dict, all alike, got "
             f"{samples[odd[0]]!r:.120} in row {odd[0]}: drop or mend such samples."
         )
     if most is str:
         if chosen is not None:
             raise ValueError(f"text_columns={named(chosen)!r} is for samples with columns, and these are strings.")
-        found = {row: (sample,) for row, sample in samples.items()}
-    else:
-        rows = [columns_of(samples[row]) for row in kinds]
-        names = _chosen(rows, chosen) if chosen is not None else _told(rows, tell, placed=most is not dict)
-        found = {
-            row: tuple(columns_of(sample).get(name) for name in names) if is_composed(sample) else (None,)
-            for row, sample in samples.items()
-        }
-    return _readable(found, unreadable)
+        return {row: (sample,) for row, sample in samples.items()}
+    rows = [columns_of(samples[row]) for row in kinds]
+    names = _chosen(rows, chosen) if chosen is not None else _told(rows, tell, placed=most is not dict)
+    return {
+        row: tuple(columns_of(sample).get(name) for name in names) if is_composed(sample) else (None,)
+        for row, sample in samples.items()
+    }
 
 
 def is_composed(sample: Any) -> bool:
@@ -87,7 +101,19 @@ def columns_of(sample: Any) -> dict[Any, Any]:
     return dict(sample) if _is_named(sample) else dict(enumerate(sample))
 
 
-def _parts(sample: Any) -> list:
+def flat(sample: Any) -> Any:
+    """A sample with the columns of columns by names like `translation.en`."""
+    if not isinstance(sample, Mapping) or not any(isinstance(value, Mapping) for value in sample.values()):
+        return sample
+    found: dict[Any, Any] = {}
+    for name, value in sample.items():
+        found |= (
+            {f"{name}.{inner}": each for inner, each in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return found
+
+
+def _values(sample: Any) -> list:
     return list(columns_of(sample).values()) if is_composed(sample) and not isinstance(sample, np.ndarray) else [sample]
 
 
@@ -127,7 +153,7 @@ def _told(rows: Sequence[Mapping], tell: Callable[..., tuple[str, ...]], placed:
     if others and not (not placed and is_known(names)) and is_main():
         what = "place" if placed else "column"
         logger.warning(
-            f"calibration texts are those in {what} {' and '.join(map(str, names))}; not used: "
+            f"texts are those in {what} {' and '.join(map(str, names))}; not used: "
             f"{', '.join(map(str, others))}. text_columns= (--text-columns) chooses others."
         )
     return names
@@ -141,7 +167,7 @@ def _told_places(rows: Sequence[Mapping], strings: Sequence[int]) -> list[int]:
     """
     if not strings:
         raise ValueError(
-            "a calibration sample must be a string, a pair of strings or a dict, all alike, got "
+            "a sample must be a string, a pair of strings or a dict, all alike, got "
             f"{tuple(rows[0].values())!r:.120}: drop or mend such samples."
         )
     others = [value for row in rows for place, value in row.items() if place not in strings]
@@ -171,7 +197,7 @@ def _string(value: Any) -> str | None:
 
 def _readable(found: Mapping[int, Sequence], unreadable: str) -> dict[int, Text]:
     """The texts, without those that are missing or empty; a warning names these."""
-    problems = {row: problem for row, parts in found.items() if (problem := _problem(parts))}
+    problems = {row: problem for row, parts in found.items() if (problem := problem_of(parts))}
     if len(problems) == len(found) and set(problems.values()) == {_EMPTY}:
         if is_main():
             logger.warning("all calibration texts are empty.")
@@ -209,8 +235,8 @@ def leave_out(problems: Mapping[int, str], count: int, unreadable: str) -> None:
 _EMPTY = "it is empty"
 
 
-def _problem(parts: Sequence) -> str | None:
-    """What is wrong with a text, if anything is."""
+def problem_of(parts: Sequence) -> str | None:
+    """What is wrong with a text, or a pair of texts, if anything is."""
     for part in parts:
         if is_missing(part):
             return "there is none"

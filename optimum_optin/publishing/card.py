@@ -41,6 +41,11 @@ _HUB_TASKS = {
     "semantic-segmentation": "image-segmentation",
     "object-detection": "object-detection",
     "perplexity": "text-generation",
+    "multiple-choice": "text-generation",
+    "summarization": "summarization",
+    "translation": "translation",
+    "automatic-speech-recognition": "automatic-speech-recognition",
+    "audio-classification": "audio-classification",
 }
 _OURS = " (optimum-optin)"  # ends the metric names that we measured, so that the next card replaces them
 

@@ -9,22 +9,19 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers.utils.logging import tqdm
 
 from ..config_values import check_integer
-from ..discovery.next_tokens import predicts_next_token
 from ..figures import Measurement
 from ..inputs.encoding import max_tokens, running_tokens
-from ..models.identity import config_of, device_of
+from ..models.identity import device_of
 from ..running.batch import Batch, token_mask
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
+from .causal_models import check_causal, check_vocabulary, most_at_once, surprises
 from .running_text import RunningText, read_running_text
 
 _LONGEST = 2048  # the usual length where the model takes more
-_MOST_LOGITS = 2**27  # of a pass: half a gigabyte in float32
-_MOST_AT_ONCE = 2**24  # of a sum: what a softmax copies
 
 
 class Perplexity:
@@ -79,7 +76,7 @@ class Perplexity:
         check_integer("batch_size", batch_size, 1)
         blocks, stride = self._blocks(model, processor, samples)
         length = blocks.shape[1]
-        at_once = max(1, min(batch_size, _MOST_LOGITS // (length * model.config.get_text_config().vocab_size)))
+        at_once = min(batch_size, most_at_once(model, length))
         sums = []
         with torch.inference_mode(), frozen(model):
             for part in tqdm(blocks.split(at_once), desc=self.name, unit="batch"):
@@ -101,15 +98,8 @@ class Perplexity:
 
     def _blocks(self, model: nn.Module, processor: Any, samples: RunningText) -> tuple[Tensor, int]:
         """The text's blocks, shape (blocks, block_size), and the stride."""
-        kind = type(model).__name__
-        if config_of(model) is None or not predicts_next_token(model):
-            raise ValueError(
-                f"{self.name} needs a causal language model, whose logits at each token are for the next one, and "
-                f"{kind} is none: load the model with task='text-generation', or measure it on its own task."
-            )
-        if processor is None:
-            raise ValueError(f"{self.name} is measured on text: pass the model's tokenizer as processor=.")
-        limit = max_tokens(model)
+        check_causal(model, processor, self.name)
+        kind, limit = type(model).__name__, max_tokens(model)
         size = self._block_size or min(limit, _LONGEST)
         stride = self._stride or size
         if size > limit:
@@ -122,12 +112,7 @@ class Perplexity:
                 f"{samples.source} has {len(tokens)} tokens, fewer than a block of {size}: give more text, or a "
                 "smaller block_size."
             )
-        vocabulary = model.config.get_text_config().vocab_size
-        if max(tokens) >= vocabulary:
-            raise ValueError(
-                f"the tokenizer gives ids up to {max(tokens)}, the model's vocabulary ends at {vocabulary - 1}: the "
-                "tokenizer is not this model's."
-            )
+        check_vocabulary(tokens, model)
         return torch.tensor(tokens).unfold(0, size, stride)[: samples.most], stride
 
 
@@ -147,21 +132,6 @@ def held_out_perplexity(model: nn.Module, batches: Sequence[Batch]) -> float:
                 losses = surprises(each[real], tokens[real])
                 total, count = total + float(losses.double().sum()), count + len(losses)
     return math.exp(total / count)
-
-
-def surprises(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-log p of every token but the first, by the logits at the token before it.
-
-    Args:
-        logits: shape (tokens, vocabulary).
-        tokens: shape (tokens,).
-
-    Returns:
-        Shape (tokens - 1,), float32. No more than some of the logits are copied at once.
-    """
-    rows = max(1, _MOST_AT_ONCE // logits.shape[-1])
-    parts = zip(logits[:-1].split(rows), tokens[1:].to(logits.device).split(rows), strict=True)
-    return torch.cat([cross_entropy(part.float(), targets, reduction="none") for part, targets in parts])
 
 
 def perplexity(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:

@@ -18,8 +18,9 @@ from optimum_optin.commands import evaluate as command
 from optimum_optin.discovery.next_tokens import predicts_next_token
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.figures import Evaluation
-from optimum_optin.text_tasks import perplexity as module
-from optimum_optin.text_tasks.perplexity import perplexity, surprises
+from optimum_optin.text_tasks import causal_models as module
+from optimum_optin.text_tasks.causal_models import surprises
+from optimum_optin.text_tasks.perplexity import perplexity
 
 TEXT = "\n".join(TEXTS)
 

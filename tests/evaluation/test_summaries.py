@@ -1,16 +1,17 @@
-"""ROUGE against values worked out by hand; what a model writes is measured, from rows and from a file."""
+"""ROUGE against values worked out by hand and the package `rouge_score`; what a model writes is measured."""
 
 import itertools
 import json
 
+import evaluate
 import pytest
 import torch
 from decoders import generator
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.evaluation import evaluate_model
-from optimum_optin.text_tasks.rouge import longest_common, rouge
+from optimum_optin.evaluation import answer_metric, evaluate_model
+from optimum_optin.text_tasks.rouge import NAMES, longest_common, rouge
 
 ROWS = [{"document": text, "summary": " ".join(text.split()[-4:])} for text in TEXTS]
 TINY = {"task": "summarization", "data": ROWS, "max_new_tokens": 8}
@@ -29,6 +30,25 @@ def test_the_longest_common_subsequence_against_all_subsequences():
     for one, other in drawn:
         every = [{part for size in range(8) for part in itertools.combinations(each, size)} for each in (one, other)]
         assert longest_common(one, other) == max(map(len, every[0] & every[1]))
+
+
+def test_rouge_against_the_package():
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(NAMES, use_stemmer=False)
+    drawn = torch.Generator().manual_seed(0)
+    words = ["The", "cat,", "isn't", "na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve", "2.5", "mat", "cat", "the"]
+    for _ in range(50):
+        lengths = torch.randint(0, 12, (2,), generator=drawn).tolist()
+        text, reference = (" ".join(words[at] for at in torch.randint(8, (each,), generator=drawn)) for each in lengths)
+        expected = {name: score.fmeasure for name, score in scorer.score(reference, text).items()}
+        assert rouge(text, reference) == pytest.approx(expected), (text, reference)
+
+
+def test_the_metric_for_evaluate_loads_from_its_file():
+    given = {"predictions": ["the cat sat, on the mat.", "the mat"], "references": ["the cat lay on the mat", "a cat"]}
+    for metric in (answer_metric.AnswerMetric("rouge"), evaluate.load(answer_metric.__file__, "rouge")):
+        assert metric.compute(**given) == pytest.approx({"rouge1": 5 / 12, "rouge2": 3 / 10, "rougeL": 5 / 12})
+    with pytest.raises(ValueError, match="config_name='meteor' must be 'rouge' or 'bleu'"):
+        answer_metric.AnswerMetric("meteor")
 
 
 def test_what_a_model_writes_is_measured(tmp_path):
@@ -51,6 +71,8 @@ def test_what_a_model_writes_is_measured(tmp_path):
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     again = evaluate_model(model, tokenizer, "summarization", data_dir=tmp_path / "pairs.json", max_new_tokens=8)
     assert again["metrics"]["exact_match"] == exact and again["dataset"] == "pairs.json"
+    columns = {name: [row[name] for row in rows] for name in ("document", "summary")}
+    assert evaluate_model(model, tokenizer, "summarization", data=columns, max_new_tokens=8)["samples"] == 24
 
 
 def test_a_pruner_measures_both_models():
@@ -67,6 +89,10 @@ def test_a_pruner_measures_both_models():
         ({"data": TEXTS}, "texts without references"),
         ({"data": None}, "needs data_dir=.*none is given"),
         ({"data": [{"en": row["document"], "de": row["document"]} for row in ROWS]}, "text_columns="),
+        (
+            {"data": [*ROWS, {"document": "a cat", "summary": " "}]},
+            r"row 24 of .* has no reference \(it is empty\): give",
+        ),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tr
-from decoders import GENERATORS, GPT, PAIRED, SHAPE, generator, prompts
+from decoders import GENERATORS, GPT, MORE, PAIRED, SHAPE, generator, prompts
 from safetensors.torch import load_file, save_file
 from tiny import tiny_samples
 
@@ -22,7 +22,7 @@ from optimum_optin.storage.uniform import record_sizes
 SCRIPT = Path(__file__).parents[1] / "generate_alone.py"
 UNSIZED = ("bloom", "mpt")  # their classes take a fixed multiple of the hidden size
 PRUNED = ("smollm", "gemma2", "gpt2")  # by a pruner; the others by masks
-SIZED = [name for name in GENERATORS if name not in UNSIZED]
+SIZED = [name for name in (*GENERATORS, *MORE) if name not in UNSIZED]
 HEADS = ("num_attention_heads", "num_key_value_heads")
 # name -> fields of heads, what must be written besides, of how many heads a multiple must stay; fields of neurons
 EXPECTED = {
@@ -44,6 +44,10 @@ EXPECTED = {
     "marian": ((), {}, 1, "encoder_ffn_dim"),
     "pegasus": ((), {}, 1, "encoder_ffn_dim"),
     "whisper": ((), {}, 1, "encoder_ffn_dim"),
+    "qwen2": (HEADS, {}, 1, "intermediate_size"),
+    "phi3": (HEADS, {"head_dim": 8}, 1, "intermediate_size"),
+    "falcon": ((), {}, 1, "ffn_hidden_size"),
+    "mt5": ((), {}, 1, "d_ff"),
 }
 
 

@@ -214,6 +214,32 @@ def test_batches_must_agree_on_what_they_say():
 
 
 @torch.no_grad()
+def test_a_decoder_with_few_positions_goes_all_the_way():
+    """Fewer than the 64 tokens that a model is let write by itself, and than the 32 of the report."""
+    dense, positions = generator("whisper"), 24
+    config = tr.WhisperConfig.from_dict({**dense.config.to_dict(), "max_target_positions": positions})
+    model = tr.WhisperForConditionalGeneration(config).eval()
+    weights = {
+        name: weight[:positions] if name.endswith("decoder.embed_positions.weight") else weight
+        for name, weight in dense.state_dict().items()
+    }
+    model.load_state_dict(weights)
+    sounds = [{"input_features": each} for each in prompts("whisper", lengths=range(12))["input_features"]]
+    pruner = OptinPruner(model)
+    pruned = pruner.prune(sounds, OptinConfig(flops=0.7, probes=4, rows=16, search="ranked", batch_size=4))
+    assert pruner.report.continuations.tokens == positions - 4, "as many as it takes after four that it may start with"
+    assert sum(map(torch.numel, pruned.parameters())) < sum(map(torch.numel, model.parameters()))
+
+
+def test_a_model_that_writes_padding_alone_is_refused_with_a_way_out():
+    model = copy.deepcopy(generator("whisper"))
+    model.generation_config.suppress_tokens = list(range(1, 99))
+    with pytest.raises(
+        ValueError, match="generate does not run on input_features .*: give labels or decoder_input_ids"
+    ):
+        with_decoder_inputs([prompts("whisper")], model)
+
+
 def test_sounds_are_followed_by_what_the_model_writes():
     model = generator("whisper")
     (batch,) = with_decoder_inputs([prompts("whisper")], model, max_length=6)

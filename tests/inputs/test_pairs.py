@@ -99,7 +99,7 @@ def test_an_unreadable_image_takes_its_text_along(model, tmp_path, caplog):
             [{"image": IMAGES[0], "label": 1}],
             r"an image alone, {'image'.*: give pairs \(image, text\), dicts with both",
         ),
-        ([(IMAGES[0], 3)], "a calibration sample must be a string, a pair"),
+        ([(IMAGES[0], 3)], "a sample must be a string, a pair"),
         (DataLoader([{"input_ids": torch.ones(3).long()}]), "the model needs 'pixel_values'"),
         (DataLoader([{"pixel_values": torch.ones(3, 16, 16)}]), "the model needs 'input_ids'"),
     ],

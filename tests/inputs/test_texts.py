@@ -76,8 +76,7 @@ def test_a_label_or_an_id_is_no_text(model, tokenizer, name, other, caplog):
             []
             if name == "text"
             else [
-                f"calibration texts are those in column {name}; not used: {other}. text_columns= (--text-columns) "
-                "chooses others."
+                f"texts are those in column {name}; not used: {other}. text_columns= (--text-columns) chooses others."
             ]
         )
 
@@ -220,7 +219,7 @@ def test_the_first_row_of_a_table_without_names_is_no_name(model, tokenizer):
 def test_the_label_in_a_tuple_is_no_text(model, tokenizer, second, make, caplog):
     data = [make(pair) for pair in zip(TEXTS, second, strict=True)]
     assert token_lists(calibration_batches(data, model, tokenizer)) == _tokens(TEXTS)
-    assert "calibration texts are those in place 0; not used: 1." in caplog.text
+    assert "texts are those in place 0; not used: 1." in caplog.text
     turned = [make(pair) for pair in zip(second, TEXTS, strict=True)]
     assert token_lists(calibration_batches(turned, model, tokenizer)) == _tokens(TEXTS)
 
