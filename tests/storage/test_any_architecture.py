@@ -266,6 +266,7 @@ def bert(tmp_path_factory):
 
 HEADS = "bert.encoder.layer.0.attention.self"
 QUERY = f"{HEADS}.query.weight"
+LEFT = {"argument": "hidden_states", "position": 0, "returns": 2, "width": 1, "reader": ""}
 DAMAGE = {
     "a larger shape": (
         "shapes",
@@ -311,7 +312,11 @@ DAMAGE = {
     ),
     "a removed model": ("removed", {"": ""}, "config.json names , which a Bert"),
     "a removed method": ("removed", {f"{HEADS}.forward": ""}, "forward, which a Bert"),
-    "a consumer that is not there": ("removed", {HEADS: "out"}, r"keeps out of bert\S+self, which does not have it"),
+    "a consumer that is not there": ("removed", {HEADS: "out"}, r"the bias of out of bert\S+self, which is not there"),
+    "a consumer that reads": ("stand_ins", {HEADS: {**LEFT, "reader": "query"}}, r"query of bert\S+, which .* reads som"),
+    "a stand-in without form": ("stand_ins", {HEADS: {"reader": ""}}, r"quantization_config\.stand_ins must be"),
+    "an absurd stand-in": ("stand_ins", {HEADS: {**LEFT, "width": 10**9}}, r"quantization_config\.stand_ins must be"),
+    "a stand-in for nothing": ("stand_ins", {f"{HEADS}.forward": LEFT}, "forward, which a Bert"),
     "a consumer elsewhere": ("removed", {HEADS: "query.weight"}, r"quantization_config\.removed must be"),
     "gone from what is gone": (
         "without",
