@@ -124,6 +124,8 @@ class Skip:
             the tensor alone.
         reader: path of the linear in it whose bias is left; `None` for zeros.
         width: of the zeros: 1 where nothing but a linear without inputs reads them.
+        cache: the argument by which it is given a cache of keys, in which it counts the tokens; `None` if it has none.
+        cache_layer: which of the cache's layers is its own.
     """
 
     path: str
@@ -132,6 +134,8 @@ class Skip:
     returns: int = 0
     reader: str | None = None
     width: int = 1
+    cache: str | None = None
+    cache_layer: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ def stand_in(model: nn.Module, skip: Skip) -> None:
         position=skip.position,
         returns=skip.returns,
         width=skip.width,
+        cache=skip.cache or "",
+        cache_layer=skip.cache_layer,
         reader=reader,
         linear=module.get_submodule(reader) if reader else None,
     )
@@ -38,16 +40,16 @@ class StandIn(nn.Module):
         position: see `Skip`.
         returns: see `Skip`.
         width: see `Skip`.
+        cache: see `Skip`; `""` for none.
+        cache_layer: see `Skip`.
         reader: name of the linear inside whose bias is left; `""` for zeros.
         linear: the linear itself.
     """
 
-    def __init__(
-        self, *, argument: str, position: int, returns: int, width: int, reader: str, linear: nn.Module | None
-    ):
+    def __init__(self, *, reader: str, linear: nn.Module | None, **form: Any):
         super().__init__()
-        self.argument, self.position, self.returns, self.width = argument, position, returns, width
-        self.reader, home = reader, self
+        self.form = {**form, "reader": reader}
+        home: nn.Module = self
         *around, last = reader.split(".")
         for name in around:
             home.add_module(name, nn.Module())
@@ -57,19 +59,20 @@ class StandIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module would return for these arguments."""
-        tokens = kwargs[self.argument] if self.argument in kwargs else args[self.position]
+        form = self.form
+        tokens = kwargs[form["argument"]] if form["argument"] in kwargs else args[form["position"]]
         if self.training:  # in the graph, so that what comes before gets a gradient, of 0
             column = tokens[..., :0].sum(-1, keepdim=True)
         else:
             column = tokens.new_zeros(1).expand(*tokens.shape[:-1], 1)
+        if form["cache"] and (cache := kwargs.get(form["cache"])) is not None:  # one number for each token
+            keys = column.unsqueeze(1)  # (batch, 1, tokens, 1)
+            getattr(cache, "self_attention_cache", cache).update(keys, keys, form["cache_layer"])
+        width = form["width"]
         output = (
-            self.get_submodule(self.reader)(column) if self.reader else column.expand(*column.shape[:-1], self.width)
+            self.get_submodule(form["reader"])(column) if form["reader"] else column.expand(*column.shape[:-1], width)
         )
-        return (output, *[None] * (self.returns - 1)) if self.returns else output
-
-    def noted_in_entry(self) -> dict[str, Any]:
-        """What a loader must know to make it."""
-        return {name: vars(self)[name] for name in ("argument", "position", "returns", "width", "reader")}
+        return (output, *[None] * (form["returns"] - 1)) if form["returns"] else output
 
 
 class EmptyLinear(NonDynamicallyQuantizableLinear):

@@ -112,7 +112,8 @@ class OptinStructureConfig(QuantizationConfigMixin):
 
 def attention_without(reader: str) -> dict[str, Any]:
     """The entry of a stand-in for an attention, in the form that it had when there were no others."""
-    return {"argument": "hidden_states", "position": 0, "returns": 2, "width": 1, "reader": reader}
+    form = {"argument": "hidden_states", "position": 0, "returns": 2, "width": 1, "cache": "", "cache_layer": 0}
+    return {**form, "reader": reader}
 
 
 def noted_in(model: nn.Module) -> Any:
@@ -196,11 +197,10 @@ def _are_stand_ins(value: Any) -> bool:
 
 
 def _is_stand_in(value: Any) -> bool:
-    fits = isinstance(value, Mapping) and set(value) == {"argument", "position", "returns", "width", "reader"}
-    if not fits or not all(isinstance(value[name], str) for name in ("argument", "reader")):
+    if not isinstance(value, Mapping) or set(value) != {*_TEXTS_OF_STAND_INS, *_MOST_OF_STAND_INS}:
         return False
-    bounds = {"position": _MOST_RETURNED, "returns": _MOST_RETURNED, "width": MOST_UNITS}
-    return all(_count(value[name]) and value[name] <= most for name, most in bounds.items())
+    numbers = all(_count(value[name]) and value[name] <= most for name, most in _MOST_OF_STAND_INS.items())
+    return numbers and all(isinstance(value[name], str) for name in _TEXTS_OF_STAND_INS)
 
 
 def _are_merging(value: Any) -> bool:
@@ -215,7 +215,8 @@ def _is_merging_layer(value: Any) -> bool:
     return by_output or (isinstance(value["keys"], str) and _count(value["width"]) and value["width"] > 0)
 
 
-_MOST_RETURNED = 64  # arguments of a module, and things that it returns
+_TEXTS_OF_STAND_INS = ("argument", "cache", "reader")
+_MOST_OF_STAND_INS = {"position": 64, "returns": 64, "width": MOST_UNITS, "cache_layer": MOST_UNITS}
 
 # Name of an argument -> what it must be, in words and as a test.
 _FORMS = {
@@ -225,7 +226,7 @@ _FORMS = {
     "counters": ("paths of attributes with whole numbers of at least 0", _are_counters),
     "selectors": ("paths of modules with names of arguments with heads, such as '0-4,7 of 12'", _are_selectors),
     "stand_ins": (
-        'paths of modules with {"argument": ..., "position": ..., "returns": ..., "width": ..., "reader": ...}',
+        f"paths of modules with {', '.join([*_TEXTS_OF_STAND_INS, *_MOST_OF_STAND_INS])} of sizes that modules have",
         _are_stand_ins,
     ),
     "removed": ("paths of modules with the name of a module inside, or ''", _are_removed),

@@ -276,8 +276,8 @@ def _selectors(model: nn.Module) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _stand_in_entry(module: nn.Module) -> dict[str, Any] | None:
     """What a loader must know of a stand-in, of a folder's remote code as well; `None` for any other module."""
-    if hasattr(module, "noted_in_entry"):
-        return module.noted_in_entry()
+    if type(module).__name__ == "StandIn":
+        return dict(module.form)
     return attention_without(module.consumer_name or "") if hasattr(module, "consumer_name") else None
 
 

@@ -193,6 +193,8 @@ def test_an_architecture_without_a_row(tmp_path):
     model = LlamaModel(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).eval()
     groups = find_groups(model, {"input_ids": BATCH["input_ids"]})
     masks = random_masks(groups)
+    for key in ("layers.0.neurons", "layers.1.heads"):  # neither of these runs any more
+        masks[key][:] = False
     rewrite(model, groups, masks)
     record_structure(model, structure_of(groups, masks), groups)
     model.save_pretrained(tmp_path / "llama")
