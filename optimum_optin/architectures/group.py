@@ -123,7 +123,7 @@ class Skip:
         returns: of how many things a tuple is that it returns, a tensor for every token first, and then `None`; 0 for
             the tensor alone.
         reader: path of the linear in it whose bias is left; `None` for zeros.
-        width: of the zeros: 1 where nothing but a linear without inputs reads them.
+        width: of the zeros; 0 where nothing but a linear without inputs reads them.
         cache: the argument by which it is given a cache of keys, in which it counts the tokens; `None` if it has none.
         cache_layer: which of the cache's layers is its own.
     """
@@ -133,7 +133,7 @@ class Skip:
     position: int = 0
     returns: int = 0
     reader: str | None = None
-    width: int = 1
+    width: int = 0
     cache: str | None = None
     cache_layer: int = 0
 

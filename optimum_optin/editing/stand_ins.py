@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
@@ -33,7 +34,7 @@ class StandIn(nn.Module):
     """What stands in the place of a module that has lost all its units.
 
     The linear that read the units keeps its name, and with it its bias in the state dict. No tensor without elements
-    goes from one operation to the next, as exporters and quantizers make nonsense of them.
+    goes from one operation of a graph to the next, as exporters and quantizers make nonsense of them.
 
     Args:
         argument: see `Skip`.
@@ -68,10 +69,13 @@ class StandIn(nn.Module):
         if form["cache"] and (cache := kwargs.get(form["cache"])) is not None:  # one number for each token
             keys = column.unsqueeze(1)  # (batch, 1, tokens, 1)
             getattr(cache, "self_attention_cache", cache).update(keys, keys, form["cache_layer"])
-        width = form["width"]
-        output = (
-            self.get_submodule(form["reader"])(column) if form["reader"] else column.expand(*column.shape[:-1], width)
-        )
+        if form["reader"]:
+            linear = self.get_submodule(form["reader"])
+            output = linear(column if hasattr(linear, "hold") else tokens[..., :0])  # else it is in an adapter
+        elif form["width"]:
+            output = column.expand(*column.shape[:-1], form["width"])
+        else:  # an adapter may read no column, and a graph must not
+            output = column if torch.compiler.is_compiling() or torch.jit.is_tracing() else tokens[..., :0]
         return (output, *[None] * (form["returns"] - 1)) if form["returns"] else output
 
 

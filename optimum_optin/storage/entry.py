@@ -112,7 +112,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
 
 def attention_without(reader: str) -> dict[str, Any]:
     """The entry of a stand-in for an attention, in the form that it had when there were no others."""
-    form = {"argument": "hidden_states", "position": 0, "returns": 2, "width": 1, "cache": "", "cache_layer": 0}
+    form = {"argument": "hidden_states", "position": 0, "returns": 2, "width": 0, "cache": "", "cache_layer": 0}
     return {**form, "reader": reader}
 
 
