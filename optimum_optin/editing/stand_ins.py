@@ -14,8 +14,14 @@ from ..architectures.group import Skip
 
 
 def stand_in(model: nn.Module, skip: Skip) -> None:
-    """Put a stand-in in the place of a module, in place; the linear whose bias is left must have been emptied."""
+    """Put a stand-in in the place of a module, in place; the linear whose bias is left must have been emptied.
+
+    A linear without outputs stays what it is, as classes may look for its weight when they are made, but for graphs.
+    """
     module = model.get_submodule(skip.path)
+    if hasattr(module, "hold"):
+        module.in_graphs = True
+        return
     reader = skip.reader.removeprefix(f"{skip.path}.") if skip.reader else ""
     left = StandIn(
         argument=skip.argument,
@@ -74,9 +80,15 @@ class StandIn(nn.Module):
             output = linear(column if hasattr(linear, "hold") else tokens[..., :0])  # else it is in an adapter
         elif form["width"]:
             output = column.expand(*column.shape[:-1], form["width"])
-        else:  # an adapter may read no column, and a graph must not
-            output = column if torch.compiler.is_compiling() or torch.jit.is_tracing() else tokens[..., :0]
+        else:
+            output = no_channels(tokens)
         return (output, *[None] * (form["returns"] - 1)) if form["returns"] else output
+
+
+def no_channels(tokens: Tensor) -> Tensor:
+    """What stands for no channels, which nothing reads: one in a graph, and else none, as adapters would read it."""
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return tokens.new_zeros(1).expand(*tokens.shape[:-1], 1) if in_graph else tokens[..., :0]
 
 
 class EmptyLinear(NonDynamicallyQuantizableLinear):
@@ -84,7 +96,12 @@ class EmptyLinear(NonDynamicallyQuantizableLinear):
 
     Its weights have no elements. They are no parameters, as they would be saved and exported, and quantizers compute
     nonsense of them; but they are attributes, for code that looks at a linear's weight (PEFT).
+
+    Attributes:
+        in_graphs: whether it is known that in a graph one column may stand for no outputs.
     """
+
+    in_graphs = False
 
     def hold(self, empty: Mapping[str, Tensor]) -> None:
         """Keep tensors without elements as plain attributes, by name."""
@@ -97,7 +114,7 @@ class EmptyLinear(NonDynamicallyQuantizableLinear):
         """The bias, or zeros, for each token of `input` (shape (..., anything)): shape (..., outputs)."""
         outputs = self.nf if isinstance(self, Conv1D) else self.out_features
         if outputs == 0:
-            return input[..., :0]
+            return no_channels(input) if self.in_graphs else input[..., :0]
         bias = input.new_zeros(outputs) if self.bias is None else self.bias.to(input.dtype)
         if self.training:  # see `StandIn`
             bias = bias + input[..., :0].sum(-1, keepdim=True)
@@ -111,6 +128,7 @@ class EmptyLinear(NonDynamicallyQuantizableLinear):
 class EmptyConv1D(Conv1D):
     """The same of GPT-2's linear, whose weight is the other way round."""
 
+    in_graphs = False
     hold, forward, _apply = EmptyLinear.hold, EmptyLinear.forward, EmptyLinear._apply
 
 

@@ -82,10 +82,11 @@ def choose(
         part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(held_out[0])))
     trials = Trials(model, groups, starts[:part], held_out)
     schedule = trials.best(choices).schedule
-    gone = sublayers_to_go(model, groups, scores, config, schedule)
-    sublayers = trials.best(
-        [ranked(model, groups, scores, config, schedule=schedule, sublayers=each) for each in gone]
-    ).sublayers
+    sublayers = first
+    if config.depth == "auto":
+        gone = sublayers_to_go(model, groups, scores, config, schedule)
+        beside = [ranked(model, groups, scores, config, schedule=schedule, sublayers=each) for each in gone]
+        sublayers = trials.best(beside).sublayers
     options = {"schedule": schedule, "sublayers": sublayers}
     weights = [config.output_weight * factor for factor in _WEIGHTS]
     return trials.best([ranked(model, groups, scores, config, output_weight=each, **options) for each in weights])

@@ -232,6 +232,9 @@ def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
 def _stand_in(model: nn.Module, path: str, noted: Mapping[str, Any]) -> None:
     """Put what is left of a module that does not run any more in its place."""
     module, reader = _module(model, path), noted["reader"]
+    if hasattr(module, "hold"):  # a linear without outputs
+        module.in_graphs = True
+        return
     linear = module_at(module, reader) if reader else None
     if reader and not hasattr(linear, "hold"):  # an `EmptyLinear`
         raise ValueError(

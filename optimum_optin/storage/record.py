@@ -278,6 +278,8 @@ def _stand_in_entry(module: nn.Module) -> dict[str, Any] | None:
     """What a loader must know of a stand-in, of a folder's remote code as well; `None` for any other module."""
     if type(module).__name__ == "StandIn":
         return dict(module.form)
+    if getattr(module, "in_graphs", False):
+        return attention_without("")
     return attention_without(module.consumer_name or "") if hasattr(module, "consumer_name") else None
 
 
