@@ -52,22 +52,32 @@ def with_skips(
     known: dict[Hashable, tuple[Skip, ...]] = {}
     found: list[Group] = []
     for group in groups:
-        layer = layers.get(group.layer, "")
-        if group.cut.skips or not layer:
+        home = _home(group, layers.get(group.layer, ""))
+        if group.cut.skips or not home:
             found.append(group)
             continue
-        kind = _kind(group, layer)
+        kind = _kind(group, home)
         if kind not in known:
-            known[kind] = tuple(_moved(skip, layer, "") for skip in _skips_of(model, group, groups, layers, sample))
-        skips = tuple(_moved(skip, "", layer) for skip in known[kind])
+            others = [name for other in groups if other.key != group.key for name in _tensors_of(other)]
+            others += [path for path in layers.values() if path != home]
+            known[kind] = tuple(_moved(skip, home, "") for skip in _skips_of(model, group, home, others, sample))
+        skips = tuple(_moved(skip, "", home) for skip in known[kind])
         found.append(replace(group, least=0, cut=replace(group.cut, skips=skips)) if skips else group)
     return tuple(found)
 
 
-def _kind(group: Group, layer: str) -> Hashable:
+def _home(group: Group, layer: str) -> str:
+    """Path of the layer that a group is in, or of one of several like modules inside (an expert); `""` for neither."""
+    path = common_module(_tensors_of(group))
+    while path.startswith(f"{layer}.") and not path.rpartition(".")[2].isdigit():
+        path = path.rpartition(".")[0]
+    return path if path == layer or path.startswith(f"{layer}.") else ""
+
+
+def _kind(group: Group, home: str) -> Hashable:
     """What groups have in common that are the same sublayer of like layers."""
-    names = tuple(each.tensor.removeprefix(f"{layer}.") for each in (*group.cut.writes, *group.cut.reads))
-    return re.sub(r"\d+", "#", layer), group.role, group.units, names
+    names = tuple(name.removeprefix(f"{home}.") for name in _tensors_of(group))
+    return re.sub(r"\d+", "#", home), group.role, group.units, names
 
 
 def _moved(skip: Skip, old: str, new: str) -> Skip:
@@ -78,32 +88,29 @@ def _moved(skip: Skip, old: str, new: str) -> Skip:
     return replace(skip, path=path, reader=reader)
 
 
-def _skips_of(
-    model: nn.Module, group: Group, groups: Sequence[Group], layers: Mapping[str, str], sample: Batch
-) -> tuple[Skip, ...]:
-    """What to skip once a group has no units left; nothing where it cannot be proved."""
+def _skips_of(model: nn.Module, group: Group, home: str, others: Sequence[str], sample: Batch) -> tuple[Skip, ...]:
+    """What to skip at home once a group has no units left, besides all others; nothing where it cannot be proved."""
     writes, reads = ([each.tensor for each in side] for side in (group.cut.writes, group.cut.reads))
-    others = [name for other in groups if other.key != group.key for name in _tensors_of(other)] + [*layers.values()]
-    whole = list(_around([*writes, *reads], layers[group.layer], others))
-    apart = [(path,) for path in _around(writes, layers[group.layer], [*others, *reads])]
+    whole = list(_around([*writes, *reads], home, others))
+    apart = [(path,) for path in _around(writes, home, [*others, *reads])]
     apart.append(tuple(dict.fromkeys(name.rpartition(".")[0] for name in writes)))
     calls, wanted = _masked_calls(model, group, {*whole, *(path for paths in apart for path in paths)}, sample)
     ways = [[_in_place_of(model, group, path, calls[path])] for path in whole if path in calls]
     ways += [[_form(model, path, calls[path]) for path in paths] for paths in apart if calls.keys() >= {*paths}]
     ways = [way for way in ways if None not in way]
-    copied = (
-        copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())}) if ways else None
-    )
+    if not ways:
+        return ()
+    copied = copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
     return next((tuple(way) for way in ways if _does_the_same(copied, group, way, sample, wanted)), ())
 
 
-def _around(names: Iterable[str], layer: str, others: Iterable[str]) -> Iterator[str]:
-    """Paths of modules in a layer that hold all tensors of these names and none of the others, the largest first."""
+def _around(names: Iterable[str], home: str, others: Iterable[str]) -> Iterator[str]:
+    """Paths of modules at home that hold all tensors of these names and none of the others, the largest first."""
     smallest, others = common_module(names), tuple(others)
     places = [place for place, letter in enumerate(smallest) if letter == "."] + [len(smallest)]
     for path in (smallest[:place] for place in places):
         # One of several in a list is called like the others, and what they are called goes by their class.
-        alone = path.startswith(f"{layer}.") and not path.rpartition(".")[2].isdigit()
+        alone = path.startswith(f"{home}.") and not path.rpartition(".")[2].isdigit()
         if alone and not any(f"{name}.".startswith(f"{path}.") for name in others):
             yield path
 
