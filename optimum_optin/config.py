@@ -52,11 +52,16 @@ class OptinConfig:
         merging: how many similar tokens of an image to merge. `"none"` merges none; `"auto"` saves a part of the FLOPs
             by merging, where the family allows it and trial cuts (`search="measured"`, a model with a head) choose it;
             numbers are the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
+        depth: how many whole sublayers, an attention or a feed-forward network each, go before single units do, those
+            that lose least for their MACs by the scores; they do not run any more. `"auto"` tries none, a few of them
+            and whole layers by trial cuts (`search="measured"`, a model with a head); `"none"` takes single units only.
         gqa_units: what a head is where several query heads share a key-value head (grouped-query attention, found by
             tracing): `"kv_heads"` takes a key-value head with its queries; `"query_heads"` takes single query heads, of
             which each key-value head keeps equally many, and all key-value heads stay.
-        min_heads: heads that every sublayer of heads keeps at least, cross-attention and the like included.
-        min_neurons: neurons that every sublayer of neurons keeps at least; units of another kind keep one.
+        min_heads: heads that every sublayer of heads keeps at least, cross-attention and the like included, unless it
+            goes whole (`depth`).
+        min_neurons: neurons that every sublayer of neurons keeps at least, unless it goes whole; units of another kind
+            keep one.
         seed: seed of every random draw; same seed, same result.
         floors: units that stay at least, by role, layer, group or pattern, of which the most specific counts
             (`--floors heads=2,layers.0.heads=4`); those of heads and neurons take the place of `min_heads` and
@@ -96,6 +101,7 @@ class OptinConfig:
     layout: str = "free"
     remote_code: bool = False
     merging: str | Sequence[int] = "none"
+    depth: str | int = "none"
     gqa_units: str = "kv_heads"
     min_heads: int = 1
     min_neurons: int = 0
@@ -127,6 +133,7 @@ class OptinConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(map(repr, choices))}.")
         self._check_merging()
+        self._check_depth()
         self._check_choice()
         if not isinstance(self.remote_code, bool):
             raise ValueError(f"remote_code={self.remote_code!r} must be True or False.")
@@ -149,6 +156,15 @@ class OptinConfig:
         if self.layout == "uniform":
             raise ValueError("tokens are merged by code that layout='uniform' does without: leave one of them.")
         object.__setattr__(self, "merging", merging)
+
+    def _check_depth(self) -> None:
+        if self.depth != "none" and self.layout == "uniform":
+            raise ValueError("depth is for layout='free': with layout='uniform' all layers keep equally many units.")
+        if self.depth in ("auto", "none"):
+            return
+        if isinstance(self.depth, str):
+            raise ValueError(f"depth={self.depth!r} must be 'auto', 'none', or a number of sublayers.")
+        check_integer("depth", self.depth, 0)
 
     def _check_choice(self) -> None:
         """What may go: names and numbers, frozen. Whether the model has them is for `limits_of`."""

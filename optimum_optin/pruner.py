@@ -47,7 +47,7 @@ from .report import PruningPlan, PruningReport, commit_title, layers_of
 from .running.processes import is_main, on_main, wait
 from .running.randomness import kept_streams
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
-from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules
+from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules, sublayers_to_go
 from .search.macs import total_cost
 from .smallest import Allowance, Metric, prune_within
 from .storage.entry import structure_of_model
@@ -281,7 +281,8 @@ class OptinPruner:
         scores = scores.of(groups)
         schedule = schedules(self.model, groups, scores, config)[0]
         check_affordable(self.model, groups, scores.tokens, config, schedule)
-        masks = ranked(self.model, groups, scores, config, schedule=schedule).masks
+        sublayers = sublayers_to_go(self.model, groups, scores, config, schedule)[0]
+        masks = ranked(self.model, groups, scores, config, schedule=schedule, sublayers=sublayers).masks
         left = total_cost(self.model, groups, scores.tokens, schedule, masks)
         achieved = left / total_cost(self.model, groups, scores.tokens)
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))

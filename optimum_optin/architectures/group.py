@@ -111,6 +111,34 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """A module that need not run once a group has lost all its units; a stand-in returns what it would have returned.
+
+    What it returns first then is the same for every token: the bias of the linear inside that read the units, or zeros.
+
+    Args:
+        path: of the module.
+        argument: the argument that it is given the tokens by, shape (..., tokens, channels).
+        position: the place of this argument among those given by position.
+        returns: of how many things a tuple is that it returns, a tensor for every token first, and then `None`; 0 for
+            the tensor alone.
+        reader: path of the linear in it whose bias is left; `None` for zeros.
+        width: of the zeros; 0 where nothing but a linear without inputs reads them.
+        cache: the argument by which it is given a cache of keys, in which it counts the tokens; `None` if it has none.
+        cache_layer: which of the cache's layers is its own.
+    """
+
+    path: str
+    argument: str = "hidden_states"
+    position: int = 0
+    returns: int = 0
+    reader: str | None = None
+    width: int = 0
+    cache: str | None = None
+    cache_layer: int = 0
+
+
+@dataclass(frozen=True)
 class Cut:
     """What is sliced when units are removed; names and paths from the model.
 
@@ -122,7 +150,7 @@ class Cut:
         reads: what they own of those that read them. To multiply what is read by a mask is to cut all of these.
         counters: attributes that count units, and must follow: path -> how much one unit counts, a part of one where
             they count the units of a part (`Group.parts`).
-        core: the attention module, which is replaced when no unit is left; `None` where empty linears will do.
+        skips: modules that need not run when no unit is left; without any, empty linears run.
         shared_bias: path of a module, then the name of its argument that carries the position bias of all heads, which
             is one for the whole stack (MPNet).
         parts: modules that a bias of the units comes from, and that go with the last unit.
@@ -133,7 +161,7 @@ class Cut:
     writes: tuple[Blocks, ...] = ()
     reads: tuple[Blocks, ...] = ()
     counters: Mapping[str, int | Fraction] = field(default_factory=dict)
-    core: str | None = None
+    skips: tuple[Skip, ...] = ()
     shared_bias: str | None = None
     parts: tuple[str, ...] = ()
 

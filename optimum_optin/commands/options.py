@@ -56,6 +56,11 @@ def word_or_numbers(text: str) -> str | list[int]:
     return [int(number) for number in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else text
 
 
+def word_or_number(text: str) -> str | int:
+    """A number like `"4"` as one; any other text as it is."""
+    return int(text) if re.fullmatch(r"\d+", text) else text
+
+
 def numbers_by_name(text: str) -> dict[str, int]:
     """`"heads=1,channels=8"` as a dict.
 
@@ -103,5 +108,7 @@ def _reader(annotation: Any) -> dict[str, Any]:
         return {"type": str, "nargs": "+", "action": "extend", "metavar": "STR"}
     if Sequence[int] in named:
         return {"type": word_or_numbers, "metavar": "STR|INT,INT,..."}
+    if {*named} == {str, int}:
+        return {"type": word_or_number, "metavar": "STR|INT"}
     kind = next(kind for kind in _TYPES if kind in named)
     return {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FLOAT",
         help="budgets: shares of the layers' MACs to keep; default: that of the scores' configuration",
     )
-    add_config(parser, ("output_weight", "merging", "min_heads", "min_neurons", *CHOSEN))
+    add_config(parser, ("output_weight", "merging", "depth", "min_heads", "min_neurons", *CHOSEN))
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:

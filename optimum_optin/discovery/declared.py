@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..architectures.group import Blocks, Consumer, Cut, Group, Groups, Producer, attribute
+from ..architectures.group import Blocks, Consumer, Cut, Group, Groups, Producer, Skip, attribute
 from ..architectures.registry import known_architectures, row_of
 from ..architectures.stacks import Linears, Stack, Sublayer
 from ..models.identity import in_words, type_of
@@ -123,13 +123,15 @@ def _cut(model: nn.Module, path: str, linears: Linears, width: int) -> Cut:
     ]
     core = linears.core and f"{path}.{linears.core}"
     apart = [name.rpartition(".")[0] for name in tables if core and not name.startswith(f"{core}.")]
+    consumer = f"{path}.{linears.consumer}"
+    reader = consumer if core and consumer.startswith(f"{core}.") else None
     return Cut(
-        (Consumer(f"{path}.{linears.consumer}", width),),
+        (Consumer(consumer, width),),
         producers,
         (*writes, *(Blocks(name, dim, (1,)) for name, dim in tables.items())),
-        (Blocks(f"{path}.{linears.consumer}.weight", 1, (width,)),),
+        (Blocks(f"{consumer}.weight", 1, (width,)),),
         {f"{path}.{name}": _PER_UNIT[kind](width) for name, kind in linears.counters.items()},
-        core,
+        (Skip(core, returns=2, reader=reader),) if core else (),
         linears.shared_bias and f"{path}.{linears.shared_bias}",
         tuple(apart),
     )

@@ -16,6 +16,7 @@ from ..counting.biases import bias_arguments, together
 from ..counting.caches import counted_by_caches
 from ..counting.counters import Counters, NotCut, counters_of
 from ..counting.coupling import coupled
+from ..counting.skips import with_skips
 from ..running.batch import Batch
 from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
@@ -63,7 +64,7 @@ def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
             found = _joined(found, [each for each in found if frozenset(part.tensor for part in each.reads) in same])
             members, left, layers, _ = counting.groups_of(found)
         inputs = inputs_of(model, layers, sample)
-        members = counted_by_caches(model, members, sample)
+        members = counted_by_caches(model, with_skips(model, members, layers, sample), sample)
         members, maps = with_norms(model, members, sample), maps_of(model, layers, sample)
     left = {**_left_out(traced, layers), **left, **silent_weights(model, traced, layers)}
     return Groups(tuple(members), layers, inputs, left, sample, maps)

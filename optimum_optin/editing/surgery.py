@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from ..architectures.group import Blocks, Cut, Group, Masks
 from ..running.multihead import run_plainly
+from .stand_ins import empty, stand_in
 
 
 def rewrite(model: nn.Module, groups: Iterable[Group], masks: Masks) -> None:
@@ -90,73 +90,11 @@ def take_units(model: nn.Module, group: Group, kept: Tensor) -> None:
     if len(kept) == 0:
         for part in slices:
             empty(model.get_submodule(part.tensor.rpartition(".")[0]))
-    if cut.core and len(kept) == 0:
-        _remove_core(model, cut)
+    if cut.skips and len(kept) == 0:
+        _leave_out(model, cut)
     elif cut.shared_bias:
         reader, _, argument = cut.shared_bias.rpartition(".")
         _select_heads(model.get_submodule(reader), argument, group.units, kept)
-
-
-class RemovedAttention(nn.Module):
-    """What is left of an attention without heads: nothing, or its consumer's bias.
-
-    Reshaping zero heads is ambiguous, so the module that does it is replaced. A consumer that lives
-    inside (an `EmptyLinear`) keeps its name, and with it its bias in the state dict.
-
-    Args:
-        consumer: name and module of the consumer, if it lives inside the replaced module.
-    """
-
-    def __init__(self, consumer: tuple[str, nn.Module] | None = None):
-        super().__init__()
-        self.consumer_name = consumer and consumer[0]
-        if consumer:
-            self.add_module(*consumer)
-
-    def forward(self, hidden_states: Tensor, *args, **kwargs) -> tuple[Tensor, None]:
-        """Output for hidden states of shape (batch, tokens, channels), and no attention weights."""
-        empty = hidden_states[..., :0]
-        return (self.get_submodule(self.consumer_name)(empty) if self.consumer_name else empty), None
-
-
-class EmptyLinear(NonDynamicallyQuantizableLinear):
-    """A linear that lost all its inputs, of which its bias is left, or all its outputs, of which nothing is.
-
-    Its weights have no elements. They are no parameters, as they would be saved and exported, and quantizers compute
-    nonsense of them; but they are attributes, for code that looks at a linear's weight (PEFT).
-    """
-
-    def hold(self, empty: Mapping[str, Tensor]) -> None:
-        """Keep tensors without elements as plain attributes, by name."""
-        self.empty = tuple(empty)
-        vars(self).update({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in empty.items()})
-        for name in empty:
-            getattr(self, name)._is_hf_initialized = True  # transformers would divide by its size (SigLIP)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The bias, or zeros, for each token of `input` (shape (..., in_features)): shape (..., out_features)."""
-        if self.out_features == 0:
-            return input[..., :0]
-        bias = input.new_zeros(self.out_features) if self.bias is None else self.bias.to(input.dtype)
-        if self.training:  # in the graph, so that what comes before gets a gradient, of 0
-            bias = bias + input.sum(-1, keepdim=True)
-        return bias.expand(*input.shape[:-1], -1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmptyLinear:
-        self.hold({name: fn(getattr(self, name)) for name in self.empty})
-        return super()._apply(fn, recurse)
-
-
-def empty(module: nn.Module) -> None:
-    """Let a linear without inputs or outputs do without a weight, in place; see `EmptyLinear`."""
-    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear, EmptyLinear):  # another may compute anything
-        return
-    held = {name: getattr(module, name) for name in vars(module).get("empty", ())}  # it may lose both sides in turn
-    tensors = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.numel() == 0}
-    for name in tensors:
-        delattr(module, name)
-    module.__class__ = EmptyLinear  # in place, so that hooks stay
-    module.hold(held | tensors)
 
 
 class HeadSelector:
@@ -214,13 +152,9 @@ def _slice(model: nn.Module, part: Blocks, units: int, kept: Tensor) -> None:
     follow_shapes(module)
 
 
-def _remove_core(model: nn.Module, cut: Cut) -> None:
-    consumer = cut.consumers[0].path
-    inside = consumer.startswith(f"{cut.core}.")
-    name = consumer.removeprefix(f"{cut.core}.")
-    core = model.get_submodule(cut.core)
-    removed = RemovedAttention((name, core.get_submodule(name)) if inside else None)
-    model.set_submodule(cut.core, removed.train(core.training))
+def _leave_out(model: nn.Module, cut: Cut) -> None:
+    for skip in cut.skips:
+        stand_in(model, skip)
     for path in cut.parts:
         # The module that makes a bias of a table cannot reshape an empty one; `None` says that there is no bias.
         set_attribute(model, path, None)

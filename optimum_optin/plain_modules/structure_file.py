@@ -17,7 +17,7 @@ _HOW_TO_LOAD = (
     "This is a pruned PyTorch module: optimum_optin.load_pruned(factory, folder) (pip install optimum-optin), where "
     "factory is what makes the dense module."
 )
-_PARTS = ("structure", "format_version", "shapes", "counters", "selectors", "removed", "without")
+_PARTS = ("structure", "format_version", "shapes", "counters", "selectors", "stand_ins", "removed", "without")
 
 
 class PrunedModule(NamedTuple):

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..architectures.group import Groups
+from ..counting.skips import with_skips
 from ..discovery.find import find_groups, is_declared, stack_inputs
 from ..editing.surgery import check_sliceable
 from ..models.identity import attention_of, device_of, dtype_of, type_of
@@ -132,7 +133,7 @@ def proved(model: nn.Module, groups: Groups, *, refits: bool, floors: Mapping[st
     proof = measured_once(model, ("proof", repr(groups), dtype_of(model), attention_of(model)), measure)
     if is_declared(model):
         proof.check(refits=refits, floors=floors)
-        return groups
+        return replace(groups, members=tuple(each.group for each in proof.groups))
     usable = proof.usable(refits=refits)
     if not usable:
         proof.check(refits=refits, floors=floors)
@@ -167,6 +168,8 @@ def prove(model: nn.Module, groups: Groups, sample: Batch | None = None) -> Arch
         except ValueError as error:
             found = replace(found, problem=str(error))
         else:
+            if is_declared(model):
+                groups = replace(groups, members=with_skips(model, groups, groups.layers, sample))
             proofs, largest = _proofs(model, groups, sample, dense, rounding)
             found = replace(found, groups=proofs, repeatable=repeatable, largest=largest)
     shapes = {name: tuple(value.shape) for name, value in sample.items()}

@@ -83,7 +83,7 @@ def rows_read(module: nn.Module, values: Tensor, places: Tensor | None = None) -
         A linear's input as it is; a convolution's as shape (batch, places, features).
     """
     if not isinstance(module, CONVOLUTIONS):
-        return values
+        return values[..., : weight_of(module).shape[1]]  # one without inputs reads what stands in for them
     padding = _padding(module, values)
     if any(padding):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

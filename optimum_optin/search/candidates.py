@@ -14,6 +14,7 @@ from ..merging.hooks import check_mergeable, merges_tokens
 from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
 from ..merging.stack import token_layers
 from ..scoring import Scores
+from .depth import Sublayers, depths, without
 from .macs import cost_tables, dense_cost, matching_cost, token_costs, total_cost
 from .masks import check_budget, check_kept, search, search_uniform
 from .overlaps import overlapping
@@ -32,11 +33,13 @@ class Choice:
         masks: group key -> what is kept.
         output_weight: weight of the output term that the masks come from.
         schedule: how many tokens to merge; `None` for none.
+        sublayers: those that were to keep nothing.
     """
 
     masks: Masks
     output_weight: float
     schedule: TokenSchedule | None = None
+    sublayers: Sublayers = ()
 
 
 def ranked(
@@ -47,6 +50,7 @@ def ranked(
     *,
     schedule: TokenSchedule | None = None,
     output_weight: float | None = None,
+    sublayers: Sublayers = (),
 ) -> Choice:
     """Search by the combined scores, under the budget that a schedule leaves.
 
@@ -57,6 +61,7 @@ def ranked(
         config: budget, layout and what may go.
         schedule: how many tokens are merged; `None` for none.
         output_weight: see `Scores.combine`; `None` takes the configuration's.
+        sublayers: those that keep nothing, see `sublayers_to_go`.
 
     Raises:
         ValueError: the budget does not pay for the floors; or a floor of a role that the model does not have.
@@ -66,7 +71,7 @@ def ranked(
     costs, budget = priced(model, groups, scores.tokens, config, schedule)
     find = search_uniform if config.layout == "uniform" else search
     ordered = {group.key: combined[group.key] for group in groups}
-    limits = limits_of(config, groups)
+    limits = without(limits_of(config, groups), sublayers)
     if overlapping(groups):
         matching = matching_cost(model, groups, scores.tokens, schedule)  # the budget is what it leaves
         masks = _within(
@@ -78,7 +83,21 @@ def ranked(
     else:
         masks = find(ordered, costs, budget, limits)
     check_kept(masks, limits)
-    return Choice(masks, weight, schedule)
+    return Choice(masks, weight, schedule, sublayers)
+
+
+def sublayers_to_go(
+    model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, schedule: TokenSchedule | None
+) -> list[Sublayers]:
+    """See `depths`: the whole sublayers to do without beside a schedule; several ways where trial cuts are to choose.
+
+    Raises:
+        ValueError: see `depths`.
+    """
+    if config.depth == "none":
+        return [()]
+    costs, budget = priced(model, groups, scores.tokens, config, schedule)
+    return depths(tuple(groups), scores.combine(config.output_weight), costs, budget, config)
 
 
 def _within(budget: float, most: float, *, find: Callable[[float], Masks], cost_of: Callable[[Masks], float]) -> Masks:

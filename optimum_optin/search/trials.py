@@ -26,13 +26,23 @@ from ..passes.starts import Start
 from ..running.batch import samples_in
 from ..running.prepared import copy_of
 from ..scoring import Scores
-from .candidates import Choice, ranked, schedules
+from .candidates import Choice, ranked, schedules, sublayers_to_go
 from .divergence import measure_divergence
 
 STRENGTH = 1e-2  # strength of every regression: choosing it would cost more than a comparison needs
 _WEIGHTS = (1.0, 0.1, 10.0)  # weights of the output term, times the configured one
 _TOKENS_PER_INPUT = 8  # tokens for each input of the widest consumer, in trials of schedules
 _AT_ONCE = 3  # models in memory
+_UNTRIED = {
+    "merging": (
+        "merges none: it compares trial cuts, which take search='measured', calibration data and a model with a head. "
+        "Give the pairs to merge after each layer instead."
+    ),
+    "depth": (
+        "leaves out no whole sublayer: it compares trial cuts, which take search='measured', calibration data and a "
+        "model with a head. Give the number of sublayers instead."
+    ),
+}
 _PART = 8  # trial cuts are refitted on this part of the batches
 logger = logging.get_logger(__name__)
 
@@ -48,7 +58,7 @@ def choose(
 ) -> Choice:
     """Choose how to spend the budget: by the scores alone or, if trial cuts can tell, the best of several ways.
 
-    Schedules are tried first, then weights of the output term beside the best schedule.
+    Schedules are tried first, then whole sublayers to do without, then weights of the output term.
 
     Args:
         model: the dense model; unchanged.
@@ -59,24 +69,27 @@ def choose(
         held_out: what to compare outputs on; with `None`, nothing is tried.
     """
     found = schedules(model, groups, scores, config)
-    choices = [ranked(model, groups, scores, config, schedule=schedule) for schedule in found]
+    first = sublayers_to_go(model, groups, scores, config, found[0])[0]
+    choices = [ranked(model, groups, scores, config, schedule=schedule, sublayers=first) for schedule in found]
     # Without a head, no distance that we tried tells which cut serves better (docs/source/experiments.mdx).
     if config.search != "measured" or held_out is None or not has_head(model, held_out[0]):
-        if merges_tokens(model, config):
-            logger.warning(
-                "merging='auto' merges none: it compares trial cuts, which take search='measured', calibration data "
-                "and a model with a head. Give the pairs to merge after each layer instead."
-            )
+        for name in ("merging", "depth"):
+            if getattr(config, name) == "auto" and (name != "merging" or merges_tokens(model, config)):
+                logger.warning(f"{name}='auto' {_UNTRIED[name]}")
         return choices[0]
     part = max(1, len(starts) // _PART)
-    if len(choices) > 1:
+    if len(choices) > 1 or config.depth == "auto":
         part = max(part, _batches_for_schedules(groups, scores.tokens * samples_in(held_out[0])))
     trials = Trials(model, groups, starts[:part], held_out)
     schedule = trials.best(choices).schedule
+    sublayers = first
+    if config.depth == "auto":
+        gone = sublayers_to_go(model, groups, scores, config, schedule)
+        beside = [ranked(model, groups, scores, config, schedule=schedule, sublayers=each) for each in gone]
+        sublayers = trials.best(beside).sublayers
+    options = {"schedule": schedule, "sublayers": sublayers}
     weights = [config.output_weight * factor for factor in _WEIGHTS]
-    return trials.best(
-        [ranked(model, groups, scores, config, schedule=schedule, output_weight=weight) for weight in weights]
-    )
+    return trials.best([ranked(model, groups, scores, config, output_weight=each, **options) for each in weights])
 
 
 def _batches_for_schedules(groups: Groups, tokens: int) -> int:

@@ -17,7 +17,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..merging.schedule import TokenSchedule
-from .structure import Structure, selected_from_json, structure_from_json
+from .structure import MOST_UNITS, Structure, selected_from_json, structure_from_json
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 2
@@ -45,7 +45,9 @@ class OptinStructureConfig(QuantizationConfigMixin):
         counters: path -> value of each attribute that counts units.
         selectors: path of a module -> name of its argument that carries a bias of all heads -> heads that it picks, and
             of how many (`"0-4,7 of 12"`).
-        removed: path of an attention without heads -> name of the consumer inside that is left of it; `""` for none.
+        stand_ins: path of a module that does not run any more -> what stands in its place returns (`StandIn`).
+        removed: an earlier form of this: path of an attention without heads -> name of the linear inside whose bias is
+            left; `""` for none.
         without: paths of modules that are gone.
         merging: the layers that merge tokens, or see merged ones (`MergingLayer`).
 
@@ -66,6 +68,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
         shapes: Mapping[str, list[int]] | None = None,
         counters: Mapping[str, int] | None = None,
         selectors: Mapping[str, Mapping[str, str]] | None = None,
+        stand_ins: Mapping[str, Mapping[str, Any]] | None = None,
         removed: Mapping[str, str] | None = None,
         without: list[str] | None = None,
         merging: list[Mapping[str, Any]] | None = None,
@@ -93,18 +96,24 @@ class OptinStructureConfig(QuantizationConfigMixin):
         self.shapes = shapes or {}
         self.counters = counters or {}
         self.selectors = selectors or {}
-        self.removed = removed or {}
+        removed = {} if removed is None else removed
+        _check_form("removed", removed)
+        self.stand_ins = {path: attention_without(reader) for path, reader in removed.items()}
+        self.stand_ins |= {} if stand_ins is None else stand_ins
         self.without = without or []
         self.merging = merging or []
-        for name, (form, fits) in _FORMS.items():
-            if not fits(vars(self)[name]):
-                raise ValueError(
-                    f"quantization_config.{name} must be {form}, got {vars(self)[name]!r:.120}: config.json is damaged."
-                )
+        for name in _FORMS.keys() & vars(self).keys():
+            _check_form(name, vars(self)[name])
 
     def get(self, name: str, default: Any = None) -> Any:
         """An entry of the JSON form: transformers asks the config of a loaded model as if it were a dict."""
         return self.to_dict().get(name, default)
+
+
+def attention_without(reader: str) -> dict[str, Any]:
+    """The entry of a stand-in for an attention, in the form that it had when there were no others."""
+    form = {"argument": "hidden_states", "position": 0, "returns": 2, "width": 0, "cache": "", "cache_layer": 0}
+    return {**form, "reader": reader}
 
 
 def noted_in(model: nn.Module) -> Any:
@@ -148,6 +157,12 @@ def schedule_of_model(model: nn.Module) -> TokenSchedule | None:
     return None if tokens is None else TokenSchedule.from_json(tokens)
 
 
+def _check_form(name: str, value: Any) -> None:
+    form, fits = _FORMS[name]
+    if not fits(value):
+        raise ValueError(f"quantization_config.{name} must be {form}, got {value!r:.120}: config.json is damaged.")
+
+
 def _count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -177,6 +192,17 @@ def _are_removed(value: Any) -> bool:
     return _texts(value, Mapping) and all(isinstance(each, str) and "." not in each for each in value.values())
 
 
+def _are_stand_ins(value: Any) -> bool:
+    return _texts(value, Mapping) and all(map(_is_stand_in, value.values()))
+
+
+def _is_stand_in(value: Any) -> bool:
+    if not isinstance(value, Mapping) or set(value) != {*_TEXTS_OF_STAND_INS, *_MOST_OF_STAND_INS}:
+        return False
+    numbers = all(_count(value[name]) and value[name] <= most for name, most in _MOST_OF_STAND_INS.items())
+    return numbers and all(isinstance(value[name], str) for name in _TEXTS_OF_STAND_INS)
+
+
 def _are_merging(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_merging_layer, value))
 
@@ -189,6 +215,9 @@ def _is_merging_layer(value: Any) -> bool:
     return by_output or (isinstance(value["keys"], str) and _count(value["width"]) and value["width"] > 0)
 
 
+_TEXTS_OF_STAND_INS = ("argument", "cache", "reader")
+_MOST_OF_STAND_INS = {"position": 64, "returns": 64, "width": MOST_UNITS, "cache_layer": MOST_UNITS}
+
 # Name of an argument -> what it must be, in words and as a test.
 _FORMS = {
     "transformers": ("a version, such as '5.23.0'", lambda value: isinstance(value, str)),
@@ -196,6 +225,10 @@ _FORMS = {
     "shapes": ("names of tensors with lists of whole numbers of at least 0", _are_shapes),
     "counters": ("paths of attributes with whole numbers of at least 0", _are_counters),
     "selectors": ("paths of modules with names of arguments with heads, such as '0-4,7 of 12'", _are_selectors),
+    "stand_ins": (
+        f"paths of modules with {', '.join([*_TEXTS_OF_STAND_INS, *_MOST_OF_STAND_INS])} of sizes that modules have",
+        _are_stand_ins,
+    ),
     "removed": ("paths of modules with the name of a module inside, or ''", _are_removed),
     "without": ("a list of paths of modules", lambda value: _texts(value, list)),
     "merging": ('a list of {"layer": ..., "path": ..., "keys": ..., "width": ...}', _are_merging),

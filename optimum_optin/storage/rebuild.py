@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from ..editing.surgery import HeadSelector, RemovedAttention, empty, follow_shapes, set_attribute
+from ..editing.stand_ins import StandIn, empty
+from ..editing.surgery import HeadSelector, follow_shapes, set_attribute
 from ..merging.hooks import MergingLayer, attach_mergers, check_takes_bias
 from ..merging.schedule import TokenSchedule
 from .entry import ATTRIBUTE, STRUCTURE_FILE, OptinStructureConfig
@@ -36,7 +37,7 @@ def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
     names = Names(model, entry)
     entry.shapes = _renamed(entry.shapes, lambda name: names.found(name, holds_tensor))
     entry.counters = _renamed(entry.counters, lambda path: names.found(path, holds_count))
-    for part in ("selectors", "removed"):
+    for part in ("selectors", "stand_ins"):
         setattr(entry, part, _renamed(getattr(entry, part), lambda path: names.found(path, holds_module)))
     entry.without = [path for name in entry.without if (path := names.found(name, holds_module))]
     entry.merging = [
@@ -53,8 +54,8 @@ def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
     for path, selected in entry.selectors.items():
         for argument, kept in selected.items():
             _select(model, path, argument, *selected_from_json(kept))
-    for path, consumer in entry.removed.items():
-        _remove(model, path, consumer)
+    for path, noted in entry.stand_ins.items():
+        _stand_in(model, path, noted)
     for path in entry.without:
         _module(model, path)
         set_attribute(model, path, None)
@@ -228,15 +229,19 @@ def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
             empty(module)
 
 
-def _remove(model: nn.Module, path: str, consumer: str) -> None:
-    """Put what is left of an attention without heads in its place."""
-    module = _module(model, path)
-    inside = module._modules.get(consumer)
-    if consumer and inside is None:
+def _stand_in(model: nn.Module, path: str, noted: Mapping[str, Any]) -> None:
+    """Put what is left of a module that does not run any more in its place."""
+    module, reader = _module(model, path), noted["reader"]
+    if hasattr(module, "hold"):  # a linear without outputs
+        module.in_graphs = True
+        return
+    linear = module_at(module, reader) if reader else None
+    if reader and not hasattr(linear, "hold"):  # an `EmptyLinear`
         raise ValueError(
-            f"{place_of(model)} keeps {consumer} of {path}, which does not have it: {place_of(model)} is damaged."
+            f"{place_of(model)} keeps the bias of {reader} of {path}, which is not there or reads something: "
+            f"{place_of(model)} is damaged."
         )
-    model.set_submodule(path, RemovedAttention((consumer, inside) if consumer else None).train(module.training))
+    model.set_submodule(path, StandIn(**noted, linear=linear).train(module.training))
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,14 @@ from ..editing.surgery import rewrite
 from ..merging.hooks import attach_mergers, check_attachable, merging_layers
 from ..merging.schedule import TokenSchedule
 from .auto_map import forget_remote_code, ordinary_class
-from .entry import FORMAT_VERSION, OptinStructureConfig, entry_of, schedule_of_model, structure_of_model
+from .entry import (
+    FORMAT_VERSION,
+    OptinStructureConfig,
+    attention_without,
+    entry_of,
+    schedule_of_model,
+    structure_of_model,
+)
 from .plugin import EARLIER_FORMATS
 from .rebuild import Names, base_path, holds_count, holds_module, holds_tensor, is_saved, note, tensor_at, value_at
 from .structure import Structure, compose, masks_of, ranges_to_json, structure_from_json, structure_to_json
@@ -76,7 +84,7 @@ def record_structure(model: nn.Module, later: Structure, groups: Iterable[Group]
     gone = {path for path in earlier.without if names.here(path, holds_module) is None}
     for group in groups:
         gone |= {path for path in group.cut.parts if not holds_module(model, path)}
-    # Where an attention was removed, what was inside is not there any more.
+    # What was inside of modules that do not run any more is not there.
     entry = OptinStructureConfig(
         structure_to_json(structure),
         tokens=earlier.tokens,
@@ -84,7 +92,7 @@ def record_structure(model: nn.Module, later: Structure, groups: Iterable[Group]
         shapes={name: list(tensor_at(model, name).shape) for name in tensors if name and holds_tensor(model, name)},
         counters={path: value_at(model, path) for path in counters if path and holds_count(model, path)},
         selectors=dict(_selectors(model)),
-        removed={path: module.consumer_name or "" for path, module in model.named_modules() if _is_removed(module)},
+        stand_ins={path: entry for path, module in model.named_modules() if (entry := _stand_in_entry(module))},
         without=sorted(gone),
         merging=earlier.merging,
     )
@@ -266,8 +274,13 @@ def _selectors(model: nn.Module) -> Iterator[tuple[str, dict[str, str]]]:
             yield path, {argument: ranges_to_json(indices) + of[argument] for argument, indices in kept.items()}
 
 
-def _is_removed(module: nn.Module) -> bool:
-    return hasattr(module, "consumer_name")  # a RemovedAttention, of a folder's remote code as well
+def _stand_in_entry(module: nn.Module) -> dict[str, Any] | None:
+    """What a loader must know of a stand-in, of a folder's remote code as well; `None` for any other module."""
+    if type(module).__name__ == "StandIn":
+        return dict(module.form)
+    if getattr(module, "in_graphs", False):
+        return attention_without("")
+    return attention_without(module.consumer_name or "") if hasattr(module, "consumer_name") else None
 
 
 def _unlike(noted: str, found: str) -> ValueError:

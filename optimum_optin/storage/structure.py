@@ -107,7 +107,7 @@ def ranges_from_json(text: str) -> tuple[int, ...] | None:
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         start, stop = int(first), int(last or first)
-        if not (indices[-1] if indices else -1) < start <= stop < _MOST_UNITS:
+        if not (indices[-1] if indices else -1) < start <= stop < MOST_UNITS:
             return None
         indices.extend(range(start, stop + 1))
     return tuple(indices)
@@ -143,13 +143,13 @@ def _parse_entry(key: str, entry: Mapping) -> Kept:
         isinstance(entry, Mapping)
         and set(entry) == {"units", "kept"}
         and type(entry["units"]) is int
-        and 0 <= entry["units"] <= _MOST_UNITS
+        and 0 <= entry["units"] <= MOST_UNITS
         and isinstance(entry["kept"], str)
         and _RANGES.fullmatch(entry["kept"])
     )
     if not fits:
         raise ValueError(
-            f'structure entry {key!r} must look like {{"units": 12, "kept": "0-4,7"}}, at most {_MOST_UNITS} units, '
+            f'structure entry {key!r} must look like {{"units": 12, "kept": "0-4,7"}}, at most {MOST_UNITS} units, '
             f"got {entry!r:.120}."
         )
     kept = ranges_from_json(entry["kept"])
@@ -161,4 +161,4 @@ def _parse_entry(key: str, entry: Mapping) -> Kept:
 
 
 # No layer of any published model comes near; a damaged file must not make us allocate gigabytes.
-_MOST_UNITS = 1_000_000
+MOST_UNITS = 1_000_000

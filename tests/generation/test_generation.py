@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.masking import masked
+from optimum_optin.editing.stand_ins import StandIn
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.probes import probe_batch
 from optimum_optin.readiness import proved_groups
@@ -191,18 +192,49 @@ def test_alibi_is_that_of_the_heads_that_are_left(name):
     assert {text.partition(" of ")[2] for each in entry.values() for text in each.values()} == {"4"}
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "bart"])
+@pytest.mark.parametrize("name", ["bloom", "t5"])
 def test_layers_that_a_cache_is_measured_by_keep_a_head(name):
-    """A cache without numbers says that it holds no tokens, and generation would go on at the first position."""
-    model, groups, _, _ = case(name)
-    least = {group.key: group.least for group in groups if group.role == "heads" and "encoder" not in group.layer}
-    sliding = {"gemma2": 2}.get(name, 1)  # a mask for each kind of attention
-    assert list(least.values()) == [1] * sliding + [0] * (len(least) - sliding)
-    masks = {group.key: torch.arange(group.units) < (group.least if group.key in least else 1) for group in groups}
+    """A cache without numbers says that it holds no tokens, and nothing can stand in for this attention."""
+    assert all(group.least for group in case(name)[1] if group.role.endswith("heads") and "encoder" not in group.layer)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "t5", "bart"])
+def test_layers_without_attention_or_network_generate(name):
+    """The first one's attention among them, by which a cache counts its tokens, and a whole layer."""
+    model, groups, masks, _ = case(name)
+    first, last = (end(group.layer for group in groups if "encoder" not in group.layer) for end in (min, max))
+    gone = [group.key for group in groups if group.least == 0 and group.layer == last]
+    gone += [group.key for group in groups if group.least == 0 and group.layer == first and "heads" in group.role]
+    masks = {key: mask & (key not in gone) for key, mask in masks.items()}
+    assert len(gone) > (name != "t5"), "T5's heads share a table, and so they go in all layers or in none"
     loaded = saved_and_loaded(name, model, groups, masks)
+    skipped = [module for module in loaded.modules() if isinstance(module, StandIn) or hasattr(module, "in_graphs")]
+    assert len(skipped) >= len(gone)
     with masked(model, groups, masks):
-        expected = generated(model, prompts(name))[0]
-    assert torch.equal(generated(loaded, prompts(name))[0], expected)
+        expected = {way: generated(model, prompts(name), **options) for way, options in WAYS.items()}
+    for way, options in WAYS.items():
+        found = generated(loaded, prompts(name), **options)
+        assert torch.equal(found[0], expected[way][0]), way
+        torch.testing.assert_close(found[1], expected[way][1], rtol=1e-4, atol=1e-4)
+    if name in CHUNKED:
+        options = {"cache_implementation": "static", "prefill_chunk_size": 4}
+        assert torch.equal(generated(loaded, prompts(name), **options)[0], expected["greedy"][0])
+    one = prompts(name, (7,))
+    assert torch.equal(generated(model, one, assistant_model=loaded)[0], generated(model, one)[0])
+    assert torch.equal(generated(loaded, one, assistant_model=model)[0], generated(loaded, one)[0])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_a_model_without_whole_sublayers_is_refitted_and_generates_from_its_folder(name, tmp_path):
+    pruner = OptinPruner(generator(name))
+    config = OptinConfig(flops=0.5, probes=4, rows=16, search="ranked", max_length=12, depth=3)
+    pruned = pruner.prune(tiny_samples(), config, save_dir=tmp_path)
+    assert sum(each["kept"] == 0 for roles in pruner.report.layers.values() for each in roles.values()) >= 3
+    assert sum(isinstance(each, StandIn) or hasattr(each, "in_graphs") for each in pruned.modules()) >= 3
+    assert 0.3 < pruner.report.flops_achieved <= 0.5
+    loaded = auto_of(name).from_pretrained(tmp_path).eval()
+    for way in WAYS.values():
+        assert torch.equal(generated(loaded, prompts(name), **way)[0], generated(pruned, prompts(name), **way)[0])
 
 
 @pytest.mark.parametrize("name", ["smollm", "gemma3", "gpt2"])

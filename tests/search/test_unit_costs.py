@@ -42,7 +42,7 @@ def _formula(model, groups, tokens):
         macs[group.key] = windows * attended * group.width * features
         if group.role == HEADS:
             macs[group.key] += windows * 2 * attended**2 * group.width
-            attention = model.get_submodule(group.cut.core)
+            attention = model.get_submodule(group.cut.skips[0].path)
             if hasattr(attention, "continuous_position_bias_mlp"):  # SwinV2's bias of every distance within a window
                 macs[group.key] += (2 * attention.window_size[0] - 1) ** 2 * 512
     return macs

@@ -16,6 +16,7 @@ from optimum_optin.editing.surgery import rewrite
 from optimum_optin.proving.reload import reload_problem
 from optimum_optin.running.forward import call_model
 from optimum_optin.storage import rebuild as rebuilding
+from optimum_optin.storage.entry import attention_without
 from optimum_optin.storage.record import check_structure, record_structure, unsavable
 from optimum_optin.storage.structure import Kept, structure_from_json, structure_of
 
@@ -266,6 +267,7 @@ def bert(tmp_path_factory):
 
 HEADS = "bert.encoder.layer.0.attention.self"
 QUERY = f"{HEADS}.query.weight"
+LEFT = attention_without("")
 DAMAGE = {
     "a larger shape": (
         "shapes",
@@ -311,7 +313,15 @@ DAMAGE = {
     ),
     "a removed model": ("removed", {"": ""}, "config.json names , which a Bert"),
     "a removed method": ("removed", {f"{HEADS}.forward": ""}, "forward, which a Bert"),
-    "a consumer that is not there": ("removed", {HEADS: "out"}, r"keeps out of bert\S+self, which does not have it"),
+    "a consumer that is not there": ("removed", {HEADS: "out"}, r"the bias of out of bert\S+self, which is not there"),
+    "a consumer that reads": (
+        "stand_ins",
+        {HEADS: {**LEFT, "reader": "query"}},
+        r"query of \S+, which .* reads",
+    ),
+    "a stand-in without form": ("stand_ins", {HEADS: {"reader": ""}}, r"quantization_config\.stand_ins must be"),
+    "an absurd stand-in": ("stand_ins", {HEADS: {**LEFT, "width": 10**9}}, r"quantization_config\.stand_ins must be"),
+    "a stand-in for nothing": ("stand_ins", {f"{HEADS}.forward": LEFT}, "forward, which a Bert"),
     "a consumer elsewhere": ("removed", {HEADS: "query.weight"}, r"quantization_config\.removed must be"),
     "gone from what is gone": (
         "without",
