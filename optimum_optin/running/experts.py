@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_SAID = ("has_gate", "has_bias", "is_transposed", "num_experts", "act_fn")  # of each class that transformers packs
+_SAID = ("has_gate", "has_bias", "is_transposed", "num_experts")  # of each class that transformers packs
 
 
 @dataclass(frozen=True)
