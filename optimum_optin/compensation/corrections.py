@@ -122,9 +122,7 @@ def _refit_consumer(
     return found
 
 
-def _refit_experts(
-    experts: nn.Module, stop: Stop, walks: Walks, strength: float | None, *, join: Join | None
-) -> None:
+def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float | None, *, join: Join | None) -> None:
     """Let experts write what makes up for all that the stream after them lacks at the tokens that each is given.
 
     The errors of a token are those of all its experts. So one expert after the other is refitted to what is left of

@@ -49,13 +49,15 @@ def running_problems(
         rounding: the largest difference, as a share, between two ways to compute the same.
     """
     flat = _flattened(model, groups, sample, dense, rounding)
-    found = {group.key: _problem(model, group, groups.layers[group.layer], dense, rounding, flat) for group in groups}
+    found = {
+        group.key: _problem(model, group, groups.layers[group.layer], dense, flat)
+        or _unlike_weights(model, group, dense, rounding)
+        for group in groups
+    }
     return {key: problem for key, problem in found.items() if problem}
 
 
-def _flattened(
-    model: nn.Module, groups: Groups, sample: Batch, dense: Observation, rounding: float
-) -> frozenset[str]:
+def _flattened(model: nn.Module, groups: Groups, sample: Batch, dense: Observation, rounding: float) -> frozenset[str]:
     """Paths of linears and experts that read all tokens of a layer as rows, those of a sample after another's.
 
     Where rows are not told apart by sample, another sample runs beside this one, and the first rows must stay the same.
@@ -83,9 +85,7 @@ def _flattened(
     )
 
 
-def _problem(
-    model: nn.Module, group: Group, layer: str, dense: Observation, rounding: float, flat: Collection[str]
-) -> str | None:
+def _problem(model: nn.Module, group: Group, layer: str, dense: Observation, flat: Collection[str]) -> str | None:
     if not group.consumers:
         names = " and ".join(part.tensor for part in group.cut.reads)
         return f"its units are read by {names}, which are not all linears or convolutions that read them alone"
@@ -107,8 +107,16 @@ def _problem(
             what = "nothing by place" if read is None else f"a tensor of shape {tuple(read.shape)}"
             return (
                 f"{path} reads {what}, where one of {dims} dimensions or more is expected, (batch, tokens, features) "
-                "or (batch, channels, ...), or all tokens of its layer, sample by sample: let its layer call it with one"
+                "or (batch, channels, ...), or all tokens of its layer as rows, sample by sample: let its layer call "
+                "it with one"
             )
+    return None
+
+
+def _unlike_weights(model: nn.Module, group: Group, dense: Observation, rounding: float) -> str | None:
+    """Why what a group's linears return does not follow from their weights; `None` if it does."""
+    for path in linears_of(group):
+        read, module = dense.reads[path], model.get_submodule(path)
         if is_packed(module):
             if (off := _off_by_experts(module, dense.given[path])) > rounding:
                 return (

@@ -1,8 +1,8 @@
-"""What removing neurons of packed experts costs: each expert by what it is given, all by the gradient where they write.
+"""What removing neurons of packed experts costs: by what each is given, and by the gradient where all of them write.
 
-To the module, an expert is a linear that reads its neurons times the router's weights, on the tokens that it is given. So
-H is one for each expert, of these tokens. Gamma is one for all, as their sum is what goes on; of it, an expert has the
-share of its tokens in the squares of the gradients. Where the router sends little, or what matters little, costs are low.
+To the module, an expert is a linear that reads its neurons times the router's weights, on the tokens that it is given.
+So H is one for each expert, of these tokens. Gamma is one for all, as their sum is what goes on; of it, an expert has
+the share of its tokens in the squares of the gradients. What is sent little, or what matters little, costs little.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ExpertSums:
         metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
         if not all(metric.isfinite().all() for metric in metrics):
             raise ValueError("gradients at its output are not finite")
-        whole = [float(metric.diagonal().sum()) * trace for metric, trace in zip(metrics, traces.values(), strict=True)]
+        whole = {name: max(float(self.metrics[name].diagonal().sum()), 1e-300) for name in traces}
         roots = [root_of(metric) for metric in metrics]
         by_expert = []
         for expert, moments in enumerate(self.inputs):
@@ -84,8 +84,7 @@ class ExpertSums:
             neurons = weight.shape[1]
             precision = precision_of(neurons)
             covariance = moments.covariance(centred=False) if seen else torch.eye(neurons, device=self.device)
-            parts = [float(self.shares[name][expert]) / max(all_of, 1e-300) for name, all_of in zip(traces, whole)]
-            parts = parts if seen else [_UNSEEN] * len(parts)
+            parts = [float(self.shares[name][expert]) / whole[name] if seen else _UNSEEN for name in traces]
             reader = Reader(weight, covariance.to(precision), metrics, roots=roots)
             order = [share * max(part, 1e-12) for share, part in zip(shares, parts, strict=True)]
             scores = removal_scores([reader], neurons, order)

@@ -65,8 +65,8 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
     for group in groups:
         if macs[group.key] <= 0:
             raise ValueError(
-                f"{group.key} costs nothing: with one unit more, {group.layer} does {macs[group.key]:g} MACs more, so no "
-                "budget would bound them. Register producers and a consumer that run in that layer."
+                f"{group.key} costs nothing: with one unit more, {group.layer} does {macs[group.key]:g} MACs more, so "
+                "no budget would bound them. Register producers and a consumer that run in that layer."
             )
     return macs
 
