@@ -17,10 +17,10 @@ from ..figures import Measurement
 from ..inputs.decoder_inputs import decoder_start, greedily, most_new, writes
 from ..inputs.encoding import padded_batches, tokenizer_of
 from ..inputs.texts import read_texts
+from ..models.copies import working_copy
 from ..reading.columns import source_and_target
 from ..reading.samples import draw
 from ..reading.sources import find_source, read_calibration
-from ..running.copies import working_copy
 from .rouge import NAMES, rouge
 
 _SPLITS = ("validation", "test")

@@ -1,4 +1,4 @@
-"""Networks that read all tokens as rows, as OPT's do: proved, scored and refitted as others, if they keep their order."""
+"""Networks that read all tokens as rows, as OPT's do: proved, scored and refitted as others, if these are in order."""
 
 import copy
 
