@@ -229,7 +229,8 @@ def named_groups(
     # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
     after = {id(part) for part in last}
     for part, home in sorted(members, key=lambda member: (id(member[0]) in after, member[0].path.count("."))):
-        path = home or _running(model, part.path)
+        # Experts are given rows, and the module around them tokens.
+        path = home or _running(model, part.path.rpartition(".")[0] if part.role == EXPERT_NEURONS else part.path)
         layer = name_of[home] if home else (path.replace(".", "_") or "model")
         layers.setdefault(layer, path)
         role = part.role

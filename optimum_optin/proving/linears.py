@@ -60,20 +60,20 @@ def running_problems(
 def _flattened(model: nn.Module, groups: Groups, sample: Batch, dense: Observation, rounding: float) -> frozenset[str]:
     """Paths of linears and experts that read all tokens of a layer as rows, those of a sample after another's.
 
-    Where rows are not told apart by sample, another sample runs beside this one, and the first rows must stay the same.
+    The sample runs twice side by side, and the first rows must stay the same: if a token's rows followed each other, there
+    would be each of the first tokens twice.
     """
     tokens: dict[str, int] = {}
     for group in groups:
         call = dense.calls.get(group.layer)
-        for path in linears_of(group) if call else ():
+        for path in linears_of(group) if call and call[0].dim() == 3 and len(call[0]) == 1 else ():
             read = dense.reads.get(path)
-            if read is not None and read.dim() == 2 and len(read) == call[0][..., 0].numel():
+            if read is not None and read.dim() == 2 and len(read) == call[0].shape[1]:
                 tokens[path] = len(read)
-    if not tokens or any(value.shape[0] != 1 for value in sample.values()):
+    if not tokens:
         return frozenset()
-    both = {name: torch.cat([value, value.flip(-1)]) for name, value in sample.items()}
     try:
-        seen = observe(model, groups, both).reads
+        seen = observe(model, groups, {name: torch.cat([value, value]) for name, value in sample.items()}).reads
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a forward may raise: it may take one sample at a time
