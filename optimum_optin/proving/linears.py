@@ -60,8 +60,8 @@ def running_problems(
 def _flattened(model: nn.Module, groups: Groups, sample: Batch, dense: Observation, rounding: float) -> frozenset[str]:
     """Paths of linears and experts that read all tokens of a layer as rows, those of a sample after another's.
 
-    The sample runs twice side by side, and the first rows must stay the same: if the rows of a token followed each other,
-    each of the first tokens would be there twice.
+    The sample runs twice side by side, and the first rows must stay the same: if the rows of a token followed each
+    other, each of the first tokens would be there twice.
     """
     tokens: dict[str, int] = {}
     for group in groups:
