@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .architectures.group import HEADS, NEURONS
+from .architectures.group import EXPERT_NEURONS, HEADS, NEURONS
 from .config import current_fields
 from .figures import CalibrationSource, Continuations, Divergence, Drops, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
@@ -23,7 +23,7 @@ REPORT_FILE = "optin_report.json"
 Layers = dict[str, dict[str, dict[str, int]]]
 """Layer -> role -> `{"kept": units left, "units": units of the dense model}`."""
 
-ROLES = {HEADS: "attention heads", NEURONS: "feed-forward neurons"}
+ROLES = {HEADS: "attention heads", NEURONS: "feed-forward neurons", EXPERT_NEURONS: "neurons of experts"}
 """What roles are called in a sentence, in the order of listing; other roles follow, by their own names."""
 
 

@@ -26,6 +26,9 @@ QUERY_HEADS = "query_heads"
 NEURONS = "neurons"
 
 
+EXPERT_NEURONS = "expert_neurons"
+
+
 CHANNELS = "channels"
 
 
@@ -87,12 +90,51 @@ class Blocks:
         dim: the dimension.
         widths: for each block, how many indices a unit owns there.
         start: where the first block begins.
+        apart: the dimension along which the parts of the units lie (`Group.parts`), each with blocks of its own: the
+            experts of packed weights. `None` if a unit owns the same indices all over the tensor.
     """
 
     tensor: str
     dim: int
     widths: tuple[int, ...]
     start: int = 0
+    apart: int | None = None
+
+    def taken(self, tensor: Tensor, units: int, chosen: Tensor) -> Tensor:
+        """What is left of a tensor with some units, and all that belongs to none.
+
+        Args:
+            tensor: the tensor.
+            units: how many units there are.
+            chosen: see `indices`; of units in parts, equally many of each.
+        """
+        chosen = chosen.to(tensor.device)
+        if self.apart is None:
+            return tensor.index_select(self.dim, self.indices(units, chosen, tensor.shape[self.dim]))
+        parts = tensor.shape[self.apart]
+        inside = chosen.view(parts, -1) - torch.arange(parts, device=chosen.device)[:, None] * (units // parts)
+        index = torch.stack([self.indices(units // parts, own, tensor.shape[self.dim]) for own in inside])
+        shape = [1] * tensor.dim()
+        shape[self.apart], shape[self.dim] = index.shape
+        index = (index if self.apart < self.dim else index.T).reshape(shape)
+        return tensor.gather(self.dim, index.expand(*_sizes(tensor, self.dim, index.shape[self.dim])))
+
+    def factors(self, tensor: Tensor, mask: Tensor) -> Tensor:
+        """A mask of the units, shape (units,), as what the tensor is multiplied by; shapes can be broadcast."""
+        parts = 1 if self.apart is None else tensor.shape[self.apart]
+        mask = mask.view(parts, -1)
+        factors = torch.ones(parts, tensor.shape[self.dim], dtype=mask.dtype, device=mask.device)
+        place = self.start
+        for width in self.widths:
+            end = place + mask.shape[1] * width
+            factors = torch.cat([factors[:, :place], mask.repeat_interleave(width, 1), factors[:, end:]], 1)
+            place = end
+        shape = [1] * tensor.dim()
+        shape[self.dim] = tensor.shape[self.dim]
+        if self.apart is not None:
+            shape[self.apart] = parts
+            factors = factors if self.apart < self.dim else factors.T
+        return factors.reshape(shape)
 
     def indices(self, units: int, chosen: Tensor, size: int) -> Tensor:
         """The indices of some units, and those of none.
@@ -108,6 +150,11 @@ class Blocks:
             found.append((start + chosen[:, None] * width + inside).flatten())
             start += units * width
         return torch.cat([*found, torch.arange(start, size, device=chosen.device)])
+
+
+def _sizes(tensor: Tensor, dim: int, size: int) -> list[int]:
+    """The shape of a tensor with another size of one dimension."""
+    return [size if place == dim else each for place, each in enumerate(tensor.shape)]
 
 
 @dataclass(frozen=True)
@@ -195,7 +242,8 @@ class Group:
         step: with these, the number of units that stay has to be a multiple of it, as transformers refuses others.
         least: how few units may stay, as far as that was found out.
         parts: equal parts that the units fall into, one after the other, each of which has to keep equally many: the
-            query heads of each KV head.
+            query heads of each KV head, the neurons of each expert.
+        multiple: the number of units that stay has to be a multiple of it, as kernels refuse others.
     """
 
     layer: str
@@ -209,6 +257,7 @@ class Group:
     step: int = 1
     least: int = 0
     parts: int = 1
+    multiple: int = 1
 
     @property
     def key(self) -> str:
@@ -226,12 +275,16 @@ class Group:
         return self.consumers[0].path if len(self.consumers) == 1 else None
 
     def first(self, count: int) -> Tensor:
-        """A mask of the first units of each part, so many in all, or a few more where parts keep equally many."""
-        return (torch.arange(self.units // self.parts) < -(-count // self.parts)).repeat(self.parts)
+        """A mask of the first units of each part, so many in all, or a few more where only some numbers may stay."""
+        inside, step = self.units // self.parts, max(self.multiple // self.parts, 1)
+        return (torch.arange(inside) < -(-count // (self.parts * step)) * step).repeat(self.parts)
 
     def every_other(self) -> Tensor:
-        """A mask of every other unit of each part."""
-        return (torch.arange(self.units // self.parts) % 2 == 0).repeat(self.parts)
+        """A mask of every other unit of each part, or of a few less where only some numbers may stay."""
+        inside, step = self.units // self.parts, max(self.multiple // self.parts, 1)
+        mask = torch.arange(inside) % 2 == 0
+        most = max(int(mask.sum()) // step, 1) * step
+        return (mask & (mask.cumsum(0) <= most) if most <= mask.sum() else torch.ones_like(mask)).repeat(self.parts)
 
     def inputs_of(self, consumer: Consumer) -> slice:
         """Which of a consumer's input columns, or channels, are the units."""

@@ -17,6 +17,7 @@ from ..architectures.group import channel_width
 from ..passes.course import Stop
 from ..passes.joins import Join
 from ..passes.walk import PrunedWalk, Rows
+from ..running.experts import add_to_expert, is_packed, routed, weight_of_expert
 from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
 from ..running.processes import take_from_main
 from .ridge import Regression, solve_ridge
@@ -28,6 +29,7 @@ Sums = tuple[Regression, Regression]
 """The sums of rows to fit, and of those that are held out."""
 
 _LEAST_SCALE = 1e-3  # share of the mean scale
+_SWEEPS = 2  # over the experts of a layer
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
 
 
@@ -54,6 +56,9 @@ def refit_at(
         The sums of each regression.
     """
     try:
+        if is_packed(model.get_submodule(stop.path)):
+            _refit_experts(model.get_submodule(stop.path), stop, walks, strength, join=join)
+            return []
         if stop.consumer is not None:
             return _refit_consumer(model, stop, walks, strength, join=join, earlier=earlier)
         if is_convolution(model.get_submodule(stop.path)):
@@ -115,6 +120,37 @@ def _refit_consumer(
     norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
     _correct(consumer, *found, strength, norm=norm, scale=None if join is None else join.scale)
     return found
+
+
+def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float | None, *, join: Join | None) -> None:
+    """Let experts write what makes up for all that the stream after them lacks at the tokens that each is given.
+
+    The errors of a token are those of all its experts. So one expert after the other is refitted to what is left of
+    them, and then all once more. One without tokens, or none that are held out, stays as it is.
+    """
+    reached = [(index, walk) for index, walk in enumerate(walks) if walk is not None and walk.reach(stop)]
+    found = [(index, *walk.experts_errors(stop)) for index, walk in reached]
+    outputs, neurons = weight_of_expert(experts, 0).shape
+    scale = 1.0 if join is None or join.scale is None else join.scale
+    for expert in [*range(experts.num_experts)] * _SWEEPS:
+        fit, held_out = (Regression(neurons, outputs, experts.down_proj.device) for _ in range(2))
+        given = [routed(experts, read, expert) for _, read, _, _ in found]
+        for (index, _, errors, weights), own in zip(found, given, strict=True):
+            rows = own.inputs, errors[own.tokens], weights[own.tokens]
+            if len(walks) == 1:
+                is_held_out = own.tokens % _HELD_OUT == 0
+                held_out.add(*(part[is_held_out] for part in rows))
+                fit.add(*(part[~is_held_out] for part in rows))
+            else:
+                (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+        fit.add_up()
+        held_out.add_up()
+        if not (fit.count and held_out.count):
+            continue
+        change, _ = _solved(fit, held_out, False, strength)
+        add_to_expert(experts, expert, change * _inverse(scale, change[:, 0])[:, None])
+        for (_, _, errors, _), own in zip(found, given, strict=True):
+            errors.index_add_(0, own.tokens, -(own.inputs.to(change) @ change.T).to(errors))
 
 
 def _correct(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..architectures.group import Groups, Masks, consumers_by_path, stack_of
+from ..architectures.group import EXPERT_NEURONS, Group, Groups, Masks, consumers_by_path, stack_of
 from ..config import OptinConfig
 from ..passes.calibration import Calibration, dense_passes
 from ..passes.course import Course, Stop, find_course
@@ -187,11 +187,16 @@ def has_stop(model: nn.Module, stop: Stop) -> bool:
     return None not in producers and all(len(weight_of(producer)) for producer in producers)
 
 
+def _inputs_of(group: Group) -> int:
+    """How many inputs the linear has that reads the units of a group; of experts, that of one."""
+    return group.units * group.width // (group.parts if group.role == EXPERT_NEURONS else 1)
+
+
 def check_tokens(groups: Groups, calibration: Calibration) -> None:
     """Warn if a stack has fewer calibration tokens than its widest consumer has inputs."""
     for stack in groups.inputs:
         tokens = sum(int(real[stack].sum()) for real in calibration.real)
-        inputs = max((group.units * group.width for group in groups if stack_of(group.layer) == stack), default=0)
+        inputs = max((_inputs_of(group) for group in groups if stack_of(group.layer) == stack), default=0)
         if tokens < inputs:
             logger.warning(
                 f"calibration data have {tokens} tokens, fewer than the {inputs} inputs of a linear: the refit may do "

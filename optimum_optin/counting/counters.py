@@ -62,8 +62,9 @@ def counters_of(model: nn.Module, group: Group, part: str, layer: str, sample: B
         found = trials.problem(names, group.every_other()) or trials.problem(names, group.first(few))
         if found is None:
             needed = trials.needed(names, [group.every_other(), group.first(few)])
-            least = next(n for n in (0, 1, few) if n == few or trials.problem(needed, group.first(n)) is None)
-            return {name: _amount(candidates[name], group.units) for name in needed}, least
+            fewest = map(group.first, (0, 1, few))
+            least = next(mask for mask in fewest if mask.sum() >= few or trials.problem(needed, mask) is None)
+            return {name: _amount(candidates[name], group.units) for name in needed}, int(least.sum())
         problem = problem if place else found
     raise NotCut(problem)
 

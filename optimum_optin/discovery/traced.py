@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import gcd
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..architectures.group import CHANNELS, HEADS, NEURONS, Blocks, Consumer, Cut, Group, Producer
+from ..architectures.group import CHANNELS, EXPERT_NEURONS, HEADS, NEURONS, Blocks, Consumer, Cut, Group, Producer
+from ..running.experts import is_packed, neurons_of_each
 from ..running.linears import CONVOLUTIONS, is_convolution
 from ..tracing.found import FoundGroup, Slice
 
 _LINEARS = {nn.Linear: (0, 1), Conv1D: (1, 0)}  # the dimensions of the weight that are written and read
+_ROW = 8  # numbers of 16 bits: products by expert take rows of whole 16 bytes
 _CONVOLUTIONS = (*CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -52,6 +55,8 @@ class Part:
         cut: what is sliced.
         otherwise: the same slices, more of which are taken for what reads the units; `None` if there are none.
         tables: tables that other layers' units have a part in as well.
+        parts: see `Group`.
+        multiple: see `Group`.
     """
 
     path: str
@@ -61,6 +66,8 @@ class Part:
     cut: Cut
     otherwise: Cut | None = None
     tables: tuple[str, ...] = ()
+    parts: int = 1
+    multiple: int = 1
 
     @property
     def readers(self) -> set[str]:
@@ -96,6 +103,8 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
     for part in (*found.writes, *found.reads):
         _check_kept(model, part.tensor)
     writes, reads = ([blocks_of(part) for part in side] for side in (found.writes, found.reads))
+    if (experts := _part_of_experts(model, found, writes, reads)) is not None:
+        return experts
     whole = {part: consumer for part in reads if (consumer := _consumer(model, part))}
     alone = len(whole) == 1 or len(whole) == len(reads)  # what reads the units beside one of several cannot be masked
     consumers = tuple(whole.values()) if alone else ()
@@ -119,6 +128,25 @@ def part_of(model: nn.Module, found: FoundGroup) -> Part:
         return Part(found.module, role, found.units, width, cut, None, tables)
     by_one = replace(cut, consumers=consumers, writes=(*writes, *inner), reads=tuple(whole))
     return Part(found.module, role, found.units, width, by_one, cut, tables)
+
+
+def _part_of_experts(
+    model: nn.Module, found: FoundGroup, writes: Iterable[Blocks], reads: Iterable[Blocks]
+) -> Part | None:
+    """A group of packed experts, whose units are traced as a neuron of every expert, with one of each as a unit.
+
+    The neurons of one expert have nothing to do with those of another, so each keeps its own, but equally many.
+    """
+    module = model.get_submodule(found.module)
+    alone = all(part.tensor.rpartition(".")[0] == found.module for part in (*writes, *reads))
+    if not (alone and is_packed(module) and neurons_of_each(module) == found.units):
+        return None
+    experts = module.num_experts
+    sides = [tuple(replace(part, apart=0) for part in side) for side in (writes, reads)]
+    cut = Cut((Consumer(found.module),), (), *sides)
+    multiple = experts * gcd(found.units, _ROW)
+    units = experts * found.units
+    return Part(found.module, EXPERT_NEURONS, units, 1, cut, parts=experts, multiple=multiple)
 
 
 def _is_flattened(model: nn.Module, writes: Iterable[Blocks]) -> bool:
@@ -201,7 +229,8 @@ def named_groups(
     # Of several groups of a role, the outermost has the plain name, and not a network that makes it a bias (SwinV2).
     after = {id(part) for part in last}
     for part, home in sorted(members, key=lambda member: (id(member[0]) in after, member[0].path.count("."))):
-        path = home or _running(model, part.path)
+        # Experts are given rows, and the module around them tokens.
+        path = home or _running(model, part.path.rpartition(".")[0] if part.role == EXPERT_NEURONS else part.path)
         layer = name_of[home] if home else (path.replace(".", "_") or "model")
         layers.setdefault(layer, path)
         role = part.role
@@ -213,7 +242,8 @@ def named_groups(
             role = f"{_writer(part, layers[layer])}_{part.role}"
         while f"{layer}.{role}" in parts_of:
             role = f"more_{role}"
-        groups[id(part)] = Group(layer, role, part.units, part.width, part.cut)
+        sizes = {"parts": part.parts, "multiple": part.multiple}
+        groups[id(part)] = Group(layer, role, part.units, part.width, part.cut, **sizes)
         parts_of[groups[id(part)].key] = part
     return Named(tuple(groups[id(part)] for part, _ in members), tuple(once), tuple(front), parts_of, layers)
 

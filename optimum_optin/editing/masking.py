@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..architectures.group import Blocks, Group, Masks, stack_of
+from ..running.experts import is_packed
 from ..running.linears import is_convolution
 from ..running.multihead import running_plainly
 
@@ -22,12 +23,16 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
         model: the model, not changed.
         groups: its groups; those without a mask stay whole.
         masks: group key -> mask of shape (units,), or (batch, units) for one mask per sample. A mask
-            may require gradients: its gradient is then the sensitivity of each unit. For a group without a consumer it
-            must be of shape (units,).
+            may require gradients: its gradient is then the sensitivity of each unit. Where it is put on weights
+            (`is_masked_by_weight`), it must be of shape (units,) or (1, units).
     """
     with ExitStack() as stack:
         for group in groups:
             if group.key not in masks:
+                continue
+            if is_masked_by_weight(model, group):
+                for part in group.cut.reads:
+                    stack.enter_context(_without(model, part, masks[group.key].flatten()))
                 continue
             for consumer in group.consumers:
                 module = model.get_submodule(consumer.path)
@@ -35,9 +40,12 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
                 inputs, is_map = group.inputs_of(consumer), is_convolution(module)
                 hook = _masking_hook(masks[group.key], consumer.width, inputs.start, is_map, group.residual.windowed)
                 stack.callback(module.register_forward_pre_hook(hook).remove)
-            for part in () if group.consumers else group.cut.reads:
-                stack.enter_context(_without(model, part, masks[group.key]))
         yield
+
+
+def is_masked_by_weight(model: nn.Module, group: Group) -> bool:
+    """Whether the mask of a group is put on the weights that read its units: those of experts, or of no consumer."""
+    return all(is_packed(model.get_submodule(consumer.path)) for consumer in group.consumers)
 
 
 @contextmanager
@@ -110,16 +118,10 @@ def _without(model: nn.Module, part: Blocks, mask: Tensor) -> Iterator[None]:
     path, _, name = part.tensor.rpartition(".")
     module = model.get_submodule(path)
     tensors = module._parameters if name in module._parameters else module._buffers
-    weight, dims = tensors[name], [1] * tensors[name].dim()
-    factors = torch.ones(weight.shape[part.dim], dtype=mask.dtype, device=mask.device)
-    place = part.start
-    for width in part.widths:
-        end = place + len(mask) * width
-        factors = torch.cat([factors[:place], mask.repeat_interleave(width), factors[end:]])
-        place = end
-    dims[part.dim] = -1
-    copied = weight.detach() * factors.to(weight).view(dims)
-    tensors[name] = nn.Parameter(copied, requires_grad=False) if name in module._parameters else copied
+    weight = tensors[name]
+    copied = weight.detach() * part.factors(weight, mask).to(weight)
+    is_plain = name in module._parameters and not copied.requires_grad
+    tensors[name] = nn.Parameter(copied, requires_grad=False) if is_plain else copied
     try:
         yield
     finally:

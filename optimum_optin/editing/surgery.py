@@ -144,8 +144,7 @@ def _slice(model: nn.Module, part: Blocks, units: int, kept: Tensor) -> None:
     path, _, name = part.tensor.rpartition(".")
     module = model.get_submodule(path)
     tensor = getattr(module, name)
-    index = part.indices(units, kept.to(tensor.device), tensor.shape[part.dim])
-    sliced = tensor.detach().index_select(part.dim, index)
+    sliced = part.taken(tensor.detach(), units, kept)
     if name in module._parameters:
         sliced = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
     setattr(module, name, sliced)

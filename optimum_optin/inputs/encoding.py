@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from ..models.copies import working_copy
 from ..reading.columns import check_unused
 from ..reading.plain_text import without_surrogates
 from ..running.batch import Batch, token_mask
-from ..running.copies import working_copy
 from ..running.forward import takes
 from ..running.processes import is_main
 from .texts import leave_out, read_texts

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from ..models.copies import working_copy
 from ..reading.columns import check_unused, source_and_target
 from ..running.batch import Batch
-from ..running.copies import working_copy
 from ..running.processes import is_main
 from .decoder_inputs import IDS, MASK, TARGETS, decoder_start, most_written, padded_targets, writes
 from .encoding import encode_read, encode_texts, is_tokenised, pad_in_batches, tokenizer_of

@@ -154,8 +154,9 @@ class _Watch:
         return hook
 
     def returning_hook(self, path: str):
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self._returned.setdefault(path, []).append(output)
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor):  # a router of a class of its own returns several
+                self._returned.setdefault(path, []).append(output)
 
         return hook
 

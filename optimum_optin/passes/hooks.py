@@ -31,10 +31,17 @@ def recorded(model: nn.Module, layers: Mapping[str, str]) -> Iterator[dict[str, 
 
 @dataclass(frozen=True)
 class Passage:
-    """What went into a module and came out of it."""
+    """What went into a module and came out of it.
+
+    Args:
+        input: its first argument.
+        output: what it returned.
+        others: its other arguments by place.
+    """
 
     input: Tensor
     output: Tensor
+    others: tuple = ()
 
 
 class _Seen(dict[str, Passage]):
@@ -102,7 +109,7 @@ class _Stop(Exception):
 
 def _observing_hook(seen: dict[str, Passage], path: str, stop_after: str | None, apart: bool):
     def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        seen[path] = Passage(args[0], output)
+        seen[path] = Passage(args[0], output, args[1:])
         if path == stop_after:
             raise _Stop
         return output.clone() if apart else None

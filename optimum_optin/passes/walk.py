@@ -83,7 +83,7 @@ class Walk:
         self._held.close()
         self.sources, self.targets, self._stream = {}, {}, _Stream(self.course)
 
-    def on_reading(self, stop: Stop, inputs: Tensor) -> None:
+    def on_reading(self, stop: Stop, inputs: Tensor, others: tuple) -> None:
         """Called in the pass where a stop is; if its module runs several times, only the first counts."""
         if stop.consumer is None and stop.path not in self._passed:
             self._passed.add(stop.path)
@@ -123,6 +123,7 @@ class PrunedWalk:
         self.model = model
         self._kept = kept or {}
         self._inputs: Tensor | None = None
+        self._others: tuple = ()
         self._goals: dict[str, Tensor] = {}
         self._late: Tensor | None = None
         self._passed: set[str] = set()
@@ -139,14 +140,14 @@ class PrunedWalk:
     def leave(self, stop: Stop) -> None:
         """Pass by a stop from now on; after the last one, end the pass."""
         self._passed.add(stop.path)
-        self._inputs, self._late, self._goals = None, None, {}
+        self._inputs, self._others, self._late, self._goals = None, (), None, {}
         if stop is self.dense.course.stops[-1]:
             self.close()
 
     def close(self) -> None:
         """End the pass where it is."""
         self._held.close()
-        self._inputs, self._stream = None, _Stream(self.dense.course, self._kept)
+        self._inputs, self._others, self._stream = None, (), _Stream(self.dense.course, self._kept)
 
     def input_errors(self, stop: Stop) -> Rows | None:
         """What producers read in the pruned model, and by how much it falls short of the dense model's.
@@ -212,10 +213,27 @@ class PrunedWalk:
         rows, real = rows_read(consumer, self._inputs, places), real_tokens(stop.group, self.dense.start.real)
         return _rows(rows, *_at(places, _errors(target, stream, rectified), self._weights(stop)), real)
 
-    def on_reading(self, stop: Stop, inputs: Tensor) -> None:
+    def experts_errors(self, stop: Stop) -> tuple[tuple, Tensor, Tensor]:
+        """How far the stream after packed experts falls short.
+
+        Args:
+            stop: their stop, which was reached.
+
+        Returns:
+            What they are called with in the pruned model; errors of all tokens, shape (tokens, channels); and the
+            weights of the tokens, 0 where they are padding.
+        """
+        experts = self.model.get_submodule(stop.path)
+        stream = self._stream.after(stop.consumer, _run(experts, self._inputs, *self._others))
+        errors = self.dense.target(stop).to(stream.device) - stream
+        weights, real = self._weights(stop).to(errors), real_tokens(stop.group, self.dense.start.real)
+        weights = weights.flatten() if real is None else weights.flatten() * real.flatten().to(errors)
+        return (self._inputs, *self._others), errors, weights
+
+    def on_reading(self, stop: Stop, inputs: Tensor, others: tuple) -> None:
         """See `Walk`."""
         if stop.path not in self._passed:
-            self._inputs = inputs
+            self._inputs, self._others = inputs, others
             self._held.pause(stop.path)
 
     def on_term(self, consumer: Consumer, number: int, term: Tensor) -> None:
@@ -341,7 +359,7 @@ def _placed(module: nn.Module, place: Place, consumer: Consumer, number: int) ->
 
 def _reading_hook(stop: Stop):
     def hook(module: nn.Module, args: tuple) -> None:
-        _tell(lambda walk: walk.on_reading(stop, args[0]))
+        _tell(lambda walk: walk.on_reading(stop, args[0], args[1:]))
 
     return hook
 
@@ -358,9 +376,9 @@ def _tell(say: Callable[[Walk | PrunedWalk], None]) -> None:
         say(held.owner)
 
 
-def _run(module: nn.Module, inputs: Tensor) -> Tensor:
+def _run(module: nn.Module, inputs: Tensor, *others: Any) -> Tensor:
     """What a module makes of its input; not by a call, which would be another run for its hooks."""
-    return type(module).forward(module, inputs)
+    return type(module).forward(module, inputs, *others)
 
 
 def _errors(target: Tensor, written: Tensor, rectified: bool) -> Tensor:

@@ -180,7 +180,7 @@ def _proofs(
     model: nn.Module, groups: Groups, sample: Batch, dense: Observation, rounding: float
 ) -> tuple[tuple[GroupProof, ...], float]:
     """What was proved of each group, and the largest difference that was taken for rounding."""
-    odd = running_problems(model, groups, dense, rounding)
+    odd = running_problems(model, groups, sample, dense, rounding)
     # Masks on what does not run say nothing; on what runs several times, they do.
     idle = {group.key for group in groups if any(dense.runs[path] == 0 for path in linears_of(group))}
     running = replace(groups, members=tuple(group for group in groups if group.key not in idle))

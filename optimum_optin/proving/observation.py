@@ -48,12 +48,14 @@ class Observation:
         states: see `States`.
         runs: path of a layer, producer or consumer -> how often it ran.
         reads: path of a producer or consumer -> what it read last; `None` if no tensor came by place.
+        given: path of a producer or consumer -> all that it was called with by place, the last time.
         calls: layer -> the hidden states that it was called with, and the rest of the call; `None` if it got none.
     """
 
     states: States
     runs: Counter[str] = field(default_factory=Counter)
     reads: dict[str, Tensor | None] = field(default_factory=dict)
+    given: dict[str, tuple] = field(default_factory=dict)
     calls: dict[str, tuple[Tensor, Call] | None] = field(default_factory=dict)
 
 
@@ -150,6 +152,7 @@ def _reading_hook(seen: Observation, path: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple) -> None:
         seen.runs[path] += 1
         seen.reads[path] = args[0] if args and isinstance(args[0], Tensor) else None
+        seen.given[path] = args
 
     return hook
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from ..models.copies import working_copy
 from ..models.identity import is_of_transformers
 from ..plain_modules.saving import reloaded_module, save_module
 from ..report import PruningReport
-from ..running.copies import working_copy
 from ..storage.integrity import check_rebuilt, reloaded, save_model
 from ..storage.tasks import class_of
 from .card import card_or_none, model_card

@@ -16,7 +16,7 @@ from ..architectures.group import Groups
 from ..comparing.losses import probe_manifold, probe_output
 from ..config import OptinConfig
 from ..discovery.find import groups_of
-from ..editing.masking import gradients, masked
+from ..editing.masking import gradients, is_masked_by_weight, masked
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import recorded
 from ..passes.outputs import compared_output
@@ -42,7 +42,10 @@ def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibratio
         index = probe % len(calibration)
         batch, compared = calibration.batches[index], rows[index]
         size, device = samples_in(batch), next(iter(batch.values())).device
-        masks = {group.key: torch.ones(size, group.units, device=device, requires_grad=True) for group in groups}
+        sizes = {group.key: 1 if is_masked_by_weight(model, group) else size for group in groups}
+        masks = {
+            group.key: torch.ones(sizes[group.key], group.units, device=device, requires_grad=True) for group in groups
+        }
         with masked(model, groups, masks), recorded(model, groups.layers) as outputs:
             final = compared_output(model, batch, compared)
         features = trajectory_features(outputs, compared, calibration.real[index], groups.maps)

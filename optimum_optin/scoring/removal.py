@@ -28,12 +28,14 @@ class Reader:
             expected to take over from another.
         metrics: one or more Gamma at its outputs, each positive semi-definite, of shape (outputs, outputs).
         columns: which inputs are the units'; those of a unit follow each other.
+        roots: `root_of` each metric, if that is known: it is the same for many readers.
     """
 
     weight: Tensor
     covariance: Tensor
     metrics: Sequence[Tensor]
     columns: slice = field(default_factory=lambda: slice(None))
+    roots: Sequence[Tensor] | None = None
 
 
 def removal_scores(readers: Sequence[Reader], units: int, shares: Sequence[float] | None = None) -> list[Tensor]:
@@ -144,7 +146,8 @@ class _Left:
     def of(cls, reader: Reader, units: int) -> _Left:
         covariance = reader.covariance
         weight = reader.weight.to(covariance)
-        roots = [_root(metric.double()).to(covariance) for metric in reader.metrics]
+        roots = [root_of(metric.double()) for metric in reader.metrics] if reader.roots is None else reader.roots
+        roots = [root.to(covariance) for root in roots]
         damping = (_DAMPING * covariance.diagonal().mean().clamp_min(1e-12)).expand(len(covariance))
         inverse = torch.cholesky_inverse(cholesky(covariance, damping))
         left = torch.cat([root.T @ weight for root in roots])[:, reader.columns]
@@ -231,7 +234,7 @@ def _costs(parts: Sequence[_Left | _Alone]) -> Tensor:
     return torch.stack([part.costs() for part in parts]).sum(0)
 
 
-def _root(metric: Tensor) -> Tensor:
+def root_of(metric: Tensor) -> Tensor:
     """R with metric = R R^T."""
     values, vectors = torch.linalg.eigh(metric)
     return vectors * values.clamp_min(0).sqrt()

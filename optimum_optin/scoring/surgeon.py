@@ -21,12 +21,15 @@ from ..discovery.find import groups_of
 from ..discovery.next_tokens import predicts_next_token
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
+from ..passes.hooks import Passage
 from ..passes.moments import BlockMoments, Moments, gram, precision_of
 from ..passes.starts import DensePass, Start, real_rows, run_dense
 from ..passes.trajectory import trajectory_features
+from ..running.experts import is_packed
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
 from ..running.processes import add_up, my_share, progress
 from ..running.randomness import generators
+from .experts import ExpertSums
 from .parts import parts_of, room_for
 from .registry import Scored, Terms, register_scorer
 from .removal import Reader, removal_scores
@@ -49,7 +52,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     traces: dict[str, Tensor] = {}  # of the metrics of all consumers, which the first pass over the data gives
     terms: Terms = {}
     for number, part in enumerate(parts):
-        sums = {path: _Sums(model, group, each) for path, (group, each) in consumers_by_path(part).items()}
+        sums = {path: _sums_at(model, group, each) for path, (group, each) in consumers_by_path(part).items()}
         streams = generators(config.seed, probes)  # the same draws for each part
         title = "surgeon scores" if len(parts) == 1 else f"surgeon scores, part {number + 1} of {len(parts)}"
         for probe in progress(my_share(probes), title, "probe"):
@@ -70,13 +73,15 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
 
 def _size(model: nn.Module, group: Group, consumer: Consumer) -> int:
     """Bytes of the sums at a consumer, in float32 (`_Sums`)."""
+    if is_packed(module := model.get_submodule(consumer.path)):
+        return ExpertSums.size(module)
     outputs, features = weight_of(model.get_submodule(consumer.path)).shape
     places = places_of(model.get_submodule(consumer.path), channel_width(group, consumer))
     return 4 * (2 * outputs**2 + (features**2 if places == 1 else 2 * features * places))
 
 
 def _add_probe(
-    sums: Mapping[str, _Sums],
+    sums: Mapping[str, _Sums | ExpertSums],
     traces: dict[str, Tensor],
     ran: DensePass,
     temperature: float,
@@ -101,12 +106,12 @@ def _add_probe(
             rows = _rows(rows_written(ran.model.get_submodule(path), gradient), kept[group.key]).float()
             traces[term] = traces.get(term, 0) + rows.square().sum(dtype=torch.float64).cpu()
             if path in sums:
-                sums[path].add_gradients(term, rows)
+                sums[path].add_gradients(term, rows, ran.seen[path], kept[group.key])
     for path, group in consumers.items():
         module, passage = ran.model.get_submodule(path), ran.seen[path]
         places = drawn_places(module, passage.output, generator)
         if path in sums:
-            sums[path].add_inputs(_rows(rows_read(module, passage.input.detach(), places), kept[group.key]))
+            sums[path].add_inputs(passage, kept[group.key], places)
     return ran.start(slopes.get("output"), generator)
 
 
@@ -116,7 +121,7 @@ def _reader(group: Group) -> str:
 
 
 def _removal_terms(
-    model: nn.Module, groups: Groups, sums: Mapping[str, _Sums], traces: Mapping[str, Tensor], probes: int
+    model: nn.Module, groups: Groups, sums: Mapping[str, _Sums | ExpertSums], traces: Mapping[str, Tensor], probes: int
 ) -> Terms:
     """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one.
 
@@ -134,8 +139,12 @@ def _removal_terms(
     for index in progress(my_share(len(groups)), "removal orders", "group"):
         group = groups[index]
         try:
-            readers = [sums[each.path].reader(traces, group, each) for each in group.consumers]
-            scores = removal_scores(readers, group.units, shares)
+            first = sums[group.consumers[0].path]
+            if isinstance(first, ExpertSums):
+                scores = first.removal_scores(traces, shares)
+            else:
+                readers = [sums[each.path].reader(traces, group, each) for each in group.consumers]
+                scores = removal_scores(readers, group.units, shares)
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
         for name, score in zip(names, scores, strict=True):
@@ -147,7 +156,15 @@ def _removal_terms(
 
 def _rows(values: Tensor, real: Tensor | None) -> Tensor:
     """The rows of the real tokens, on the device of the values (a model may be spread over devices)."""
-    return values.flatten(0, -2) if real is None else values[real.to(values.device)]
+    if real is None:
+        return values.flatten(0, -2)
+    real = real.to(values.device)
+    return values[real.flatten() if values.dim() == 2 else real]  # tokens in rows, sample by sample
+
+
+def _sums_at(model: nn.Module, group: Group, consumer: Consumer) -> _Sums | ExpertSums:
+    module = model.get_submodule(consumer.path)
+    return ExpertSums(module) if is_packed(module) else _Sums(model, group, consumer)
 
 
 class _Sums:
@@ -168,10 +185,10 @@ class _Sums:
         )
         self.metrics: dict[str, Tensor] = {}
 
-    def add_inputs(self, tokens: Tensor) -> None:
-        self.inputs.add(tokens)
+    def add_inputs(self, passage: Passage, real: Tensor | None, places: Tensor | None) -> None:
+        self.inputs.add(_rows(rows_read(self.module, passage.input.detach(), places), real))
 
-    def add_gradients(self, term: str, gradients: Tensor) -> None:
+    def add_gradients(self, term: str, gradients: Tensor, passage: Passage, real: Tensor | None) -> None:
         self.metrics[term] = self.metrics.get(term, 0) + gram(gradients, gradients)
 
     def add_up(self) -> None:

@@ -37,7 +37,7 @@ def _limit(config: OptinConfig, group: Group, groups: Sequence[Group]) -> Limit:
     if config.layout == "uniform":
         least = uniform_floors(groups, {group.role: least})[group.role]
     most = _most_specific("ceilings", config.ceilings, group, None)
-    step = config.round_to.get(group.role, 1)
+    step = lcm(config.round_to.get(group.role, 1), group.multiple)
     if config.layout == "uniform":
         step = lcm(step, group.step)
     return Limit(least, most, step, config.keep.get(group.key, ()), group.parts)

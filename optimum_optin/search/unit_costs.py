@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ..merging.hooks import check_mergeable, detach_merging
 from ..merging.stack import token_layers
 from ..models.identity import attention_of
 from ..running.batch import Batch
+from ..running.experts import is_packed
 from ..running.facts import measured_once
 from ..running.forward import call_model
 from ..running.freezing import frozen
@@ -29,7 +31,7 @@ from ..running.prepared import copy_of
 logger = logging.get_logger(__name__)
 
 
-def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) -> dict[str, int]:
+def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) -> dict[str, float]:
     """MACs that a unit of each group adds to its layer in a forward pass; no tokens are merged.
 
     One unit is added, not removed: the last unit of a layer would take along what all of them share. Counting runs a
@@ -49,7 +51,7 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
         ValueError: a unit costs nothing; names its group.
     """
 
-    def measure() -> dict[str, int]:
+    def measure() -> dict[str, float]:
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
             inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
@@ -63,8 +65,8 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
     for group in groups:
         if macs[group.key] <= 0:
             raise ValueError(
-                f"{group.key} costs nothing: with one unit more, {group.layer} does {macs[group.key]} MACs more, so no "
-                "budget would bound them. Register producers and a consumer that run in that layer."
+                f"{group.key} costs nothing: with one unit more, {group.layer} does {macs[group.key]:g} MACs more, so "
+                "no budget would bound them. Register producers and a consumer that run in that layer."
             )
     return macs
 
@@ -112,7 +114,7 @@ def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, f
 @torch.no_grad()
 def run_counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
     """PyTorch's flop counter after one forward pass."""
-    with frozen(model), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, suppress(_Stopped):
+    with frozen(model), FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, suppress(_Stopped):
         call_model(model, batch)
     return counter
 
@@ -127,12 +129,14 @@ def _stop(module: nn.Module, args: tuple, output: Any) -> None:
 
 def _added_by_units(
     copied: nn.Module, groups: Groups, batch: Batch, repeats: int, running: AbstractContextManager
-) -> dict[str, int]:
+) -> dict[str, float]:
     """Group key -> MACs that its layer does more with the first unit of each part there twice, by unit. One role after
     the other grows."""
     detach_merging(copied)
     if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
+    if any(map(is_packed, copied.modules())):  # a product for each token, so that shapes alone are enough
+        copied.set_experts_implementation("batched_mm" if isinstance(running, FakeTensorMode) else "eager")
     if repeats > 1:
         first, *_, last = map(copied.get_submodule, groups.layers.values())
         first.register_forward_pre_hook(lambda module, args: (args[0].repeat(1, repeats, 1), *args[1:]))
@@ -144,7 +148,7 @@ def _added_by_units(
         paths = {layer: f"{type(copied).__name__}.{path}".removesuffix(".") for layer, path in groups.layers.items()}
         return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
 
-    added: dict[str, int] = {}
+    added: dict[str, float] = {}
     macs = count() if len(groups) else {}
     for role in dict.fromkeys(group.role for group in groups):
         grown = groups.of_role(role)
@@ -152,7 +156,7 @@ def _added_by_units(
             in_parts = torch.arange(group.units).view(group.parts, -1)
             take_units(copied, group, torch.cat([in_parts, in_parts[:, :1]], 1).flatten())
         before, macs = macs, count()
-        added |= {group.key: (macs[group.layer] - before[group.layer]) // group.parts for group in grown}
+        added |= {group.key: (macs[group.layer] - before[group.layer]) / group.parts for group in grown}
     return added
 
 
@@ -170,9 +174,16 @@ def _shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
     return fake.from_tensor(tensor.detach().to("meta"))
 
 
+def _count_product_by_group(rows, weight, *args, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(rows) * weight[-1]
+
+
 def _count_cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-# PyTorch 2.13 counts every fused attention but the CPU's.
-_CPU_ATTENTION: Mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention}
+# PyTorch 2.13 counts every fused attention but the CPU's, and no products of experts, each with some of the rows.
+_UNCOUNTED: Mapping = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention,
+    torch.ops.aten._grouped_mm: _count_product_by_group,
+}

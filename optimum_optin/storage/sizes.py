@@ -9,6 +9,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import lcm
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -168,11 +169,12 @@ class _Trials:
                 yield {name: self._units}
 
     def _fields(self, values: Mapping[str, int]) -> Iterator[str]:
-        """Attributes of the config, and of configs in it, that may be proportional to the units."""
+        """Attributes of the config, and of configs in it, that may be proportional to the units, or those of a part."""
+        inside = self._units // self._groups[0].parts
         yield from (name for name, value in values.items() if value == self._units)
         for prefix, config in _configs(self._dense_config):
             for name, value in vars(config).items():
-                counts = type(value) is int and value > 0 and value % self._units == 0
+                counts = type(value) is int and value > 0 and (value % self._units == 0 or value == inside)
                 if counts and not name.startswith("_") and not name.endswith(_OTHERS):
                     yield f"{prefix}{name}"
 
@@ -188,8 +190,8 @@ class _Trials:
 
     def _step(self, fields: Sequence[str], values: Mapping[str, int]) -> int | None:
         """A number of whose multiples each makes a config that can be read; `None` if not even half of the units do."""
-        parts = self._groups[0].parts
-        for step in (each for each in range(parts, self._units, parts) if self._units % each == 0):
+        least = lcm(self._groups[0].parts, self._groups[0].multiple)
+        for step in (each for each in range(least, self._units, least) if self._units % each == 0):
             sizes = Sizes(tuple(fields), values, step)
             counts = range(step, self._units, step) if self._units <= _MANY else self._tried(step)
             if all(self._config(sizes, count) is not None for count in counts):

@@ -15,8 +15,8 @@ from ..config_values import check_integer
 from ..inputs.decoder_inputs import decoder_start, greedily, most_new, writes
 from ..inputs.encoding import padded_batches, tokenizer_of
 from ..inputs.texts import flat, parts_of, problem_of
+from ..models.copies import working_copy
 from ..reading.columns import source_and_target
-from ..running.copies import working_copy
 from .drawn_rows import drawn_rows
 
 

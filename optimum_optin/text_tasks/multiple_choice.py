@@ -13,10 +13,10 @@ from transformers.utils.logging import tqdm
 from ..config_values import check_integer
 from ..figures import Measurement
 from ..inputs.encoding import max_tokens, pad_in_batches, tokenizer_of
+from ..models.copies import working_copy
 from ..models.identity import device_of
 from ..reading.plain_text import without_surrogates
 from ..running.batch import token_mask
-from ..running.copies import working_copy
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
 from .answers import mean_over_samples
