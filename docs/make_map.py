@@ -31,7 +31,7 @@ FLOORS = (
     ("discovery",),
     ("counting",),
     ("tracing",),
-    ("editing", "reading", "tainting", "config"),
+    ("editing", "reading", "tainting", "config", "stages"),
     ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
     ("models",),
 )
