@@ -69,8 +69,8 @@ def test_a_killed_run_goes_on_and_ends_bit_equal(case, killed):
             scores = run(folder)
             _assert_same(scores, expected)
             assert list(scores.terms) == list(expected.terms)  # in which they are added up
-            if kind == "pass":  # the pass that it was killed in is run again, perhaps that of a dense model, too
-                assert len(passes) <= max(whole - moment, 0) + 3
+            if kind == "pass":  # the pass that it was killed in is run again, and a few of the dense model
+                assert len(passes) <= max(whole - moment, 0) + 4
             _assert_same(Scores.from_pretrained(folder / "optin_scores"), replace(expected, calibration=None))
             assert not list(folder.rglob("*.part"))
             passes.clear()
