@@ -30,7 +30,6 @@ CASES = {
     "swinv2": ["0.blocks.1.attention.self", "1.blocks.0.intermediate"],
     "llama": ["1.self_attn", "2.mlp"],
     "gpt2": ["1.attn", "2.mlp"],
-    "gemma3": ["2.mlp"],
     "t5": ["encoder.block.1.layer.1.DenseReluDense"],
     "bart": ["decoder.layers.1.self_attn", "decoder.layers.1.encoder_attn", "encoder.layers.1.self_attn"],
 }
