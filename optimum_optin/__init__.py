@@ -16,6 +16,7 @@ from .proving import ArchitectureProof, GroupProof, check_architecture
 from .pruner import OptinPruner
 from .report import PruningPlan, PruningReport
 from .scoring import Scores, register_scorer
+from .stages.progress import StoppedError
 from .storage import composites  # noqa: F401  (importing it guards save_pretrained)
 from .storage.record import convert_model
 from .version import __version__
@@ -32,6 +33,7 @@ __all__ = [
     "PruningReport",
     "Scores",
     "Stack",
+    "StoppedError",
     "__version__",
     "check_architecture",
     "convert_model",

@@ -33,7 +33,7 @@ from .models.identity import device_of, is_of_transformers
 from .models.plain import check_module, named_inputs
 from .models.wrappers import check_model
 from .passes.calibration import Calibration, calibrate
-from .pipeline import prune_model, report_of
+from .pipeline import STAGES, prune_model, report_of
 from .publishing.card import decoded, model_card, own_card
 from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
@@ -49,7 +49,8 @@ from .running.randomness import kept_streams
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules, sublayers_to_go
 from .search.macs import total_cost
-from .smallest import Allowance, Metric, prune_within
+from .smallest import TRIALS, Allowance, Metric, prune_within
+from .stages.progress import Callback, run_of, stage
 from .storage.entry import structure_of_model
 from .storage.integrity import check_rebuilt, difference
 from .storage.loading import load_model, load_processor
@@ -57,6 +58,8 @@ from .storage.record import check_structure, convert_model
 from .storage.structure import Structure, compose, structure_of
 
 logger = logging.get_logger(__name__)
+
+_PROOF, _SCORES = ("proof", 2.0), ("scores", 15.0)  # see `pipeline.STAGES`
 
 
 class OptinPruner:
@@ -244,6 +247,7 @@ class OptinPruner:
         *,
         text_columns: Sequence[str | int] | None = None,
         work_dir: str | os.PathLike | None = None,
+        callback: Callback | None = None,
     ) -> Scores:
         """Score every unit; the scores serve any number of `prune` calls.
 
@@ -252,10 +256,12 @@ class OptinPruner:
             config: configuration to take instead of the pruner's own.
             text_columns: see `prune`.
             work_dir: see `prune`.
+            callback: see `prune`.
 
         Raises:
             ValueError: the model cannot be pruned, or data, weights or activations are unusable; or `work_dir` holds
                 the work of another model, data or configuration.
+            StoppedError: the callback stopped it.
             BlockingIOError, NotADirectoryError, PermissionError, OSError: `work_dir` cannot be worked in.
         """
         _check_type("config", config, OptinConfig)
@@ -263,8 +269,10 @@ class OptinPruner:
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
         if work_dir is not None:
             work_dir = check_folder(work_dir)
-        groups = proved_groups(self.model, config)
-        return score(self.model, groups, self._calibrate(calibration, config, text_columns), config, work_dir)
+        with run_of([_PROOF, _SCORES], callback):
+            with stage(_PROOF[0]):
+                groups = proved_groups(self.model, config)
+            return score(self.model, groups, self._calibrate(calibration, config, text_columns), config, work_dir)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict; nothing is cut.
@@ -308,6 +316,7 @@ class OptinPruner:
         save_dir: str | os.PathLike | None = None,
         text_columns: Sequence[str | int] | None = None,
         work_dir: str | os.PathLike | None = None,
+        callback: Callback | None = None,
     ) -> PreTrainedModel | nn.Module:
         """Prune the dense model and return the smaller one, an ordinary `transformers` model or module of its class.
 
@@ -336,10 +345,14 @@ class OptinPruner:
             work_dir: folder in which unfinished scores are kept, every minute, so that a run that was killed goes on
                 from there when it is started again, and ends as it would have. Finished scores stay in its
                 `optin_scores`. It is refused if model, data, configuration or number of processes are other ones.
+            callback: a function `(stage, done, total)`, called at the beginning of every loop of the work and after
+                each of its steps. If it returns `False`, or raises, the run stops: nothing is saved but in `work_dir`,
+                and the dense model is as it was.
 
         Raises:
             ValueError: unusable data, scores, budget, metric or `work_dir`, raised before long work; or `max_drop` is
                 met by no budget that was tried.
+            StoppedError: the callback stopped it.
             BlockingIOError: another run is working in `work_dir`.
             NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_save_directory`.
             NotSavedError: saving failed all the same; the model is kept as `pruned_model`.
@@ -356,22 +369,25 @@ class OptinPruner:
             work_dir = check_folder(work_dir)
         if save_dir is not None:
             save_dir = self.check_save_directory(save_dir)
-        groups = proved_groups(self.model, config)
-        if save_dir is not None:
-            check_rebuilt(self.model)
-        elif found := difference(self.model):
-            logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
-        if allowed is not None:
-            allowed.check(self.model, calibrated=calibration is not None or bool(scores and scores.calibration))
-        scores, calibration = self._scored(
-            calibration, scores, groups, config, text_columns=text_columns, work_dir=work_dir
-        )
-        self.scores = dataclasses.replace(scores, calibration=None)
-        drops = None
-        if allowed is None:
-            pruned = prune_model(self.model, groups, scores, calibration, config)
-        else:
-            pruned, config, drops = prune_within(self.model, groups, scores, calibration, config, allowed=allowed)
+        plan = [_PROOF, *[_SCORES] * (scores is None), *STAGES * (1 if allowed is None else TRIALS)]
+        with run_of(plan, callback):
+            with stage(_PROOF[0]):
+                groups = proved_groups(self.model, config)
+            if save_dir is not None:
+                check_rebuilt(self.model)
+            elif found := difference(self.model):
+                logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
+            if allowed is not None:
+                allowed.check(self.model, calibrated=calibration is not None or bool(scores and scores.calibration))
+            scores, calibration = self._scored(
+                calibration, scores, groups, config, text_columns=text_columns, work_dir=work_dir
+            )
+            self.scores = dataclasses.replace(scores, calibration=None)
+            drops = None
+            if allowed is None:
+                pruned = prune_model(self.model, groups, scores, calibration, config)
+            else:
+                pruned, config, drops = prune_within(self.model, groups, scores, calibration, config, allowed=allowed)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
         self._pictures = {}
         base = self._origin.base()

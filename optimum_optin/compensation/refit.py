@@ -26,7 +26,8 @@ from ..passes.starts import Start
 from ..passes.walk import PrunedWalk, Walk, watched
 from ..running.freezing import frozen
 from ..running.linears import weight_of
-from ..running.processes import first_of_all, progress
+from ..running.processes import first_of_all
+from ..stages.progress import progress
 from .corrections import refit_at
 
 logger = logging.get_logger(__name__)

@@ -20,7 +20,7 @@ from ..counting.skips import with_skips
 from ..running.batch import Batch
 from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
-from ..running.processes import progress
+from ..stages.progress import progress
 from ..tracing import trace
 from ..tracing.found import STREAM, FoundGroup, Slice, Trace
 from .convolutions import maps_of, with_norms

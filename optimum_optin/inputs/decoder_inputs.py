@@ -16,7 +16,8 @@ from ..models.identity import device_of
 from ..running.batch import Batch, samples_in, token_mask
 from ..running.forward import takes
 from ..running.freezing import frozen
-from ..running.processes import first_of_all, is_main, progress
+from ..running.processes import first_of_all, is_main
+from ..stages.progress import progress
 
 logger = logging.get_logger(__name__)
 

@@ -15,8 +15,9 @@ from ..inputs.probes import mean_tokens
 from ..inputs.tokens import TokenMasks, token_masks
 from ..running.batch import Batch, same_batches, samples_in
 from ..running.freezing import frozen
-from ..running.processes import my_share, progress
+from ..running.processes import my_share
 from ..running.randomness import generators
+from ..stages.progress import progress
 from .starts import Start, dense_pass
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
-from transformers.utils.logging import tqdm
 
 
 def state() -> PartialState:
@@ -120,8 +119,3 @@ def together(compute: Callable[[], Any]) -> Any:
 def wait() -> None:
     """Wait for the other processes."""
     state().wait_for_everyone()
-
-
-def progress(items: Iterable, description: str, unit: str, **options: Any) -> tqdm:
-    """A progress bar, on the main process alone; options are those of tqdm, such as how many items were done before."""
-    return tqdm(items, desc=description, unit=unit, disable=not is_main(), **options)

@@ -22,6 +22,7 @@ from ..passes.starts import starts_of, tensors_of
 from ..running.freezing import frozen
 from ..running.memory import all_finite
 from ..running.processes import check_processes, is_main, wait
+from ..stages.progress import stage
 from ..stages.resuming import Outcome, once
 from ..stages.work_folder import working_in
 from .checks import check_merges, check_terms
@@ -236,7 +237,7 @@ def score(
     identity = fingerprint(model, find_groups(model))
     work = {} if work_dir is None else {"model": identity, **work_of(model, groups, calibration, config)}
     with working_in(work_dir, work) as clock:
-        with frozen(model):
+        with frozen(model), stage("scores"):
             scored = once("scores", partial(_scored, model, groups, calibration, config))
             # Without a head, no trial cut can tell how many tokens to merge, so none are.
             merging = merges_tokens(model, config) and has_head(model, calibration[0])

@@ -37,6 +37,8 @@ from .parts import parts_of, room_for
 from .registry import Scored, Terms, Totals, flattened, register_scorer, terms_of
 from .removal import Reader, removal_scores
 
+_ORDERS = 0.2  # part of the time that orders of removal are expected to take
+
 
 @register_scorer("surgeon")
 @torch.inference_mode(False)
@@ -65,8 +67,9 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
             probes=probes,
             traces=first and below("traces/", first.common),
             title=title,
+            share=1 / len(parts),
         )
-        outcome = once(f"part-{number}", score_part)
+        outcome = once(f"part-{number}", score_part, 1 / len(parts))
         first = first or outcome
         for name, scores in terms_of(below("terms/", outcome.common)).items():
             terms.setdefault(name, {}).update(scores)
@@ -84,6 +87,7 @@ def _score_part(
     probes: int,
     traces: Mapping[str, Tensor] | None,
     title: str,
+    share: float,
 ) -> Outcome:
     """Score the groups of a part, with traces if they are known; else these and starts come out as well.
 
@@ -92,7 +96,8 @@ def _score_part(
     """
     gathered = _Gathered(model, part, calibration, counted=traces is None)
     streams = generators(config.seed, probes)  # the same draws for each part
-    for probe in resumed(my_share(probes), title, "probe", name="probes", sums=gathered):
+    passes = share * (1 - _ORDERS)
+    for probe in resumed(my_share(probes), title, "probe", name="probes", sums=gathered, share=passes):
         index, generator = probe % len(calibration), streams[probe]
         batch, real = calibration.batches[index], calibration.real[index]
         ran = run_dense(model, groups, batch, real, rows=config.rows, generator=generator)
@@ -107,7 +112,7 @@ def _score_part(
         own = tensors_of(gathered.starts)
     else:
         own = None
-    terms = _removal_terms(model, part, gathered.sums, traces, probes)
+    terms = _removal_terms(model, part, gathered.sums, traces, probes=probes, share=share * _ORDERS)
     return Outcome(prefixed("terms/", flattened(terms)) | prefixed("traces/", traces), own)
 
 
@@ -188,7 +193,13 @@ def _reader(group: Group) -> str:
 
 
 def _removal_terms(
-    model: nn.Module, groups: Groups, sums: Mapping[str, _Sums | ExpertSums], traces: Mapping[str, Tensor], probes: int
+    model: nn.Module,
+    groups: Groups,
+    sums: Mapping[str, _Sums | ExpertSums],
+    traces: Mapping[str, Tensor],
+    *,
+    probes: int,
+    share: float,
 ) -> Terms:
     """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one.
 
@@ -203,7 +214,7 @@ def _removal_terms(
         for name in names:
             zeros = torch.zeros(group.units, dtype=torch.float64, device=sums[group.consumers[0].path].device)
             totals.terms[name][group.key] = zeros
-    for index in resumed(my_share(len(groups)), "removal orders", "group", name="orders", sums=totals):
+    for index in resumed(my_share(len(groups)), "removal orders", "group", name="orders", sums=totals, share=share):
         group = groups[index]
         try:
             first = sums[group.consumers[0].path]

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers.utils import logging
 
-from ..running.processes import first_of_all, is_main, process_index, progress, together
+from ..running.processes import first_of_all, is_main, process_index, together
+from .progress import progress, skip
 from .tensor_files import SavedTensors, write_tensors
 from .work_folder import Place, at, here
 
@@ -43,7 +44,9 @@ class Outcome:
     own: Mapping[str, Tensor] | None = None
 
 
-def resumed(items: Sequence, title: str, unit: str, *, name: str, sums: Resumable) -> Iterator[Any]:
+def resumed(
+    items: Sequence, title: str, unit: str, *, name: str, sums: Resumable, share: float | None = None
+) -> Iterator[Any]:
     """The items that are left to do, with a progress bar; what those before have added is restored.
 
     When the loop asks for the next item, it has added the last one, and nothing else. Each process has its own items.
@@ -54,33 +57,50 @@ def resumed(items: Sequence, title: str, unit: str, *, name: str, sums: Resumabl
         unit: what an item is, in a word.
         name: the loop's name, in letters, digits and hyphens.
         sums: what the loop adds to.
+        share: see `progress`.
 
     Raises:
         ValueError: what was kept is damaged; names the file.
+        StoppedError: see `progress`; what was added until then is kept.
     """
     place = here()
     if place is None:
-        yield from progress(items, title, unit)
+        yield from progress(items, title, unit, share=share)
         return
     file = place.of(name).file(f".{process_index()}")
     done = together(lambda: _restored(file, sums, len(items), place))
-    last, pause = time.monotonic(), EVERY
-    left = progress(items[done:], title, unit, initial=done, total=len(items))
-    for number, item in enumerate(left, start=done + 1):
+    kept, number, last, pause = done, done, time.monotonic(), EVERY
+
+    def keep() -> None:
+        nonlocal kept, last, pause
+        started = time.monotonic()
+        _keep(file, sums, {"done": number, "of": len(items), "seconds": place.clock.seconds()})
+        kept, last = number, time.monotonic()
+        pause = max(EVERY, SHARE * (last - started))
+
+    left = progress(items[done:], title, unit, done=done, total=len(items), share=share)
+    while True:
+        try:
+            item = next(left)
+        except StopIteration:
+            break
+        except BaseException:  # it was stopped between two steps
+            if number > kept:
+                keep()
+            raise
         yield item
+        number += 1
         if time.monotonic() - last >= pause or number == len(items):
-            started = time.monotonic()
-            _keep(file, sums, {"done": number, "of": len(items), "seconds": place.clock.seconds()})
-            last = time.monotonic()
-            pause = max(EVERY, SHARE * (last - started))
+            keep()
 
 
-def once(name: str, compute: Callable[[], Outcome]) -> Outcome:
+def once(name: str, compute: Callable[[], Outcome], share: float = 1.0) -> Outcome:
     """What a stage comes to, or came to in an earlier run; stages inside are its parts.
 
     Args:
         name: the stage's name, in letters, digits and hyphens.
         compute: the stage. All processes take part.
+        share: part of the stage of the plan (`progress.stage`) that this is.
 
     Raises:
         ValueError: what was kept is damaged; names the file.
@@ -95,6 +115,8 @@ def once(name: str, compute: Callable[[], Outcome]) -> Outcome:
             outcome = compute()
         if not _noted(place, outcome):
             return outcome
+    else:
+        skip(share)
     place.delete_parts()
     return outcome
 
