@@ -139,8 +139,10 @@ class _Run:
         """Go on to a place, never back, nor out of the stage; what is skipped says nothing of the speed."""
         step = max(min(at, self.high) - self.at, 0.0)
         self.at += step
-        if skipped:
-            self.bar.initial = getattr(self.bar, "initial", 0) + step if is_main() else 0
+        if skipped and isinstance(
+            getattr(self.bar, "initial", None), int | float
+        ):  # a bar that is switched off has none
+            self.bar.initial += step
         self.bar.update(step)
 
 
