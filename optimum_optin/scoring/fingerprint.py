@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from ..architectures.group import Groups
 from ..config import SCORING_FIELDS, OptinConfig
@@ -18,6 +20,7 @@ from ..running.processes import process_count
 from ..version import __version__
 
 _SAMPLE = 256
+_ELSEWHERE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # or of no effect
 
 
 def fingerprint(model: nn.Module, groups: Groups) -> str:
@@ -45,7 +48,9 @@ def fingerprint(model: nn.Module, groups: Groups) -> str:
 
 
 def work_of(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> dict[str, Any]:
-    """All that scores depend on beside the model, by names that a user knows; for `stages.work_folder.working_in`.
+    """All that scores depend on, by names that a user knows; for `stages.work_folder.working_in`.
+
+    Unlike a fingerprint, it knows every number: what is resumed must be the same to the last bit.
 
     Args:
         model: the dense model.
@@ -55,8 +60,11 @@ def work_of(model: nn.Module, groups: Groups, calibration: Calibration, config: 
     """
     units = hashlib.sha256(f"{[(group.key, group.units) for group in groups]}".encode()).hexdigest()
     types = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+    numbers = dict(model.named_parameters()) | dict(model.named_buffers())
     return {
         "optimum_optin": __version__,
+        "model": digest_of([numbers]),
+        "model's config": _config_of(model),
         "dtype": " ".join(types),
         "device": device_of(model).type,
         "groups": units,
@@ -65,3 +73,13 @@ def work_of(model: nn.Module, groups: Groups, calibration: Calibration, config: 
         "calibration data": digest_of(calibration.batches),
         "number of processes": process_count(),
     }
+
+
+def _config_of(model: nn.Module) -> str | None:
+    """SHA-256 over what a model's config says of its computations; `None` for a module without one."""
+    found = getattr(model, "config", None)
+    if not isinstance(found, PretrainedConfig):
+        return None
+    said = {name: value for name, value in found.to_dict().items() if name not in _ELSEWHERE}
+    said["attention"] = getattr(found, "_attn_implementation", None)
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()

@@ -235,7 +235,7 @@ def score(
     check_processes(min(len(calibration), config.probes))
     check_finite(model)
     identity = fingerprint(model, find_groups(model))
-    work = {} if work_dir is None else {"model": identity, **work_of(model, groups, calibration, config)}
+    work = {} if work_dir is None else work_of(model, groups, calibration, config)
     with working_in(work_dir, work) as clock:
         with frozen(model), stage("scores"):
             scored = once("scores", partial(_scored, model, groups, calibration, config))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _DEVICES = "devices"  # the entry of the metadata that holds names and devices, in order
+_DIGEST = "sha256"  # that of all else
 
 
 class SavedTensors(Mapping[str, Tensor]):
@@ -35,19 +37,17 @@ class SavedTensors(Mapping[str, Tensor]):
         try:
             self._opened = safe_open(str(file), framework="pt")
             notes = {name: json.loads(text) for name, text in (self._opened.metadata() or {}).items()}
-            devices = notes.pop(_DEVICES)
-            if set(devices) != set(self._opened.keys()):
-                raise ValueError("other tensors than were written")
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            digest, devices = notes.pop(_DIGEST), notes[_DEVICES]
+            if digest != _digest(notes, map(self._opened.get_tensor, devices)):
+                raise ValueError("it is not what was written, by its checksum")
+            del notes[_DEVICES]
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(error) from error
         self.notes, self._devices = notes, devices
 
     def __getitem__(self, name: str) -> Tensor:
-        device = self._devices[name]
-        try:
-            return self._opened.get_tensor(name).to(device)
-        except SafetensorError as error:
-            raise self._damaged(error) from error
+        # A copy, as the file is to be replaced.
+        return self._opened.get_tensor(name).clone().to(self._devices[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._devices)
@@ -72,10 +72,11 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str,
     """
     part = file.with_name(f"{file.name}.part")
     devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    metadata = {name: json.dumps(value) for name, value in {**notes, _DEVICES: devices}.items()}
+    noted, dense = {**notes, _DEVICES: devices}, _apart(tensors)
+    noted[_DIGEST] = _digest(noted, dense.values())
     try:
         try:
-            save_file(_apart(tensors), part, metadata)
+            save_file(dense, part, {name: json.dumps(value) for name, value in noted.items()})
         except SafetensorError as error:  # a full disk, among others
             raise OSError(f"cannot write {part}: {error}") from error
         with open(part, "rb+") as handle:
@@ -109,6 +110,15 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of the tensors whose names begin so, under what follows."""
     return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+
+
+def _digest(notes: Mapping[str, object], tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over notes, names and devices among them, and over tensors on the CPU, in order."""
+    digest = hashlib.sha256(json.dumps(sorted(notes.items())).encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

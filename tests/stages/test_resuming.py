@@ -130,7 +130,23 @@ def test_a_pruning_that_goes_on_gives_the_same_model_and_report(tmp_path):
     assert all(torch.equal(value, smaller.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
+def _one_weight():
+    model = tiny_model()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[3, 5] += 1e-6
+    return model
+
+
+def _another_config():
+    model = tiny_model()
+    model.config.layer_norm_eps = 1e-3
+    return model
+
+
 REFUSED = {
+    "a single weight": (r"model is '.{12}\.\.\.' there", lambda: {"model": _one_weight()}),
+    "config": (r"model's config is '.{12}\.\.\.' there", lambda: {"model": _another_config()}),
+    "attention": ("model's config is", lambda: {"model": tiny_model(attn_implementation="eager")}),
     "model": (r"model is '.{12}\.\.\.' there", lambda: {"model": tiny_model(seed=1)}),
     "dtype": ("dtype is 'float32' there, 'bfloat16' here", lambda: {"model": tiny_model().bfloat16()}),
     "data": ("calibration data is '", lambda: {"data": tiny_samples(32, seed=1)}),
@@ -173,7 +189,19 @@ def test_another_number_of_processes_is_refused(begun, monkeypatch):
         file.write_text(text)
 
 
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # in the last tensor
+    file.write_bytes(content)
+
+
+def _renote(file):
+    file.write_bytes(file.read_bytes().replace(b'"done":"3"', b'"done":"2"'))
+
+
 DAMAGED = {
+    "one bit": _flip,
+    "another count": _renote,
     "cut short": lambda file: file.write_bytes(file.read_bytes()[:1000]),
     "empty": lambda file: file.write_bytes(b""),
     "no safetensors": lambda file: file.write_bytes(b"\x80" * 5000),
