@@ -1,5 +1,6 @@
 """Runs that were killed go on where they were, and end as if nothing had happened, to the last bit."""
 
+import errno
 import json
 import os
 import re
@@ -15,8 +16,9 @@ from runs import CASES, prepared
 from tiny import tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
+from optimum_optin.running import processes
 from optimum_optin.scoring import registry, surgeon
-from optimum_optin.stages import resuming
+from optimum_optin.stages import resuming, work_folder
 from optimum_optin.stages.resuming import Outcome, once, resumed
 from optimum_optin.stages.tensor_files import write_tensors
 from optimum_optin.stages.work_folder import working_in
@@ -303,3 +305,36 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     OptinPruner(tiny_model()).score(tiny_samples(32), CONFIG)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_stage_of_which_a_file_is_gone_is_done_again(tmp_path):
+    pruner = OptinPruner(tiny_model())
+    scores = pruner.score(tiny_samples(32), CONFIG, work_dir=tmp_path)
+    (tmp_path / "scores.own0.safetensors").unlink()
+    _assert_same(pruner.score(tiny_samples(32), CONFIG, work_dir=tmp_path), scores)
+    assert (tmp_path / "scores.own0.safetensors").exists()
+
+
+def test_what_stops_one_process_stops_all(monkeypatch):
+    def fail():
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        processes.together(fail)
+    assert processes.together(lambda: 3) == 3
+    monkeypatch.setattr(processes, "first_of_all", lambda value: "the disk is full")  # of another process
+    with pytest.raises(ValueError, match="another process stopped: the disk is full"):
+        processes.together(lambda: 3)
+
+
+@pytest.mark.parametrize("system", ["without locks", "a file system without locks"])
+def test_where_there_are_no_locks_work_goes_on_all_the_same(system, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    locks = None if system == "without locks" else mock.Mock(flock=fail, LOCK_EX=1, LOCK_NB=2)
+    monkeypatch.setattr(work_folder, "fcntl", locks)
+    with working_in(tmp_path, {"seed": 0}), working_in(tmp_path, {"seed": 0}):
+        pass
+    with pytest.raises(ValueError, match="seed is 0 there, nothing here"), working_in(tmp_path, {}):
+        pass
