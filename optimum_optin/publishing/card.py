@@ -110,7 +110,7 @@ def card_or_none(
     try:
         existing = read()
         card = make(existing)
-        str(card).encode()  # what cannot be written fails here
+        _check_size("the new card", len(str(card).encode()))  # what cannot be written fails here, too
         return card
     except Exception as error:
         kept = "has only a heading" if existing is None else "stays as it is"
@@ -131,12 +131,16 @@ def decoded(content: bytes | None) -> str | None:
     """
     if content is None:
         return None
-    if len(content) > _LARGEST:
-        raise ValueError(f"the README.md there has {len(content):,} bytes, more than a card of {_LARGEST:,}")
+    _check_size("the README.md there", len(content))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the README.md there is not UTF-8 ({error}): convert it, and save again") from error
+
+
+def _check_size(what: str, size: int) -> None:
+    if size > _LARGEST:
+        raise ValueError(f"{what} has {size:,} bytes, more than a card of {_LARGEST:,}")
 
 
 def own_card(folder: Path) -> str | None:

@@ -223,7 +223,7 @@ def _modules(folder: Path) -> list[dict]:
     """The entries of sentence-transformers' `modules.json`; empty without it."""
     try:
         modules = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     whole = isinstance(modules, list) and all(
         isinstance(module, dict) and isinstance(module.get("path"), str) for module in modules

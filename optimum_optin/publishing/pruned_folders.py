@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.utils import logging
 
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
+from ..files.json_files import read_object
 from ..files.model_files import MASKS, are_weights, left_over
 from ..plain_modules.structure_file import WEIGHTS_FILE, read_structure
 from ..report import REPORT_FILE, PruningReport, commit_title
@@ -43,11 +43,11 @@ def read_config(folder: str | os.PathLike) -> dict:
         earlier = interrupted_save(Path(folder))
         hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
         raise FileNotFoundError(f"{folder} holds no model: config.json is missing.{hint}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    free = (config.get("quantization_config") or {}).get("quant_method") == METHOD
+    config = read_object(file)
+    entry = config.get("quantization_config") or {}
+    if not isinstance(entry, dict):
+        raise ValueError(f"{file} is damaged: its quantization_config must be an object, and is {entry!r:.40}.")
+    free = entry.get("quant_method") == METHOD
     if not free and read_report(folder) is None:  # with layout="uniform", only the report tells
         raise ValueError(
             f"{folder} was not pruned with optimum-optin: its config.json names no structure, and there is no "

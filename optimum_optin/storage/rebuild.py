@@ -44,6 +44,7 @@ def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
         {**each, **{part: names.found(each[part], holds_module) for part in ("path", "keys") if each[part]}}
         for each in entry.merging
     ]
+    _check_sizes(model, entry)
     _set_shapes(model, entry.shapes)
     for path, value in entry.counters.items():
         if value > value_at(model, path):
@@ -203,6 +204,33 @@ def holds_module(model: nn.Module, path: str) -> bool:
 def _renamed(entries: Mapping[str, Any], here: Callable[[str], str | None]) -> dict[str, Any]:
     names = {name: here(name) for name in entries}
     return {names[name]: value for name, value in entries.items() if names[name] is not None}
+
+
+def _check_sizes(model: nn.Module, entry: OptinStructureConfig) -> None:
+    """Raise if an entry gives a module more heads, or a wider output, than the dense model can have there."""
+    widest, layers = _widest(model), sum(1 for _ in model.modules())
+    for path, selected in entry.selectors.items():
+        most = _widest(_module(model, path)) or widest
+        for argument, text in selected.items():
+            kept, heads = selected_from_json(text)
+            count = heads or (kept[-1] + 1 if kept else 0)
+            if count > most:
+                raise ValueError(
+                    f"{place_of(model)} lets {path} pick of {count} heads of {argument}, but its widest weight has "
+                    f"{most} rows or columns: the file is damaged."
+                )
+    for path, noted in entry.stand_ins.items():
+        for name, most in (("width", widest), ("cache_layer", layers)):
+            if noted[name] > most:
+                raise ValueError(
+                    f"{place_of(model)} gives what stands in for {path} the {name} {noted[name]}, and nothing in this "
+                    f"model is larger than {most}: the file is damaged."
+                )
+
+
+def _widest(model: nn.Module) -> int:
+    """The largest dimension of a weight."""
+    return max((size for parameter in model.parameters() for size in parameter.shape), default=0)
 
 
 def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:

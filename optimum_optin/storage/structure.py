@@ -8,14 +8,47 @@ The form never names modules (their names differ between memory and disk) and is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import torch
 
 from ..architectures.group import Group, Masks
 
 _RANGES = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)?")
+
+
+class Ranges(Sequence):
+    """Ascending indices that take no more memory than their text: a file may name a million of them in eight bytes.
+
+    Args:
+        parts: ranges, each behind the one before.
+    """
+
+    def __init__(self, parts: Iterable[range]):
+        self._parts = tuple(filter(None, parts))
+        self._ends = tuple(accumulate(map(len, self._parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self._parts)
+
+    def __getitem__(self, place: int) -> int:
+        place = range(len(self))[place]  # counted from the end, too, and refused beyond it
+        part = bisect_right(self._ends, place)
+        return self._parts[part][place - self._ends[part]]  # from the end of the part
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str) or len(self) != len(other):
+            return False
+        return all(one == another for one, another in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 @dataclass(frozen=True)
@@ -28,7 +61,7 @@ class Kept:
     """
 
     units: int
-    kept: tuple[int, ...]
+    kept: Sequence[int]
 
 
 Structure = dict[str, Kept]
@@ -89,7 +122,7 @@ def structure_to_json(structure: Structure) -> dict[str, dict[str, int | str]]:
 
 
 def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
-    """Read the JSON form; nothing is allocated from a number that was not checked.
+    """Read the JSON form; what it takes is bounded by its text, whatever numbers stand there.
 
     Raises:
         ValueError: an entry is damaged; names it.
@@ -99,21 +132,22 @@ def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
     return {key: _parse_entry(key, entry) for key, entry in data.items()}
 
 
-def ranges_from_json(text: str) -> tuple[int, ...] | None:
+def ranges_from_json(text: str) -> Ranges | None:
     """Indices from their form `"0-4,7"`: ascending, and below what no layer comes near; `None` if it is damaged."""
     if not isinstance(text, str) or not _RANGES.fullmatch(text):
         return None
-    indices: list[int] = []
+    parts, before = [], -1
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         start, stop = int(first), int(last or first)
-        if not (indices[-1] if indices else -1) < start <= stop < MOST_UNITS:
+        if not before < start <= stop < MOST_UNITS:
             return None
-        indices.extend(range(start, stop + 1))
-    return tuple(indices)
+        parts.append(range(start, stop + 1))
+        before = stop
+    return Ranges(parts)
 
 
-def selected_from_json(text: str) -> tuple[tuple[int, ...], int | None] | None:
+def selected_from_json(text: str) -> tuple[Ranges, int | None] | None:
     """Heads that stay, and how many there were, from their form `"0-4,7 of 12"`; `None` if it is damaged.
 
     Earlier folders do not say how many there were, which is `None` then.
@@ -122,7 +156,7 @@ def selected_from_json(text: str) -> tuple[tuple[int, ...], int | None] | None:
     kept = ranges_from_json(ranges)
     if kept is None or not separator:
         return None if kept is None else (kept, None)
-    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= max(kept, default=-1):
+    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= (kept[-1] if kept else -1):
         return None
     return kept, int(count)
 
