@@ -21,6 +21,7 @@ from .config import OptinConfig, current_fields
 from .figures import CalibrationSource, Continuations, Divergence, Drops, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
 from .files.json_files import read_object
+from .files.links import check_inside
 from .reasons import reasons_of
 from .storage.structure import MOST_UNITS, Structure
 
@@ -154,6 +155,7 @@ class PruningReport:
             ValueError: the report is damaged, or of a newer version.
         """
         file = Path(folder) / REPORT_FILE
+        check_inside(file)
         fields = read_object(file)
         try:
             report = cls(**{**fields, "config": current_fields(fields.get("config", {}))})
@@ -204,6 +206,17 @@ def roles_of(layers: Layers) -> list[str]:
     return [role for role in ROLES if role in found] + [role for role in found if role not in ROLES]
 
 
+def check_listed(layers: Layers) -> None:
+    """Raise if layers that were read would take a table of any size: it has a cell for each layer and each role.
+
+    Raises:
+        ValueError: says how many there are.
+    """
+    roles = roles_of(layers)
+    if len(layers) * sum(len(role) + _CELL for role in roles) > _MOST_CHARACTERS:
+        raise ValueError(f"{len(layers)} layers with {len(roles)} roles are more than any model has")
+
+
 def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
     """A line for each layer: what it keeps and, if any layer merges tokens, how many."""
     widths = {role: max(len(f"{role} kept") + 4, 14) for role in roles_of(layers)}
@@ -240,11 +253,7 @@ def _check_ranges(report: PruningReport) -> None:
                     f"layers[{layer!r:.80}][{role!r:.80}] must have kept and units, with 0 <= kept <= units <= "
                     f"{MOST_UNITS}, got {counts!r:.80}"
                 )
-    listed = roles_of(report.layers)
-    if len(report.layers) * len(listed) > _MOST_CELLS:
-        raise ValueError(f"layers has {len(report.layers)} layers and {len(listed)} roles, more than we list")
-    if longest := next((name for name in [*report.layers, *listed] if len(name) > _LONGEST_NAME), None):
-        raise ValueError(f"layers has a name of {len(longest)} characters, more than {_LONGEST_NAME}: {longest!r:.40}")
+    check_listed(report.layers)
     if any(count < 0 for count in report.merges.values()):
         raise ValueError("merges must be whole numbers of at least 0")
     OptinConfig.from_dict(report.config)
@@ -261,9 +270,9 @@ def _check_base(base: HubModel) -> None:
         raise ValueError(f"base.commit is no commit: {base.commit!r:.80}")
 
 
+_CELL = 20  # characters
 _MOST_SHARE = 1000  # merging may add to what it does not save, but never so much
-_MOST_CELLS = 100_000  # of the table of layers; a model of 200 layers has some 800
-_LONGEST_NAME = 300
+_MOST_CHARACTERS = 2**24  # of the table of layers; one of 15,000 layers, each an expert, has a tenth of that
 
 
 def _refit_lines(notes: Mapping[str, str]) -> list[str]:

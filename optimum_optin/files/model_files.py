@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from .json_files import read_object
 
 _INDEX = r"(\.index(\.[\w-]+)?\.json)?"
@@ -40,6 +42,17 @@ def is_model_file(name: str) -> bool:
 def are_weights(name: str) -> bool:
     """Whether a file is weights as `save_pretrained` writes them."""
     return _OUR_WEIGHTS.fullmatch(name) is not None
+
+
+def damaged_weights(folder: Path) -> Path | None:
+    """The first file of weights in a folder whose header cannot be read; `None` if there is none."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            return file
+    return None
 
 
 def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, ModelCard
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
@@ -22,6 +22,7 @@ from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
 from ..storage.entry import METHOD, STRUCTURE_FILE
 from ..storage.loading import load_processor, model_class
+from ..storage.tasks import named_by
 from .card import card_or_none, decoded, model_card, own_card, own_text, retitled
 from .hub import CARD_FILE, check_push, files_in, push
 
@@ -193,8 +194,8 @@ def _card(
     make = loader if issubclass(loader, PreTrainedModel) else loader.from_config
     with torch.device("meta"):  # no weights: the card needs the class and the data type
         skeleton = make(config).to(config.dtype)
-    if loader is AutoModel and config.architectures:
-        skeleton.__class__ = type(config.architectures[0], (type(skeleton),), {})
+    if loader is AutoModel and (name := named_by(config)):
+        skeleton.__class__ = type(name, (type(skeleton),), {})
     return model_card(skeleton, report, processor=load_processor(folder), **options)
 
 
@@ -202,8 +203,12 @@ def _stand_in(folder: Path) -> nn.Module:
     """A module of the class and precision of the one in a folder, whose code is not here: a card needs no more."""
     kind = read_structure(folder / STRUCTURE_FILE).kind
     module = type(kind, (nn.Module,), {})()
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
-        types = {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    file = folder / WEIGHTS_FILE
+    try:
+        with safe_open(file, framework="pt") as weights:
+            types = {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:  # it does not say which file
+        raise ValueError(f"the weights in {file} are damaged: {error}.") from error
     precision = next((each for name, each in _PRECISIONS.items() if name in types), torch.float32)
     module.register_parameter("weight", nn.Parameter(torch.empty(0, dtype=precision)))
     return module

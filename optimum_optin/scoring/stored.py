@@ -80,7 +80,7 @@ def read_scores(folder: str | os.PathLike, **options: Any) -> tuple[Terms, Terms
             raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.{hint}")
     try:
         return _read(folder)
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(folder, error) from error
 
 
@@ -90,7 +90,10 @@ def damaged(folder: str | os.PathLike, error: Exception) -> ValueError:
 
 
 def _read(folder: Path) -> tuple[Terms, Terms, dict[str, Any]]:
-    tensors = load_file(folder / TENSORS_FILE)
+    try:
+        tensors = load_file(folder / TENSORS_FILE)
+    except SafetensorError as error:  # it does not say which file
+        raise ValueError(f"{TENSORS_FILE}: {error}") from error
     metadata = read_object(folder / METADATA_FILE)
     digest = metadata.pop("sha256", None)
     if digest is None:
