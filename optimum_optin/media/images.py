@@ -21,6 +21,7 @@ from ..reading.sound_files import is_sound
 from ..running.batch import Batch
 from ..running.forward import takes
 from .one_by_one import name_of, read_each
+from .values import tensor_of
 from .vision import channels_of, check_inputs
 
 logger = logging.get_logger(__name__)
@@ -167,8 +168,7 @@ def _found(sample: Any, model: nn.Module) -> Any:
     value = sample
     if isinstance(value, Mapping) and "pixel_values" in value:
         check_inputs(value)
-        value = value["pixel_values"]
-        value = _tensor_of(value)
+        value = tensor_of(value["pixel_values"])
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
     elif isinstance(value, Mapping) and not _is_undecoded(value):
         value = value[image_column(value, model)]
@@ -177,9 +177,7 @@ def _found(sample: Any, model: nn.Module) -> Any:
     if is_missing(value):
         return None
     if isinstance(value, Tensor):
-        value = value.detach()
-        # PyTorch cannot compute with numbers of 8 bits, not even tell whether they are finite.
-        value = value.float() if value.is_floating_point() and value.element_size() == 1 else value
+        value = tensor_of(value)
     heard = is_sound(value)
     if not heard and (is_image(value) or _is_file(value)):
         return value
@@ -188,21 +186,6 @@ def _found(sample: Any, model: nn.Module) -> Any:
         f"{model.config.model_type!r} is a model of images, but the calibration data hold {kind}, {sample!r:.80}: give "
         "images, paths of image files, pixel values, or a data set with a column of images."
     )
-
-
-def _tensor_of(value: Any) -> Tensor:
-    """Pixel values as a tensor; lists may hold tensors, whose type, device or gradient NumPy may not take."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, (list, tuple)) and value and isinstance(_first(value), Tensor):
-        return torch.stack([_tensor_of(each) for each in value])
-    return torch.as_tensor(np.asarray(value))
-
-
-def _first(value: Any) -> Any:
-    while isinstance(value, (list, tuple)) and value:
-        value = value[0]
-    return value
 
 
 def image_column(sample: Mapping[str, Any], model: nn.Module) -> str:

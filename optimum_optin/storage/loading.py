@@ -49,9 +49,8 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
         loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
     except SafetensorError as error:  # it does not say which file
         file = damaged_weights(Path(model, kwargs.get("subfolder") or ""))
-        raise ValueError(
-            f"the weights of {model} are damaged{f', in {file.name}' if file else ''}: {error}."
-        ) from error
+        where = f" ({file.name})" if file else ""
+        raise ValueError(f"the weights of {model}{where} are damaged: {error}.") from error
     if "device_map" not in kwargs:
         loaded = loaded.to(state().device)
     return loaded.eval()
@@ -117,11 +116,9 @@ def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -
         return AutoModel
     kind = class_named(name)
     if kind is None:
-        what = (
-            "no model but something else in transformers" if hasattr(transformers, name) else "no class of transformers"
-        )
+        what = "no model but something else of" if hasattr(transformers, name) else "no class of"
         raise ValueError(
-            f"{model} was saved from a {name}, which is {what}: load it with that class and pass the "
+            f"{model} was saved from a {name}, which is {what} transformers: load it with that class and pass the "
             "model object, or give task= (--task), e.g. feature-extraction for the encoder without its head."
         )
     return kind
