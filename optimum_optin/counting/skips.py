@@ -182,16 +182,15 @@ def _does_the_same(
     try:
         with undone(copied):
             rewrite(copied, [trial], {group.key: torch.zeros(group.units, dtype=torch.bool)})
-            found = [_floats(call_model(copied, sample))]
             for skip in (each for each in skips if not each.reader and not each.width):  # as in a graph
                 copied.get_submodule(skip.path).register_forward_hook(_as_column)
-            found.append(_floats(call_model(copied, sample)))
+            found = _floats(call_model(copied, sample))
     except Exception as error:  # whatever a forward may raise that cannot deal with it
         if is_out_of_memory(error):
             raise
         return False
     # What has another shape, such as attention weights, cannot be compared.
-    pairs = [pair for each in found for pair in zip(each, wanted, strict=False) if pair[0].shape == pair[1].shape]
+    pairs = [(one, other) for one, other in zip(found, wanted, strict=False) if one.shape == other.shape]
     return bool(pairs) and all(_agree(*pair) for pair in pairs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,7 +30,7 @@ def pooled_readers(model: nn.Module, sample: Batch) -> frozenset[str]:
     def counting(path: str):
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             if isinstance(output, Tensor):
-                rows = rows_written(module, output)[..., 0].numel()
+                rows = math.prod(rows_written(module, output).shape[:-1])
                 most[path] = max(rows, most.get(path, 0))
 
         return hook

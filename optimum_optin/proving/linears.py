@@ -65,10 +65,12 @@ def _flattened(model: nn.Module, groups: Groups, sample: Batch, dense: Observati
     """
     tokens: dict[str, int] = {}
     for group in groups:
-        call = dense.calls.get(group.layer)
-        for path in linears_of(group) if call and call[0].dim() == 3 and len(call[0]) == 1 else ():
+        hidden, _ = dense.calls.get(group.layer) or (None, None)
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or len(hidden) != 1:
+            continue
+        for path in linears_of(group):
             read = dense.reads.get(path)
-            if read is not None and read.dim() == 2 and len(read) == call[0].shape[1]:
+            if read is not None and read.dim() == 2 and len(read) == hidden.shape[1]:
                 tokens[path] = len(read)
     if not tokens:
         return frozenset()
@@ -81,7 +83,9 @@ def _flattened(model: nn.Module, groups: Groups, sample: Batch, dense: Observati
     return frozenset(
         path
         for path, count in tokens.items()
-        if len(seen[path]) == 2 * count and difference(seen[path][:count], dense.reads[path]) <= rounding
+        if seen.get(path) is not None
+        and len(seen[path]) == 2 * count
+        and difference(seen[path][:count], dense.reads[path]) <= rounding
     )
 
 

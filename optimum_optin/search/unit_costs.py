@@ -114,7 +114,7 @@ def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, f
 @torch.no_grad()
 def run_counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
     """PyTorch's flop counter after one forward pass."""
-    with frozen(model), FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, suppress(_Stopped):
+    with frozen(model), FlopCounterMode(display=False, custom_mapping=_uncounted()) as counter, suppress(_Stopped):
         call_model(model, batch)
     return counter
 
@@ -182,8 +182,15 @@ def _count_cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> 
     return sdpa_flop_count(query, key, value)
 
 
-# PyTorch 2.13 counts every fused attention but the CPU's, and no products of experts, each with some of the rows.
-_UNCOUNTED: Mapping = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention,
-    torch.ops.aten._grouped_mm: _count_product_by_group,
-}
+def _uncounted() -> Mapping:
+    """What PyTorch 2.13 does not count: the CPU's fused attention, and products of experts, each with some of the rows.
+
+    transformers registers one of its own, for where PyTorch's does not run.
+    """
+    counted = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention,
+        torch.ops.aten._grouped_mm: _count_product_by_group,
+    }
+    if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+        counted[torch.ops.transformers.grouped_mm_fallback] = _count_product_by_group
+    return counted

@@ -126,12 +126,13 @@ def outputs_of(model: nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
 
 def halved(groups: Iterable[Group], least: dict[str, int]) -> Masks:
     """Every second unit of each group, and at least as many as must stay."""
-    masks = {}
-    for group in groups:
-        mask = torch.arange(group.units) % 2 == 0
-        mask[: least[group.key]] = True
-        masks[group.key] = mask
-    return masks
+    return {group.key: _half(group, least[group.key]) for group in groups}
+
+
+def _half(group: Group, least: int) -> torch.Tensor:
+    """A mask of every second unit of a group, or of the first so many where that would be too few or an odd number."""
+    half, enough = group.every_other(), group.first(least)
+    return (half | enough) if group.multiple == 1 else max(half, enough, key=lambda mask: int(mask.sum()))
 
 
 @torch.no_grad()
