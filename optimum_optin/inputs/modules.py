@@ -253,7 +253,7 @@ def _tensor(value: Any, name: str, model: nn.Module) -> Tensor:
     """An input as a tensor of the type that it has in the example."""
     expected = example_of(model)[name]
     try:
-        tensor = value.detach() if isinstance(value, Tensor) else tensor_of(value).clone()  # it may be written to
+        tensor = value.detach() if isinstance(value, Tensor) else tensor_of(value)
     except (TypeError, ValueError, RuntimeError):
         tensor = None
     if tensor is None or tensor.is_floating_point() != expected.is_floating_point():

@@ -21,7 +21,7 @@ def tensor_of(value: Any) -> Tensor:
         return value.float() if value.is_floating_point() and value.element_size() == 1 else value
     if isinstance(value, (list, tuple)) and isinstance(_first(value), Tensor):
         return torch.stack([tensor_of(each) for each in value])
-    return torch.as_tensor(np.asarray(value))
+    return torch.tensor(np.asarray(value))  # a copy, which may be written to
 
 
 def _first(value: Any) -> Any:
