@@ -68,36 +68,23 @@ def test_a_structure_takes_no_more_than_its_text(folder):
 def test_ranges_are_a_sequence():
     ranges = Ranges([range(2, 5), range(5, 6), range(9, 11)])
     indices = (2, 3, 4, 5, 9, 10)
-    assert tuple(ranges) == indices and len(ranges) == 6
-    assert [ranges[place] for place in range(-6, 6)] == [*indices, *indices]
+    assert tuple(ranges) == indices and (len(ranges), ranges.last, Ranges([]).last) == (6, 10, -1)
     assert ranges == indices and ranges == Ranges(range(each, each + 1) for each in indices) != indices[1:]
-    assert hash(ranges) == hash(indices) and ranges != "234567" and not Ranges([])
-    with pytest.raises(IndexError):
-        ranges[6]
+    assert ranges != "234567" and not Ranges([])
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (
-            {"selectors": {"bert.encoder.layer.0": {"hidden_states": "0-999999"}}},
-            "pick of 1000000 heads.*widest weight",
-        ),
-        (
-            {"stand_ins": {"bert.encoder.layer.0": {"width": 10**6}}},
-            "the width 1000000.*nothing in this model is larger",
-        ),
-        ({"stand_ins": {"bert.encoder.layer.0": {"cache_layer": 10**6}}}, "the cache_layer 1000000"),
-    ],
-    ids=["heads", "width", "cache"],
+    "count", [{"width": 10**6}, {"cache_layer": 10**6}, "0-999999"], ids=["width", "cache", "heads"]
 )
-def test_no_number_is_larger_than_the_model(entry, message):
-    form = {"argument": "", "position": 0, "returns": 1, "width": 0, "cache": "", "cache_layer": 0, "reader": ""}
-    entry = {
-        name: {path: form | each if name == "stand_ins" else each for path, each in value.items()}
-        for name, value in entry.items()
-    }
-    with pytest.raises(ValueError, match=message):
+def test_no_number_is_larger_than_the_model(count):
+    path, form = "bert.encoder.layer.0", {"argument": "", "position": 0, "returns": 1, "width": 0, "cache": ""}
+    selected = {"selectors": {path: {"hidden_states": count}}}
+    entry = (
+        selected if count == "0-999999" else {"stand_ins": {path: {**form, "cache_layer": 0, "reader": "", **count}}}
+    )
+    with pytest.raises(
+        ValueError, match="counts 1000000 heads, channels or layers, and no weight of the dense model has"
+    ):
         rebuild(tiny_model(), {"structure": {}, "format_version": 2, **entry})
 
 
@@ -146,7 +133,7 @@ REPORTS = {
 def test_a_report_of_other_types_or_ranges_is_refused(fields, folder):
     _change(folder / "optin_report.json", **fields)
     with pytest.raises(
-        ValueError, match=f"optin_report.json is damaged.*{next(iter(fields))}|unknown field|flops=|must be a mapping"
+        ValueError, match=f"optin_report.json is damaged.*({next(iter(fields))}|unknown field|flops=|must be a mapping)"
     ):
         PruningReport.load(folder)
 

@@ -207,30 +207,16 @@ def _renamed(entries: Mapping[str, Any], here: Callable[[str], str | None]) -> d
 
 
 def _check_sizes(model: nn.Module, entry: OptinStructureConfig) -> None:
-    """Raise if an entry gives a module more heads, or a wider output, than the dense model can have there."""
-    widest, layers = _widest(model), sum(1 for _ in model.modules())
-    for path, selected in entry.selectors.items():
-        most = _widest(_module(model, path)) or widest
-        for argument, text in selected.items():
-            kept, heads = selected_from_json(text)
-            count = heads or (kept[-1] + 1 if kept else 0)
-            if count > most:
-                raise ValueError(
-                    f"{place_of(model)} lets {path} pick of {count} heads of {argument}, but its widest weight has "
-                    f"{most} rows or columns: the file is damaged."
-                )
-    for path, noted in entry.stand_ins.items():
-        for name, most in (("width", widest), ("cache_layer", layers)):
-            if noted[name] > most:
-                raise ValueError(
-                    f"{place_of(model)} gives what stands in for {path} the {name} {noted[name]}, and nothing in this "
-                    f"model is larger than {most}: the file is damaged."
-                )
-
-
-def _widest(model: nn.Module) -> int:
-    """The largest dimension of a weight."""
-    return max((size for parameter in model.parameters() for size in parameter.shape), default=0)
+    """Raise if an entry counts more heads, channels or layers than any weight has rows or columns."""
+    most = max((size for each in model.parameters() for size in each.shape), default=0)
+    counts = [count for each in entry.stand_ins.values() for count in (each["width"], each["cache_layer"])]
+    for kept, heads in (selected_from_json(text) for each in entry.selectors.values() for text in each.values()):
+        counts.append(heads or kept.last + 1)
+    if max(counts, default=0) > most:
+        raise ValueError(
+            f"{place_of(model)} counts {max(counts)} heads, channels or layers, and no weight of the dense model has "
+            f"more than {most} rows or columns: the file is damaged."
+        )
 
 
 def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -8,10 +8,10 @@ The form never names modules (their names differ between memory and disk) and is
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
+from operator import eq
 
 import torch
 
@@ -20,35 +20,21 @@ from ..architectures.group import Group, Masks
 _RANGES = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)?")
 
 
-class Ranges(Sequence):
-    """Ascending indices that take no more memory than their text: a file may name a million of them in eight bytes.
-
-    Args:
-        parts: ranges, each behind the one before.
-    """
+class Ranges:  # noqa: PLW1641 (no key of anything)
+    """Ascending indices that take no more memory than their text: a file may name a million of them in eight bytes."""
 
     def __init__(self, parts: Iterable[range]):
-        self._parts = tuple(filter(None, parts))
-        self._ends = tuple(accumulate(map(len, self._parts)))
+        self._parts = tuple(parts)
+        self.last = max((part[-1] for part in self._parts), default=-1)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return sum(map(len, self._parts))
 
     def __iter__(self) -> Iterator[int]:
         return chain.from_iterable(self._parts)
 
-    def __getitem__(self, place: int) -> int:
-        place = range(len(self))[place]  # counted from the end, too, and refused beyond it
-        part = bisect_right(self._ends, place)
-        return self._parts[part][place - self._ends[part]]  # from the end of the part
-
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str) or len(self) != len(other):
-            return False
-        return all(one == another for one, another in zip(self, other, strict=True))
-
-    def __hash__(self) -> int:
-        return hash(tuple(self))
+        return isinstance(other, (Ranges, tuple)) and len(self) == len(other) and all(map(eq, self, other))
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,7 @@ class Kept:
     """
 
     units: int
-    kept: Sequence[int]
+    kept: tuple[int, ...] | Ranges
 
 
 Structure = dict[str, Kept]
@@ -87,7 +73,8 @@ def compose(earlier: Structure, later: Structure) -> Structure:
                 f"{key} kept {len(before.kept)} units of an earlier pruning, but was now cut from {entry.units}: its "
                 "groups do not have the names that they had then. Prune the dense model."
             )
-        composed[key] = Kept(before.units, tuple(before.kept[index] for index in entry.kept))
+        kept = tuple(before.kept)
+        composed[key] = Kept(before.units, tuple(kept[index] for index in entry.kept))
     return composed
 
 
@@ -156,7 +143,7 @@ def selected_from_json(text: str) -> tuple[Ranges, int | None] | None:
     kept = ranges_from_json(ranges)
     if kept is None or not separator:
         return None if kept is None else (kept, None)
-    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= (kept[-1] if kept else -1):
+    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= kept.last:
         return None
     return kept, int(count)
 
@@ -187,7 +174,7 @@ def _parse_entry(key: str, entry: Mapping) -> Kept:
             f"got {entry!r:.120}."
         )
     kept = ranges_from_json(entry["kept"])
-    if kept is None or (kept and kept[-1] >= entry["units"]):
+    if kept is None or kept.last >= entry["units"]:
         raise ValueError(
             f"structure entry {key!r}: {entry['kept']!r:.120} must ascend and stay below its {entry['units']} units."
         )
