@@ -31,7 +31,7 @@ FLOORS = (
     ("discovery",),
     ("counting",),
     ("tracing",),
-    ("editing", "reading", "tainting", "config"),
+    ("editing", "reading", "tainting", "config", "stages"),
     (
         "annotated",
         "architectures",

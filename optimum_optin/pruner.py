@@ -243,6 +243,7 @@ class OptinPruner:
         config: OptinConfig | None = None,
         *,
         text_columns: Sequence[str | int] | None = None,
+        work_dir: str | os.PathLike | None = None,
     ) -> Scores:
         """Score every unit; the scores serve any number of `prune` calls.
 
@@ -250,15 +251,20 @@ class OptinPruner:
             calibration: see `prune`.
             config: configuration to take instead of the pruner's own.
             text_columns: see `prune`.
+            work_dir: see `prune`.
 
         Raises:
-            ValueError: the model cannot be pruned, or data, weights or activations are unusable.
+            ValueError: the model cannot be pruned, or data, weights or activations are unusable; or `work_dir` holds
+                the work of another model, data or configuration.
+            BlockingIOError, NotADirectoryError, PermissionError, OSError: `work_dir` cannot be worked in.
         """
         _check_type("config", config, OptinConfig)
         config = config or self.config
         get_scorer(config.scorer)  # an unknown one is refused before the data are read
+        if work_dir is not None:
+            work_dir = check_folder(work_dir)
         groups = proved_groups(self.model, config)
-        return score(self.model, groups, self._calibrate(calibration, config, text_columns), config)
+        return score(self.model, groups, self._calibrate(calibration, config, text_columns), config, work_dir)
 
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict; nothing is cut.
@@ -301,6 +307,7 @@ class OptinPruner:
         metric: Metric | None = None,
         save_dir: str | os.PathLike | None = None,
         text_columns: Sequence[str | int] | None = None,
+        work_dir: str | os.PathLike | None = None,
     ) -> PreTrainedModel | nn.Module:
         """Prune the dense model and return the smaller one, an ordinary `transformers` model or module of its class.
 
@@ -326,10 +333,14 @@ class OptinPruner:
             text_columns: one or two columns of `calibration` (or places in tuples) that hold the text. `None` takes
                 known names (`sentence`, `text`, `premise` and `hypothesis`, ...), else the only column that looks like
                 text, and says so. Of an encoder with a decoder: the text that is read, perhaps the one to be written.
+            work_dir: folder in which unfinished scores are kept, every minute, so that a run that was killed goes on
+                from there when it is started again, and ends as it would have. Finished scores stay in its
+                `optin_scores`. It is refused if model, data, configuration or number of processes are other ones.
 
         Raises:
-            ValueError: unusable data, scores, budget or metric, raised before long work; or `max_drop` is met by no
-                budget that was tried.
+            ValueError: unusable data, scores, budget, metric or `work_dir`, raised before long work; or `max_drop` is
+                met by no budget that was tried.
+            BlockingIOError: another run is working in `work_dir`.
             NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_save_directory`.
             NotSavedError: saving failed all the same; the model is kept as `pruned_model`.
         """
@@ -339,6 +350,10 @@ class OptinPruner:
             raise ValueError(f"metric={metric!r:.80} says in what max_drop= is counted: give that as well.")
         allowed = None if max_drop is None else Allowance(max_drop, "agreement" if metric is None else metric)
         config = self._config(config, scores, flops if allowed is None else 1.0)
+        if work_dir is not None:
+            if scores is not None:
+                raise ValueError("work_dir= is for scoring, and scores= leave nothing to score: give one of them.")
+            work_dir = check_folder(work_dir)
         if save_dir is not None:
             save_dir = self.check_save_directory(save_dir)
         groups = proved_groups(self.model, config)
@@ -348,7 +363,9 @@ class OptinPruner:
             logger.warning(f"the pruned model can be used, but not saved and loaded again: {found}.")
         if allowed is not None:
             allowed.check(self.model, calibrated=calibration is not None or bool(scores and scores.calibration))
-        scores, calibration = self._scored(calibration, scores, groups, config, text_columns)
+        scores, calibration = self._scored(
+            calibration, scores, groups, config, text_columns=text_columns, work_dir=work_dir
+        )
         self.scores = dataclasses.replace(scores, calibration=None)
         drops = None
         if allowed is None:
@@ -585,7 +602,9 @@ class OptinPruner:
         scores: Scores | None,
         groups: Groups,
         config: OptinConfig,
+        *,
         text_columns: Sequence[str | int] | None,
+        work_dir: Path | None,
     ) -> tuple[Scores, Calibration | None]:
         """The scores and the calibration (`None` if there is none and none is needed), after all checks."""
         check_cut(self.model, groups, config)
@@ -609,7 +628,7 @@ class OptinPruner:
         tokens = scores.tokens if scores else calibration.tokens
         check_affordable(self.model, groups, tokens, config, fixed_schedule(self.model, groups, config, tokens))
         if scores is None:
-            scores = score(self.model, groups, calibration, config)
+            scores = score(self.model, groups, calibration, config, work_dir)
             calibration = scores.calibration
         return scores, calibration
 

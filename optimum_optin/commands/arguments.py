@@ -114,6 +114,32 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of unfinished work."""
+    parser.add_argument(
+        "--work-dir",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="folder in which unfinished scores are kept, every minute: the same command goes on from there after it "
+        "was killed, and ends as it would have",
+    )
+
+
+def work_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments for `score` and `prune` that the user gave.
+
+    Raises:
+        ValueError: there is nothing to score.
+        OSError: see `check_folder`.
+    """
+    options = given(arguments, ("work_dir",))
+    if options and getattr(arguments, "scores", None) is not None:
+        raise ValueError("--work-dir is for scoring, and --scores leave nothing to score: give one of them.")
+    for folder in options.values():
+        check_folder(folder)
+    return options
+
+
 def load_calibration(arguments: argparse.Namespace, pruner: OptinPruner, config: OptinConfig):
     """The calibration data that were named; `None` if none were."""
     if arguments.calibration is None:

@@ -16,7 +16,16 @@ from ..pruner import OptinPruner
 from ..publishing.hub import check_push
 from ..running.processes import is_main, process_count
 from ..scoring import Scores
-from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
+from .arguments import (
+    add_calibration,
+    add_config,
+    add_model,
+    add_work,
+    load_calibration,
+    load_config,
+    load_pruner,
+    work_options,
+)
 from .options import given
 from .rescue import check_place, save_bare, save_or_none, save_somewhere
 
@@ -57,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--private", action="store_true", default=None, help="make that repository private, if it is created"
     )
+    add_work(parser)
     add_calibration(parser)
     add_config(parser)
 
@@ -76,6 +86,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         raise ValueError("--flops and --max-drop both say how small the model is to be: give one.")
     if arguments.output is not None:
         check_folder(arguments.output)
+    work = work_options(arguments)
     token = getattr(arguments, "token", None)
     if arguments.push_to_hub is not None:
         check_push(arguments.push_to_hub, token=token, revision=None, create_pr=False)
@@ -85,13 +96,13 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     pruner.check(config)
     calibration = load_calibration(arguments, pruner, config)
     if arguments.dry_run:
-        plan = pruner.plan(scores or pruner.score(calibration, config), config=config)
+        plan = pruner.plan(scores or pruner.score(calibration, config, **work), config=config)
         return plan.to_dict(), str(plan)
 
     for task in arguments.evaluate:
         check_task(pruner.model, pruner.processor, task, data_dir=arguments.data_dir)
     pruner.check_save_directory(arguments.output)
-    output = _prune(pruner, calibration, config, scores, output=arguments.output, allowed=allowed)
+    output = _prune(pruner, calibration, config, scores, output=arguments.output, options={**allowed, **work})
     commit = None
     try:
         if arguments.evaluate or arguments.benchmark:
@@ -110,11 +121,11 @@ def _prune(
     scores: Scores | None,
     *,
     output: str,
-    allowed: dict[str, Any],
+    options: dict[str, Any],
 ) -> str:
     """Prune and save, and return the folder; if that fails, save what there is."""
     try:
-        pruner.prune(calibration, config, scores=scores, **allowed)
+        pruner.prune(calibration, config, scores=scores, **options)
         return save_somewhere(pruner.save_pretrained, output)
     except Exception as error:
         if is_main():

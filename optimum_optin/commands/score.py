@@ -6,7 +6,16 @@ import argparse
 
 from ..config import SCORING_FIELDS
 from ..files.folders import check_folder
-from .arguments import add_calibration, add_config, add_model, load_calibration, load_config, load_pruner
+from .arguments import (
+    add_calibration,
+    add_config,
+    add_model,
+    add_work,
+    load_calibration,
+    load_config,
+    load_pruner,
+    work_options,
+)
 from .rescue import check_place, save_somewhere
 
 
@@ -14,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `score`."""
     add_model(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to save the scores to")
+    add_work(parser)
     add_calibration(parser)
     add_config(parser, (*SCORING_FIELDS, "compensation", "unreadable", "merging"))
 
@@ -23,10 +33,11 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     if arguments.calibration is None:
         raise ValueError("give --calibration DATA.")
     check_folder(arguments.output)
+    work = work_options(arguments)
     config = load_config(arguments)
     pruner = load_pruner(arguments)
     pruner.check(config)
-    scores = pruner.score(load_calibration(arguments, pruner, config), config)
+    scores = pruner.score(load_calibration(arguments, pruner, config), config, **work)
     output = save_somewhere(scores.save_pretrained, arguments.output)
     units = sum(len(score) for score in next(iter(scores.terms.values())).values())
     data = {

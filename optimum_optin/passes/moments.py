@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..running.memory import all_finite
 from ..running.processes import add_up, process_count
+from ..stages.tensor_files import fill
 
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
@@ -77,6 +79,15 @@ class Moments:
             add_up(common)
             self.move(common[:-1] / common[-1])
             add_up(self.count, self.weight, self.total, self.gram)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for `restore`."""
+        return {name: getattr(self, name) for name in ("count", "weight", "shift", "total", "gram")}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Hold the sums that `tensors` gave, before any `move`; raises a `ValueError` if they are of other shapes."""
+        fill(self.tensors(), saved)
+        self._empty = not self.count
 
     def move(self, shift: Tensor) -> None:
         """Change the shift that the sums are taken about, in place."""
@@ -188,6 +199,14 @@ class BlockMoments:
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
         add_up(self.weight, self.total, self.gram)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for `restore`."""
+        return {"weight": self.weight, "total": self.total, "gram": self.gram}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Hold the sums that `tensors` gave; raises a `ValueError` if they are of other shapes."""
+        fill(self.tensors(), saved)
 
     def covariance(self, centred: bool) -> Tensor:
         """The blocks, shape (blocks, size, size), float64; `centred` subtracts the mean from the rows."""

@@ -16,6 +16,7 @@ from ..editing.masking import differentiable, gradients
 from ..inputs.tokens import TokenMasks
 from ..running.batch import Batch
 from ..running.linears import rows_written
+from ..stages.tensor_files import below, prefixed
 from .hooks import Passage, observed, recorded
 from .outputs import Output, compared_output
 from .token_weights import token_weights
@@ -38,6 +39,28 @@ class Start:
     real: TokenMasks
     weights: dict[str, Tensor]
     seed: int = 0
+
+
+def tensors_of(starts: Sequence[Start | None]) -> dict[str, Tensor]:
+    """What is particular to starts, as tensors by name, for `starts_of`."""
+    found = {}
+    for index, start in enumerate(starts):
+        if start is not None:
+            found[f"{index}/seed"] = torch.tensor(start.seed)
+            found |= prefixed(f"{index}/weights/", start.weights)
+    return found
+
+
+def starts_of(saved: Mapping[str, Tensor], batches: Sequence[Batch], real: Sequence[TokenMasks]) -> list[Start | None]:
+    """The starts that `tensors_of` was given, for the same batches with the same real tokens."""
+    starts: list[Start | None] = [None] * len(batches)
+    by_batch: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in saved.items():
+        index, _, rest = name.partition("/")
+        by_batch.setdefault(int(index), {})[rest] = tensor
+    for index, found in by_batch.items():
+        starts[index] = Start(batches[index], real[index], below("weights/", found), int(found["seed"]))
+    return starts
 
 
 def real_rows(group: Group, source: Tensor, real: TokenMasks) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,6 +28,16 @@ def same_batches(some: Sequence[Batch], others: Sequence[Batch]) -> bool:
             for name, value in one.items()
         )
     )
+
+
+def digest_of(batches: Sequence[Batch]) -> str:
+    """SHA-256 over the names, types, shapes and values of batches' inputs, whatever device they are on."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, value in batch.items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def token_mask(batch: Batch, image_tokens: int | None = None) -> Tensor:

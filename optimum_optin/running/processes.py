@@ -49,6 +49,11 @@ def process_count() -> int:
     return state().num_processes
 
 
+def process_index() -> int:
+    """Which of the processes this one is, from 0."""
+    return state().process_index
+
+
 def my_share(count: int) -> range:
     """Which of `count` batches (probes, groups) this process works on."""
     here = state()  # numbers, as random streams go by them; Accelerate's `split_between_processes` hands out things
@@ -93,11 +98,30 @@ def first_of_all(value: Any) -> Any:
     return next((each for each in values if each is not None), None)
 
 
+def together(compute: Callable[[], Any]) -> Any:
+    """What each process computes, or an error on all of them if one fails: otherwise the others would wait for ever.
+
+    Raises:
+        OSError, ValueError: the process's own; a `ValueError` where it is another's.
+    """
+    value, failure = None, None
+    try:
+        value = compute()
+    except (OSError, ValueError) as error:
+        failure = error
+    found = first_of_all(None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    if found is not None:
+        raise ValueError(f"another process stopped: {found}")
+    return value
+
+
 def wait() -> None:
     """Wait for the other processes."""
     state().wait_for_everyone()
 
 
-def progress(items: Iterable, description: str, unit: str) -> tqdm:
-    """A progress bar, on the main process alone."""
-    return tqdm(items, desc=description, unit=unit, disable=not is_main())
+def progress(items: Iterable, description: str, unit: str, **options: Any) -> tqdm:
+    """A progress bar, on the main process alone; options are those of tqdm, such as how many items were done before."""
+    return tqdm(items, desc=description, unit=unit, disable=not is_main(), **options)

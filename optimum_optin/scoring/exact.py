@@ -19,9 +19,10 @@ from ..passes.hooks import recorded, replayed
 from ..passes.outputs import compared_output
 from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import Batch
-from ..running.processes import my_share, progress
+from ..running.processes import my_share
 from ..running.randomness import generators
-from .registry import Terms, means, register_scorer
+from ..stages.resuming import resumed
+from .registry import Terms, Totals, register_scorer
 
 
 @register_scorer("exact")
@@ -30,35 +31,36 @@ def score_exact(model: nn.Module, groups: Groups, calibration: Calibration, conf
     """I_ij of every unit, term by term, averaged over the batches; see `register_scorer`."""
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
     layers = groups.layers
-    totals: Terms = {}
+    totals = Totals()
     streams = generators(config.seed, len(calibration))
-    mine = my_share(len(calibration))
-    masked_units = [(group, unit) for group in groups for unit in range(group.units)]
-    bar = progress(range(len(mine) * len(masked_units)), "exact scores", "unit")
-    for index in mine:
+    steps = [
+        (index, group, unit) for index in my_share(len(calibration)) for group in groups for unit in range(group.units)
+    ]
+    recorded_of = None  # the batch that the dense outputs are of
+    for index, group, unit in resumed(steps, "exact scores", "unit", name="exact", sums=totals):
         batch, real = calibration.batches[index], calibration.real[index]
-        rows = draw_rows(real, config.rows, streams[index])
-        with recorded(model, layers) as dense_outputs:
-            dense_final = compared_output(model, batch, rows)
-        dense = trajectory_features(dense_outputs, rows, real, groups.maps)
-        for group, unit in masked_units:
-            # A layer before the group's own is not touched by its masks.
-            later = list(layers)[list(layers).index(group.layer) :]
-            prefix = {name: output for name, output in dense_outputs.items() if name not in later}
-            with (
-                replayed(model, layers, prefix),
-                masked(model, [group], {group.key: _without(group.units, unit, batch)}),
-                recorded(model, {name: layers[name] for name in later}) as outputs,
-            ):
-                final = compared_output(model, batch, rows)
-            features = trajectory_features(outputs, rows, real, groups.maps)
-            moved = sum(manifold_distance(features[name], dense[name]) for name in later)
-            _add(totals, "trajectory", group, unit, moved)
-            if final is not None:
-                diverged = output_distance(final.values, dense_final.values, config.temperature, final.kind)
-                _add(totals, "output", group, unit, diverged)
-            bar.update()
-    return means(totals, len(calibration))
+        if recorded_of != index:
+            rows = draw_rows(real, config.rows, streams[index])
+            with recorded(model, layers) as dense_outputs:
+                dense_final = compared_output(model, batch, rows)
+            dense = trajectory_features(dense_outputs, rows, real, groups.maps)
+            recorded_of = index
+        # A layer before the group's own is not touched by its masks.
+        later = list(layers)[list(layers).index(group.layer) :]
+        prefix = {name: output for name, output in dense_outputs.items() if name not in later}
+        with (
+            replayed(model, layers, prefix),
+            masked(model, [group], {group.key: _without(group.units, unit, batch)}),
+            recorded(model, {name: layers[name] for name in later}) as outputs,
+        ):
+            final = compared_output(model, batch, rows)
+        features = trajectory_features(outputs, rows, real, groups.maps)
+        moved = sum(manifold_distance(features[name], dense[name]) for name in later)
+        _add(totals.terms, "trajectory", group, unit, moved)
+        if final is not None:
+            diverged = output_distance(final.values, dense_final.values, config.temperature, final.kind)
+            _add(totals.terms, "output", group, unit, diverged)
+    return totals.means(len(calibration))
 
 
 def _without(units: int, unit: int, batch: Batch) -> Tensor:

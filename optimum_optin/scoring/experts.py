@@ -16,6 +16,7 @@ from ..passes.hooks import Passage
 from ..passes.moments import Moments, gram, precision_of
 from ..running.experts import neurons_of_each, routed, weight_of_expert
 from ..running.processes import add_up
+from ..stages.tensor_files import below, prefixed
 from .removal import Reader, removal_scores, root_of
 
 _UNSEEN = 1e-9  # what neurons of an expert cost that was given no token, as a share of what they might
@@ -56,6 +57,19 @@ class ExpertSums:
         for expert, moments in enumerate(self.inputs):
             given = routed(self.module, tuple(each.detach() for each in read), expert)
             moments.add(given.inputs if real is None else given.inputs[real.flatten().to(self.device)[given.tokens]])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for `restore`."""
+        found = {**prefixed("metrics/", self.metrics), **prefixed("shares/", self.shares)}
+        for expert, moments in enumerate(self.inputs):
+            found |= prefixed(f"inputs/{expert}/", moments.tensors())
+        return found
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Hold the sums that `tensors` gave."""
+        self.metrics, self.shares = below("metrics/", saved), below("shares/", saved)
+        for expert, moments in enumerate(self.inputs):
+            moments.restore(below(f"inputs/{expert}/", saved))
 
     def add_up(self) -> None:
         """Add the other processes' sums."""

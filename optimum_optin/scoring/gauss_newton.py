@@ -22,9 +22,10 @@ from ..passes.hooks import recorded
 from ..passes.outputs import compared_output
 from ..passes.trajectory import draw_rows, trajectory_features
 from ..running.batch import samples_in
-from ..running.processes import my_share, progress
+from ..running.processes import my_share
 from ..running.randomness import generators
-from .registry import Terms, means, register_scorer
+from ..stages.resuming import resumed
+from .registry import Terms, Totals, register_scorer
 
 
 @register_scorer("gauss_newton")
@@ -36,8 +37,8 @@ def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibratio
     streams = generators(config.seed, len(calibration) + config.probes)
     # The same rows as the exact scorer draws: both estimate one quantity.
     rows = [draw_rows(real, config.rows, stream) for real, stream in zip(calibration.real, streams, strict=False)]
-    totals: Terms = {}
-    for probe in progress(my_share(config.probes), "Gauss-Newton scores", "probe"):
+    totals = Totals()
+    for probe in resumed(my_share(config.probes), "Gauss-Newton scores", "probe", name="gauss-newton", sums=totals):
         generator = streams[len(calibration) + probe]
         index = probe % len(calibration)
         batch, compared = calibration.batches[index], rows[index]
@@ -56,17 +57,12 @@ def score_gauss_newton(model: nn.Module, groups: Groups, calibration: Calibratio
             by_output = _by_group(diverging, masks, keep_graph=True)
         slopes = _by_group(functional, masks, beside=list(by_output.values()))
         # The Gram matrix couples the samples of a batch: a unit is one mask for all of them.
-        _add(totals, "trajectory", {key: slope.sum(0).square() for key, slope in slopes.items()})
-        if by_output:  # outputs of different samples are independent: each sample is a probe of its own
-            _add(totals, "output", {key: slope.square().sum(0) for key, slope in by_output.items()})
-    return means(totals, config.probes)
+        for key, slope in slopes.items():
+            totals.add("trajectory", key, slope.sum(0).square())
+        for key, slope in by_output.items():  # outputs of different samples are independent: each is a probe of its own
+            totals.add("output", key, slope.square().sum(0))
+    return totals.means(config.probes)
 
 
 def _by_group(functional: Tensor, masks: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
     return dict(zip(masks, gradients(functional, list(masks.values()), list(masks), **options), strict=True))
-
-
-def _add(totals: Terms, term: str, squares: dict[str, Tensor]) -> None:
-    by_group = totals.setdefault(term, {})
-    for key, square in squares.items():
-        by_group[key] = by_group.get(key, 0) + square.double()

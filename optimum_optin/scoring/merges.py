@@ -7,12 +7,13 @@ the numbers that are tried, losses are taken as convex.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
-from transformers.utils.logging import tqdm
 
 from ..architectures.group import Groups
 from ..comparing.losses import manifold_distance, output_distance
@@ -25,11 +26,13 @@ from ..merging.schedule import TokenSchedule
 from ..merging.stack import token_layers
 from ..passes.calibration import Calibration
 from ..passes.hooks import recorded, replayed
-from ..passes.outputs import compared_output
+from ..passes.outputs import Output, compared_output
 from ..passes.trajectory import Rows, draw_rows, trajectory_features
 from ..running.batch import Batch
-from ..running.processes import add_up, my_share, progress
+from ..running.processes import add_up, my_share
 from ..running.randomness import generators
+from ..stages.resuming import resumed
+from ..stages.tensor_files import fill
 from .registry import Terms
 
 _BATCHES = 4  # losses of many samples are means already
@@ -62,20 +65,24 @@ def score_merges(model: nn.Module, groups: Groups, calibration: Calibration, con
     terms = ("trajectory", "output") if has_output else ("trajectory",)
     losses = torch.zeros(len(terms), len(schedules), len(tried), dtype=torch.float64)
     losses = losses.to(next(iter(batches[0].values())).device)
-    mine = my_share(len(batches))
-    bar = progress(range(len(mine) * len(schedules) * len(tried)), "token scores", "schedule")
-    for index in mine:
-        _add_losses(
-            losses,
-            model,
-            groups,
-            schedules,
-            batch=batches[index],
-            real=real[index],
-            rows=draw_rows(real[index], config.rows, streams[index]),
-            temperature=config.temperature,
-            bar=bar,
-        )
+    steps = [
+        (index, position, number)
+        for index in my_share(len(batches))
+        for position in range(len(schedules))
+        for number in range(len(tried))
+    ]
+    dense = None
+    sums = _Losses(losses)
+    for index, position, number in resumed(steps, "token scores", "schedule", name="merges", sums=sums):
+        if dense is None or dense.index != index:
+            rows = draw_rows(real[index], config.rows, streams[index])
+            dense = _dense(model, groups, batches[index], index=index, real=real[index], rows=rows)
+        schedule = schedules[position][number]
+        for term, distances in enumerate(
+            _distances(model, groups, dense, position, schedule, temperature=config.temperature)
+        ):
+            for distance in distances:
+                losses[term, position, number] += distance.to(losses)
     add_up(losses)
     means = (losses / len(batches)).cpu()
     return {
@@ -84,40 +91,56 @@ def score_merges(model: nn.Module, groups: Groups, calibration: Calibration, con
     }
 
 
-def _add_losses(
-    losses: Tensor,
-    model: nn.Module,
-    groups: Groups,
-    schedules: Sequence[Sequence[TokenSchedule]],
-    *,
-    batch: Batch,
-    real: TokenMasks,
-    rows: Rows,
-    temperature: float,
-    bar: tqdm,
-) -> None:
-    """Add the losses of each layer's schedules on one batch, in place; `losses` is (terms, layers - 1, schedules)."""
-    layers = groups.layers
-    with recorded(model, layers) as outputs:
+class _Losses:
+    """The losses, for a loop that adds to them."""
+
+    def __init__(self, losses: Tensor):
+        self.losses = losses
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"losses": self.losses}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        fill(self.tensors(), saved)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What the dense model makes of a batch."""
+
+    index: int
+    batch: Batch
+    real: TokenMasks
+    rows: Rows
+    outputs: Mapping[str, Any]
+    features: Mapping[str, Tensor]
+    final: Output | None
+
+
+def _dense(model: nn.Module, groups: Groups, batch: Batch, *, index: int, real: TokenMasks, rows: Rows) -> _Dense:
+    with recorded(model, groups.layers) as outputs:
         final = compared_output(model, batch, rows)
     outputs = dict(outputs)
-    dense = trajectory_features(outputs, rows, real)
-    for position, by_pairs in enumerate(schedules):
-        earlier, later = list(layers)[:position], list(layers)[position + 1 :]
-        for number, schedule in enumerate(by_pairs):
-            with (
-                replayed(model, layers, {name: outputs[name] for name in earlier}),
-                merging(model, groups, schedule),
-                recorded(model, {name: layers[name] for name in later}) as merged,
-            ):
-                output = compared_output(model, batch, rows)
-            features = trajectory_features(merged, rows, real)
-            for name in later:
-                losses[0, position, number] += manifold_distance(features[name], dense[name]).to(losses)
-            if final is not None:
-                diverged = output_distance(output.values, final.values, temperature, final.kind)
-                losses[1, position, number] += diverged.to(losses)
-            bar.update()
+    return _Dense(index, batch, real, rows, outputs, trajectory_features(outputs, rows, real), final)
+
+
+def _distances(
+    model: nn.Module, groups: Groups, dense: _Dense, position: int, schedule: TokenSchedule, *, temperature: float
+) -> tuple[list[Tensor], ...]:
+    """How far all later layers, and the output, move if tokens are merged after the layer at a position."""
+    layers = groups.layers
+    earlier, later = list(layers)[:position], list(layers)[position + 1 :]
+    with (
+        replayed(model, layers, {name: dense.outputs[name] for name in earlier}),
+        merging(model, groups, schedule),
+        recorded(model, {name: layers[name] for name in later}) as merged,
+    ):
+        output = compared_output(model, dense.batch, dense.rows)
+    features = trajectory_features(merged, dense.rows, dense.real)
+    moved = [manifold_distance(features[name], dense.features[name]) for name in later]
+    if dense.final is None:
+        return (moved,)
+    return moved, [output_distance(output.values, dense.final.values, temperature, dense.final.kind)]
 
 
 def _increments(tried: Sequence[int], losses: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -35,11 +35,51 @@ Scorer = Callable[[nn.Module, Groups, Calibration, OptinConfig], Terms | Scored]
 _SCORERS: dict[str, Scorer] = {}
 
 
-def means(totals: Terms, count: int) -> Terms:
-    """The totals of all processes, added up and divided by `count`, on the CPU."""
-    for by_group in totals.values():
-        add_up(*by_group.values())
-    return {term: {key: (total / count).cpu() for key, total in by_group.items()} for term, by_group in totals.items()}
+class Totals:
+    """Scores that are added up, term by term, over batches, probes or groups; a loop over them can be resumed.
+
+    Args:
+        terms: what there is at first.
+    """
+
+    def __init__(self, terms: Terms | None = None):
+        self.terms: Terms = terms or {}
+
+    def add(self, term: str, key: str, values: Tensor) -> None:
+        """Add to the scores of a group's units."""
+        by_group = self.terms.setdefault(term, {})
+        by_group[key] = by_group[key] + values if key in by_group else values.double()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The totals by name, for `restore`."""
+        return flattened(self.terms)
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Hold the totals that `tensors` gave."""
+        self.terms = terms_of(saved)
+
+    def means(self, count: int) -> Terms:
+        """The totals of all processes, added up and divided by `count`, on the CPU."""
+        for by_group in self.terms.values():
+            add_up(*by_group.values())
+        return {
+            term: {key: (total / count).cpu() for key, total in by_group.items()}
+            for term, by_group in self.terms.items()
+        }
+
+
+def flattened(terms: Terms) -> dict[str, Tensor]:
+    """Terms as tensors by name: `"output/layers.0.heads"`."""
+    return {f"{term}/{key}": scores for term, by_group in terms.items() for key, scores in by_group.items()}
+
+
+def terms_of(tensors: Mapping[str, Tensor]) -> Terms:
+    """The terms that `flattened` gave names to, in their order."""
+    terms: Terms = {}
+    for name, scores in tensors.items():
+        term, key = name.split("/", 1)
+        terms.setdefault(term, {})[key] = scores
+    return terms
 
 
 def register_scorer(name: str) -> Callable[[Scorer], Scorer]:

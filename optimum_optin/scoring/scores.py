@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..architectures.group import Groups, Masks
 from ..config import SCORING_FIELDS, OptinConfig
@@ -16,14 +18,19 @@ from ..inputs.probes import probe_batch
 from ..merging.hooks import merges_tokens
 from ..passes.calibration import Calibration
 from ..passes.outputs import has_head
+from ..passes.starts import starts_of, tensors_of
 from ..running.freezing import frozen
 from ..running.memory import all_finite
 from ..running.processes import check_processes, is_main, wait
+from ..stages.resuming import Outcome, once
+from ..stages.work_folder import working_in
 from .checks import check_merges, check_terms
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, work_of
 from .merges import score_merges
-from .registry import Scored, Terms, get_scorer
-from .stored import damaged, read_scores, write_scores
+from .registry import Scored, Terms, flattened, get_scorer, terms_of
+from .stored import SCORES_FOLDER, damaged, read_scores, write_scores
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,13 @@ class Scores:
             raise damaged(folder, error) from error
 
 
-def score(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Scores:
+def score(
+    model: nn.Module,
+    groups: Groups,
+    calibration: Calibration,
+    config: OptinConfig,
+    work_dir: str | os.PathLike | None = None,
+) -> Scores:
     """Score every unit with the configured scorer.
 
     Args:
@@ -209,26 +222,48 @@ def score(model: nn.Module, groups: Groups, calibration: Calibration, config: Op
         groups: its groups.
         calibration: its calibration.
         config: see `OptinConfig`.
+        work_dir: folder to keep unfinished sums in, and to go on from; `None` keeps none. The scores are saved there,
+            in `optin_scores`.
 
     Raises:
-        ValueError: unknown scorer; weights, activations or scores that are not finite; more processes than batches.
+        ValueError: unknown scorer; weights, activations or scores that are not finite; more processes than batches; or
+            `work_dir` holds other work.
+        BlockingIOError, NotADirectoryError, PermissionError, OSError: see `stages.work_folder.working_in`.
     """
-    scorer = get_scorer(config.scorer)
+    get_scorer(config.scorer)
     check_processes(min(len(calibration), config.probes))
     check_finite(model)
     identity = fingerprint(model, find_groups(model))
-    started = time.perf_counter()
-    with frozen(model):
-        result = scorer(model, groups, calibration, config)
-        # Without a head, no trial cut can tell how many tokens to merge, so none are.
-        merging = merges_tokens(model, config) and has_head(model, calibration[0])
-        merges = score_merges(model, groups, calibration, config) if merging else {}
+    work = {} if work_dir is None else {"model": identity, **work_of(model, groups, calibration, config)}
+    with working_in(work_dir, work) as clock:
+        with frozen(model):
+            scored = once("scores", partial(_scored, model, groups, calibration, config))
+            # Without a head, no trial cut can tell how many tokens to merge, so none are.
+            merging = merges_tokens(model, config) and has_head(model, calibration[0])
+            merges = once("merges", partial(_merges, model, groups, calibration, config)).common if merging else {}
+        own = scored.own
+        starts = None if own is None else starts_of(own, calibration.batches, calibration.real)
+        terms = {term: {key: each.double() for key, each in by.items()} for term, by in terms_of(scored.common).items()}
+        known = replace(calibration, starts=starts)
+        scores = Scores(terms, config, identity, known.tokens, clock.seconds(), terms_of(merges), known)
+        if work_dir is not None and is_main():
+            try:
+                scores.write(Path(work_dir, SCORES_FOLDER))
+            except OSError as error:  # they are not lost: they are returned
+                logger.warning(f"the scores could not be saved in work_dir={str(work_dir)!r}: {error}")
+    return scores
+
+
+def _scored(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Outcome:
+    """The scores by the configured scorer, with the starts that it leaves."""
+    result = get_scorer(config.scorer)(model, groups, calibration, config)
     scored = result if isinstance(result, Scored) else Scored(result)
     check_terms(scored.terms, groups, f"scorer {config.scorer!r}")
-    terms = {term: {key: each.double() for key, each in by_key.items()} for term, by_key in scored.terms.items()}
-    seconds = time.perf_counter() - started
-    calibration = replace(calibration, starts=scored.starts)
-    return Scores(terms, config, identity, calibration.tokens, seconds, merges, calibration)
+    return Outcome(flattened(scored.terms), None if scored.starts is None else tensors_of(scored.starts))
+
+
+def _merges(model: nn.Module, groups: Groups, calibration: Calibration, config: OptinConfig) -> Outcome:
+    return Outcome(flattened(score_merges(model, groups, calibration, config)))
 
 
 def check_finite(model: nn.Module) -> None:

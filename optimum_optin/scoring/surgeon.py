@@ -10,6 +10,7 @@ increments that never fall, which are per-unit scores again.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,17 @@ from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import Passage
 from ..passes.moments import BlockMoments, Moments, gram, precision_of
-from ..passes.starts import DensePass, Start, real_rows, run_dense
+from ..passes.starts import DensePass, Start, real_rows, run_dense, starts_of, tensors_of
 from ..passes.trajectory import trajectory_features
 from ..running.experts import is_packed
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
-from ..running.processes import add_up, my_share, progress
+from ..running.processes import add_up, my_share
 from ..running.randomness import generators
+from ..stages.resuming import Outcome, once, resumed
+from ..stages.tensor_files import below, prefixed
 from .experts import ExpertSums
 from .parts import parts_of, room_for
-from .registry import Scored, Terms, register_scorer
+from .registry import Scored, Terms, Totals, flattened, register_scorer, terms_of
 from .removal import Reader, removal_scores
 
 
@@ -48,27 +51,91 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     sizes = {path: _size(model, group, each) for path, (group, each) in consumers.items()}
     parts = parts_of(groups, sizes, room_for(model))
     probes = max(config.probes // 2, len(calibration))
-    starts: list[Start | None] = [None] * len(calibration)
-    traces: dict[str, Tensor] = {}  # of the metrics of all consumers, which the first pass over the data gives
     terms: Terms = {}
-    for number, part in enumerate(parts):
-        sums = {path: _sums_at(model, group, each) for path, (group, each) in consumers_by_path(part).items()}
-        streams = generators(config.seed, probes)  # the same draws for each part
-        title = "surgeon scores" if len(parts) == 1 else f"surgeon scores, part {number + 1} of {len(parts)}"
-        for probe in progress(my_share(probes), title, "probe"):
-            index, generator = probe % len(calibration), streams[probe]
-            batch, real = calibration.batches[index], calibration.real[index]
-            ran = run_dense(model, part if number else groups, batch, real, rows=config.rows, generator=generator)
-            start = _add_probe(sums, {} if number else traces, ran, config.temperature, generator)
-            if probe < len(calibration) and not number:
-                starts[probe] = start
-        for each in sums.values():
-            each.add_up()
-        if not number:
-            add_up(*traces.values())
-        for name, scores in _removal_terms(model, part, sums, traces, probes).items():
+    first: Outcome | None = None  # its passes give starts, and traces of the metrics of all consumers
+    for number, part in enumerate(parts, start=1):
+        title = "surgeon scores" if len(parts) == 1 else f"surgeon scores, part {number} of {len(parts)}"
+        score_part = partial(
+            _score_part,
+            model,
+            groups if first is None else part,
+            part,
+            calibration,
+            config,
+            probes=probes,
+            traces=first and below("traces/", first.common),
+            title=title,
+        )
+        outcome = once(f"part-{number}", score_part)
+        first = first or outcome
+        for name, scores in terms_of(below("terms/", outcome.common)).items():
             terms.setdefault(name, {}).update(scores)
+    starts = starts_of(first.own, calibration.batches, calibration.real)
     return Scored({name: {group.key: scores[group.key] for group in groups} for name, scores in terms.items()}, starts)
+
+
+def _score_part(
+    model: nn.Module,
+    groups: Groups,
+    part: Groups,
+    calibration: Calibration,
+    config: OptinConfig,
+    *,
+    probes: int,
+    traces: Mapping[str, Tensor] | None,
+    title: str,
+) -> Outcome:
+    """Score the groups of a part, with traces if they are known; else these and starts come out as well.
+
+    Args:
+        groups: the groups that the passes see: all, where traces are wanted.
+    """
+    gathered = _Gathered(model, part, calibration, counted=traces is None)
+    streams = generators(config.seed, probes)  # the same draws for each part
+    for probe in resumed(my_share(probes), title, "probe", name="probes", sums=gathered):
+        index, generator = probe % len(calibration), streams[probe]
+        batch, real = calibration.batches[index], calibration.real[index]
+        ran = run_dense(model, groups, batch, real, rows=config.rows, generator=generator)
+        start = _add_probe(gathered.sums, gathered.traces, ran, config.temperature, generator)
+        if probe < len(calibration):
+            gathered.starts[index] = start
+    for each in gathered.sums.values():
+        each.add_up()
+    if traces is None:
+        traces = gathered.traces
+        add_up(*traces.values())
+        own = tensors_of(gathered.starts)
+    else:
+        own = None
+    terms = _removal_terms(model, part, gathered.sums, traces, probes)
+    return Outcome(prefixed("terms/", flattened(terms)) | prefixed("traces/", traces), own)
+
+
+class _Gathered:
+    """What the probes of a part leave: sums at its consumers; in the first pass over the data, traces and starts."""
+
+    def __init__(self, model: nn.Module, part: Groups, calibration: Calibration, *, counted: bool):
+        self.calibration = calibration
+        self.sums = {path: _sums_at(model, group, each) for path, (group, each) in consumers_by_path(part).items()}
+        self.traces: dict[str, Tensor] = {}
+        self.starts: list[Start | None] = [None] * len(calibration)
+        self.counted = counted
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, for `restore`."""
+        found = {}
+        for path, each in self.sums.items():
+            found |= prefixed(f"sums/{path}/", each.tensors())
+        if self.counted:
+            found |= prefixed("traces/", self.traces) | prefixed("starts/", tensors_of(self.starts))
+        return found
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Hold what `tensors` gave."""
+        for path, each in self.sums.items():
+            each.restore(below(f"sums/{path}/", saved))
+        self.traces.update(below("traces/", saved))
+        self.starts[:] = starts_of(below("starts/", saved), self.calibration.batches, self.calibration.real)
 
 
 def _size(model: nn.Module, group: Group, consumer: Consumer) -> int:
@@ -131,12 +198,12 @@ def _removal_terms(
     by_output = "output" in names and predicts_next_token(model)
     shares = [float(name == "output") if by_output else 1.0 for name in names]
     traces = {name: max(float(trace), 1e-300) for name, trace in traces.items()}
-    terms: Terms = {name: {} for name in names}
+    totals = Totals({name: {} for name in names})
     for group in groups:
         for name in names:
             zeros = torch.zeros(group.units, dtype=torch.float64, device=sums[group.consumers[0].path].device)
-            terms[name][group.key] = zeros
-    for index in progress(my_share(len(groups)), "removal orders", "group"):
+            totals.terms[name][group.key] = zeros
+    for index in resumed(my_share(len(groups)), "removal orders", "group", name="orders", sums=totals):
         group = groups[index]
         try:
             first = sums[group.consumers[0].path]
@@ -148,10 +215,8 @@ def _removal_terms(
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
         for name, score in zip(names, scores, strict=True):
-            terms[name][group.key] += score * (traces[name] / probes)
-    for by_group in terms.values():
-        add_up(*by_group.values())
-    return {name: {key: score.cpu() for key, score in by_group.items()} for name, by_group in terms.items()}
+            totals.add(name, group.key, score * (traces[name] / probes))
+    return totals.means(1)
 
 
 def _rows(values: Tensor, real: Tensor | None) -> Tensor:
@@ -190,6 +255,15 @@ class _Sums:
 
     def add_gradients(self, term: str, gradients: Tensor, passage: Passage, real: Tensor | None) -> None:
         self.metrics[term] = self.metrics.get(term, 0) + gram(gradients, gradients)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for `restore`."""
+        return prefixed("inputs/", self.inputs.tensors()) | prefixed("metrics/", self.metrics)
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Hold the sums that `tensors` gave."""
+        self.inputs.restore(below("inputs/", saved))
+        self.metrics = below("metrics/", saved)
 
     def add_up(self) -> None:
         """Add the other processes' sums."""

@@ -197,6 +197,21 @@ def test_prune_from_scores_and_dry_run(place, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_work_that_was_begun_is_gone_on_with(place, tmp_path, capsys):
+    model, texts = str(place / "dense"), str(place / "texts.txt")
+    arguments = [model, "--calibration", texts, "--probes", "8", "--work-dir", str(tmp_path / "work")]
+    scored = _json(capsys, "score", *arguments, "--output", str(tmp_path / "scores"))
+    written = (tmp_path / "work/scores.safetensors").stat().st_mtime_ns
+    _json(capsys, "prune", *arguments, "--output", str(tmp_path / "pruned"))
+    assert (tmp_path / "work/scores.safetensors").stat().st_mtime_ns == written  # it is not scored again
+    kept = Scores.from_pretrained(tmp_path / "work/optin_scores")
+    assert kept.fingerprint == scored["fingerprint"]
+    assert run("prune", [*arguments, "--seed", "1", "--output", str(tmp_path / "other")]) == 2
+    assert "seed is 0 there, 1 here" in capsys.readouterr().err
+    assert run("prune", [*arguments, "--scores", str(tmp_path / "scores"), "--output", str(tmp_path / "other")]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_prune_to_what_may_be_lost(place, tmp_path, capsys):
     data = (place / "dense", "--calibration", place / "texts.txt", "--scores", place / "scores")
     made = _json(capsys, "prune", *data, "--max-drop", "100", "--metric", "divergence", "--output", tmp_path / "out")
