@@ -32,7 +32,19 @@ FLOORS = (
     ("counting",),
     ("tracing",),
     ("editing", "reading", "tainting", "config", "stages"),
-    ("architectures", "running", "files", "config_values", "figures", "hub_id", "moved", "reasons", "version"),
+    (
+        "annotated",
+        "architectures",
+        "running",
+        "files",
+        "config_values",
+        "figures",
+        "hub_id",
+        "moved",
+        "quoting",
+        "reasons",
+        "version",
+    ),
     ("models",),
 )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from .config_values import Frozen, check_integer, is_number, names_in, numbers_by_name, plain, thawed, units_by_name
 from .files.folders import write_file
+from .files.json_files import read_object
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,18 @@ class OptinConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> OptinConfig:
-        """Read `optin_config.json` from a folder."""
-        return cls.from_dict(json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8")))
+        """Read `optin_config.json` from a folder.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is damaged, or a value does not fit; names the file.
+        """
+        file = Path(folder) / CONFIG_FILE
+        fields = read_object(file)
+        try:
+            return cls.from_dict(fields)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}: {error}") from error
 
 
 def current_fields(data: Mapping[str, Any]) -> dict[str, Any]:

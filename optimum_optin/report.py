@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .annotated import check_fields
 from .architectures.group import EXPERT_NEURONS, HEADS, NEURONS
-from .config import current_fields
+from .config import OptinConfig, current_fields
 from .figures import CalibrationSource, Continuations, Divergence, Drops, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
+from .files.json_files import read_object
+from .files.links import check_inside
 from .reasons import reasons_of
-from .storage.structure import Structure
+from .storage.structure import MOST_UNITS, Structure
 
 REPORT_FILE = "optin_report.json"
 
@@ -148,11 +155,15 @@ class PruningReport:
             ValueError: the report is damaged, or of a newer version.
         """
         file = Path(folder) / REPORT_FILE
+        check_inside(file)
+        fields = read_object(file)
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**{**fields, "config": current_fields(fields.get("config", {}))})
+            report = cls(**{**fields, "config": current_fields(fields.get("config", {}))})
+            check_fields(report)
+            _check_ranges(report)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file} is damaged, or of a newer version of optimum-optin: {error}.") from error
+        return report
 
     def _figures(self) -> list[Any]:
         return [self.drops, self.divergence, self.continuations, *self.evaluations, self.latency]
@@ -195,6 +206,17 @@ def roles_of(layers: Layers) -> list[str]:
     return [role for role in ROLES if role in found] + [role for role in found if role not in ROLES]
 
 
+def check_listed(layers: Layers) -> None:
+    """Raise if layers that were read would take a table of any size: it has a cell for each layer and each role.
+
+    Raises:
+        ValueError: says how many there are.
+    """
+    roles = roles_of(layers)
+    if len(layers) * sum(len(role) + _CELL for role in roles) > _MOST_CHARACTERS:
+        raise ValueError(f"{len(layers)} layers with {len(roles)} roles are more than any model has")
+
+
 def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
     """A line for each layer: what it keeps and, if any layer merges tokens, how many."""
     widths = {role: max(len(f"{role} kept") + 4, 14) for role in roles_of(layers)}
@@ -204,6 +226,53 @@ def layer_table(layers: Layers, merges: Mapping[str, int]) -> str:
         counts = "".join(f"{_count(roles, role):>{width}}" for role, width in widths.items())
         rows.append(f"{layer:<12}{counts}" + f"{merges.get(layer, 0):>16}" * bool(merges))
     return "\n".join(rows)
+
+
+def _check_ranges(report: PruningReport) -> None:
+    """Raise if a report that was read says what no pruning does, or would take tables of any size.
+
+    Raises:
+        ValueError: names the first such field.
+    """
+    for name, least in (
+        ("tokens", 0),
+        ("macs_dense", 1),
+        ("macs_pruned", 0),
+        ("params_dense", 1),
+        ("params_pruned", 0),
+    ):
+        if getattr(report, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(report, name)}")
+    for name in ("flops_requested", "flops_achieved"):
+        if not 0 <= getattr(report, name) < _MOST_SHARE:
+            raise ValueError(f"{name} must be a share of at least 0, got {getattr(report, name)}")
+    for layer, roles in report.layers.items():
+        for role, counts in roles.items():
+            if set(counts) != {"kept", "units"} or not 0 <= counts["kept"] <= counts["units"] <= MOST_UNITS:
+                raise ValueError(
+                    f"layers[{layer!r:.80}][{role!r:.80}] must have kept and units, with 0 <= kept <= units <= "
+                    f"{MOST_UNITS}, got {counts!r:.80}"
+                )
+    check_listed(report.layers)
+    if any(count < 0 for count in report.merges.values()):
+        raise ValueError("merges must be whole numbers of at least 0")
+    OptinConfig.from_dict(report.config)
+    if report.base:
+        _check_base(report.base)
+
+
+def _check_base(base: HubModel) -> None:
+    try:
+        validate_repo_id(base.repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"base.repo_id is no name on the Hub: {base.repo_id!r:.80}") from error
+    if base.commit is not None and not re.fullmatch(r"[\w.-]{1,100}", base.commit, re.ASCII):
+        raise ValueError(f"base.commit is no commit: {base.commit!r:.80}")
+
+
+_CELL = 20  # characters
+_MOST_SHARE = 1000  # merging may add to what it does not save, but never so much
+_MOST_CHARACTERS = 2**24  # of the table of layers; one of 15,000 layers, each an expert, has a tenth of that
 
 
 def _refit_lines(notes: Mapping[str, str]) -> list[str]:

@@ -234,7 +234,7 @@ def test_reports_of_earlier_versions_have_nothing_left_whole(tmp_path):
 
 def test_the_card_lists_what_is_left_whole():
     text = card_text(tiny_model(), _report(left_whole=LEFT_WHOLE), name="small")
-    assert "- `layers.0.heads` and 11 more: encoder.layer.0.query\\_proj runs 2 times in a pass\n" in text
+    assert "- `layers.0.heads` and 11 more: encoder.layer.0.query_proj runs 2 times in a pass\n" in text
     assert "| MACs of what can be pruned |  | asked 50.0% |" in text
     many = {f"{letter}.heads": f"{letter} is *odd*. " + 99 * "Indeed. " for letter in "abcdefghij"}
     text = card_text(tiny_model(), _report(left_whole=many), name="small")

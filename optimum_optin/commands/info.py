@@ -8,7 +8,7 @@ from pathlib import Path
 from ..merging.schedule import TokenSchedule
 from ..publishing.card import weight_bytes
 from ..publishing.pruned_folders import read_config, read_report
-from ..report import layer_table, layers_of
+from ..report import check_listed, layer_table, layers_of
 from ..storage.structure import structure_from_json
 
 
@@ -22,13 +22,15 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     folder = Path(arguments.folder)
     config, report = read_config(folder), read_report(folder)
     layers = report.layers if report else layers_of(structure_from_json(config["quantization_config"].get("structure")))
+    check_listed(layers)
     schedule = (config.get("quantization_config") or {}).get("tokens")
     merges = TokenSchedule.from_json(schedule).to_json()["merges"] if schedule else {}
     size = weight_bytes(folder)
+    names = config.get("architectures")
     data = {
         "folder": str(folder),
         "model_type": config.get("model_type"),
-        "architecture": (config.get("architectures") or [None])[0],
+        "architecture": names[0] if names and isinstance(names, list) else None,
         "weights_bytes": size,
         "layers": layers,
         "merges": merges,

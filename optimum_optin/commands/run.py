@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 
 from ..commands import benchmark, check, evaluate, info, plan, prune, push, score
 from ..files.folders import NotSavedError
+from ..quoting import printable
 from ..running.processes import is_main
 
 COMMANDS = {
@@ -73,7 +74,7 @@ def make_parser(command: str) -> argparse.ArgumentParser:
 
 def _print(parsed: argparse.Namespace, data: dict, text: str) -> None:
     if is_main():  # under `accelerate launch`, one result
-        print(json.dumps(data, indent=2) if parsed.json else text)
+        print(json.dumps(data, indent=2) if parsed.json else printable(text))
 
 
 def _report(parser: argparse.ArgumentParser, parsed: argparse.Namespace, error: Exception, code: int) -> int:
@@ -84,7 +85,7 @@ def _report(parser: argparse.ArgumentParser, parsed: argparse.Namespace, error: 
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _is_refused(error: BaseException | None) -> bool:

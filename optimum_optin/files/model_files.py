@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from .json_files import read_object
 
 _INDEX = r"(\.index(\.[\w-]+)?\.json)?"
 # A variant, as in model.fp16.safetensors, may stand before or after the number of a shard.
@@ -24,6 +27,7 @@ _OF_MODULES = "optin_structure.json"  # which models of transformers do without
 # Tokenizers of transformers read these beside the files of `save_pretrained`, which hold all of it.
 OLD_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 MASKS = "optin_masks.png"  # what the card of a segmenter shows
+_MOST_OF_INDEX = 2**26  # bytes; those of a thousand experts in sixty layers are 15 MB
 _OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -38,6 +42,17 @@ def is_model_file(name: str) -> bool:
 def are_weights(name: str) -> bool:
     """Whether a file is weights as `save_pretrained` writes them."""
     return _OUR_WEIGHTS.fullmatch(name) is not None
+
+
+def damaged_weights(folder: Path) -> Path | None:
+    """The first file of weights in a folder whose header cannot be read; `None` if there is none."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            return file
+    return None
 
 
 def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:
@@ -72,8 +87,8 @@ def left_over(folder: Path) -> list[str]:
         own = {"model.safetensors"}
     elif index.name in there:
         try:
-            own = {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            own = {index.name, *read_object(index, _MOST_OF_INDEX)["weight_map"].values()}
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{index} is damaged: {error!r}.") from error
     else:
         own = set()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..discovery.stack_tokens import tokens_of_stacks
 from ..media.images import MODES, image_column, in_mode, open_image
 from ..media.one_by_one import read_each
+from ..media.values import tensor_of
 from ..models.examples import example_of
 from ..models.identity import device_of
 from ..running.batch import Batch, samples_in
@@ -252,10 +253,8 @@ def _tensor(value: Any, name: str, model: nn.Module) -> Tensor:
     """An input as a tensor of the type that it has in the example."""
     expected = example_of(model)[name]
     try:
-        tensor = (
-            value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
-        )  # a copy, which may be written to
-    except (TypeError, ValueError):
+        tensor = value.detach() if isinstance(value, Tensor) else tensor_of(value)
+    except (TypeError, ValueError, RuntimeError):
         tensor = None
     if tensor is None or tensor.is_floating_point() != expected.is_floating_point():
         given = type(value).__name__ if tensor is None else str(tensor.dtype).removeprefix("torch.")

@@ -21,6 +21,7 @@ from ..reading.sound_files import is_sound
 from ..running.batch import Batch
 from ..running.forward import takes
 from .one_by_one import name_of, read_each
+from .values import tensor_of
 from .vision import channels_of, check_inputs
 
 logger = logging.get_logger(__name__)
@@ -167,9 +168,7 @@ def _found(sample: Any, model: nn.Module) -> Any:
     value = sample
     if isinstance(value, Mapping) and "pixel_values" in value:
         check_inputs(value)
-        value = value["pixel_values"]
-        if not isinstance(value, Tensor):  # NumPy may not know a tensor's type and device
-            value = torch.as_tensor(np.asarray(value))
+        value = tensor_of(value["pixel_values"])
         value = value[0] if value.ndim == 4 and len(value) == 1 else value  # a batch of one
     elif isinstance(value, Mapping) and not _is_undecoded(value):
         value = value[image_column(value, model)]
@@ -177,6 +176,8 @@ def _found(sample: Any, model: nn.Module) -> Any:
         value = value[0]
     if is_missing(value):
         return None
+    if isinstance(value, Tensor):
+        value = tensor_of(value)
     heard = is_sound(value)
     if not heard and (is_image(value) or _is_file(value)):
         return value
@@ -338,7 +339,7 @@ def _upright(image: Any, pillow: Any):
 
 def _image(image: np.ndarray | Tensor):
     """An array as one of Pillow's images."""
-    array = np.asarray(image)
+    array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
     if array.dtype != np.uint8:
         raise ValueError(
             f"an image given as an array must have numbers from 0 to 255 (uint8), got {array.dtype}: give "

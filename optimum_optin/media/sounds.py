@@ -21,6 +21,7 @@ from ..running.forward import takes
 from ..running.processes import is_main
 from .frames import MASK, least_samples, reads_waves
 from .one_by_one import read_each
+from .values import tensor_of
 
 logger = logging.get_logger(__name__)
 
@@ -231,7 +232,7 @@ def _processed(sample: Mapping[str, Any], name: str) -> dict[str, Tensor] | None
     if is_missing(sample[name]):
         return None
     names = [each for each in (name, MASK) if sample.get(each) is not None]
-    made = {each: torch.as_tensor(np.asarray(sample[each])) for each in names}
+    made = {each: tensor_of(sample[each]) for each in names}
     mask = made.get(MASK)
     if (mask is not None and mask.dim() == 2) or (mask is None and made[name].dim() > 1 and len(made[name]) == 1):
         made = {each: value[0] for each, value in made.items()}

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..files.json_files import read_object
 from ..storage.entry import FORMAT_VERSION, STRUCTURE_FILE, OptinStructureConfig, entry_of
 
 WEIGHTS_FILE = "model.safetensors"
-_MOST_BYTES = 2**26  # of a file to read; that of a ResNet-152 has some 50 kB
 _HOW_TO_LOAD = (
     "This is a pruned PyTorch module: optimum_optin.load_pruned(factory, folder) (pip install optimum-optin), where "
     "factory is what makes the dense module."
@@ -47,23 +47,21 @@ def write_structure(module: nn.Module, folder: Path) -> None:
 
 
 def read_structure(file: Path) -> PrunedModule:
-    """Read a structure file; nothing is allocated from a number that was not checked.
+    """Read a structure file; what it takes is bounded by the size of the file.
 
     Raises:
         ValueError: it is damaged, or of a newer format; says what is wrong.
     """
+    data = read_object(file)
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has {file.stat().st_size:,} bytes, more than the {_MOST_BYTES:,} that we read")
-        data = json.loads(file.read_text(encoding="utf-8"))
         return PrunedModule(*_checked(data))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
-def _checked(data: Any) -> tuple[str, dict[str, Any]]:
-    if not isinstance(data, Mapping) or not isinstance(data.get("class"), str):
-        raise ValueError('it must hold {"class": ..., "pruned": {...}}')
+def _checked(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if not isinstance(data.get("class"), str) or not data["class"].isidentifier():
+        raise ValueError('it must hold {"class": ..., "pruned": {...}}, the class by its name')
     pruned = data.get("pruned")
     if not isinstance(pruned, Mapping) or (unknown := sorted(set(pruned) - set(_PARTS))):
         found = ", ".join(unknown) if isinstance(pruned, Mapping) else repr(pruned)[:80]

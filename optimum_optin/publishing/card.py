@@ -12,17 +12,18 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from torch import nn
 from transformers.utils import logging
 
+from ..files.links import check_inside
 from ..models.identity import is_of_transformers, name_of
 from ..report import PruningReport
 from ..storage.auto_map import REMOTE_FILE
 from ..storage.tasks import task_of
 from .card_text import card_text
-from .hub import CARD_FILE
+from .hub import CARD_FILE, LARGEST_CARD, read_card
 
 logger = logging.get_logger(__name__)
 
@@ -34,7 +35,7 @@ _PART = re.compile("<!-- optimum-optin:((?!<!-- optimum-optin:).)*?<!-- end of o
 _TAGS = ["optimum-optin", "optin", "pruning", "structured-pruning"]
 _FORMAT_TAGS = {"pytorch", "tf", "jax", "flax", "rust", "onnx", "openvino", "coreml", "gguf"}  # files we do not write
 _LICENSE = ("license", "license_name", "license_link")
-_LARGEST = 10 * 2**20  # bytes of a card to read
+_MOST_METADATA = 2**16  # characters; the Hub's client takes time with their square
 # Tasks that models of several kinds are measured on, by the Hub's names; others are data sets, such as `glue/sst2`.
 _HUB_TASKS = {
     "image-classification": "image-classification",
@@ -110,7 +111,7 @@ def card_or_none(
     try:
         existing = read()
         card = make(existing)
-        str(card).encode()  # what cannot be written fails here
+        _check_size("the new card", len(str(card).encode()))  # what cannot be written fails here, too
         return card
     except Exception as error:
         kept = "has only a heading" if existing is None else "stays as it is"
@@ -131,22 +132,30 @@ def decoded(content: bytes | None) -> str | None:
     """
     if content is None:
         return None
-    if len(content) > _LARGEST:
-        raise ValueError(f"the README.md there has {len(content):,} bytes, more than a card of {_LARGEST:,}")
+    _check_size("the README.md there", len(content))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the README.md there is not UTF-8 ({error}): convert it, and save again") from error
 
 
+def _check_size(what: str, size: int) -> None:
+    if size > LARGEST_CARD:
+        raise ValueError(f"{what} has {size:,} bytes, more than a card of {LARGEST_CARD:,}")
+
+
 def own_card(folder: Path) -> str | None:
     """The text of a folder's card; `None` if it has none.
 
     Raises:
-        ValueError, OSError: the card cannot be read.
+        ValueError, OSError: the card cannot be read, or is a link that leads out of the folder.
     """
     card = folder / CARD_FILE
-    return decoded(card.read_bytes()) if card.is_file() else None
+    if not card.is_file():
+        return None
+    check_inside(card)
+    _check_size(str(card), card.stat().st_size)
+    return decoded(card.read_bytes())
 
 
 def own_text(content: str, title: str) -> bool:
@@ -170,17 +179,21 @@ def weight_bytes(folder: Path) -> int:
 
 
 def _base_card(model: nn.Module, report: PruningReport) -> ModelCardData:
-    """The metadata of the dense model's card; empty if there is none, or it cannot be read."""
+    """The metadata of the dense model's card; empty if there is none, or it cannot be read.
+
+    On the Hub, a stranger must be able to read it: the report may be anybody's and name a repository of this user, and
+    what a private card says is not for the card of a model that may be public.
+    """
     path = name_of(model)
     if not report.base and not path:  # the model was made in memory
         return ModelCardData()
     try:
         if report.base:
-            file = hf_hub_download(report.base.repo_id, CARD_FILE, revision=report.base.commit)
+            base = report.base
+            content = decoded(read_card(base.repo_id, token=False, revision=base.commit, retries=0))
         else:
-            file = Path(path, CARD_FILE)
-        content = own_card(Path(file).parent)
-        return ModelCardData() if content is None else ModelCard(content, ignore_metadata_errors=True).data
+            content = own_card(Path(path))
+        return ModelCardData() if content is None else _card_of(content, ignore_metadata_errors=True).data
     except Exception as error:  # no network, no card: never a reason to lose a pruned model
         logger.debug(f"no card of {path}: {error}")
         return ModelCardData()
@@ -225,9 +238,22 @@ def _results(report: PruningReport, task: str | None) -> list[EvalResult]:
     ]
 
 
+def _card_of(content: str, **options: bool) -> ModelCard:
+    """A card of the Hub's client, which reads the metadata.
+
+    Raises:
+        ValueError: there are too many metadata, or, as other errors, they cannot be read.
+    """
+    block = REGEX_YAML_BLOCK.search(content)
+    if block is not None and len(block.group(2)) > _MOST_METADATA:
+        raise ValueError(f"the card's metadata have {len(block.group(2)):,} characters, more than {_MOST_METADATA:,}")
+    return ModelCard(content, **options)
+
+
 def _parse(content: str) -> ModelCard:
+    """A card whose metadata are kept as a comment if they cannot be read."""
     try:
-        return ModelCard(content)
+        return _card_of(content)
     except Exception as error:  # anything may stand there, and break YAML or the reading of results in many ways
         block = REGEX_YAML_BLOCK.search(content)
         if block is None:
@@ -260,11 +286,10 @@ def _merge(data: ModelCardData, ours: ModelCardData) -> None:
 
 
 def _union(*lists: Sequence[Any]) -> list[Any]:
-    union: list[Any] = []
-    for item in (item for one in lists for item in one):
-        if item not in union:
-            union.append(item)
-    return union
+    """The items of all lists, each once; what is no name, which nobody compares, as often as it is there."""
+    items = [item for one in lists for item in one]
+    names = dict.fromkeys(item for item in items if isinstance(item, str))
+    return [*names, *(item for item in items if not isinstance(item, str))]
 
 
 def _plain(value: Any) -> Any:

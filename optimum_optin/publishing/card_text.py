@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from ..config import OptinConfig
 from ..figures import CalibrationSource, Continuations
 from ..files.model_files import MASKS
 from ..models.identity import dtype_of, is_of_transformers, type_of
+from ..quoting import code_span, in_html, literal, markdown
 from ..reasons import reasons_of
 from ..report import REPORT_FILE, ROLES, Layers, PruningReport, roles_of
 from ..storage.auto_map import REMOTE_FILE
@@ -82,9 +82,11 @@ def card_text(
 
 
 def _summary(model: nn.Module, report: PruningReport) -> str:
-    base = f"`{report.base.repo_id}`" if report.base else "a trained model"
-    kept = [f"{_kept(report.layers, role)} {ROLES.get(role, role)}" for role in roles_of(report.layers)]
-    result = "an ordinary `transformers` model" if is_of_transformers(model) else f"a `{type_of(model)}` of PyTorch"
+    base = code_span(report.base.repo_id) if report.base else "a trained model"
+    kept = [f"{_kept(report.layers, role)} {ROLES.get(role) or markdown(role)}" for role in roles_of(report.layers)]
+    result = (
+        "an ordinary `transformers` model" if is_of_transformers(model) else f"a {code_span(type_of(model))} of PyTorch"
+    )
     listed = ", ".join([*kept[:-2], " and ".join(kept[-2:])])
     return (
         f"This is {base}, made smaller without training: {listed} are left. The others were removed by optimum-optin, "
@@ -119,7 +121,7 @@ def _loading(
     if processor is not None:
         variable, loader = next((each for kind, *each in _PROCESSORS if isinstance(processor, kind)), _OTHER_PROCESSOR)
         classes[variable] = loaded[variable] = loader
-    address = f'"{name}"' if revision is None else f'"{name}", revision="{revision}"'
+    address = literal(name) if revision is None else f"{literal(name)}, revision={literal(revision)}"
     lines = [
         *([f"from transformers import {', '.join(classes.values())}"] if classes else []),
         *([] if class_of(model) else [f"...  # import {type(model).__name__}, the model's own class"]),
@@ -167,8 +169,9 @@ def _comparison(model: nn.Module, report: PruningReport, weights: int | None) ->
             )
         )
         note += (
-            f" Latency is the median of {latency.repeats} runs of both models in turn on {latency.hardware} "
-            f"({latency.device}), {latency.threads} threads, {latency.dtype}."
+            f" Latency is the median of {latency.repeats} runs of both models in turn on "
+            f"{markdown(latency.hardware)} ({markdown(latency.device)}), {latency.threads} threads, "
+            f"{markdown(latency.dtype)}."
         )
     return f"{_table(('', 'dense', 'pruned', 'left'), rows)}\n\n{note}"
 
@@ -180,10 +183,10 @@ def _counted(report: PruningReport) -> str:
 def _accuracy(report: PruningReport) -> list[str]:
     rows = [
         (
-            entry.task if entry.protocol is None else f"{entry.task}, {entry.protocol}",
-            entry.split,
+            markdown(entry.task if entry.protocol is None else f"{entry.task}, {entry.protocol}"),
+            markdown(entry.split),
             str(entry.samples),
-            metric,
+            markdown(metric),
             _spread(value.dense, value.dense_error),
             _spread(value.pruned, value.pruned_error),
         )
@@ -213,10 +216,11 @@ def _classes(report: PruningReport) -> list[str]:
             continue
         metric = next(iter(entry.metrics))
         rows = [
-            (_escaped(name), _spread(value.dense, None), _spread(value.pruned, None))
+            (markdown(name), _spread(value.dense, None), _spread(value.pruned, None))
             for name, value in entry.classes.items()
         ]
-        heading = f"<summary>{metric} of {entry.task}, {entry.split}, class by class</summary>"
+        what = in_html(f"{metric} of {entry.task}, {entry.split}")
+        heading = f"<summary>{what}, class by class</summary>"
         parts.append(f"<details>{heading}\n\n{_table(('class', 'dense', 'pruned'), rows)}\n\n</details>")
     return parts
 
@@ -251,11 +255,15 @@ def _continuations(found: Continuations | None) -> list[str]:
 
 def _layers(layers: Layers, merges: Mapping[str, int]) -> str:
     listed = roles_of(layers)
-    heading = ["layer", *(name for role in listed for name in (role, "kept")), *["tokens merged after"] * bool(merges)]
+    heading = [
+        "layer",
+        *(name for role in listed for name in (markdown(role), "kept")),
+        *["tokens merged after"] * bool(merges),
+    ]
     rows = []
     for layer, roles in layers.items():
         counts = (cell(roles, role) for role in listed for cell in (_count, _bar))
-        rows.append([layer, *counts, *[str(merges.get(layer, 0))] * bool(merges)])
+        rows.append([markdown(layer), *counts, *[str(merges.get(layer, 0))] * bool(merges)])
     return _table(heading, rows)
 
 
@@ -266,9 +274,9 @@ def _left_whole(report: PruningReport) -> list[str]:
         return []
     lines = []
     for reason in reasons[:_FEW]:
-        names = ", ".join(f"`{name}`" for name in reason.shown)
+        names = ", ".join(map(code_span, reason.shown))
         more = f" and {reason.more} more" if reason.more else ""
-        lines.append(f"- {names}{more}: {_escaped(textwrap.shorten(reason.text, _LONG, placeholder=' ...'))}")
+        lines.append(f"- {names}{more}: {markdown(textwrap.shorten(reason.text, _LONG, placeholder=' ...'))}")
     if len(reasons) > _FEW:
         lines.append(f"- {len(reasons) - _FEW} more reasons are in `{REPORT_FILE}`")
     return ["What else was found is left whole:\n\n" + "\n".join(lines)]
@@ -278,18 +286,13 @@ _FEW = 8  # reasons
 _LONG = 300  # characters of one
 
 
-def _escaped(text: str) -> str:
-    """Text as it is, in Markdown."""
-    return re.sub(r"([\\`*_<\[\]])", r"\\\1", text)
-
-
 def _calibration(report: PruningReport) -> str:
     calibration = report.calibration
     if calibration is None:
         return f"The calibration data are not recorded; their samples have {report.tokens} tokens on average."
-    source = " ".join(f"`{name}`" for name in (calibration.dataset, calibration.config, calibration.split) if name)
+    source = " ".join(code_span(name) for name in (calibration.dataset, calibration.config, calibration.split) if name)
     of = f" of {source}" if source else ""
-    seed = f", drawn with seed {report.config['seed']}" if "seed" in report.config else ""
+    seed = f", drawn with seed {literal(report.config['seed'])}" if "seed" in report.config else ""
     paired = report.continuations is not None and report.continuations.answers  # whose labels may be texts that count
     without = "" if paired else " without their labels"
     return f"Calibration: {calibration.samples} samples{of}{without}, {report.tokens} tokens on average{seed}."
@@ -297,9 +300,9 @@ def _calibration(report: PruningReport) -> str:
 
 def _reproduction(model: nn.Module, report: PruningReport) -> str:
     task, base = task_of(model), report.base
-    arguments = [f'"{base.repo_id}"' if base else '"path/to/the/dense/model"']
-    arguments += [f'task="{task}"'] if task else []
-    arguments += [f'revision="{base.commit}"'] if base and base.commit else []
+    arguments = [literal(base.repo_id if base else "path/to/the/dense/model")]
+    arguments += [f"task={literal(task)}"] if task else []
+    arguments += [f"revision={literal(base.commit)}"] if base and base.commit else []
     defaults = OptinConfig().to_dict()
     settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
     if not is_of_transformers(model):
@@ -329,7 +332,7 @@ _DRAWN = ("split", "num_samples", "seed", "text_columns")
 def _calibration_line(calibration: CalibrationSource | None) -> str:
     if calibration is None or calibration.dataset is None:
         return "calibration = ...  # your calibration data: a datasets.Dataset, a list of strings, a DataLoader"
-    names = [f'"{name}"' for name in (calibration.dataset, calibration.config) if name]
+    names = [literal(name) for name in (calibration.dataset, calibration.config) if name]
     options = _arguments({name: calibration[name] for name in _DRAWN if name in calibration})
     return f"calibration = pruner.get_calibration_dataset({', '.join(names)}, {options})"
 
@@ -384,7 +387,14 @@ def _dtype(model: nn.Module) -> str:
 
 
 def _arguments(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in values.items()).replace("'", '"')
+    """Arguments of a call, as code.
+
+    Raises:
+        ValueError: a name or a value cannot stand there.
+    """
+    if odd := next((name for name in values if not name.isidentifier()), None):
+        raise ValueError(f"the configuration has a field {odd!r:.80}, which is no name of an argument.")
+    return ", ".join(f"{name}={literal(value)}" for name, value in values.items())
 
 
 def _code(lines: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from safetensors.torch import save_file
 from transformers.utils import logging
 
+from ..files.links import stays_inside
 from ..files.model_files import OLD_TOKENIZER_FILES, is_model_file
 from ..hub_id import is_hub_id
 
@@ -158,7 +159,7 @@ def _companions(root: Path) -> Companions:
         if entry.is_dir():
             if not _NOT_NEEDED.fullmatch(name) and all(PurePosixPath(path).parts[0] != name for path in folders):
                 left.append(f"{name}/")
-        elif _is_taken(name, code) and entry.is_file() and _stays_inside(entry, root):
+        elif _is_taken(name, code) and entry.is_file() and stays_inside(entry, root):
             files[name] = entry
         elif not is_model_file(name) and not _NOT_NEEDED.fullmatch(name):
             left.append(name)
@@ -167,7 +168,7 @@ def _companions(root: Path) -> Companions:
         if any(part.startswith(".") for part in inside.parts):
             continue
         weights = file.with_name("model.safetensors")
-        if not _stays_inside(file, root):
+        if not stays_inside(file, root):
             left.append(inside.as_posix())
         elif file.name == _PICKLED_WEIGHTS:  # from an older sentence-transformers
             if not weights.exists():
@@ -223,7 +224,7 @@ def _modules(folder: Path) -> list[dict]:
     """The entries of sentence-transformers' `modules.json`; empty without it."""
     try:
         modules = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     whole = isinstance(modules, list) and all(
         isinstance(module, dict) and isinstance(module.get("path"), str) for module in modules
@@ -259,10 +260,3 @@ def _is_inside(path: str) -> bool:
     """Whether a path in `modules.json` stays below its folder; that file is not ours, so it may say anything."""
     pure = PurePosixPath(path)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in path
-
-
-def _stays_inside(file: Path, root: Path) -> bool:
-    """Whether a file lies inside the folder; in the Hub's cache, files are links to the cache's store."""
-    place = file.resolve()
-    store = next((above.parent / "blobs" for above in root.parents if above.name == "snapshots"), root)
-    return place.is_relative_to(root) or place.is_relative_to(store)

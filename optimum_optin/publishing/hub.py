@@ -21,12 +21,18 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff, validate_repo_id
+from transformers.utils import logging
 
+from ..files.links import stays_inside
 from ..files.model_files import stale_files
 from ..version import __version__
 
+logger = logging.get_logger(__name__)
+
 CARD_FILE = "README.md"
+LARGEST_CARD = 10 * 2**20  # bytes of a card to read or to write
+RETRIES = 5  # as the Hub's client does
 
 
 def check_push(repo_id: str, *, token: str | bool | None, revision: str | None, create_pr: bool) -> None:
@@ -125,19 +131,43 @@ def reaching(repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def read_card(repo_id: str, *, token: str | bool | None, revision: str | None) -> bytes | None:
-    """The content of the repository's card as it is now; `None` if it has none."""
-    # Not through the cache: if the Hub fails, it would give an old card, which the push would write back.
+def read_card(repo_id: str, *, token: str | bool | None, revision: str | None, retries: int = RETRIES) -> bytes | None:
+    """The content of the repository's card as it is now; `None` if it has none.
+
+    Args:
+        repo_id: the repository.
+        token: see `OptinPruner.push_to_hub`; `False` asks as a stranger, who is told of public repositories alone.
+        revision: its branch or commit.
+        retries: how often to try again if the Hub does not answer.
+
+    Returns:
+        At most `LARGEST_CARD` bytes and one more, by which it is told that there were more.
+    """
+    # Not through the cache: if the Hub fails, it would give an old card, which the push would write back; and what is
+    # in the cache may be private.
     url = hf_hub_url(repo_id, CARD_FILE, revision=revision)
-    response = http_backoff("GET", url, headers=build_hf_headers(token=token))
-    try:
-        hf_raise_for_status(response)
-    except RemoteEntryNotFoundError:
-        return None
-    return response.content
+    headers, content = build_hf_headers(token=token), b""
+    with http_stream_backoff("GET", url, headers=headers, max_retries=retries, follow_redirects=True) as response:
+        try:
+            if response.status_code >= 400:
+                response.read()
+            hf_raise_for_status(response)
+        except RemoteEntryNotFoundError:
+            return None
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > LARGEST_CARD:
+                break
+    return content[: LARGEST_CARD + 1]
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Path inside a folder -> file, without hidden files and folders (`.git`, `.cache`)."""
-    files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {path.as_posix(): file for path, file in files.items() if not any(part[0] == "." for part in path.parts)}
+    """Path inside a folder -> file, without hidden files and folders (`.git`, `.cache`).
+
+    Links that lead out of the folder are left out with a warning: a folder from a stranger may link to anything here.
+    """
+    found = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    files = {path.as_posix(): file for path, file in found.items() if not any(part[0] == "." for part in path.parts)}
+    if outside := [name for name, file in files.items() if not stays_inside(file, folder)]:
+        logger.warning(f"links that lead out of {folder} are not uploaded: {', '.join(outside)}.")
+    return {name: file for name, file in files.items() if name not in outside}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..quoting import literal
+
 
 def loading_lines(kind: str, name: str, revision: str | None) -> list[str]:
     """The code that loads a pruned module.
@@ -13,7 +15,7 @@ def loading_lines(kind: str, name: str, revision: str | None) -> list[str]:
         name: the Hub id or folder that the card tells users to load.
         revision: the branch to load from.
     """
-    address = f'"{name}"' if revision is None else f'"{name}", revision="{revision}"'
+    address = literal(name) if revision is None else f"{literal(name)}, revision={literal(revision)}"
     return [
         "from optimum_optin import load_pruned",
         f"...  # import {kind}, the module's own class",

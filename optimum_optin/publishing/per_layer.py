@@ -22,6 +22,7 @@ from ..architectures.group import QUERY_HEADS, Group, Groups
 from ..counting.queries import by_query_heads
 from ..discovery.find import find_groups, is_declared
 from ..files.folders import atomic_folder
+from ..files.links import stays_inside
 from ..files.model_files import MASKS
 from ..report import REPORT_FILE
 from ..storage.entry import METHOD, OptinStructureConfig
@@ -83,7 +84,7 @@ def write_per_layer_config(folder: str | os.PathLike, save_dir: str | os.PathLik
     loads = made is not None and _shapes(made) == _shapes(cut)
     with atomic_folder(save_dir) as draft:
         for file in folder.iterdir():
-            if file.is_file() and file.name not in _OURS:
+            if file.is_file() and file.name not in _OURS and stays_inside(file, folder):
                 shutil.copyfile(file, draft / file.name)
         exported.save_pretrained(draft)
     if not loads:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, ModelCard
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
+from ..files.json_files import read_object
 from ..files.model_files import MASKS, are_weights, left_over
 from ..plain_modules.structure_file import WEIGHTS_FILE, read_structure
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
 from ..storage.entry import METHOD, STRUCTURE_FILE
 from ..storage.loading import load_processor, model_class
+from ..storage.tasks import named_by
 from .card import card_or_none, decoded, model_card, own_card, own_text, retitled
 from .hub import CARD_FILE, check_push, files_in, push
 
@@ -43,11 +44,11 @@ def read_config(folder: str | os.PathLike) -> dict:
         earlier = interrupted_save(Path(folder))
         hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
         raise FileNotFoundError(f"{folder} holds no model: config.json is missing.{hint}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    free = (config.get("quantization_config") or {}).get("quant_method") == METHOD
+    config = read_object(file)
+    entry = config.get("quantization_config") or {}
+    if not isinstance(entry, dict):
+        raise ValueError(f"{file} is damaged: its quantization_config must be an object, and is {entry!r:.40}.")
+    free = entry.get("quant_method") == METHOD
     if not free and read_report(folder) is None:  # with layout="uniform", only the report tells
         raise ValueError(
             f"{folder} was not pruned with optimum-optin: its config.json names no structure, and there is no "
@@ -193,8 +194,8 @@ def _card(
     make = loader if issubclass(loader, PreTrainedModel) else loader.from_config
     with torch.device("meta"):  # no weights: the card needs the class and the data type
         skeleton = make(config).to(config.dtype)
-    if loader is AutoModel and config.architectures:
-        skeleton.__class__ = type(config.architectures[0], (type(skeleton),), {})
+    if loader is AutoModel and (name := named_by(config)):
+        skeleton.__class__ = type(name, (type(skeleton),), {})
     return model_card(skeleton, report, processor=load_processor(folder), **options)
 
 
@@ -202,8 +203,12 @@ def _stand_in(folder: Path) -> nn.Module:
     """A module of the class and precision of the one in a folder, whose code is not here: a card needs no more."""
     kind = read_structure(folder / STRUCTURE_FILE).kind
     module = type(kind, (nn.Module,), {})()
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
-        types = {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    file = folder / WEIGHTS_FILE
+    try:
+        with safe_open(file, framework="pt") as weights:
+            types = {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:  # it does not say which file
+        raise ValueError(f"the weights in {file} are damaged: {error}.") from error
     precision = next((each for name, each in _PRECISIONS.items() if name in types), torch.float32)
     module.register_parameter("weight", nn.Parameter(torch.empty(0, dtype=precision)))
     return module

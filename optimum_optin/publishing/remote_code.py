@@ -22,7 +22,7 @@ from ..storage.auto_map import REMOTE_FILE, own_code
 from ..storage.entry import FORMAT_VERSION, METHOD, OptinStructureConfig
 from ..storage.rebuild import rebuild
 from ..storage.record import upgraded
-from ..storage.tasks import class_of
+from ..storage.tasks import class_named, class_of
 from ..version import __version__
 from .excerpt import excerpt
 
@@ -85,7 +85,7 @@ def _check_named(config: PreTrainedConfig) -> None:
     """Raise if the class that a saved config names is not one of transformers."""
     for name in config.architectures or []:
         foreign = own_code(config, name)
-        if foreign or not hasattr(transformers, name):
+        if foreign or class_named(name) is None:
             raise ValueError(
                 f"remote_code=True needs a model whose class is part of transformers, but this folder's {name} "
                 f"{f'is in {next(iter(foreign.values()))}' if foreign else 'is not'}: save without it."

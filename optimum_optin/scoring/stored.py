@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..files.exchange import interrupted_save
 from ..files.folders import atomic_folder
+from ..files.json_files import read_object
 from ..hub_id import is_hub_id
 from .registry import Terms
 
@@ -79,7 +80,7 @@ def read_scores(folder: str | os.PathLike, **options: Any) -> tuple[Terms, Terms
             raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.{hint}")
     try:
         return _read(folder)
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(folder, error) from error
 
 
@@ -89,10 +90,11 @@ def damaged(folder: str | os.PathLike, error: Exception) -> ValueError:
 
 
 def _read(folder: Path) -> tuple[Terms, Terms, dict[str, Any]]:
-    tensors = load_file(folder / TENSORS_FILE)
-    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{METADATA_FILE} must hold an object")
+    try:
+        tensors = load_file(folder / TENSORS_FILE)
+    except SafetensorError as error:  # it does not say which file
+        raise ValueError(f"{TENSORS_FILE}: {error}") from error
+    metadata = read_object(folder / METADATA_FILE)
     digest = metadata.pop("sha256", None)
     if digest is None:
         logger.warning(

@@ -12,10 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..files.model_files import damaged_weights
 from ..inputs.modalities import TEXTS, Modality
 from ..running.processes import state
 from .auto_map import own_code
 from .entry import STRUCTURE_FILE
+from .tasks import class_named, named_by
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +48,9 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
     try:
         loaded = model_class(model, task, **kwargs).from_pretrained(model, **kwargs)
     except SafetensorError as error:  # it does not say which file
-        raise ValueError(f"the weights of {model} are damaged: {error}.") from error
+        file = damaged_weights(Path(model, kwargs.get("subfolder") or ""))
+        where = f" ({file.name})" if file else ""
+        raise ValueError(f"the weights of {model}{where} are damaged: {error}.") from error
     if "device_map" not in kwargs:
         loaded = loaded.to(state().device)
     return loaded.eval()
@@ -94,7 +98,7 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
 
 
 def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -> type:
-    name = (config.architectures or [""])[0]
+    name = named_by(config) or ""
     code = {auto: place for auto, place in own_code(config, name or None).items() if auto.startswith("AutoModel")}
     if code and not kwargs.get("trust_remote_code"):
         raise ValueError(
@@ -103,17 +107,21 @@ def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -
         )
     if len(code) > 1 and not name:
         raise ValueError(f"{model} brings code for {', '.join(code)}, and names none of them: give task= (--task).")
+    if code and not hasattr(transformers, next(iter(code))):
+        raise ValueError(f"{model} brings code for {next(iter(code))}, which is no Auto class: config.json is damaged.")
     if code:
         return getattr(transformers, next(iter(code)))
     if not name:
         logger.warning(f"{model} names no class: loading it without a head; give task= for one.")
         return AutoModel
-    if not hasattr(transformers, name):
+    kind = class_named(name)
+    if kind is None:
+        what = "no model but something else of" if hasattr(transformers, name) else "no class of"
         raise ValueError(
-            f"{model} was saved from a {name}, which is no class of transformers: load it with that class and pass the "
+            f"{model} was saved from a {name}, which is {what} transformers: load it with that class and pass the "
             "model object, or give task= (--task), e.g. feature-extraction for the encoder without its head."
         )
-    return getattr(transformers, name)
+    return kind
 
 
 def load_processor(model: str | os.PathLike, modality: Modality = TEXTS, **kwargs) -> Any:

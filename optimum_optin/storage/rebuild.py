@@ -44,6 +44,7 @@ def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
         {**each, **{part: names.found(each[part], holds_module) for part in ("path", "keys") if each[part]}}
         for each in entry.merging
     ]
+    _check_sizes(model, entry)
     _set_shapes(model, entry.shapes)
     for path, value in entry.counters.items():
         if value > value_at(model, path):
@@ -203,6 +204,19 @@ def holds_module(model: nn.Module, path: str) -> bool:
 def _renamed(entries: Mapping[str, Any], here: Callable[[str], str | None]) -> dict[str, Any]:
     names = {name: here(name) for name in entries}
     return {names[name]: value for name, value in entries.items() if names[name] is not None}
+
+
+def _check_sizes(model: nn.Module, entry: OptinStructureConfig) -> None:
+    """Raise if an entry counts more heads, channels or layers than any weight has rows or columns."""
+    most = max((size for each in model.parameters() for size in each.shape), default=0)
+    counts = [count for each in entry.stand_ins.values() for count in (each["width"], each["cache_layer"])]
+    for kept, heads in (selected_from_json(text) for each in entry.selectors.values() for text in each.values()):
+        counts.append(heads or kept.last + 1)
+    if max(counts, default=0) > most:
+        raise ValueError(
+            f"{place_of(model)} counts {max(counts)} heads, channels or layers, and no weight of the dense model has "
+            f"more than {most} rows or columns: the file is damaged."
+        )
 
 
 def _set_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:

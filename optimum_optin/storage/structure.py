@@ -8,14 +8,33 @@ The form never names modules (their names differ between memory and disk) and is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from operator import eq
 
 import torch
 
 from ..architectures.group import Group, Masks
 
 _RANGES = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)?")
+
+
+class Ranges:  # noqa: PLW1641 (no key of anything)
+    """Ascending indices that take no more memory than their text: a file may name a million of them in eight bytes."""
+
+    def __init__(self, parts: Iterable[range]):
+        self._parts = tuple(parts)
+        self.last = max((part[-1] for part in self._parts), default=-1)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self._parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (Ranges, tuple)) and len(self) == len(other) and all(map(eq, self, other))
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class Kept:
     """
 
     units: int
-    kept: tuple[int, ...]
+    kept: tuple[int, ...] | Ranges
 
 
 Structure = dict[str, Kept]
@@ -54,7 +73,8 @@ def compose(earlier: Structure, later: Structure) -> Structure:
                 f"{key} kept {len(before.kept)} units of an earlier pruning, but was now cut from {entry.units}: its "
                 "groups do not have the names that they had then. Prune the dense model."
             )
-        composed[key] = Kept(before.units, tuple(before.kept[index] for index in entry.kept))
+        kept = tuple(before.kept)
+        composed[key] = Kept(before.units, tuple(kept[index] for index in entry.kept))
     return composed
 
 
@@ -89,7 +109,7 @@ def structure_to_json(structure: Structure) -> dict[str, dict[str, int | str]]:
 
 
 def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
-    """Read the JSON form; nothing is allocated from a number that was not checked.
+    """Read the JSON form; what it takes is bounded by its text, whatever numbers stand there.
 
     Raises:
         ValueError: an entry is damaged; names it.
@@ -99,21 +119,22 @@ def structure_from_json(data: Mapping[str, Mapping]) -> Structure:
     return {key: _parse_entry(key, entry) for key, entry in data.items()}
 
 
-def ranges_from_json(text: str) -> tuple[int, ...] | None:
+def ranges_from_json(text: str) -> Ranges | None:
     """Indices from their form `"0-4,7"`: ascending, and below what no layer comes near; `None` if it is damaged."""
     if not isinstance(text, str) or not _RANGES.fullmatch(text):
         return None
-    indices: list[int] = []
+    parts, before = [], -1
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         start, stop = int(first), int(last or first)
-        if not (indices[-1] if indices else -1) < start <= stop < MOST_UNITS:
+        if not before < start <= stop < MOST_UNITS:
             return None
-        indices.extend(range(start, stop + 1))
-    return tuple(indices)
+        parts.append(range(start, stop + 1))
+        before = stop
+    return Ranges(parts)
 
 
-def selected_from_json(text: str) -> tuple[tuple[int, ...], int | None] | None:
+def selected_from_json(text: str) -> tuple[Ranges, int | None] | None:
     """Heads that stay, and how many there were, from their form `"0-4,7 of 12"`; `None` if it is damaged.
 
     Earlier folders do not say how many there were, which is `None` then.
@@ -122,7 +143,7 @@ def selected_from_json(text: str) -> tuple[tuple[int, ...], int | None] | None:
     kept = ranges_from_json(ranges)
     if kept is None or not separator:
         return None if kept is None else (kept, None)
-    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= max(kept, default=-1):
+    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= kept.last:
         return None
     return kept, int(count)
 
@@ -153,7 +174,7 @@ def _parse_entry(key: str, entry: Mapping) -> Kept:
             f"got {entry!r:.120}."
         )
     kept = ranges_from_json(entry["kept"])
-    if kept is None or (kept and kept[-1] >= entry["units"]):
+    if kept is None or kept.last >= entry["units"]:
         raise ValueError(
             f"structure entry {key!r}: {entry['kept']!r:.120} must ascend and stay below its {entry['units']} units."
         )

@@ -6,7 +6,7 @@ import inspect
 
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from .auto_map import ordinary_class
@@ -16,6 +16,30 @@ def class_of(model: PreTrainedModel) -> type[PreTrainedModel] | None:
     """The class of `transformers` that a model is of; `None` if its class is the user's own, whatever its name."""
     kind = ordinary_class(type(model))
     return kind if getattr(transformers, kind.__name__, None) is kind else None
+
+
+def named_by(config: PreTrainedConfig) -> str | None:
+    """The name of the class that a config names; `None` if it names none.
+
+    Raises:
+        ValueError: what it has there is no name.
+    """
+    names = config.architectures or [None]
+    name = names[0] if isinstance(names, (list, tuple)) else names
+    if name is None or (isinstance(name, str) and name.isidentifier() and isinstance(names, (list, tuple))):
+        return name
+    raise ValueError(f"architectures in config.json must be a list of names of classes, got {names!r:.80}.")
+
+
+def class_named(name: str) -> type[PreTrainedModel] | None:
+    """The class of models of `transformers` by this name; `None` if it is not there, or no class of models.
+
+    One that needs a package which is not installed is returned, as it says so when it is called.
+    """
+    kind = getattr(transformers, name, None)
+    if not isinstance(kind, type) or kind is PreTrainedModel:
+        return None
+    return kind if issubclass(kind, PreTrainedModel) or "_backends" in vars(kind) else None
 
 
 def task_of(model: nn.Module) -> str | None:

@@ -364,7 +364,7 @@ def nothing_sent(hub, monkeypatch):
         ("push {dense} me/name --token x", "was not pruned with optimum-optin"),
         ("push {pruned} a/b/c --token x", "a/b/c"),
         ("push {empty} me/name --token x", "holds no weights"),
-        ("evaluate --task sst2 --model {torn} --data-dir {glue}", "torn are damaged"),
+        ("evaluate --task sst2 --model {torn} --data-dir {glue}", "torn (model.safetensors) are damaged"),
         ("push {pruned} me/name", "cannot push to me/name without a token: run `hf auth login`"),
         ("push {pruned} me/name --token x --scores {dense}", "holds no scores"),
         ("push {pruned} me/name --token x --create-pr --revision half", "create_pr=True opens a pull request to main"),

@@ -311,7 +311,7 @@ def test_a_structure_that_was_tampered_with_is_refused(name, folder):
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000])
 def test_a_structure_that_is_no_json_is_refused(text, folder):
     (folder / "optin_structure.json").write_text(text)
-    with pytest.raises(ValueError, match=r"optin_structure\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"optin_structure\.json is damaged"):
         load_pruned(Transformer, folder)
 
 
@@ -378,7 +378,7 @@ def test_info_shows_a_folder_without_its_code(folder, capsys):
     assert data["layers"]["layers.0"]["neurons"]["units"] == 48
     (folder / "optin_structure.json").write_text("{")
     assert run("info", [str(folder)]) != 0
-    assert "optin_structure.json cannot be read" in capsys.readouterr().err
+    assert "optin_structure.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["check", "prune", "score"])
