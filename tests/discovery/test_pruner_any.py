@@ -122,7 +122,7 @@ def test_what_is_left_whole_is_in_the_report_the_card_and_info(pruners, tmp_path
         pruner.save_pretrained(tmp_path)
     finally:
         pruner.report = kept
-    assert "- `layers.0.heads`: transformer.h.0.attn.c\\_attn runs" in (tmp_path / "README.md").read_text()
+    assert "- `layers.0.heads`: transformer.h.0.attn.c_attn runs" in (tmp_path / "README.md").read_text()
     assert run("info", [str(tmp_path)]) == 0
     assert f"left whole: layers.0.heads: {reason}" in capsys.readouterr().out
     assert run("info", [str(tmp_path), "--json"]) == 0
