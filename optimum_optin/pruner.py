@@ -422,7 +422,8 @@ class OptinPruner:
 
         Args:
             task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`,
-                `"perplexity"`, `"summarization"`, `"automatic-speech-recognition"` or `"audio-classification"`.
+                `"perplexity"`, `"multiple-choice"`, `"summarization"`, `"translation"`,
+                `"automatic-speech-recognition"` or `"audio-classification"`.
             data: of images, sounds and perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead
                 of `data_dir`; of perplexity, a list of strings, too.
             data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub,
@@ -434,8 +435,9 @@ class OptinPruner:
             **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
                 segmentation, `ignore_index` and `reduce_labels`, see `optimum_optin.image_tasks.SemanticSegmentation`;
                 of perplexity, `block_size` and `stride`, see `optimum_optin.text_tasks.Perplexity`; of speech
-                recognition, `exact`, see `optimum_optin.audio_tasks.SpeechRecognition`; of summarization,
-                `text_columns` and `max_new_tokens`, see `optimum_optin.text_tasks.Summarization`.
+                recognition, `exact`, see `optimum_optin.audio_tasks.SpeechRecognition`; of summarization
+                and translation, `text_columns` and `max_new_tokens`, see `optimum_optin.text_tasks.Summarization` and
+                `Translation`.
 
         Returns:
             The entry of `PruningReport.evaluations` as a dict; before `prune`, it has the dense model's figures only.
