@@ -24,7 +24,7 @@ FLOORS = (
     ("scoring", "compensation", "proving", "evaluation", "report"),
     ("plain_modules", "image_tasks", "text_tasks", "audio_tasks"),
     ("annotations",),
-    ("passes", "storage"),
+    ("passes", "pricing", "storage"),
     ("comparing",),
     ("inputs", "merging"),
     ("media",),

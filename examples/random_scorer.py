@@ -3,7 +3,7 @@
 import torch
 
 from optimum_optin import register_scorer
-from optimum_optin.search.macs import cost_tables
+from optimum_optin.pricing.macs import cost_tables
 
 
 @register_scorer("random")

@@ -20,11 +20,11 @@ from .inputs.decoder_inputs import writes
 from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
+from .pricing.macs import count_macs, count_parameters, total_cost
 from .report import PruningReport, layers_of
 from .running.prepared import copy_of, set_apart
 from .scoring import Scores
 from .search.divergence import measure_divergence
-from .search.macs import count_macs, count_parameters, total_cost
 from .search.trials import choose
 from .stages.progress import stage
 from .storage.record import merge_tokens_of, record_structure

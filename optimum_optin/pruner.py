@@ -34,6 +34,7 @@ from .models.plain import check_module, named_inputs
 from .models.wrappers import check_model
 from .passes.calibration import Calibration, calibrate
 from .pipeline import STAGES, prune_model, report_of
+from .pricing.macs import total_cost
 from .publishing.card import decoded, model_card, own_card
 from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
@@ -48,7 +49,6 @@ from .running.processes import is_main, on_main, wait
 from .running.randomness import kept_streams
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules, sublayers_to_go
-from .search.macs import total_cost
 from .smallest import TRIALS, Allowance, Metric, prune_within
 from .stages.progress import Callback, run_of, stage
 from .storage.entry import structure_of_model

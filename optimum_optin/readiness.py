@@ -16,13 +16,13 @@ from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
 from .models.identity import in_words
+from .pricing.macs import kept_cost, matching_cost, total_cost
+from .pricing.overlaps import overlapping
 from .proving.architecture import proved, sliceable_groups
 from .publishing.remote_code import check_remote_code
 from .search.candidates import priced
 from .search.limits import numbers_of
-from .search.macs import kept_cost, matching_cost, total_cost
 from .search.masks import check_budget, minimum_cost
-from .search.overlaps import overlapping
 from .search.selection import limits_of
 from .storage.record import check_recordable, unsavable
 from .storage.uniform import check_has_config, fully_sized, uniform_groups

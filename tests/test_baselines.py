@@ -12,9 +12,9 @@ from tiny import random_masks, tiny_batch, tiny_model
 from optimum_optin.compensation.ridge import Regression
 from optimum_optin.discovery.find import find_groups
 from optimum_optin.inputs.probes import mean_tokens
+from optimum_optin.pricing.macs import cost_tables, dense_cost, kept_cost, total_cost
 from optimum_optin.running.batch import samples_in
 from optimum_optin.scoring import registry
-from optimum_optin.search.macs import cost_tables, dense_cost, kept_cost, total_cost
 from optimum_optin.storage.entry import schedule_of_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))

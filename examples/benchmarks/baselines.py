@@ -25,12 +25,12 @@ from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.merging.schedule import constant_schedule, scored_schedule
 from optimum_optin.passes.calibration import Calibration, calibrate
 from optimum_optin.passes.hooks import observed
+from optimum_optin.pricing.macs import cost_tables, dense_cost, token_costs
 from optimum_optin.running.batch import Batch
 from optimum_optin.running.forward import call_model
 from optimum_optin.running.linears import drawn_places, rows_read, weight_of
 from optimum_optin.scoring import score
 from optimum_optin.search.candidates import ranked
-from optimum_optin.search.macs import cost_tables, dense_cost, token_costs
 from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.record import convert_model
 from optimum_optin.storage.structure import masks_of, structure_of

@@ -21,8 +21,8 @@ from optimum_optin.compensation.refit import refit
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.models.plain import named_inputs
 from optimum_optin.passes.calibration import calibrate, dense_passes
+from optimum_optin.pricing.macs import count_macs, total_cost
 from optimum_optin.readiness import proved_groups
-from optimum_optin.search.macs import count_macs, total_cost
 from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.structure import masks_of
 

@@ -22,7 +22,7 @@ from channel_cuts import METHODS, Cut, cuts
 from timing import images_per_second
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.search.macs import count_macs
+from optimum_optin.pricing.macs import count_macs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples beside this folder
 

@@ -20,7 +20,7 @@ from convolutions import speeds, write
 from torch import Tensor, nn
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.search.macs import count_macs
+from optimum_optin.pricing.macs import count_macs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples beside this folder
 

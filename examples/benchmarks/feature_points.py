@@ -20,8 +20,8 @@ from optimum_optin.inputs.probes import mean_tokens
 from optimum_optin.inputs.tokens import token_masks
 from optimum_optin.passes.hooks import recorded
 from optimum_optin.passes.trajectory import draw_rows, trajectory_features
+from optimum_optin.pricing.macs import cost_tables, dense_cost
 from optimum_optin.running.freezing import frozen
-from optimum_optin.search.macs import cost_tables, dense_cost
 from optimum_optin.search.masks import search
 
 ATTENTION_BLOCK = "attention.output"  # of a BERT layer: the residual stream between its sublayers

@@ -23,7 +23,7 @@ from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversal
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.evaluation.latency import latency_entry
 from optimum_optin.media.vision import usual_image
-from optimum_optin.search.unit_costs import macs_of_modules
+from optimum_optin.pricing.unit_costs import macs_of_modules
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples beside this folder
 

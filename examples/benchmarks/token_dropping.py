@@ -19,7 +19,7 @@ from optimum_optin.discovery import find_groups, find_layers, key_projections
 from optimum_optin.media.vision import image_tokens, usual_image
 from optimum_optin.merging.hooks import merging
 from optimum_optin.merging.schedule import constant_schedule
-from optimum_optin.search.macs import token_costs
+from optimum_optin.pricing.macs import token_costs
 
 
 def main():

@@ -14,8 +14,8 @@ from optimum_optin.architectures.group import Masks
 from optimum_optin.compensation.refit import refit
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.passes.calibration import dense_passes
+from optimum_optin.pricing.macs import total_cost
 from optimum_optin.readiness import proved_groups
-from optimum_optin.search.macs import total_cost
 
 METHODS = ("surgeon", "random", "magnitude")
 

@@ -1,4 +1,4 @@
-"""What to keep under a budget: costs, mask search, trial cuts."""
+"""What to keep under a budget: mask search, trial cuts."""
 
 from .masks import check_budget, check_kept, search, search_uniform
 

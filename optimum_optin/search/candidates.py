@@ -13,11 +13,11 @@ from ..media.vision import prefix_tokens
 from ..merging.hooks import check_mergeable, merges_tokens
 from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
 from ..merging.stack import token_layers
+from ..pricing.macs import cost_tables, dense_cost, matching_cost, token_costs, total_cost
+from ..pricing.overlaps import overlapping
 from ..scoring import Scores
 from .depth import Sublayers, depths, without
-from .macs import cost_tables, dense_cost, matching_cost, token_costs, total_cost
 from .masks import check_budget, check_kept, search, search_uniform
-from .overlaps import overlapping
 from .selection import limits_of
 
 _HALVINGS = 16  # of the sum that is searched for where costs overlap

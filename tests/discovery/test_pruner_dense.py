@@ -7,8 +7,8 @@ from dense import dense_model, images
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.discovery.find import find_groups
 from optimum_optin.inputs.probes import probe_batch
-from optimum_optin.search.macs import count_macs
-from optimum_optin.search.unit_costs import unit_macs
+from optimum_optin.pricing.macs import count_macs
+from optimum_optin.pricing.unit_costs import unit_macs
 from optimum_optin.storage.tasks import maker_of
 
 # Channels of backbones and of decoders stay whole here: they are the matter of other tests.

@@ -10,8 +10,8 @@ from tiny import perturbed
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.inputs.probes import probe_batch
+from optimum_optin.pricing.macs import count_macs, total_cost
 from optimum_optin.readiness import proved_groups
-from optimum_optin.search.macs import count_macs, total_cost
 from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.structure import masks_of
 

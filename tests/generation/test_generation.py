@@ -16,8 +16,8 @@ from optimum_optin.editing.masking import masked
 from optimum_optin.editing.stand_ins import StandIn
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.probes import probe_batch
+from optimum_optin.pricing.macs import count_macs, total_cost
 from optimum_optin.readiness import proved_groups
-from optimum_optin.search.macs import count_macs, total_cost
 from optimum_optin.storage.entry import structure_of_model
 from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import masks_of, structure_of

@@ -16,7 +16,7 @@ from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.inputs.tokens import token_masks
-from optimum_optin.search.macs import cost_tables
+from optimum_optin.pricing.macs import cost_tables
 
 COUNT = len(IMAGES)
 PAIRS = list(zip(IMAGES, TEXTS[:COUNT], strict=True))

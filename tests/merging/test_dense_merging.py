@@ -14,9 +14,9 @@ from optimum_optin.merging.hooks import MergingLayer, attach_mergers, attach_mer
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.merging.stack import key_paths, token_layers
 from optimum_optin.passes.hooks import recorded
-from optimum_optin.search.macs import cost_tables, count_macs, token_costs, total_cost
+from optimum_optin.pricing.macs import cost_tables, count_macs, token_costs, total_cost
+from optimum_optin.pricing.unit_costs import unit_macs
 from optimum_optin.search.trials import Trials
-from optimum_optin.search.unit_costs import unit_macs
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 DINOV2 = {

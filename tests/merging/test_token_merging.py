@@ -24,10 +24,10 @@ from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import recorded
 from optimum_optin.passes.outputs import compared_output
 from optimum_optin.passes.trajectory import draw_rows, trajectory_features
+from optimum_optin.pricing.macs import cost_tables, count_macs, dense_cost, matching_cost, token_costs, total_cost
 from optimum_optin.running.freezing import frozen
 from optimum_optin.scoring import stored
 from optimum_optin.scoring.merges import score_merges
-from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, matching_cost, token_costs, total_cost
 from optimum_optin.storage.record import convert_model, merge_tokens_of
 from optimum_optin.storage.structure import structure_of
 

@@ -10,9 +10,9 @@ from optimum_optin import OptinConfig, OptinPruner, find_groups, masked
 from optimum_optin.commands.arguments import load_config
 from optimum_optin.commands.run import make_parser
 from optimum_optin.inputs.batching import calibration_batches
+from optimum_optin.pricing.macs import cost_tables
 from optimum_optin.running.freezing import frozen
 from optimum_optin.running.randomness import generators
-from optimum_optin.search.macs import cost_tables
 from optimum_optin.storage.entry import structure_of_model
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 6}

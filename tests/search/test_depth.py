@@ -8,9 +8,9 @@ from tiny import tiny_model, tiny_samples
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands.options import word_or_number
 from optimum_optin.editing.stand_ins import StandIn
+from optimum_optin.pricing.macs import cost_tables, dense_cost, kept_cost
 from optimum_optin.readiness import proved_groups
 from optimum_optin.search.candidates import ranked, sublayers_to_go
-from optimum_optin.search.macs import cost_tables, dense_cost, kept_cost
 from optimum_optin.search.trials import Trials
 
 CONFIG = OptinConfig(flops=0.5, probes=8, rows=16)

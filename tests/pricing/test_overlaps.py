@@ -8,8 +8,8 @@ from toys import Bottlenecks, Pictures, perturbed, pixels
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, total_cost
-from optimum_optin.search.overlaps import apart, overlapping
+from optimum_optin.pricing.macs import cost_tables, count_macs, dense_cost, total_cost
+from optimum_optin.pricing.overlaps import apart, overlapping
 
 MODULES = {"in a chain": Pictures, "around a stream": Bottlenecks}
 TOKENS = {"in a chain": 16 * 16, "around a stream": 8 * 8}

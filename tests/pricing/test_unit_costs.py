@@ -17,7 +17,7 @@ from optimum_optin.inputs.probes import probe_batch
 from optimum_optin.media.vision import image_tokens
 from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.passes.hooks import observed
-from optimum_optin.search.macs import cost_tables, count_macs, dense_cost, total_cost
+from optimum_optin.pricing.macs import cost_tables, count_macs, dense_cost, total_cost
 from optimum_optin.storage.record import convert_model
 
 each_architecture = pytest.mark.parametrize("model_type", CASES, ids=CASES)
@@ -131,7 +131,7 @@ class Looking(BertForSequenceClassification):
 
 def test_a_model_that_looks_at_its_inputs_is_counted_with_weights(monkeypatch):
     said = []
-    monkeypatch.setattr("optimum_optin.search.unit_costs.logger.debug", said.append)
+    monkeypatch.setattr("optimum_optin.pricing.unit_costs.logger.debug", said.append)
     model, plain = tiny_model(model_class=Looking), tiny_model()
     costs = cost_tables(model, find_groups(model), 10)
     assert len(said) == 1 and "on a copy with weights" in said[0]

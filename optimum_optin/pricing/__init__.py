@@ -1,0 +1,1 @@
+"""What units cost: in multiply-accumulates, parameters, bytes and milliseconds, of which budgets are made."""
