@@ -183,8 +183,8 @@ def test_a_result_outside_of_the_limits_is_an_error():
 
 # SHA-256 of what the search found before it knew limits of single groups.
 BEFORE = {
-    COMBINATIONS: "2b1813c26d2144f87634d46087961ed6c986d2b2129a47e67eadbfe627168d99",
-    4: "a308531e38fca459a08e91071808133c722fdae8f955e3a31a95bab92ff6fdf0",
+    COMBINATIONS: "2f9bf977c7e55025e8649b7f0e9054f8d453a9c36cc3d45a0adc32c6165dc28a",
+    4: "297f6e7b6b471246e5ab73ff4f194962fc1b68ccc6d933a518a0d1636e5a21be",
 }
 
 
@@ -195,7 +195,7 @@ def test_floors_by_role_alone_give_the_same_masks_as_before(combinations):
         scores, costs = {}, {}
         for layer in range(3):
             for role in draw.choice([["heads", "neurons"], ["heads", "neurons", "channels"], ["experts", "channels"]]):
-                units, price, digits = draw.randint(0, 9), draw.choice([2.0, 2.0, 0.3, 5.0]), draw.choice([1, 9])
+                units, price, digits = draw.randint(0, 9), draw.choice([2.0, 2.0, 0.25, 5.0]), draw.choice([1, 9])
                 scores[f"layers.{layer}.{role}"] = torch.tensor([round(draw.random(), digits) for _ in range(units)])
                 costs[f"layers.{layer}.{role}"] = torch.arange(units + 1).double() * price
         floors = {role: draw.randint(0, 3) for role in ("heads", "neurons", "experts")}
