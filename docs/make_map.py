@@ -37,15 +37,15 @@ FLOORS = (
         "architectures",
         "running",
         "files",
-        "config_values",
         "figures",
         "hub_id",
         "moved",
+        "quantities",
         "quoting",
         "reasons",
         "version",
     ),
-    ("models",),
+    ("config_values", "models"),
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from .config_values import Frozen, check_integer, is_number, names_in, numbers_by_name, plain, thawed, units_by_name
 from .files.folders import write_file
 from .files.json_files import read_object
+from .quantities import Quantity, check_quantity
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,12 @@ class OptinConfig:
     The defaults are the outcome of experiments (docs/source/experiments.mdx).
 
     Args:
-        flops: share of the transformer layers' linear and attention MACs to keep, in (0, 1].
+        flops: budget of multiply-accumulates: the share to keep of those of the transformer layers' linears and
+            attention, in (0, 1]; or those of the whole model, for one sequence of the calibration data's mean length,
+            with a unit: `"850MMACs"`, `"1.7GFLOPs"`. `None` sets no such budget; where none at all is set, it is 0.6.
+        params: budget of parameters, of the whole model: the share to keep, in (0, 1], or how many, such as `"50M"`.
+            All budgets that are set hold.
+        memory: budget of the bytes that the model's tensors take on disk: a share, or such as `"100MB"`.
         scorer: a registered scorer, `"surgeon"`, `"gauss_newton"` or `"exact"`.
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
@@ -86,7 +92,9 @@ class OptinConfig:
         True
     """
 
-    flops: float = 0.6
+    flops: Quantity | None = None
+    params: Quantity | None = None
+    memory: Quantity | None = None
     scorer: str = "surgeon"
     num_samples: int = 512
     batch_size: int = 8
@@ -115,8 +123,7 @@ class OptinConfig:
     round_to: Mapping[str, int] = field(default_factory=Frozen)
 
     def __post_init__(self) -> None:
-        if not is_number(self.flops) or not 0 < self.flops <= 1:
-            raise ValueError(f"flops={self.flops!r} must be in (0, 1]: the share of MACs to keep.")
+        self._check_budgets()
         for name in ("num_samples", "batch_size", "probes"):
             check_integer(name, getattr(self, name), 1)
         for name in ("min_heads", "min_neurons", "seed"):
@@ -142,6 +149,15 @@ class OptinConfig:
             raise ValueError("remote_code=True is for layout='free': layout='uniform' loads with transformers alone.")
         if not isinstance(self.scorer, str):
             raise ValueError(f"scorer={self.scorer!r} must be the name of a registered scorer.")
+
+    def _check_budgets(self) -> None:
+        given = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
+        for name, value in given.items():
+            check_quantity(name, value)
+        if not given:
+            object.__setattr__(self, "flops", _FLOPS)
+        elif self.flops is None and self.merging == "auto":
+            raise ValueError("merging='auto' is a part of a budget of MACs: give flops= as well.")
 
     def _check_merging(self) -> None:
         if isinstance(self.merging, str) and self.merging in ("auto", "none"):
@@ -286,6 +302,11 @@ def _takes_tokens(make: Callable[..., None]) -> Callable[..., None]:
 OptinConfig.__init__ = _takes_tokens(OptinConfig.__init__)
 
 _RENAMED = "the field tokens of OptinConfig is called merging now: OptinConfig(merging=...), config.merging, --merging."
+
+BUDGETS = ("flops", "params", "memory")
+"""Fields that limit the size of the model."""
+
+_FLOPS = 0.6  # where no budget is set
 
 _CHOICES = {
     "unreadable": ("skip", "stop"),

@@ -17,7 +17,7 @@ _MOVED = {
     "card": ("publishing.card",),
     "card_text": ("publishing.card_text",),
     "choice": ("search.candidates",),
-    "costs": ("pricing.macs",),
+    "costs": ("pricing.macs", "pricing.tensors"),
     "data": ("inputs.batching", "inputs.encoding", "inputs.probes", "reading.samples", "reading.columns"),
     "divergence": ("search.divergence",),
     "excerpt": ("publishing.excerpt",),

@@ -20,7 +20,9 @@ from .inputs.decoder_inputs import writes
 from .inputs.probes import probe_batch
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
-from .pricing.macs import count_macs, count_parameters, total_cost
+from .pricing.macs import count_macs, total_cost
+from .pricing.tensors import count_bytes, count_parameters
+from .quantities import is_share
 from .report import PruningReport, layers_of
 from .running.prepared import copy_of, set_apart
 from .scoring import Scores
@@ -139,7 +141,7 @@ def report_of(
     macs_dense, macs_pruned = count_macs(model, batch), count_macs(pruned.model, batch)
     units = total_cost(model, groups, tokens)
     return PruningReport(
-        flops_requested=config.flops,
+        flops_requested=config.flops if is_share(config.flops) else None,
         # With a layer's last head, SwinV2 also saves what all of its heads share, and no unit pays for.
         flops_achieved=max(0.0, (units - (macs_dense - macs_pruned)) / units),
         tokens=tokens,
@@ -147,6 +149,8 @@ def report_of(
         macs_pruned=macs_pruned,
         params_dense=count_parameters(model),
         params_pruned=count_parameters(pruned.model),
+        bytes_dense=count_bytes(model),
+        bytes_pruned=count_bytes(pruned.model),
         layers=layers_of(pruned.structure),
         merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
         left_whole=dict(groups.left_whole),

@@ -35,11 +35,13 @@ from .models.wrappers import check_model
 from .passes.calibration import Calibration, calibrate
 from .pipeline import STAGES, prune_model, report_of
 from .pricing.macs import total_cost
+from .pricing.prices import prices_of
 from .publishing.card import decoded, model_card, own_card
 from .publishing.hub import check_push, files_in, push
 from .publishing.origin import Origin
 from .publishing.remote_code import check_remote_code
 from .publishing.writing import check_parts, saved_and_loaded, write_pruned
+from .quantities import is_share
 from .readiness import check_affordable, check_cut, proved_groups, prunable_groups
 from .reading.columns import named
 from .reading.samples import undecoded
@@ -49,7 +51,7 @@ from .running.processes import is_main, on_main, wait
 from .running.randomness import kept_streams
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules, sublayers_to_go
-from .smallest import TRIALS, Allowance, Metric, prune_within
+from .smallest import TRIALS, Allowance, Metric, prune_within, without_budget
 from .stages.progress import Callback, run_of, stage
 from .storage.entry import structure_of_model
 from .storage.integrity import check_rebuilt, difference
@@ -301,7 +303,17 @@ class OptinPruner:
         achieved = left / total_cost(self.model, groups, scores.tokens)
         structure = compose(structure_of_model(self.model), structure_of(groups, masks))
         merges = schedule.to_json()["merges"] if schedule else {}
-        return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), merges, scores.removed(masks))
+        prices = prices_of(self.model, groups, scores.tokens, config, schedule)
+        return PruningPlan(
+            config.flops if is_share(config.flops) else None,
+            achieved,
+            scores.tokens,
+            layers_of(structure),
+            merges,
+            scores.removed(masks),
+            budgets={price.name: getattr(config, price.name) for price in prices},
+            kept={price.name: price.cost_of(masks) for price in prices if price.name != "flops"},
+        )
 
     @torch.inference_mode(False)
     def prune(
@@ -362,7 +374,8 @@ class OptinPruner:
         if max_drop is None and metric is not None:
             raise ValueError(f"metric={metric!r:.80} says in what max_drop= is counted: give that as well.")
         allowed = None if max_drop is None else Allowance(max_drop, "agreement" if metric is None else metric)
-        config = self._config(config, scores, flops if allowed is None else 1.0)
+        config = self._config(config, scores, flops)
+        config = config if allowed is None else without_budget(config)
         if work_dir is not None:
             if scores is not None:
                 raise ValueError("work_dir= is for scoring, and scores= leave nothing to score: give one of them.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -16,12 +17,11 @@ from .inputs.modalities import modality_of
 from .merging.hooks import merges_tokens
 from .merging.schedule import TokenSchedule
 from .models.identity import in_words
-from .pricing.macs import kept_cost, matching_cost, total_cost
-from .pricing.overlaps import overlapping
+from .pricing.macs import kept_cost
+from .pricing.prices import Price, prices_of
 from .proving.architecture import proved, sliceable_groups
 from .publishing.remote_code import check_remote_code
-from .search.candidates import priced
-from .search.limits import numbers_of
+from .search.limits import Limits, numbers_of
 from .search.masks import check_budget, minimum_cost
 from .search.selection import limits_of
 from .storage.record import check_recordable, unsavable
@@ -93,9 +93,10 @@ def check_affordable(
     Raises:
         ValueError: see `check_budget`.
     """
-    costs, budget = _least_costs(model, groups, tokens, config, schedule)
-    dense, spent = total_cost(model, groups, tokens), matching_cost(model, groups, tokens, schedule)
-    check_budget(costs, budget, limits_of(config, groups), dense, spent)
+    limits = limits_of(config, groups)
+    for price in prices_of(model, groups, tokens, config, schedule):
+        tables = _least_tables(price, groups, limits)
+        check_budget(tables, price.room, limits, dense=price.dense, spent=price.fixed, name=price.name)
 
 
 def least_budget(
@@ -105,25 +106,18 @@ def least_budget(
     config: OptinConfig,
     schedule: TokenSchedule | None,
 ) -> float:
-    """The smallest budget that pays for the floors beside a schedule of merging tokens; a share of the dense cost."""
-    costs, _ = _least_costs(model, groups, tokens, config, schedule)
-    spent = matching_cost(model, groups, tokens, schedule)
-    return (minimum_cost(costs, limits_of(config, groups)) + spent) / total_cost(model, groups, tokens)
+    """The smallest budget of MACs that pays for the floors beside a schedule of merging tokens; a share of the dense
+    cost."""
+    limits = limits_of(config, groups)
+    (price,) = prices_of(model, groups, tokens, config, schedule)
+    return (minimum_cost(_least_tables(price, groups, limits), limits) + price.fixed) / price.dense
 
 
-def _least_costs(
-    model: PreTrainedModel,
-    groups: Groups,
-    tokens: int,
-    config: OptinConfig,
-    schedule: TokenSchedule | None,
-) -> tuple[dict[str, Tensor], float]:
-    """What `priced` returns, with costs whose sum over what must stay is what that costs."""
-    costs, budget = priced(model, groups, tokens, config, schedule)
-    if overlapping(groups):  # what must stay costs less than the sum
-        limits, spent = limits_of(config, groups), matching_cost(model, groups, tokens, schedule)
-        numbers = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
-        least = {group.key: torch.arange(group.units) < numbers[group.key] for group in groups}
-        share = (total_cost(model, groups, tokens, schedule, least) - spent) / max(kept_cost(costs, least), 1)
-        costs = {key: table * share for key, table in costs.items()}
-    return costs, budget
+def _least_tables(price: Price, groups: Groups, limits: Limits) -> Mapping[str, Tensor]:
+    """Tables of costs whose sum over what must stay is what that costs."""
+    if price.sums:
+        return price.tables
+    numbers = {group.key: numbers_of(group.key, limits, group.units)[0] for group in groups}
+    least = {group.key: torch.arange(group.units) < numbers[group.key] for group in groups}
+    share = (price.cost_of(least) - price.fixed) / max(kept_cost(price.tables, least), 1)
+    return {key: table * share for key, table in price.tables.items()}

@@ -17,11 +17,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from .annotated import check_fields
 from .architectures.group import EXPERT_NEURONS, HEADS, NEURONS
-from .config import OptinConfig, current_fields
+from .config import BUDGETS, OptinConfig, current_fields
 from .figures import CalibrationSource, Continuations, Divergence, Drops, Evaluation, HubModel, Latency, plain
 from .files.folders import write_file
 from .files.json_files import read_object
 from .files.links import check_inside
+from .quantities import Quantity, shown
 from .reasons import reasons_of
 from .storage.structure import MOST_UNITS, Structure
 
@@ -39,20 +40,24 @@ class PruningPlan:
     """What a budget keeps, before anything is cut.
 
     Args:
-        flops_requested: the budget, as a share of the dense layers' MACs.
+        flops_requested: the budget, as a share of the dense layers' MACs; `None` if it was another one.
         flops_achieved: the share that the chosen masks keep.
         tokens: sequence length that the MACs are counted at.
         layers: what each layer keeps.
         merges: layer -> pairs of tokens merged after it; empty if none are.
         predicted: term -> what removal is expected to lose by the scores (`Scores.removed`).
+        budgets: what was asked for: `"flops"`, `"params"`, `"memory"` -> share, or number with a unit.
+        kept: of these, how many parameters and bytes the model would have.
     """
 
-    flops_requested: float
+    flops_requested: float | None
     flops_achieved: float
     tokens: int
     layers: Layers
     merges: dict[str, int] = field(default_factory=dict)
     predicted: dict[str, float] = field(default_factory=dict)
+    budgets: dict[str, Quantity] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """All fields, as a dict that `json` can write."""
@@ -60,8 +65,9 @@ class PruningPlan:
 
     def __str__(self) -> str:
         return (
-            f"FLOPs (layer MACs at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
-            f"achieved {self.flops_achieved:.1%}\n{_predicted(self.predicted)}{layer_table(self.layers, self.merges)}"
+            f"FLOPs (layer MACs at {self.tokens} tokens): {_requested(self.flops_requested, self.budgets)}"
+            f"achieved {self.flops_achieved:.1%}\n{_kept(self.kept)}"
+            f"{_predicted(self.predicted)}{layer_table(self.layers, self.merges)}"
         )
 
 
@@ -70,7 +76,8 @@ class PruningReport:
     """What was cut, counted on the rewritten model.
 
     Args:
-        flops_requested: the budget, as a share of the dense layers' MACs, without those of what is left whole.
+        flops_requested: the budget, as a share of the dense layers' MACs, without those of what is left whole; `None`
+            if it was another one (`config`).
         flops_achieved: the share that is left: these MACs less those that the rewritten model saves.
         tokens: sequence length that MACs are counted at, the calibration data's mean.
         macs_dense: MACs of the whole dense model for one such sequence, by PyTorch's flop counter.
@@ -85,6 +92,8 @@ class PruningReport:
         output_weight: weight of the output term that the masks come from.
         divergence: divergence of the outputs from the dense model's, on calibration samples that the refit has not
             seen if there are two batches or more; `None` without calibration data.
+        bytes_dense: bytes of the tensors that the dense model is saved with; 0 in reports of earlier versions.
+        bytes_pruned: the same of the rewritten model.
         continuations: what the pruned model writes, of language models, on the same samples; `None` for others.
         drops: what `prune(max_drop=...)` tried; `None` if the budget was given.
         evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split.
@@ -98,7 +107,7 @@ class PruningReport:
     can be read like dicts: `report.latency["speedup"]`.
     """
 
-    flops_requested: float
+    flops_requested: float | None
     flops_achieved: float
     tokens: int
     macs_dense: int
@@ -119,6 +128,8 @@ class PruningReport:
     refit: dict[str, str] = field(default_factory=dict)
     continuations: Continuations | None = None
     drops: Drops | None = None
+    bytes_dense: int = 0
+    bytes_pruned: int = 0
 
     def __post_init__(self) -> None:
         read = {
@@ -173,10 +184,11 @@ class PruningReport:
         counted = "MACs of what can be pruned" if self.left_whole else "layer MACs"
         return "\n".join(
             [
-                f"FLOPs ({counted} at {self.tokens} tokens): requested {self.flops_requested:.1%}, "
+                f"FLOPs ({counted} at {self.tokens} tokens): {_requested(self.flops_requested, self.config)}"
                 f"achieved {self.flops_achieved:.1%}",
                 f"MACs, whole model, counted: {_change(self.macs_dense, self.macs_pruned, 1e6, 'M')}",
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
+                *([f"bytes: {_change(self.bytes_dense, self.bytes_pruned, 1e6, 'MB')}"] if self.bytes_dense else []),
                 f"time: {seconds}",
                 *(str(figure) for figure in self._figures() if figure is not None),
                 *_refit_lines(self.refit),
@@ -240,11 +252,13 @@ def _check_ranges(report: PruningReport) -> None:
         ("macs_pruned", 0),
         ("params_dense", 1),
         ("params_pruned", 0),
+        ("bytes_dense", 0),
+        ("bytes_pruned", 0),
     ):
         if getattr(report, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(report, name)}")
     for name in ("flops_requested", "flops_achieved"):
-        if not 0 <= getattr(report, name) < _MOST_SHARE:
+        if getattr(report, name) is not None and not 0 <= getattr(report, name) < _MOST_SHARE:
             raise ValueError(f"{name} must be a share of at least 0, got {getattr(report, name)}")
     for layer, roles in report.layers.items():
         for role, counts in roles.items():
@@ -279,6 +293,19 @@ def _refit_lines(notes: Mapping[str, str]) -> list[str]:
     """A line for each role and what is to be said of it."""
     counts = Counter((key.rpartition(".")[2], note) for key, note in notes.items())
     return [f"{role} of {count} layers: {note}" for (role, note), count in counts.items()]
+
+
+def _requested(share: float | None, budgets: Mapping[str, Any]) -> str:
+    """What was asked for: a share of MACs, or other budgets."""
+    if share is not None:
+        return f"requested {share:.1%}, "
+    asked = [f"{name}={budgets[name]}" for name in BUDGETS if budgets.get(name) is not None]
+    return f"requested {' and '.join(asked)}, " if asked else ""
+
+
+def _kept(amounts: Mapping[str, float]) -> str:
+    """A line for each budget of parameters or bytes."""
+    return "".join(f"{name}: {shown(name, amount)} kept\n" for name, amount in amounts.items())
 
 
 def _predicted(losses: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .architectures.group import Groups
-from .config import OptinConfig
+from .config import BUDGETS, OptinConfig
 from .config_values import is_number
 from .discovery.next_tokens import predicts_next_token
 from .figures import Drop, Drops
@@ -84,6 +84,11 @@ class Allowance:
             )
 
 
+def without_budget(config: OptinConfig) -> OptinConfig:
+    """The configuration with a budget that keeps everything, for `prune_within` to lower."""
+    return replace(config, **{**dict.fromkeys(BUDGETS), "flops": 1.0})
+
+
 def prune_within(
     model: nn.Module,
     groups: Groups,
@@ -100,7 +105,7 @@ def prune_within(
         groups: its groups.
         scores: its scores.
         calibration: its calibration; may be `None` if nothing is to be refitted and the metric is a function.
-        config: the configuration; its own budget does not count.
+        config: the configuration, see `without_budget`.
         allowed: what may be lost.
 
     Returns:

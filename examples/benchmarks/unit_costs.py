@@ -8,7 +8,8 @@ import transformers as tr
 
 from optimum_optin import find_groups
 from optimum_optin.media.vision import image_tokens, usual_image
-from optimum_optin.pricing.macs import cost_tables, count_parameters
+from optimum_optin.pricing.macs import cost_tables
+from optimum_optin.pricing.tensors import count_parameters
 
 MODELS = {
     "BERT-base": (tr.BertForSequenceClassification, tr.BertConfig()),

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..config import PRESETS, OptinConfig
+from ..config import BUDGETS, PRESETS, OptinConfig
 from ..files.folders import check_folder
 from ..pruner import OptinPruner
 from ..publishing.pruned_folders import read_report
@@ -172,6 +172,8 @@ def add_config(parser: argparse.ArgumentParser, names: Sequence[str] = CONFIG_FI
 def load_config(arguments: argparse.Namespace, default: OptinConfig | None = None) -> OptinConfig:
     """The configuration with the fields that the user gave, or a preset has; the others are those of `default`."""
     fields = {**PRESETS.get(arguments.preset, {}), **given(arguments, CONFIG_FIELDS)}
+    if any(name in fields for name in BUDGETS):  # in the place of all budgets of `default`
+        fields = {**dict.fromkeys(BUDGETS), **fields}
     if "tokens" in arguments:  # it must not be compared with what `default` says of merging
         fields["merging"] = OptinConfig(**given(arguments, ("merging", "tokens"))).merging
     return dataclasses.replace(default or OptinConfig(), **fields)

@@ -56,9 +56,11 @@ def word_or_numbers(text: str) -> str | list[int]:
     return [int(number) for number in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else text
 
 
-def word_or_number(text: str) -> str | int:
-    """A number like `"4"` as one; any other text as it is."""
-    return int(text) if re.fullmatch(r"\d+", text) else text
+def word_or_number(text: str) -> str | int | float:
+    """A number like `"4"` or `"0.5"` as one; any other text, such as `"50M"`, as it is."""
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"\d*\.\d+|\d+\.", text) else text
 
 
 def numbers_by_name(text: str) -> dict[str, int]:
@@ -108,7 +110,7 @@ def _reader(annotation: Any) -> dict[str, Any]:
         return {"type": str, "nargs": "+", "action": "extend", "metavar": "STR"}
     if Sequence[int] in named:
         return {"type": word_or_numbers, "metavar": "STR|INT,INT,..."}
-    if {*named} == {str, int}:
-        return {"type": word_or_number, "metavar": "STR|INT"}
+    if str in named and (number := {int, float} & {*named}):
+        return {"type": word_or_number, "metavar": f"STR|{number.pop().__name__.upper()}"}
     kind = next(kind for kind in _TYPES if kind in named)
     return {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}

@@ -29,5 +29,5 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     scores = Scores.from_pretrained(arguments.scores)
     config = load_config(arguments, scores.config)
     pruner = load_pruner(arguments)
-    plans = [pruner.plan(scores, flops, config) for flops in arguments.budgets or [config.flops]]
+    plans = [pruner.plan(scores, flops, config) for flops in arguments.budgets or [None]]
     return {"plans": [plan.to_dict() for plan in plans]}, "\n\n".join(map(str, plans))

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
-from ..config import OptinConfig
+from ..config import BUDGETS, OptinConfig
 from ..evaluation.comparison import check_task
 from ..files.folders import NotSavedError, check_folder
 from ..pruner import OptinPruner
@@ -82,8 +82,9 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
         raise ValueError("--metric says in what --max-drop is counted: give that as well.")
     if allowed and arguments.dry_run:
         raise ValueError("--max-drop cuts and refits several times to see what is lost: it takes no --dry-run.")
-    if "max_drop" in allowed and "flops" in vars(arguments):
-        raise ValueError("--flops and --max-drop both say how small the model is to be: give one.")
+    asked = [f"--{name}" for name in BUDGETS if name in vars(arguments)]
+    if "max_drop" in allowed and asked:
+        raise ValueError(f"{' and '.join(asked)} and --max-drop both say how small the model is to be: give one.")
     if arguments.output is not None:
         check_folder(arguments.output)
     work = work_options(arguments)

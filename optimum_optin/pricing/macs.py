@@ -111,11 +111,6 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     return run_counted(model, batch).get_total_flops() // 2
 
 
-def count_parameters(model: nn.Module) -> int:
-    """How many parameters a model has; shared ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _unit_macs(model: nn.Module, groups: Groups, tokens: int, schedule: TokenSchedule | None) -> Mapping[str, float]:
     """Group key -> MACs that one unit adds."""
     found: dict[str, float] = {}

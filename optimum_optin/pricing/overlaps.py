@@ -37,29 +37,50 @@ class Weight:
     """A weight of which groups own one or more dimensions.
 
     Args:
-        macs: what is multiplied by it in a pass of the dense model.
+        amount: what counts of the whole of it: what is multiplied by it in a pass, or how many numbers it has.
         dims: what groups own of each dimension.
     """
 
-    macs: float
+    amount: float
     dims: tuple[tuple[_Owned, ...], ...]
 
     def left(self, masks: Masks) -> float:
-        """MACs that are left under masks; groups without one stay whole."""
-        macs = self.macs
+        """The amount that is left under masks; groups without one stay whole."""
+        amount = self.amount
         for owned in self.dims:
             gone = (each.share * (each.units - int(masks[each.key].sum())) for each in owned if each.key in masks)
-            macs *= 1 - sum(gone)
-        return macs
+            amount *= 1 - sum(gone)
+        return amount
 
     def of_unit(self, key: str) -> float:
-        """MACs that go with one unit of a group from the dense model."""
-        return self.macs * sum(each.share for owned in self.dims for each in owned if each.key == key)
+        """The amount that goes with one unit of a group from the dense model."""
+        return self.amount * sum(each.share for owned in self.dims for each in owned if each.key == key)
+
+
+def owned_weights(model: nn.Module, groups: Groups, amounts: Mapping[str, float]) -> list[Weight]:
+    """Those of the tensors with an amount that groups own a dimension of.
+
+    Args:
+        model: the model as it is now.
+        groups: its groups.
+        amounts: name of a tensor -> see `Weight`.
+    """
+    units = {group.key: group.units for group in groups}
+    weights = []
+    for tensor, dims in _dims(groups).items():
+        if tensor in amounts:
+            shape = attribute(model, tensor).shape  # a frozen batch norm has buffers
+            owned = tuple(
+                tuple(_Owned(key, units[key], width / shape[dim]) for key, width in widths.items())
+                for dim, widths in dims.items()
+            )
+            weights.append(Weight(amounts[tensor], owned))
+    return weights
 
 
 def overlapping(groups: Groups) -> set[str]:
     """Keys of the groups that own a dimension of a weight of which another group owns another dimension."""
-    return {key for owners in _dims(groups).values() if len(owners) > 1 for keys in owners.values() for key in keys}
+    return {key for owners in _owners(groups).values() if len(owners) > 1 for keys in owners.values() for key in keys}
 
 
 def apart(groups: Groups) -> Groups:
@@ -69,7 +90,7 @@ def apart(groups: Groups) -> Groups:
 
 
 def overlapping_weights(model: nn.Module, groups: Groups, batch: Batch) -> list[Weight]:
-    """The weights of overlapping groups.
+    """The weights of overlapping groups, with their MACs.
 
     Args:
         model: the model as it is now.
@@ -80,28 +101,25 @@ def overlapping_weights(model: nn.Module, groups: Groups, batch: Batch) -> list[
         ValueError: a unit costs nothing; names its group.
     """
     keys = overlapping(groups)
-    owners = {tensor: dims for tensor, dims in _dims(groups).items() if any(keys & {*each} for each in dims.values())}
-    macs = macs_of_modules(model, batch) if owners else {}
-    units = {group.key: group.units for group in groups}
-    weights = []
-    for tensor, dims in owners.items():
-        shape = attribute(model, tensor).shape  # a frozen batch norm has buffers
-        owned = tuple(
-            tuple(_Owned(key, units[key], width / shape[dim]) for key, width in widths.items())
-            for dim, widths in dims.items()
-        )
-        weights.append(Weight(macs.get(tensor.rpartition(".")[0], 0), owned))
+    tensors = [tensor for tensor, dims in _owners(groups).items() if any(keys & {*each} for each in dims.values())]
+    macs = macs_of_modules(model, batch) if tensors else {}
+    weights = owned_weights(model, groups, {tensor: macs.get(tensor.rpartition(".")[0], 0) for tensor in tensors})
     for key in sorted(keys):
         if not any(weight.of_unit(key) for weight in weights):
             raise ValueError(f"{key} costs nothing: no module that holds its weights multiplies anything by them.")
     return weights
 
 
-def _dims(groups: Groups) -> Mapping[str, Mapping[int, Mapping[str, int]]]:
-    """Weight -> dimension -> group key -> how many indices one unit owns there."""
-    found: dict[str, dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
+def _owners(groups: Groups) -> Mapping[str, Mapping[int, Mapping[str, float]]]:
+    """`_dims` of the weights of linears and convolutions."""
+    return {tensor: dims for tensor, dims in _dims(groups).items() if tensor.endswith(".weight")}
+
+
+def _dims(groups: Groups) -> Mapping[str, Mapping[int, Mapping[str, float]]]:
+    """Tensor -> dimension -> group key -> how many indices one unit owns there."""
+    found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     for group in groups:
         for part in (*group.cut.writes, *group.cut.reads):
-            if part.tensor.endswith(".weight"):
-                found[part.tensor][part.dim][group.key] += sum(part.widths)
+            apart = 1 if part.apart is None else group.parts  # a unit owns them in its own part alone
+            found[part.tensor][part.dim][group.key] += sum(part.widths) / apart
     return found

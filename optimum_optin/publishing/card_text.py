@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
-from ..config import OptinConfig
+from ..config import BUDGETS, OptinConfig
 from ..figures import CalibrationSource, Continuations
 from ..files.model_files import MASKS
 from ..models.identity import dtype_of, is_of_transformers, type_of
@@ -138,6 +138,13 @@ def _loading(
     return text
 
 
+def _asked(report: PruningReport) -> str:
+    if report.flops_requested is not None:
+        return f"asked {report.flops_requested:.1%}"
+    asked = (f"{name} {report.config[name]}" for name in BUDGETS if report.config.get(name) is not None)
+    return markdown(f"asked {', '.join(asked)}")
+
+
 _WITHOUT_IMPORT = f"""
 
 Without that first line `transformers` warns of an `Unknown quantization type, got {METHOD}` and stops with
@@ -148,7 +155,7 @@ would load random weights."""
 
 def _comparison(model: nn.Module, report: PruningReport, weights: int | None) -> str:
     rows = [
-        (_counted(report), "", f"asked {report.flops_requested:.1%}", f"{report.flops_achieved:.1%}"),
+        (_counted(report), "", _asked(report), f"{report.flops_achieved:.1%}"),
         _change("MACs of the whole model, counted", report.macs_dense, report.macs_pruned, "M"),
         _change("parameters", report.params_dense, report.params_pruned, "M"),
     ]
@@ -304,7 +311,11 @@ def _reproduction(model: nn.Module, report: PruningReport) -> str:
     arguments += [f"task={literal(task)}"] if task else []
     arguments += [f"revision={literal(base.commit)}"] if base and base.commit else []
     defaults = OptinConfig().to_dict()
-    settings = {name: value for name, value in report.config.items() if name == "flops" or value != defaults.get(name)}
+    settings = {
+        name: value
+        for name, value in report.config.items()
+        if value is not None and (name == "flops" or value != defaults.get(name))
+    }
     if not is_of_transformers(model):
         lines = making_lines(type_of(model), _arguments(settings))
         return f"{_code(lines)}\n\nVersions: {_versions()}."

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..architectures.group import Groups, Masks
 from ..config import OptinConfig
@@ -13,15 +12,15 @@ from ..media.vision import prefix_tokens
 from ..merging.hooks import check_mergeable, merges_tokens
 from ..merging.schedule import TokenSchedule, constant_schedule, scored_schedule
 from ..merging.stack import token_layers
-from ..pricing.macs import cost_tables, dense_cost, matching_cost, token_costs, total_cost
-from ..pricing.overlaps import overlapping
+from ..pricing.macs import token_costs
+from ..pricing.prices import prices_of
 from ..scoring import Scores
 from .depth import Sublayers, depths, without
-from .masks import check_budget, check_kept, search, search_uniform
+from .masks import COMBINATIONS, check_budget, check_kept, search, search_uniform
 from .selection import limits_of
+from .within import within
 
-_HALVINGS = 16  # of the sum that is searched for where costs overlap
-_COMBINATIONS = 2**16  # that each of these searches tries, by costs that are no sums anyway
+_COMBINATIONS = 2**16  # that each of many searches tries
 _MERGING_PARTS = (0.25, 0.5, 0.75)  # exponents of the budget, for the share of FLOPs that merging alone is to leave
 
 
@@ -68,20 +67,16 @@ def ranked(
     """
     weight = config.output_weight if output_weight is None else output_weight
     combined = scores.combine(weight)
-    costs, budget = priced(model, groups, scores.tokens, config, schedule)
+    prices = prices_of(model, groups, scores.tokens, config, schedule)
     find = search_uniform if config.layout == "uniform" else search
     ordered = {group.key: combined[group.key] for group in groups}
     limits = without(limits_of(config, groups), sublayers)
-    if overlapping(groups):
-        matching = matching_cost(model, groups, scores.tokens, schedule)  # the budget is what it leaves
-        masks = _within(
-            budget,
-            dense_cost(costs),
-            find=lambda room: find(ordered, costs, room, limits, _COMBINATIONS),
-            cost_of=lambda masks: total_cost(model, groups, scores.tokens, schedule, masks) - matching,
-        )
-    else:
-        masks = find(ordered, costs, budget, limits)
+    combinations = COMBINATIONS if len(prices) == 1 and prices[0].sums else _COMBINATIONS
+    masks = within(
+        prices,
+        find=lambda tables, room: find(ordered, tables, room, limits, combinations),
+        worth=lambda masks: sum(float(score[masks[key]].sum()) for key, score in ordered.items()),
+    )
     check_kept(masks, limits)
     return Choice(masks, weight, schedule, sublayers)
 
@@ -96,46 +91,8 @@ def sublayers_to_go(
     """
     if config.depth == "none":
         return [()]
-    costs, budget = priced(model, groups, scores.tokens, config, schedule)
-    return depths(tuple(groups), scores.combine(config.output_weight), costs, budget, config)
-
-
-def _within(budget: float, most: float, *, find: Callable[[float], Masks], cost_of: Callable[[Masks], float]) -> Masks:
-    """The masks that cost most within a budget, where costs are less than the sums that a search goes by.
-
-    Args:
-        budget: the most that masks may cost.
-        most: the sum of what all units cost.
-        find: masks whose units cost no more than so much together.
-        cost_of: what masks cost.
-
-    Raises:
-        ValueError: see `check_budget`.
-    """
-    if cost_of(masks := find(most)) <= budget * (1 + 1e-9):
-        return masks
-    low, high, best = 0.0, most, None
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        try:
-            masks = find(middle)
-        except ValueError:  # it does not pay for the least that must stay
-            low = middle
-            continue
-        if cost_of(masks) <= budget * (1 + 1e-9):
-            low, best = middle, masks
-        else:
-            high = middle
-    return find(low) if best is None else best
-
-
-def priced(
-    model: nn.Module, groups: Groups, tokens: int, config: OptinConfig, schedule: TokenSchedule | None
-) -> tuple[dict[str, Tensor], float]:
-    """The costs of units beside a schedule (`cost_tables`), and the budget that is left for them, in MACs."""
-    dense = total_cost(model, groups, tokens)
-    budget = config.flops * dense - matching_cost(model, groups, tokens, schedule)
-    return cost_tables(model, groups, tokens, schedule), budget
+    price, *_ = prices_of(model, groups, scores.tokens, config, schedule)
+    return depths(tuple(groups), scores.combine(config.output_weight), price.tables, price.room, config)
 
 
 def check_token_scores(model: nn.Module, config: OptinConfig, scores: Scores) -> None:
@@ -178,9 +135,10 @@ def schedules(model: nn.Module, groups: Groups, scores: Scores, config: OptinCon
     costs = token_costs(model, groups, scores.tokens)
     dense = costs.of(TokenSchedule(costs.protected))
     losses = {layer: loss.tolist() for layer, loss in scores.combine_merges().items()}
+    flops = next(each for each in prices_of(model, groups, scores.tokens, config, None) if each.name == "flops")
     found = []
     for part in _MERGING_PARTS:
-        budget = dense * config.flops**part
+        budget = dense * (flops.limit / flops.dense) ** part
         for schedule in (scored_schedule(costs, losses, budget), constant_schedule(costs, budget)):
             merges = schedule is not None and any(schedule.merges.values())
             if merges and schedule not in found and _affordable(model, groups, scores, config, schedule):
@@ -191,7 +149,8 @@ def schedules(model: nn.Module, groups: Groups, scores: Scores, config: OptinCon
 def _affordable(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, schedule: TokenSchedule) -> bool:
     """Whether the budget pays for the floors beside a schedule."""
     try:
-        check_budget(*priced(model, groups, scores.tokens, config, schedule), limits_of(config, groups))
+        for price in prices_of(model, groups, scores.tokens, config, schedule):
+            check_budget(price.tables, price.room, limits_of(config, groups))
     except ValueError:
         return False
     return True

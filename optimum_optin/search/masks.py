@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..architectures.group import HEADS
+from ..quantities import shown
 from .limits import Limits, levelled, limit_of, numbers_of, role_of
 from .ranking import Ranking, level, rank, together
 
@@ -86,8 +87,10 @@ def check_budget(
     costs: Mapping[str, Tensor],
     budget: float,
     floors: Limits | None = None,
+    *,
     dense: float | None = None,
     spent: float = 0.0,
+    name: str | None = None,
 ) -> None:
     """Raise if the budget does not pay for the least that must stay, or for a single step.
 
@@ -97,6 +100,7 @@ def check_budget(
         floors: see `search`.
         dense: the dense model's cost; `None` takes what all units cost.
         spent: what the budget has paid for besides; the shares that the error names include it.
+        name: of the budget, for the error.
 
     Raises:
         ValueError: names the least share of the dense cost that will do, and the groups that must stay whole; or limits
@@ -108,10 +112,11 @@ def check_budget(
         given, least = (budget + spent) / dense, (minimum + spent) / dense
         forced = {key: numbers_of(key, floors or {}, len(table) - 1)[0] for key, table in costs.items()}
         whole = [key for key, table in costs.items() if forced[key] == len(table) - 1 > 0]
+        amount = f" ({shown(name, minimum + spent)})" if name else ""
         raise ValueError(
-            f"a budget of {given:.4g} of the dense cost is below the minimum structure, which costs {least:.4g} of it: "
-            "ask for more, lower min_heads, min_neurons, floors or keep, exclude less, or leave layout='uniform'."
-            + (f" What must stay whole: {_listed(whole)}." if whole else "")
+            f"{f'{name}: ' if name else ''}a budget of {given:.4g} of the dense cost is below the minimum structure, "
+            f"which costs {least:.4g} of it{amount}: ask for more, lower min_heads, min_neurons, floors or keep, exclude "
+            "less, or leave layout='uniform'." + (f" What must stay whole: {_listed(whole)}." if whole else "")
         )
 
 

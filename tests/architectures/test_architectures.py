@@ -18,7 +18,8 @@ from optimum_optin.inputs.modalities import IMAGES, modality_of
 from optimum_optin.inputs.probes import probe_batch
 from optimum_optin.media.vision import image_tokens
 from optimum_optin.passes.hooks import recorded, replayed
-from optimum_optin.pricing.macs import cost_tables, count_macs, count_parameters, dense_cost
+from optimum_optin.pricing.macs import cost_tables, count_macs, dense_cost
+from optimum_optin.pricing.tensors import count_parameters
 from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of
 

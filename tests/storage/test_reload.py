@@ -17,7 +17,7 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.editing.surgery import empty, follow_shapes
-from optimum_optin.pricing.macs import count_parameters
+from optimum_optin.pricing.tensors import count_parameters
 
 
 @pytest.fixture(scope="module")
