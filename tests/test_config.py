@@ -26,8 +26,17 @@ def test_round_trips(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flops": 0}, r"flops=0 must be in \(0, 1\]"),
-        ({"flops": 1.4}, r"flops=1\.4 must be in \(0, 1\]"),
+        ({"flops": 0}, r"flops=0 must be a share of the dense model's, in \(0, 1\]"),
+        ({"flops": 1.4}, r"flops=1\.4 must be a share .* number above 0 with a unit \(KMACs, .*such as '850MMACs'"),
+        ({"flops": "850M"}, "flops='850M' must be a share"),  # of what?
+        ({"params": 50_000_000}, r"params=50000000 must be a share .*unit \(K, M, B\), such as '50M'"),
+        ({"params": "M"}, "params='M'"),
+        ({"params": "0M"}, "params='0M'"),
+        ({"params": "-5M"}, "params='-5M'"),
+        ({"params": "1e9M"}, "params='1e9M'"),
+        ({"memory": "100"}, r"memory='100' must be .*unit \(KB, MB, GB"),
+        ({"memory": True}, "memory=True"),
+        ({"params": 0.5, "merging": "auto"}, "merging='auto' is a part of a budget of MACs: give flops="),
         ({"flops": -0.1}, r"flops=-0\.1"),
         ({"flops": float("nan")}, "flops=nan"),
         ({"flops": "0.6"}, r"flops='0\.6'"),

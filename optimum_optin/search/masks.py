@@ -112,11 +112,11 @@ def check_budget(
         given, least = (budget + spent) / dense, (minimum + spent) / dense
         forced = {key: numbers_of(key, floors or {}, len(table) - 1)[0] for key, table in costs.items()}
         whole = [key for key, table in costs.items() if forced[key] == len(table) - 1 > 0]
-        amount = f" ({shown(name, minimum + spent)})" if name else ""
+        heading, amount = (f"{name}: ", f" ({shown(name, minimum + spent)})") if name else ("", "")
         raise ValueError(
-            f"{f'{name}: ' if name else ''}a budget of {given:.4g} of the dense cost is below the minimum structure, "
-            f"which costs {least:.4g} of it{amount}: ask for more, lower min_heads, min_neurons, floors or keep, exclude "
-            "less, or leave layout='uniform'." + (f" What must stay whole: {_listed(whole)}." if whole else "")
+            f"{heading}a budget of {given:.4g} of the dense cost is below the minimum structure, which costs "
+            f"{least:.4g} of it{amount}: ask for more, lower min_heads, min_neurons, floors or keep, exclude less, or "
+            "leave layout='uniform'." + (f" What must stay whole: {_listed(whole)}." if whole else "")
         )
 
 
