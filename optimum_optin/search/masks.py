@@ -14,7 +14,7 @@ from torch import Tensor
 from ..architectures.group import HEADS
 from ..quantities import shown
 from .limits import Limits, levelled, limit_of, numbers_of, role_of
-from .ranking import Ranking, level, rank, together
+from .ranking import Ranking, level, rank, together, topped_up
 
 COMBINATIONS = 2**24  # combinations of numbers of units that are tried one by one
 _AT_ONCE = 2**20  # combinations in memory
@@ -33,8 +33,9 @@ def search(
     budget is filled with neurons; the best total wins. With further roles, one role fills the rest (the one with most
     units, but never the heads), and every combination of the others' numbers is tried. Beyond `combinations` of them
     (2^24 take seconds), the largest of the tried roles are ranked together until there are fewer; the total may then
-    miss the best one by the score of one unit. Costs must be linear in the units kept (MACs, parameters). Where a group
-    keeps multiples of a number, its units are ranked that many at a time, the best first.
+    miss the best one by the score of one unit. Where a group keeps multiples of a number, its units are ranked that
+    many at a time, the best first. Where costs are not linear in the units kept (milliseconds), a step takes as many
+    units as are the best use of what they cost, and what is left of the budget goes to whatever then gains most.
 
     Args:
         scores: group key -> score per unit, shape (units,), higher = keep. A key ends in its role.
@@ -162,7 +163,16 @@ def _search(
     check_budget(costs, budget, floors)
     _check_scores(scores, costs)
     roles = sorted({role_of(key) for key in scores}, key=lambda role: (role != HEADS, role))
-    return _spend(scores, budget, {role: ranked(role, scores, costs, floors) for role in roles}, combinations)
+    masks = _spend(scores, budget, {role: ranked(role, scores, costs, floors) for role in roles}, combinations)
+    if ranked is rank and not all(map(_is_linear, costs.values())):
+        masks = topped_up(masks, scores, costs, budget, floors)
+    return masks
+
+
+def _is_linear(table: Tensor) -> bool:
+    """Whether every unit costs the same."""
+    cost = table.double().diff()
+    return bool(torch.allclose(cost, cost[:1].expand_as(cost), rtol=1e-6))
 
 
 def _check_scores(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor]) -> None:

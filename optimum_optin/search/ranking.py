@@ -80,6 +80,43 @@ def together(one: Ranking, other: Ranking) -> Ranking:
     return _joined([_Steps(each.steps, each.cost, each.score, each.forced) for each in (one, other)])
 
 
+def topped_up(
+    masks: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    costs: Mapping[str, Tensor],
+    budget: float,
+    limits: Limits,
+) -> dict[str, Tensor]:
+    """Masks with more units for what is left of a budget, between the corners of curves of costs (`_corners`).
+
+    The group that gains most is the next to get more.
+    """
+    kept = {key: int(mask.sum()) for key, mask in masks.items()}
+    orders = {key: _best_first(score, limit_of(key, limits)) for key, score in scores.items()}
+    gained = {key: scores[key].double().cpu()[order].cumsum(0) for key, order in orders.items()}
+    numbers = {key: torch.tensor(numbers_of(key, limits, len(score))) for key, score in scores.items()}
+    left = budget - sum(float(costs[key][count]) for key, count in kept.items())
+    while True:
+        found = []
+        for key, count in kept.items():
+            more = numbers[key][numbers[key] > count]
+            more = more[costs[key].double().cpu()[more] - float(costs[key][count]) <= left]
+            if len(more):
+                gain = gained[key][more[-1] - 1] - (gained[key][count - 1] if count else 0.0)
+                found.append((float(gain), key, int(more[-1])))
+        if not found:
+            return {key: _first_of(orders[key], count) for key, count in kept.items()}
+        _, key, count = max(found)
+        left -= float(costs[key][count]) - float(costs[key][kept[key]])
+        kept[key] = count
+
+
+def _first_of(order: Tensor, count: int) -> Tensor:
+    mask = torch.zeros(len(order), dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask
+
+
 @dataclass(frozen=True)
 class _Steps:
     """The steps of one group, or of all groups at once; of the first `forced`, all must be taken."""
