@@ -195,21 +195,20 @@ def _spend(
     scores: Mapping[str, Tensor], budget: float, rankings: Mapping[str, Ranking], combinations: int
 ) -> dict[str, Tensor]:
     """The masks of the best combination of numbers of steps."""
-    masks = {key: torch.zeros(len(score), dtype=torch.bool) for key, score in scores.items()}
     if not rankings:
-        return masks
-    largest = max(rankings, key=lambda role: (role != HEADS, len(rankings[role].steps)))
+        return {}
+    largest = max(rankings, key=lambda role: (role != HEADS, len(rankings[role])))
     filled = rankings[largest]
     tried = [ranking for role, ranking in rankings.items() if role != largest]
     while len(tried) > 1 and math.prod(len(ranking.spent) for ranking in tried) > combinations:
-        *tried, one, other = sorted(tried, key=lambda ranking: len(ranking.steps))
+        *tried, one, other = sorted(tried, key=len)
         tried.append(together(one, other))
     # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".
     counts = _best_counts(tried, filled, budget * (1 + 1e-9))
+    masks: dict[str, Tensor] = {}
     for ranking, count in zip([*tried, filled], counts, strict=True):
-        for key, unit in (each for step in ranking.steps[:count] for each in step):
-            masks[key][unit] = True
-    return masks
+        masks |= ranking.masks(count)
+    return {key: masks[key] for key in scores}
 
 
 def _best_counts(tried: Sequence[Ranking], filled: Ranking, room: float) -> list[int]:

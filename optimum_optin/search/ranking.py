@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,25 +13,63 @@ from .limits import Limit, Limits, limit_of, numbers_of, role_of
 
 _ROUNDING = 1e-9  # worths that differ by less are equal
 
+Orders = Mapping[str, Tensor]
+"""Group key -> its units, those that are to be kept first at the beginning."""
 
-class Ranking:
-    """Units of one kind in steps, best first; `spent[n]` and `gained[n]` are the first n steps' cost and score.
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of groups that take equally many units each.
 
     Args:
-        steps: the units of each step, by group key and index.
+        orders: of these groups.
+        sizes: how many units each step takes of each group that has so many.
         cost: of each step.
         score: of each step.
         forced: how many of the first steps must be taken.
     """
 
-    def __init__(self, steps: Sequence[list[tuple[str, int]]], cost: Tensor, score: Tensor, forced: int):
-        zero = torch.zeros(1, dtype=torch.float64)
-        self.steps = steps
-        self.cost = cost
-        self.score = score
-        self.spent = torch.cat([zero, cost.cumsum(0)])
-        self.gained = torch.cat([zero, score.cumsum(0)])
-        self.forced = forced
+    orders: Orders
+    sizes: Tensor
+    cost: Tensor
+    score: Tensor
+    forced: int
+
+
+class Ranking:
+    """Units of one kind in steps, best first; `spent[n]` and `gained[n]` are the first n steps' cost and score.
+
+    The steps are by score per cost, those that are forced first, and those of the same groups in their order.
+
+    Args:
+        parts: the steps of groups, or of all groups at once.
+    """
+
+    def __init__(self, parts: Sequence[_Steps]):
+        worths = []
+        for part in parts:
+            worth = part.score / part.cost
+            worth[: part.forced] = torch.inf
+            worths.append(worth.cummin(0).values)  # costs that differ by rounding must not change a group's own order
+        order = torch.cat(worths).argsort(descending=True, stable=True)
+        owner = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part.sizes) for part in parts]))
+        cost, score, sizes = (torch.cat([getattr(part, name) for part in parts]) for name in ("cost", "score", "sizes"))
+        self.parts = parts
+        self.spent, self.gained = _summed(cost[order]), _summed(score[order])
+        self.forced = sum(part.forced for part in parts)
+        self._owner, self._sizes = owner[order], sizes[order]
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def masks(self, count: int) -> dict[str, Tensor]:
+        """The units that the first so many steps take."""
+        taken = self._sizes.new_zeros(len(self.parts)).index_add(0, self._owner[:count], self._sizes[:count])
+        return {
+            key: _first_of(order, int(number))
+            for part, number in zip(self.parts, taken, strict=True)
+            for key, order in part.orders.items()
+        }
 
 
 def rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], limits: Limits) -> Ranking:
@@ -43,12 +80,11 @@ def rank(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], l
     """
     parts = []
     for key in (key for key in scores if role_of(key) == role):
-        limit, numbers = limit_of(key, limits), numbers_of(key, limits, len(scores[key]))
-        order = _best_first(scores[key], limit)
-        units = [(key, unit) for unit in order.tolist()]
+        numbers = numbers_of(key, limits, len(scores[key]))
+        order = _best_first(scores[key], limit_of(key, limits))
         spent, score = costs[key].double().cpu(), scores[key].double().cpu()[order]
-        parts.append(_steps(units, range(len(units) + 1), spent, score, _corners(spent, score, numbers)))
-    return _joined(parts)
+        parts.append(_steps({key: order}, spent, score, _corners(spent, score, numbers)))
+    return Ranking(parts)
 
 
 def level(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], limits: Limits) -> Ranking:
@@ -68,16 +104,12 @@ def level(role: str, scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], 
     for key, order in orders.items():
         spent += pad(costs[key].double().cpu()[None], (0, count - len(order)), mode="replicate")[0]
         score[: len(order)] += scores[key].double().cpu()[order]
-    units, ends = [], [0]
-    for place in range(count):
-        units += [(key, int(order[place])) for key, order in orders.items() if place < len(order)]
-        ends.append(len(units))
-    return _joined([_steps(units, ends, spent, score, numbers_of(largest, limits, count))])
+    return Ranking([_steps(orders, spent, score, numbers_of(largest, limits, count))])
 
 
 def together(one: Ranking, other: Ranking) -> Ranking:
-    """Two kinds as one: the steps of both by score per cost, the forced ones first, and each kind's in its order."""
-    return _joined([_Steps(each.steps, each.cost, each.score, each.forced) for each in (one, other)])
+    """Two kinds as one."""
+    return Ranking([*one.parts, *other.parts])
 
 
 def topped_up(
@@ -117,31 +149,17 @@ def _first_of(order: Tensor, count: int) -> Tensor:
     return mask
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """The steps of one group, or of all groups at once; of the first `forced`, all must be taken."""
-
-    units: list[list[tuple[str, int]]]
-    cost: Tensor
-    score: Tensor
-    forced: int
-
-
-def _steps(
-    units: list[tuple[str, int]], ends: Sequence[int], spent: Tensor, score: Tensor, numbers: Sequence[int]
-) -> _Steps:
+def _steps(orders: Orders, spent: Tensor, score: Tensor, numbers: Sequence[int]) -> _Steps:
     """Steps from each number of units that may stay to the next, after a step for each unit that must stay.
 
     Args:
-        units: in the order in which they are taken.
-        ends: how many of them are taken at 0, 1, ... units of a group.
-        spent: cost of 0, 1, ... units of a group.
-        score: of the first unit of a group, the second, and so on.
+        orders: of the groups that take them.
+        spent: cost of 0, 1, ... units of each group.
+        score: of the first unit of each group, the second, and so on.
         numbers: how many units of a group may stay, ascending.
     """
     places = [*range(numbers[0]), *numbers]
-    steps = [units[ends[start] : ends[end]] for start, end in pairwise(places)]
-    return _Steps(steps, spent[places].diff(), _between(score, places), numbers[0])
+    return _Steps(orders, torch.tensor(places).diff(), spent[places].diff(), _between(score, places), numbers[0])
 
 
 def _corners(spent: Tensor, score: Tensor, numbers: Sequence[int]) -> list[int]:
@@ -163,24 +181,16 @@ def _corners(spent: Tensor, score: Tensor, numbers: Sequence[int]) -> list[int]:
     return [numbers[0], *(number for _, _, number in pools)]
 
 
-def _joined(parts: Sequence[_Steps]) -> Ranking:
-    """The steps of several groups by score per cost, those that are forced first, and each group's in its order."""
-    worths = []
-    for part in parts:
-        worth = part.score / part.cost
-        worth[: part.forced] = torch.inf
-        worths.append(worth.cummin(0).values)  # costs that differ by rounding must not change a group's own order
-    order = torch.cat(worths).argsort(descending=True, stable=True)
-    steps = [step for part in parts for step in part.units]
-    cost, score = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("cost", "score"))
-    return Ranking([steps[index] for index in order.tolist()], cost, score, sum(part.forced for part in parts))
-
-
 def _between(values: Tensor, places: Sequence[int]) -> Tensor:
     """The sums of the values from each place to the next."""
     lengths = torch.tensor(places).diff()
     step = torch.arange(len(lengths)).repeat_interleave(lengths)
     return values.new_zeros(len(lengths)).index_add(0, step, values[places[0] : places[-1]])
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sums of the first 0, 1, ... values."""
+    return torch.cat([values.new_zeros(1), values.cumsum(0)])
 
 
 def _best_first(score: Tensor, limit: Limit) -> Tensor:
