@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from ..storage import plugin
+from ..storage import plugin, saving
 from ..storage.auto_map import REMOTE_FILE, own_code
 from ..storage.entry import FORMAT_VERSION, METHOD, OptinStructureConfig
 from ..storage.rebuild import rebuild
@@ -118,7 +118,8 @@ def _remote_code(classes: Iterable[str], merging: bool) -> str:
     """The text of `modeling_optin.py`: definitions, merging tokens among them if need be, and subclasses."""
     names = ("OptinStructureConfig", "OptinHfQuantizer", "AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
     instead = {} if merging else {(rebuild.__module__, "_merge"): _NO_MERGING}
-    imports, definitions = excerpt([(plugin.__name__, name) for name in names], instead)
+    wanted = [*((plugin.__name__, name) for name in names), (saving.__name__, "save_with_digest")]
+    imports, definitions = excerpt(wanted, instead)
     parts = [
         _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
         *definitions,
@@ -140,7 +141,7 @@ from __future__ import annotations
 {imports}'''
 
 _REGISTRATION = """# The package or another such file may be there already, and does the same if it is no older.
-if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < FORMAT_VERSION:
+if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < READER:
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer"""
 
@@ -156,7 +157,11 @@ _PRUNED = '''class Pruned:
     @classmethod
     def is_custom_code(cls):
         """No: the modules are those of transformers, so their weights are to be renamed on load as there (ViT)."""
-        return False'''
+        return False
+
+    def save_pretrained(self, *args, **kwargs):
+        """As transformers does, with a digest."""
+        save_with_digest(super().save_pretrained, self, *args, **kwargs)'''
 
 _SUBCLASS = '''class {name}(Pruned, transformers.{name}):
     """`transformers.{name}`, pruned."""'''

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -17,7 +19,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 
 from ..merging.schedule import TokenSchedule
 from .auto_map import brings_code, forget_remote_code
+from .digest import check_digest
 from .entry import METHOD, OptinStructureConfig
+from .missing import check_found, note_missing
 from .rebuild import rebuild
 from .structure import structure_from_json
 
@@ -30,7 +34,14 @@ class OptinHfQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> None:
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs
+    ) -> None:
+        if checkpoint_files is not None:  # without those that a class takes beside the model
+            more = getattr(type(model.config), "extra_files", ())
+            checkpoint_files = [file for file in map(Path, checkpoint_files) if file.name not in more]
+        self._compared = check_digest(self.quantization_config, checkpoint_files, "config.json")
+        self._missing = note_missing(model) if checkpoint_files else list
         del model.config.quantization_config  # what rewrites the model notes it again, now that it is true
         self._rewrite(model)
         self._entry = model.config.quantization_config
@@ -44,7 +55,8 @@ class OptinHfQuantizer(HfQuantizer):
         """Cut the skeleton; a class from a folder's remote code brings the code that the folder was saved with."""
         entry = self.quantization_config
         if entry.format_version > 1:
-            getattr(model, "optin_rebuild", rebuild)(model, entry.to_dict())
+            data = {name: value for name, value in entry.to_dict().items() if name != "digest"}
+            getattr(model, "optin_rebuild", rebuild)(model, data)
             return
         convert = getattr(model, "optin_convert", None) or EARLIER_FORMATS.get(1)
         if convert is None:
@@ -63,6 +75,7 @@ class OptinHfQuantizer(HfQuantizer):
                     "is meant (ignore_mismatched_sizes=True for a new head), it needs transformers 5.23 or newer; if "
                     "not, the folder is damaged."
                 )
+        check_found(model, self._missing(), self._entry.shapes, self._compared)
         model.config.quantization_config = self._entry  # transformers has put back the one on disk
         model._keys_to_ignore_on_load_unexpected -= self._left_out
         for module in self._empty.values():  # loading fills parameters alone
