@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..digests.verification import verify
 from ..merging.schedule import TokenSchedule
 from ..publishing.card import weight_bytes
 from ..publishing.pruned_folders import read_config, read_report
 from ..report import check_listed, layer_table, layers_of
 from ..storage.entry import METHOD, STRUCTURE_FILE, OptinStructureConfig
 from ..storage.structure import structure_from_json
-from ..storage.verification import verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,5 @@ def run(arguments: argparse.Namespace) -> tuple[dict, str]:
 def _verified(folder: Path, config: Mapping[str, Any]) -> int:
     entry = config.get("quantization_config") or {}
     module = (folder / STRUCTURE_FILE).is_file()
-    free = module or entry.get("quant_method") == METHOD
-    return verify(
-        folder, OptinStructureConfig(**entry) if free else None, STRUCTURE_FILE if module else "config.json"
-    )
+    free = OptinStructureConfig(**entry).to_dict() if module or entry.get("quant_method") == METHOD else None
+    return verify(folder, free, STRUCTURE_FILE if module else "config.json")

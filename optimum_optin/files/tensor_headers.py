@@ -1,13 +1,14 @@
-"""Headers of safetensors files: names, types and shapes of tensors, and what is noted beside them. No number is read."""
+"""Headers of safetensors files: names, types and shapes of tensors, and what is noted beside them; no number."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-_MOST_BYTES = 100_000_000  # of a header, as safetensors has it
+_MOST_OF_HEADER = 100_000_000  # of a header, as safetensors has it
 
 
 class Form(NamedTuple):
@@ -50,7 +51,7 @@ def read_header(file: Path) -> Header:
         size = file.stat().st_size
         with open(file, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            if not 2 <= length <= min(size - 8, _MOST_BYTES):
+            if not 2 <= length <= min(size - 8, _MOST_OF_HEADER):
                 raise ValueError(f"it has {size:,} bytes, and a header of {length:,}")
             found = json.loads(opened.read(length))
         notes, forms, places = found.pop("__metadata__", {}), {}, {}
@@ -87,6 +88,16 @@ def forms_in(headers: Mapping[Path, Header]) -> dict[str, Form]:
     return {name: form for header in headers.values() for name, form in header.forms.items()}
 
 
+def tensors_digest(forms: Mapping[str, Form]) -> str:
+    """The digest of names, types and shapes, in whatever files and order the tensors are."""
+    return hashed(sorted((name, form.dtype, list(form.shape)) for name, form in forms.items()))
+
+
+def hashed(data: Any) -> str:
+    """SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def replace_note(file: Path, note: str, value: str) -> None:
     """Replace what the metadata of a file note by a text of the same length, in place; the tensors are not touched.
 
@@ -108,6 +119,8 @@ def replace_note(file: Path, note: str, value: str) -> None:
 
 def _fits(form: Form, place: tuple[int, int], size: int) -> bool:
     numbers = (*form.shape, *place)
-    return isinstance(form.dtype, str) and all(type(each) is int for each in numbers) and (
-        min(numbers) >= 0 and place[0] <= place[1] <= size
+    return (
+        isinstance(form.dtype, str)
+        and all(type(each) is int for each in numbers)
+        and (min(numbers) >= 0 and place[0] <= place[1] <= size)
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..files.tensor_headers import forms_in, read_headers, replace_note
+from ..digests.listing import write_listing
+from ..digests.writing import notes_for, write_digest
+from ..files.tensor_headers import read_headers
 from ..models.identity import device_of
-from ..storage.digest import PENDING, STRUCTURE, TENSORS, structure_digest, tensors_digest
 from ..storage.entry import noted_in
-from ..storage.listing import write_listing
 from .loading import filled_copy, load_pruned
 from .structure_file import WEIGHTS_FILE, pruned_entry, write_structure
 from .weights import write_weights
@@ -30,13 +30,10 @@ def save_module(module: nn.Module, folder: Path, dense: nn.Module) -> None:
     Raises:
         ValueError: the module cannot be saved, or would not load as it is; names the first weight that differs.
     """
-    file, structure = folder / WEIGHTS_FILE, structure_digest(pruned_entry(module))
-    write_weights(module, file, {STRUCTURE: structure, TENSORS: PENDING})
-    headers = read_headers([file])
-    tensors = tensors_digest(forms_in(headers))
-    replace_note(file, PENDING, tensors)
-    write_structure(module, folder, {"structure": structure, "tensors": tensors})
-    write_listing(headers, folder, hashed=True)
+    entry, file = pruned_entry(module).to_dict(), folder / WEIGHTS_FILE
+    write_weights(module, file, notes_for(entry))
+    write_structure(module, folder, write_digest(entry, folder))
+    write_listing(read_headers([file]), folder, hashed=True)
     found = _loaded(module, folder, dense).state_dict()
     for name, tensor in module.state_dict().items():
         if name not in found or not torch.equal(found[name], tensor.detach().cpu()):

@@ -51,7 +51,7 @@ def write_structure(module: nn.Module, folder: Path, digest: Mapping[str, str]) 
     Args:
         module: the module.
         folder: where to.
-        digest: that of its entry and its tensors, see `storage/digest.py`.
+        digest: that of its entry and its tensors, see `digests/`.
 
     Raises:
         ValueError: the module was not pruned.
@@ -86,7 +86,8 @@ def _checked(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"'pruned' must hold {', '.join(_PARTS)} alone, got {found}")
     if "format_version" not in pruned:
         raise ValueError("'pruned' lacks format_version")
-    entry = OptinStructureConfig(**pruned)
-    if entry.format_version != FORMAT_VERSION:
-        raise ValueError(f"format {entry.format_version} is none of modules, which have {FORMAT_VERSION}")
+    version = pruned["format_version"]
+    if type(version) is int and version < FORMAT_VERSION:
+        raise ValueError(f"format {version} is none of modules, which have {FORMAT_VERSION}")
+    OptinStructureConfig(**pruned)
     return data["class"], dict(pruned)

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from ..storage import plugin, saving
+from ..digests import listing
+from ..storage import plugin
 from ..storage.auto_map import REMOTE_FILE, own_code
 from ..storage.entry import FORMAT_VERSION, METHOD, OptinStructureConfig
 from ..storage.rebuild import rebuild
@@ -117,9 +118,10 @@ def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, st
 def _remote_code(classes: Iterable[str], merging: bool) -> str:
     """The text of `modeling_optin.py`: definitions, merging tokens among them if need be, and subclasses."""
     names = ("OptinStructureConfig", "OptinHfQuantizer", "AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
-    instead = {} if merging else {(rebuild.__module__, "_merge"): _NO_MERGING}
-    wanted = [*((plugin.__name__, name) for name in names), (saving.__name__, "save_with_digest")]
-    imports, definitions = excerpt(wanted, instead)
+    names += ("save_with_digest",)
+    instead = {(listing.__name__, "changes"): _NO_LISTING, (listing.__name__, "write_listing"): _LISTS_NOTHING}
+    instead |= {} if merging else {(rebuild.__module__, "_merge"): _NO_MERGING}
+    imports, definitions = excerpt([(plugin.__name__, name) for name in names], instead)
     parts = [
         _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
         *definitions,
@@ -148,6 +150,13 @@ if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < READER:
 _NO_MERGING = '''def _merge(model, layers, schedule):
     """This file came with a model that merges no tokens."""
     raise ValueError("this model merges tokens: load it with its own remote code, or `import optimum_optin`.")'''
+
+_NO_LISTING = '''def changes(folder, found, digest):
+    """The package says which."""
+    return "names, types or shapes of tensors are others"'''
+
+_LISTS_NOTHING = '''def write_listing(headers, folder):
+    """The package writes it."""'''
 
 _PRUNED = '''class Pruned:
     """What the classes below have beside what transformers' have."""

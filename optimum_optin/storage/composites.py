@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .auto_map import brings_code
 from .entry import METHOD, schedule_of_model
 from .integrity import is_rebuilt
+from .plugin import save_with_digest
 from .record import check_recorded
-from .saving import save_with_digest
 
 
 def check_composite(model: PreTrainedModel) -> None:

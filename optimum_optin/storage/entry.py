@@ -52,7 +52,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
             left; `""` for none.
         without: paths of modules that are gone.
         merging: the layers that merge tokens, or see merged ones (`MergingLayer`).
-        digest: that of the entry (`structure`) and of the tensors beside it (`tensors`), see `digest.py`; `None` for a
+        digest: that of the entry (`structure`) and of the tensors beside it (`tensors`), see `digests/`; `None` for a
             model in memory, or in a folder of an earlier version.
 
     Raises:
@@ -99,8 +99,8 @@ class OptinStructureConfig(QuantizationConfigMixin):
             others |= {name: value for name, value in later.items() if value}
         if unknown := sorted(set(others) - {"quant_method", "how_to_load"}):
             raise ValueError(
-                f"quantization_config of format {format_version} has no {', '.join(unknown):.200}: the file is damaged, "
-                "or was saved by a newer version of optimum-optin (pip install -U optimum-optin)."
+                f"quantization_config of format {format_version} has no {', '.join(unknown):.200}: the file is "
+                "damaged, or was saved by a newer version of optimum-optin (pip install -U optimum-optin)."
             )
         if format_version == 1:
             return

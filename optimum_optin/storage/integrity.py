@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..digests.listing import write_listing
 from ..files.model_files import weights_in
 from ..files.tensor_headers import read_headers
 from ..merging.schedule import TokenSchedule
 from .entry import entry_of
-from .listing import write_listing
 from .rebuild import rebuild
 from .record import convert_model
 from .structure import structure_from_json

@@ -7,8 +7,6 @@ compared on loading. Only headers are read for it: what numbers the tensors hold
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,33 +14,27 @@ from typing import Any
 from transformers.utils import logging
 
 from ..files.model_files import are_weights
-from ..files.tensor_headers import Form, Header, forms_in, read_headers
-from .entry import OptinStructureConfig
-from .listing import differences, in_words, listed_forms
+from ..files.tensor_headers import Header, forms_in, hashed, read_headers, tensors_digest
+from .listing import changes
 
 logger = logging.get_logger(__name__)
 
-STRUCTURE, TENSORS = "optin_structure", "optin_tensors"  # the halves in the metadata of a file
+STRUCTURE = "optin_structure"  # the first half in the metadata of a file
+TENSORS = "optin_tensors"
 PENDING = "0" * 64  # in the place of the second one while files are written
 _NOT_TIED = ("quant_method", "how_to_load", "transformers", "digest")  # words, and the version that saved the model
 
 
-def structure_digest(entry: OptinStructureConfig) -> str:
+def structure_digest(entry: Mapping[str, Any]) -> str:
     """The digest of an entry: of all that is cut, merged or set by it. What is empty does not count."""
-    data: dict[str, Any] = {name: each for name, each in entry.to_dict().items() if name not in _NOT_TIED and each}
-    return _hashed(data)
+    return hashed({name: each for name, each in entry.items() if name not in _NOT_TIED and each})
 
 
-def tensors_digest(forms: Mapping[str, Form]) -> str:
-    """The digest of names, types and shapes, in whatever files and order the tensors are."""
-    return _hashed(sorted((name, form.dtype, list(form.shape)) for name, form in forms.items()))
-
-
-def check_digest(entry: OptinStructureConfig, files: Sequence[Path] | None, place: str) -> bool:
+def check_digest(entry: Mapping[str, Any], files: Sequence[Path] | None, place: str) -> bool:
     """Raise if an entry and the weights beside it are not those that were saved together; warn if nobody can tell.
 
     Args:
-        entry: as it was read.
+        entry: the JSON form of what was read (`OptinStructureConfig`).
         files: the files of weights; `None` if the weights are in memory.
         place: the name of the file that the entry was read from.
 
@@ -53,7 +45,7 @@ def check_digest(entry: OptinStructureConfig, files: Sequence[Path] | None, plac
         OSError: a file cannot be read.
         ValueError: what does not fit, in which file, and what to do.
     """
-    noted, found = entry.digest or {}, structure_digest(entry)
+    noted, found = entry.get("digest") or {}, structure_digest(entry)
     if noted and noted["structure"] != found:
         raise ValueError(
             f"{place} was changed since the model was saved: what it says was cut or merged does not have the digest "
@@ -94,9 +86,7 @@ def _check_tensors(noted: str | None, headers: Mapping[Path, Header], place: str
     for file, digest in marks.items():
         if digest in (None, PENDING, found):
             continue
-        listed = listed_forms(next(iter(headers)).parent)
-        known = listed is not None and tensors_digest(listed) == digest
-        what = in_words(differences(listed, forms)) if known else "names, types or shapes of tensors are others"
+        what = changes(next(iter(headers)).parent, forms, digest)
         raise ValueError(
             f"the weights in {', '.join(each.name for each in headers)} are not those that {file} notes: {what}. "
             f"{_ONE_SAVING} {_ON_PURPOSE.format(place=place) if file == place else ''}".rstrip()
@@ -104,12 +94,10 @@ def _check_tensors(noted: str | None, headers: Mapping[Path, Header], place: str
     return found in marks.values()
 
 
-def _hashed(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 _ONE_SAVING = (
     "Take the files of one saving (download all of them again), and make changes on the loaded model, e.g. "
     "from_pretrained(..., dtype=...).save_pretrained(...)."
 )
-_ON_PURPOSE = "If the weights were converted by hand and are meant, delete `digest` in {place}, so that nothing is compared."
+_ON_PURPOSE = (
+    "If the weights were converted by hand and are meant, delete `digest` in {place}: then nothing is compared."
+)

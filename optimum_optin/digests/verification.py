@@ -1,9 +1,10 @@
-"""Verification of a saved folder: every tensor is compared with what was noted when it was saved, its numbers by hash."""
+"""Verification of a saved folder: every tensor is compared with what was noted when it was saved, numbers by hash."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -11,16 +12,15 @@ from safetensors import safe_open
 from ..files.model_files import LISTING_FILE, weights_in
 from ..files.tensor_headers import forms_in, read_headers
 from .digest import STRUCTURE, check_digest
-from .entry import OptinStructureConfig
 from .listing import differences, in_words, read_listing, tensor_hashes
 
 
-def verify(folder: Path, entry: OptinStructureConfig | None, place: str) -> int:
+def verify(folder: Path, entry: Mapping[str, Any] | None, place: str) -> int:
     """Read all weights of a folder, and compare them with the digest and the listing beside them.
 
     Args:
         folder: the folder of a pruned model.
-        entry: how it was pruned; `None` with layout="uniform", which leaves no entry.
+        entry: how it was pruned, as for `check_digest`; `None` with layout="uniform", which leaves no entry.
         place: the name of the file that the entry was read from.
 
     Returns:
@@ -34,7 +34,7 @@ def verify(folder: Path, entry: OptinStructureConfig | None, place: str) -> int:
     if absent := [file.name for file in files or [folder / "model.safetensors"] if not file.is_file()]:
         raise FileNotFoundError(f"{folder} holds no {', '.join(absent)}.")
     if entry is not None:
-        if entry.digest is None:
+        if not entry.get("digest"):
             raise ValueError(
                 f"{folder} cannot be verified, as {place} has no digest: it was saved by an earlier version, or by "
                 "hand. Load it, and save it with OptinPruner.save_pretrained."

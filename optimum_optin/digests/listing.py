@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 from ..files.json_files import read_object
 from ..files.model_files import LISTING_FILE
-from ..files.tensor_headers import Form, Header
+from ..files.tensor_headers import Form, Header, tensors_digest
 
-_MOST_BYTES = 2**26
+_MOST_OF_LISTING = 2**26
 _FEW = 5  # tensors in an error
 
 
@@ -39,12 +39,20 @@ def write_listing(headers: Mapping[Path, Header], folder: Path, hashed: bool = F
     (folder / LISTING_FILE).write_text(f'{{"tensors": {{\n{text}\n}}}}\n', encoding="utf-8")
 
 
-def listed_forms(folder: Path) -> dict[str, Form] | None:
-    """The tensors that a folder's listing names, with their forms; `None` if there is none, or a damaged one."""
+def changes(folder: Path, found: Mapping[str, Form], digest: str) -> str:
+    """Which tensors are not as they were, in words.
+
+    Args:
+        folder: where the listing is, if there is one.
+        found: the tensors that there are now.
+        digest: that of the tensors that there were; a listing with another is of another saving.
+    """
     try:
-        return {name: form for name, (form, _) in read_listing(folder).items()}
+        listed = {name: form for name, (form, _) in read_listing(folder).items()}
     except (OSError, ValueError):
-        return None
+        listed = {}
+    known = tensors_digest(listed) == digest
+    return in_words(differences(listed, found)) if known else "names, types or shapes of tensors are others"
 
 
 def read_listing(folder: Path) -> dict[str, tuple[Form, str | None]]:
@@ -55,7 +63,7 @@ def read_listing(folder: Path) -> dict[str, tuple[Form, str | None]]:
         ValueError: it is damaged; names it.
     """
     file = folder / LISTING_FILE
-    data = read_object(file, _MOST_BYTES)
+    data = read_object(file, _MOST_OF_LISTING)
     try:
         return {
             name: (Form(each["dtype"], tuple(each["shape"])), each.get("sha256"))

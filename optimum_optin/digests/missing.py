@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 def note_missing(model: PreTrainedModel) -> Callable[[], list[str]]:
-    """Watch a model while its weights are loaded, in place; the answer tells what was not on disk, and watches no more."""
+    """Watch a model while its weights are loaded, in place; the answer says what disk lacked, and ends the watch."""
     adjust, found = model._adjust_missing_and_unexpected_keys, []
 
     def adjusted(info: Any) -> None:
