@@ -109,10 +109,11 @@ class OptinStructureConfig(QuantizationConfigMixin):
         self.shapes = shapes or {}
         self.counters = counters or {}
         self.selectors = selectors or {}
-        removed = {} if removed is None else removed
+        removed, stand_ins = ({} if each is None else each for each in (removed, stand_ins))
         _check_form("removed", removed)
+        _check_form("stand_ins", stand_ins)
         self.stand_ins = {path: attention_without(reader) for path, reader in removed.items()}
-        self.stand_ins |= {} if stand_ins is None else stand_ins
+        self.stand_ins |= stand_ins
         self.without = without or []
         self.merging = merging or []
         if digest is not None:  # not of a model in memory, which may change
