@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.model_files import are_weights
-from ..files.tensor_headers import Header, forms_in, read_header, replace_note, tensors_digest
+from ..files.tensor_headers import Header, forms_in, read_header, tensors_digest, write_notes
 from .digest import PENDING, STRUCTURE, TENSORS, structure_digest
 from .listing import write_listing
 
@@ -36,7 +36,7 @@ def write_digest(entry: Mapping[str, Any], folder: Path) -> dict[str, str] | Non
         return None
     write_listing(headers, folder)
     tensors = tensors_digest(forms_in(headers))
-    for file in headers:
-        replace_note(file, PENDING, tensors)
+    for file, header in headers.items():
+        write_notes(file, header.notes | {TENSORS: tensors})
     own = all(are_weights(file.name) for file in headers)  # a variant is not what the config tells of
     return {"structure": structure_digest(entry)} | ({"tensors": tensors} if own else {})

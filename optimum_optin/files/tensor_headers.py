@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_BEFORE_NOTES = '{"__metadata__":'
 _MOST_OF_HEADER = 100_000_000  # of a header, as safetensors has it
 
 
@@ -98,23 +99,25 @@ def hashed(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def replace_note(file: Path, note: str, value: str) -> None:
-    """Replace what the metadata of a file note by a text of the same length, in place; the tensors are not touched.
+def write_notes(file: Path, notes: Mapping[str, str]) -> None:
+    """Write the metadata of a file anew, in place, in the order of names; safetensors has them in an order by chance.
 
     Args:
-        file: the file.
-        note: what is noted now, a text that is nowhere else in the header.
-        value: what is to be noted.
+        file: the file; its tensors are not touched.
+        notes: all of its metadata, which must take as many bytes as what is there.
 
     Raises:
-        RuntimeError: it is not there once, or has another length.
+        RuntimeError: they take more or fewer, or the file has none.
     """
     with open(file, "r+b") as opened:
-        header = opened.read(int.from_bytes(opened.read(8), "little"))
-        if header.count(note.encode()) != 1 or len(value.encode()) != len(note.encode()):
-            raise RuntimeError(f"{file} does not note {note!r} once.")
-        opened.seek(8 + header.index(note.encode()))
-        opened.write(value.encode())
+        header = opened.read(int.from_bytes(opened.read(8), "little")).decode()
+        start = len(_BEFORE_NOTES)
+        _, stop = json.JSONDecoder().raw_decode(header, start) if header.startswith(_BEFORE_NOTES) else ({}, start)
+        text = json.dumps(notes, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) != len(header[start:stop].encode()):
+            raise RuntimeError(f"{file} has no room for metadata of {len(text)} bytes.")
+        opened.seek(8 + start)
+        opened.write(text)
 
 
 def _fits(form: Form, place: tuple[int, int], size: int) -> bool:

@@ -258,7 +258,7 @@ def test_weights_stay_and_what_is_not_known_is_named(tmp_path, warnings):
         "tokenizer.json",
     }
     saved = {file.name for file in (tmp_path / "out").iterdir()}
-    assert saved == ours | {"tokenizer_config.json", *TAKEN.split()}
+    assert saved == ours | {"tokenizer.json", "tokenizer_config.json", *TAKEN.split()}
     (said,) = warnings
     listed = said.split(" beside the dense model")[0].split(", ")
     assert sorted(listed) == sorted([*NAMED.split(), "LICENSE.out"])
