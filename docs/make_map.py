@@ -45,7 +45,7 @@ FLOORS = (
         "reasons",
         "version",
     ),
-    ("models",),
+    ("keeping", "models"),
 )
 
 
