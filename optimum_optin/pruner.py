@@ -224,7 +224,7 @@ class OptinPruner:
                 note_source(drawn, {**source, **chosen, "num_samples": num_samples, "seed": seed})
         return drawn
 
-    @keeping
+    @keeping("self")
     def check(self, config: OptinConfig | None = None) -> None:
         """Raise if the model cannot be pruned as configured; no data are needed, for one sample is made up. `score` and
         `prune` begin with it, `plan` with what takes no pass of the model. `check_architecture` tells more.
@@ -242,7 +242,7 @@ class OptinPruner:
             check_remote_code(self.model)
         proved_groups(self.model, config)
 
-    @keeping
+    @keeping("self")
     def score(
         self,
         calibration: Any,
@@ -277,7 +277,7 @@ class OptinPruner:
                 groups = proved_groups(self.model, config)
             return score(self.model, groups, self._calibrate(calibration, config, text_columns), config, work_dir)
 
-    @keeping
+    @keeping("self")
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict; nothing is cut.
 
@@ -307,7 +307,7 @@ class OptinPruner:
         merges = schedule.to_json()["merges"] if schedule else {}
         return PruningPlan(config.flops, achieved, scores.tokens, layers_of(structure), merges, scores.removed(masks))
 
-    @keeping
+    @keeping("self")
     @torch.inference_mode(False)
     def prune(
         self,
@@ -408,7 +408,7 @@ class OptinPruner:
                 ) from error
         return pruned.model
 
-    @keeping
+    @keeping("self")
     def evaluate(
         self,
         task: str,
@@ -460,7 +460,7 @@ class OptinPruner:
             self._pictures |= found.files
         return found.entry.to_dict()
 
-    @keeping
+    @keeping("self")
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
         """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
 

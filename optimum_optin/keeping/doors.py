@@ -7,9 +7,10 @@ it, or between a context and its `with`; so whatever they left is undone here, f
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,22 +19,25 @@ from .interruption import close_left_open, uninterrupted
 from .snapshot import Snapshot
 from .turns import Turn, my_turn
 
-Method = TypeVar("Method", bound=Callable)
+Function = TypeVar("Function", bound=Callable)
 
 
 @contextmanager
 @uninterrupted
-def kept(model: nn.Module) -> Iterator[None]:
-    """Keep a model as it is: its hooks, modes, attributes, tensors and configs are the same on exit, on Ctrl-C, too.
+def kept(*models: nn.Module) -> Iterator[None]:
+    """Keep models as they are: hooks, modes, attributes, tensors and configs are the same on exit, on Ctrl-C, too.
 
-    One thread at a time is inside; another one waits, and its forward passes of this very model are refused.
+    One thread at a time is inside; another one waits, and its forward passes of these very models are refused.
     """
     with my_turn() as turn:
-        if any(each is model for each in turn.models):
+        if not models:
             yield
-            return
-        with put_back(model, turn, whole=True):
-            yield
+        elif any(each is models[0] for each in turn.models):
+            with kept(*models[1:]):
+                yield
+        else:
+            with put_back(models[0], turn, whole=True), kept(*models[1:]):
+                yield
 
 
 @contextmanager
@@ -72,12 +76,42 @@ def _give_back(before: Snapshot, turn: Turn, count: int, *, whole: bool) -> None
         del turn.models[count:]
 
 
-def keeping(method: Method) -> Method:
-    """A method of something that has a `model`, which it keeps as it is."""
+@contextmanager
+@uninterrupted
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Change a model in place, wholly or, if that fails or is interrupted, not at all."""
+    with my_turn() as turn:
+        before, done = Snapshot(model), False
+        try:
+            try:
+                yield
+                done = True
+            finally:
+                if not done and not turn.over:
+                    before.restore(whole=True)
+        finally:  # once more: the line before might be where it is interrupted
+            if not done and not turn.over:
+                before.restore(whole=True)
+        turn.deliver()
 
-    @functools.wraps(method)
-    def inside(self, *args, **kwargs):
-        with kept(self.model):
-            return method(self, *args, **kwargs)
 
-    return inside
+def keeping(*names: str) -> Callable[[Function], Function]:
+    """Let a function keep models as they are.
+
+    Args:
+        names: of its arguments that are models; `"self"` for one whose attribute `model` is.
+    """
+
+    def around(function: Function) -> Function:
+        parameters = inspect.signature(function)
+
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            given = parameters.bind_partial(*args, **kwargs).arguments
+            found = [given[name].model if name == "self" else given.get(name) for name in names]
+            with kept(*(each for each in found if isinstance(each, nn.Module))):  # others are refused inside
+                return function(*args, **kwargs)
+
+        return inside
+
+    return around
