@@ -1,6 +1,6 @@
-"""Ctrl-C at every line of our package that score, prune and their kin run: what is left behind.
+"""Ctrl-C at every line of our package that score and prune run: what is left behind.
 
-    python tests/fuzz/interrupts.py [signal|raise|twice] [--visits N] [--every N] [CASE ...]
+    python tests/fuzz/interrupts.py [signal|raise|twice|calls] [--visits N] [--every N] [CASE ...]
 
 prints how many moments there were, how many left something, and what.
 """
@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "running")]
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "keeping")]
 
 from interruptible import CASES  # noqa: E402
 from interrupting import interrupted_everywhere  # noqa: E402
@@ -24,7 +24,7 @@ from interrupting import interrupted_everywhere  # noqa: E402
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("how", choices=["signal", "raise", "twice"], nargs="?", default="signal")
+    parser.add_argument("how", choices=["signal", "raise", "twice", "calls"], nargs="?", default="signal")
     parser.add_argument("cases", nargs="*", default=[])
     parser.add_argument("--visits", type=int, default=1)
     parser.add_argument("--every", type=int, default=1)
@@ -38,12 +38,11 @@ def main():
         found = interrupted_everywhere(
             work, models, arguments.how, arguments.visits, lambda number: number % arguments.every == 0
         )
-        ended = sum(each is None for each in found.values())
         bad = {place: each for place, each in found.items() if each}
-        outputs = sum(any("tensors" in line or "training" in line for line in each) for each in bad.values())
+        models = sum(any(not line.startswith("/process") for line in each) for each in bad.values())
         print(
-            f"{name}: {len(found)} moments, {ended} ran to the end, {len(bad)} left something "
-            f"({outputs} in tensors or training), {time.perf_counter() - started:.0f} s"
+            f"{name}: {len(found)} moments, {len(bad)} left something "
+            f"({models} in the model), {time.perf_counter() - started:.0f} s"
         )
         kinds = Counter(line.split(":")[0].split("/")[-1] for each in bad.values() for line in each)
         print("   ", dict(kinds.most_common(30)))

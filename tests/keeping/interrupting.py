@@ -2,7 +2,7 @@
 
 A run is traced. Wherever it comes to a line for the first time (or the `visits` first times), the process forks: the
 child has Ctrl-C there, and compares everything that can be seen of the models and of the process with what was before
-the work; the parent goes on.
+the work, while the exception is at hand and after that; the parent goes on.
 """
 
 import gc
@@ -35,34 +35,36 @@ def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda n
     Args:
         work: a function without arguments.
         models: what must be the same afterwards; name -> model.
-        how: "signal" for a real SIGINT, "raise" for an exception at the line, "twice" for a second SIGINT a few lines
-            after the first.
+        how: "signal" for a real SIGINT at each line, "raise" for an exception there, which nothing can put off, "twice"
+            for a second SIGINT soon after the first, "calls" for a SIGINT at the beginning of each function that a line
+            calls (and of what contexts call: their `__enter__` and `__exit__` are not ours).
         visits: how often each line is interrupted.
         chosen: which of these moments to take, by their number.
 
     Returns:
-        (file, line, visit) -> what is left; an empty list is how it should be.
+        (file and line, visit) -> what is left; an empty list is how it should be.
     """
-    before, tracing = seen(models), _Tracing(how, visits, chosen)
-    start = HeldPass._run
+    before, tracing, start, tracer = seen(models), _Tracing(how, visits, chosen), HeldPass._run, sys.gettrace()
     gc.collect()
     gc.freeze()  # forks need not copy what is there already
     left = None
     try:
         # A stack of its own has a trace of its own.
-        HeldPass._run = lambda held: (sys.settrace(tracing.modules), start(held))[1]
-        sys.settrace(tracing.modules)
+        HeldPass._run = lambda held: (tracing.begin(), start(held))[1]
+        tracing.begin()
         work()
+        tracing.end(None)
         left = [] if how == "raise" else ["it was not interrupted"]  # exceptions in finalizers go nowhere
     except KeyboardInterrupt:
-        sys.settrace(None)
+        tracing.end(None)
         left = compared(before, seen(models), "") if tracing.answer else None
     except BaseException as error:
+        tracing.end(None)
         left = [f"not a KeyboardInterrupt, but {type(error).__name__}: {error}"]
         if not tracing.answer:
             raise
     finally:
-        sys.settrace(None)
+        tracing.end(tracer)
         HeldPass._run = start
         gc.unfreeze()
     if tracing.answer:
@@ -82,22 +84,60 @@ class _Tracing:
         self.counts, self.number = Counter(), 0
         self.answer, self.found = None, {}
 
+    def begin(self):
+        if self.how == "calls":
+            sys.setprofile(self.calls)
+        else:
+            sys.settrace(self.modules)
+
+    def end(self, tracer):
+        sys.setprofile(None)
+        sys.settrace(tracer)
+
     def modules(self, frame, event, argument):
         return self.lines if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     def lines(self, frame, event, argument):
-        key = frame.f_code.co_filename, frame.f_lineno
-        if event != "line" or self.counts[key] == self.visits:
-            return self.lines
-        self.counts[key] += 1
-        self.number += 1
-        if self.chosen(self.number) and self.is_child(f"{key[0].removeprefix(PACKAGE)}:{key[1]}", self.counts[key]):
-            sys.settrace(None)
-            interrupt(frame, self.how)
+        if event == "line" and self.is_child((frame.f_code.co_filename, frame.f_lineno)):
+            self.interrupt(frame)
             return None
         return self.lines
 
+    def calls(self, frame, event, argument):
+        caller = frame.f_back
+        if event != "call" or caller is None:
+            return
+        if caller.f_code.co_filename.endswith("contextlib.py") and caller.f_back is not None:
+            caller = caller.f_back
+        place = caller.f_code.co_filename, caller.f_lineno
+        called = frame.f_code.co_filename, frame.f_code.co_firstlineno
+        if place[0].startswith(PACKAGE) and self.is_child(place, called):
+            self.interrupt(frame)
+
+    def interrupt(self, frame):
+        self.end(None)
+        if self.how == "raise":
+            raise KeyboardInterrupt
+        if self.how == "twice":
+            left = random.Random(frame.f_lineno).randrange(1, 60)
+
+            def again(frame, event, argument):
+                nonlocal left
+                left -= 1
+                if not left:
+                    sys.setprofile(None)
+                    signal.raise_signal(signal.SIGINT)
+
+            sys.setprofile(again)
+        signal.raise_signal(signal.SIGINT)
+
     def is_child(self, *place):
+        if self.counts[place] == self.visits:
+            return False
+        self.counts[place] += 1
+        self.number += 1
+        if not self.chosen(self.number):
+            return False
         stream = random.getstate()  # Python seeds it anew in each fork
         read, write = os.pipe()
         if not os.fork():
@@ -106,37 +146,11 @@ class _Tracing:
             self.answer = write
             return True
         os.close(write)
+        name = " -> ".join(f"{file.removeprefix(PACKAGE)}:{line}" for file, line in place)
         with os.fdopen(read) as answer:
-            self.found[place] = json.loads(answer.read() or '["the child died"]')
+            self.found[name, self.counts[place]] = json.loads(answer.read() or '["the child died"]')
         os.wait()
         return False
-
-
-def interrupt(frame, how):
-    if how == "raise":
-        raise KeyboardInterrupt
-    if how == "twice":
-        left = random.Random(frame.f_lineno).randrange(1, 40)
-
-        def again(frame, event, argument):
-            nonlocal left
-            left -= event == "line"
-            if not left:
-                sys.settrace(None)
-                signal.raise_signal(signal.SIGINT)
-                return None
-            return again
-
-        try:
-            signal.raise_signal(signal.SIGINT)
-        finally:
-            sys.settrace(again)
-            outer = frame
-            while outer is not None:
-                outer.f_trace = again
-                outer = outer.f_back
-        return
-    signal.raise_signal(signal.SIGINT)
 
 
 def compared(before, after, path):
