@@ -126,7 +126,8 @@ class _Tracing:
                 left -= 1
                 if not left:
                     sys.setprofile(None)
-                    signal.raise_signal(signal.SIGINT)
+                    if any(each.startswith(PACKAGE) for each in files_behind(frame)):  # the work has not ended yet
+                        signal.raise_signal(signal.SIGINT)
 
             sys.setprofile(again)
         signal.raise_signal(signal.SIGINT)
@@ -151,6 +152,12 @@ class _Tracing:
             self.found[name, self.counts[place]] = json.loads(answer.read() or '["the child died"]')
         os.wait()
         return False
+
+
+def files_behind(frame):
+    while frame is not None:
+        yield frame.f_code.co_filename
+        frame = frame.f_back
 
 
 def compared(before, after, path):

@@ -18,7 +18,7 @@ from optimum_optin.storage.structure import structure_of
 
 @pytest.mark.parametrize(
     ("case", "how", "every"),
-    [("pruning", "signal", 90), ("pruning", "raise", 90), ("scoring", "calls", 120), ("tracing", "twice", 150)],
+    [("pruning", "signal", 90), ("pruning", "raise", 90), ("scoring", "calls", 90), ("tracing", "twice", 150)],
 )
 def test_nothing_is_left(case, how, every):
     work, models = CASES[case]()
