@@ -489,6 +489,7 @@ class OptinPruner:
         """Cut a dense model to a known structure, in place; see `optimum_optin.storage.record.convert_model`."""
         convert_model(model, structure, schedule)
 
+    @keeping("self")
     def check_save_directory(self, save_directory: str | os.PathLike) -> Path:
         """Raise now what would make `save_pretrained` fail later; to find out, all but the weights is saved elsewhere.
 
@@ -507,6 +508,7 @@ class OptinPruner:
         check_parts(self.model, self.processor)
         return folder
 
+    @keeping("self")
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
         """Save the pruned model, its processor, the report and a model card; completely or not at all.
 
@@ -538,6 +540,7 @@ class OptinPruner:
                 )
         wait()
 
+    @keeping("self")
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
         """The card that `save_pretrained` and `push_to_hub` write as `README.md`.
 

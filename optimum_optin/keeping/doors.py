@@ -32,7 +32,7 @@ def kept(*models: nn.Module) -> Iterator[None]:
     with my_turn() as turn:
         if not models:
             yield
-        elif any(each is models[0] for each in turn.models):
+        elif any(each is models[0] for each in turn.models):  # kept, or frozen
             with kept(*models[1:]):
                 yield
         else:
@@ -51,7 +51,9 @@ def put_back(model: nn.Module, turn: Turn, *, whole: bool) -> Iterator[None]:
         whole: whether modules and tensors come back to their places, and values to buffers, too. After an interruption,
             the places do in any case.
     """
-    before, count = Snapshot(model, values=whole), len(turn.models)
+    # What is inside another context of the same model leaves to that one what only an interruption leaves behind.
+    deep, count = not any(each is model for each in turn.models), len(turn.models)
+    before = Snapshot(model, values=whole, deep=deep)
     try:
         try:
             guard(model)

@@ -42,7 +42,16 @@ class Guard:
 def guard(model: nn.Module) -> None:
     """Let no other thread run a model or a part of it, in place; what restores the attributes of modules ends it."""
     thread = threading.get_ident()
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        return  # it runs copies in threads of its own
     for module in model.modules():
         compiled = vars(module).get("_compiled_call_impl")
         if not isinstance(compiled, Guard) and not isinstance(module, torch.jit.ScriptModule):
             vars(module)["_compiled_call_impl"] = Guard(module, thread, type(model).__name__, compiled)
+
+
+def unguard(model: nn.Module) -> None:
+    """Take guards off a copy, in place, where modules say themselves how they are copied."""
+    for module in model.modules():
+        if isinstance(vars(module).get("_compiled_call_impl"), Guard):
+            del vars(module)["_compiled_call_impl"]

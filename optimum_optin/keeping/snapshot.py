@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 import torch
@@ -17,19 +18,22 @@ class Snapshot:
     Args:
         model: the model.
         values: whether to keep copies of its buffers, too, which some forward passes write to.
+        deep: whether to look into what attributes hold: hooks, tensors, modules, and the attributes of configs.
     """
 
-    def __init__(self, model: nn.Module, *, values: bool = False) -> None:
-        self._modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
+    def __init__(self, model: nn.Module, *, values: bool = False, deep: bool = True) -> None:
+        modules = list(model.modules())
+        self._modules = [(module, type(module), dict(vars(module))) for module in modules]
         containers = {
             id(value): (name, value)
-            for _, _, attributes in self._modules
+            for _, _, attributes in (self._modules if deep else ())
             for name, value in attributes.items()
             if isinstance(value, (dict, list, set))
         }
-        self._containers = [(name, value, _shallow(value)) for name, value in containers.values()]
-        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._configs = [(config, dict(vars(config))) for config in configs_of(model)]
+        self._containers = [(name, value, _shallow(value) if value else ()) for name, value in containers.values()]
+        parameters = {id(each): each for module in modules for each in module._parameters.values() if each is not None}
+        self._gradients = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
+        self._configs = [(config, dict(vars(config))) for config in (configs_of(modules) if deep else ())]
         buffers = model.buffers() if values else ()
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers if not buffer.is_meta]
         self._is_back = False
@@ -67,11 +71,11 @@ def fill(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
                 buffer.copy_(values)
 
 
-def configs_of(model: nn.Module) -> list[Any]:
-    """The configs that a model's modules read, each once, with the configs inside them, and those of generation."""
+def configs_of(modules: Iterable[nn.Module]) -> list[Any]:
+    """The configs that modules read, each once, with the configs inside them, and those of generation."""
     found: dict[int, Any] = {}
     names = ("config", "generation_config")
-    waiting = [vars(module).get(name) for module in model.modules() for name in names]
+    waiting = [vars(module).get(name) for module in modules for name in names]
     while waiting:
         config = waiting.pop()
         if hasattr(config, "to_dict") and hasattr(config, "__dict__") and id(config) not in found:
@@ -84,7 +88,7 @@ def _shallow(value: dict | list | set) -> dict | list | set:
     return dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else set(value)
 
 
-def _put_back(container: dict | list | set, before: dict | list | set) -> None:
+def _put_back(container: dict | list | set, before: dict | list | set | tuple) -> None:
     """Let a container hold what it held, in its order; the container itself stays, as others may know it."""
     if _holds(container, before):
         return
@@ -92,19 +96,16 @@ def _put_back(container: dict | list | set, before: dict | list | set) -> None:
     if isinstance(container, list):
         container.extend(before)
     else:
-        container.update(before)
+        container.update(before)  # `before` may be an empty tuple: most containers are empty
 
 
-def _holds(container: dict | list | set, before: dict | list | set) -> bool:
+def _holds(container: dict | list | set, before: dict | list | set | tuple) -> bool:
     """Whether a container holds the very things that it held, in that order."""
-    if len(container) != len(before):
-        return False
+    if len(container) != len(before) or not before:
+        return len(container) == len(before)
     if isinstance(container, dict):
-        pairs = zip(container.items(), before.items(), strict=True)
-        return all(key == other and value is held for (key, value), (other, held) in pairs)
-    if isinstance(container, list):
-        return all(value is held for value, held in zip(container, before, strict=True))
-    return container == before
+        return [*container] == [*before] and all(map(is_, container.values(), before.values()))
+    return all(map(is_, container, before)) if isinstance(container, list) else container == before
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..keeping.guards import Guard
+from ..keeping.guards import Guard, unguard
 from ..models.examples import example_of, note_example
 
 
@@ -25,6 +25,7 @@ def copy_of(model: nn.Module, *, apart: bool = True) -> nn.Module:
             part of a small language model, which stay as they are: for work that ends, or until `set_apart`.
     """
     copied = copy.deepcopy(model, {} if apart else {id(table): table for table in _tables(model)})
+    unguard(copied)
     unprepare(copied)
     if (example := example_of(model)) is not None:
         note_example(copied, example)

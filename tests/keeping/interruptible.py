@@ -1,4 +1,4 @@
-"""What can be interrupted: name -> a function that makes the work, and the models that it must leave alone."""
+"""What can be interrupted: name -> a function that makes the work, and what it must leave alone."""
 
 import torch
 from tiny import tiny_model, tiny_samples
@@ -19,17 +19,20 @@ def encoder():
         [{"input_ids": torch.arange(5 + number, 15 + number)} for number in range(8)],
         batch_size=2,
         shuffle=True,
+        generator=torch.Generator().manual_seed(3),
     )
 
 
 def scoring():
     model, samples = encoder()
-    return lambda: OptinPruner(model).score(samples, OptinConfig(probes=4)), {"model": model}
+    things = {"model": model, "loader": samples}
+    return lambda: OptinPruner(model).score(samples, OptinConfig(probes=4)), things
 
 
 def pruning():
     model, samples = encoder()
-    return lambda: OptinPruner(model).prune(samples, OptinConfig(flops=0.5, probes=4)), {"model": model}
+    things = {"model": model, "loader": samples}
+    return lambda: OptinPruner(model).prune(samples, OptinConfig(flops=0.5, probes=4)), things
 
 
 def tracing():

@@ -168,9 +168,15 @@ def compared(before, after, path):
     return [] if before == after else [f"{path}: {before!r:.60} -> {after!r:.60}"]
 
 
-def seen(models):
-    """Everything that can be seen of models, and of the process."""
-    return {**{name: seen_model(model) for name, model in models.items()}, "process": seen_process()}
+def seen(things):
+    """Everything that can be seen of models, of the streams of loaders, and of the process."""
+    return {**{name: seen_thing(thing) for name, thing in things.items()}, "process": seen_process()}
+
+
+def seen_thing(thing):
+    if isinstance(thing, torch.nn.Module):
+        return seen_model(thing)
+    return hash(thing.generator.get_state().numpy().tobytes())
 
 
 def seen_model(model):
