@@ -54,11 +54,15 @@ class Turn:
         self._deferral.begin()
 
     def end(self, *, interrupted: bool) -> None:
-        """Let the next thread have its turn; after an interruption, what nobody turned back is turned back."""
+        """End the turn; after an interruption, what nobody turned back is turned back."""
         if self.over:
             return
         if interrupted:
             turn(self._stood)
+        self.leave()
+
+    def leave(self) -> None:
+        """Let the next thread have its turn."""
         self._deferral.end()
         if _TURNS.get("now") is self:
             del _TURNS["now"]
@@ -93,7 +97,10 @@ def my_turn() -> Iterator[Turn]:
             own.end(interrupted=interrupted)
             own.deliver()
     finally:  # once more: the line before might be where it is interrupted
-        own.end(interrupted=True)
+        try:
+            own.end(interrupted=True)
+        finally:
+            own.leave()
 
 
 def _forked() -> None:
