@@ -45,7 +45,7 @@ FLOORS = (
         "reasons",
         "version",
     ),
-    ("config_values", "models"),
+    ("config_values", "keeping", "models"),
 )
 
 

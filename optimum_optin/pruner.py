@@ -27,6 +27,7 @@ from .hub_id import hub_commit
 from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
 from .inputs.modules import check_example
+from .keeping.doors import keeping
 from .merging.schedule import TokenSchedule
 from .models.examples import example_of, forget_example, note_example
 from .models.identity import device_of, is_of_transformers
@@ -225,6 +226,7 @@ class OptinPruner:
                 note_source(drawn, {**source, **chosen, "num_samples": num_samples, "seed": seed})
         return drawn
 
+    @keeping("self")
     def check(self, config: OptinConfig | None = None) -> None:
         """Raise if the model cannot be pruned as configured; no data are needed, for one sample is made up. `score` and
         `prune` begin with it, `plan` with what takes no pass of the model. `check_architecture` tells more.
@@ -242,6 +244,7 @@ class OptinPruner:
             check_remote_code(self.model)
         proved_groups(self.model, config)
 
+    @keeping("self")
     def score(
         self,
         calibration: Any,
@@ -276,6 +279,7 @@ class OptinPruner:
                 groups = proved_groups(self.model, config)
             return score(self.model, groups, self._calibrate(calibration, config, text_columns), config, work_dir)
 
+    @keeping("self")
     def plan(self, scores: Scores, flops: float | None = None, config: OptinConfig | None = None) -> PruningPlan:
         """What `search="ranked"` would keep, and the divergence that the scores predict; nothing is cut.
 
@@ -315,6 +319,7 @@ class OptinPruner:
             kept={price.name: price.cost_of(masks) for price in prices if price.name != "flops"},
         )
 
+    @keeping("self")
     @torch.inference_mode(False)
     def prune(
         self,
@@ -416,6 +421,7 @@ class OptinPruner:
                 ) from error
         return pruned.model
 
+    @keeping("self")
     def evaluate(
         self,
         task: str,
@@ -467,6 +473,7 @@ class OptinPruner:
             self._pictures |= found.files
         return found.entry.to_dict()
 
+    @keeping("self")
     def benchmark(self, batch_size: int = 8, tokens: int | None = None, repeats: int = 15) -> dict:
         """Time the dense model against the pruned one, saved and loaded again, in one run; the report keeps it.
 
@@ -495,6 +502,7 @@ class OptinPruner:
         """Cut a dense model to a known structure, in place; see `optimum_optin.storage.record.convert_model`."""
         convert_model(model, structure, schedule)
 
+    @keeping("self")
     def check_save_directory(self, save_directory: str | os.PathLike) -> Path:
         """Raise now what would make `save_pretrained` fail later; to find out, all but the weights is saved elsewhere.
 
@@ -513,6 +521,7 @@ class OptinPruner:
         check_parts(self.model, self.processor)
         return folder
 
+    @keeping("self")
     def save_pretrained(self, save_directory: str | os.PathLike, *, remote_code: bool | None = None) -> None:
         """Save the pruned model, its processor, the report and a model card; completely or not at all.
 
@@ -544,6 +553,7 @@ class OptinPruner:
                 )
         wait()
 
+    @keeping("self")
     def create_model_card(self, repo_id: str | None = None) -> ModelCard:
         """The card that `save_pretrained` and `push_to_hub` write as `README.md`.
 

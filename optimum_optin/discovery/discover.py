@@ -17,6 +17,7 @@ from ..counting.caches import counted_by_caches
 from ..counting.counters import Counters, NotCut, counters_of
 from ..counting.coupling import coupled
 from ..counting.skips import with_skips
+from ..keeping.doors import keeping
 from ..running.batch import Batch
 from ..running.freezing import frozen, kept_buffers
 from ..running.memory import is_out_of_memory
@@ -35,6 +36,7 @@ _FRONT = "it is a convolution of the front end that makes tokens of a sound, whi
 _NOT_UNITS = "channels that no weight writes by itself"  # a norm's scale: no one would take it for units
 
 
+@keeping("model")
 @torch.inference_mode(False)
 def discover(model: nn.Module, sample: Batch | None = None) -> Groups:
     """Trace a model, and find out by cutting copies what must follow when units go.

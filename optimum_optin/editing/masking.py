@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..architectures.group import Blocks, Group, Masks, stack_of
+from ..keeping.doors import kept
 from ..running.experts import is_packed
 from ..running.linears import is_convolution
 from ..running.multihead import running_plainly
@@ -26,7 +27,7 @@ def masked(model: nn.Module, groups: Iterable[Group], masks: Masks) -> Iterator[
             may require gradients: its gradient is then the sensitivity of each unit. Where it is put on weights
             (`is_masked_by_weight`), it must be of shape (units,) or (1, units).
     """
-    with ExitStack() as stack:
+    with kept(model), ExitStack() as stack:
         for group in groups:
             if group.key not in masks:
                 continue

@@ -17,6 +17,7 @@ from transformers.utils.logging import tqdm
 from ..figures import Measurement
 from ..inputs.batching import check_batches
 from ..inputs.encoding import padded_batches
+from ..keeping.doors import keeping
 from ..models.identity import config_of
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
@@ -69,6 +70,7 @@ class GlueAccuracy:
         return {}
 
 
+@keeping("model")
 def evaluate_glue(
     model: PreTrainedModel,
     processor: Any,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..figures import Evaluation, MetricValues
+from ..keeping.doors import keeping
 from .registry import find_task
 
 
@@ -59,6 +60,7 @@ def compare(models: Mapping[str, nn.Module], processor: Any, task: str, **option
     return Comparison(entry, chosen.show(samples, shown) if shown else {})
 
 
+@keeping("model")
 def evaluate_model(
     model: nn.Module,
     processor: Any,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..figures import Latency
 from ..inputs.modalities import modality_of
 from ..inputs.probes import probe_batch
+from ..keeping.doors import keeping
 from ..models.identity import device_of, dtype_of, type_of
 from ..running.forward import run_model
 from ..running.freezing import frozen
@@ -41,6 +42,7 @@ class LatencyComparison:
         )
 
 
+@keeping("dense", "pruned")
 def compare_latency(
     dense: nn.Module, pruned: nn.Module, batch: Mapping[str, Tensor], repeats: int = 15
 ) -> LatencyComparison:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any
 
-import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
+
+from ..keeping.switches import switches, turn
 
 
 class HeldPass:
@@ -35,7 +36,7 @@ class HeldPass:
         self._stack = greenlet(self._run)
         self._stack.gr_context = copy_context()
         self._work: Callable[[], Any] | None = work
-        self._switches = _switches()
+        self._switches = switches()
         self._closing = False
 
     @property
@@ -71,13 +72,13 @@ class HeldPass:
 
     @contextmanager
     def _own_switches(self) -> Iterator[None]:
-        callers = _switches()
-        _turn(self._switches)
+        callers = switches()
+        turn(self._switches)
         try:
             yield
         finally:
-            self._switches = _switches()
-            _turn(callers)
+            self._switches = switches()
+            turn(callers)
 
 
 _RUNNING: ContextVar[HeldPass | None] = ContextVar("running_pass", default=None)
@@ -102,26 +103,3 @@ def kept_modules(model: nn.Module) -> Iterator[None]:
             if module._modules != children:
                 module._modules.clear()
                 module._modules.update(children)
-
-
-_KERNELS = {
-    torch.backends.cuda.enable_flash_sdp: torch.backends.cuda.flash_sdp_enabled,
-    torch.backends.cuda.enable_mem_efficient_sdp: torch.backends.cuda.mem_efficient_sdp_enabled,
-    torch.backends.cuda.enable_math_sdp: torch.backends.cuda.math_sdp_enabled,
-    torch.backends.cuda.enable_cudnn_sdp: torch.backends.cuda.cudnn_sdp_enabled,
-}
-
-
-def _switches() -> list[tuple[Callable, tuple]]:
-    """What belongs to the thread or the process rather than to a pass: how to turn it, and how it stands."""
-    accelerator = torch.accelerator.current_accelerator()
-    stands: list[tuple[Callable, tuple]] = [(torch.set_grad_enabled, (torch.is_grad_enabled(),))]
-    for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
-        stands.append((torch.set_autocast_enabled, (kind, torch.is_autocast_enabled(kind))))
-        stands.append((torch.set_autocast_dtype, (kind, torch.get_autocast_dtype(kind))))
-    return stands + [(enable, (enabled(),)) for enable, enabled in _KERNELS.items()]
-
-
-def _turn(switches: list[tuple[Callable, tuple]]) -> None:
-    for turn, how in switches:
-        turn(*how)

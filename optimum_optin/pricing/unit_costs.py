@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -114,9 +114,46 @@ def macs_by_length(model: nn.Module, groups: Groups) -> dict[str, tuple[float, f
 @torch.no_grad()
 def run_counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
     """PyTorch's flop counter after one forward pass."""
-    with frozen(model), FlopCounterMode(display=False, custom_mapping=_uncounted()) as counter, suppress(_Stopped):
+    counter = FlopCounterMode(display=False, custom_mapping=_uncounted())
+    counter.mod_tracker = _Running(model)
+    with frozen(model), counter, suppress(_Stopped):
         call_model(model, batch)
     return counter
+
+
+class _Running:
+    """Tells PyTorch's counter which modules of a model are running.
+
+    Its own tracker hooks every module of the process, so that what other threads run is taken for a part of the model,
+    and may fail there.
+
+    Args:
+        model: the model.
+
+    Attributes:
+        parents: names of the modules that run now.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parents = {"Global"}
+        self._hooks = ExitStack()
+        self._names: dict[nn.Module, set[str]] = {}
+        for path, module in model.named_modules(prefix=type(model).__name__, remove_duplicate=False):
+            self._names.setdefault(module, set()).add(path)
+
+    def __enter__(self) -> None:
+        for module in self._names:
+            self._hooks.callback(module.register_forward_pre_hook(self._begin, prepend=True).remove)
+            self._hooks.callback(module.register_forward_hook(self._end, prepend=True).remove)
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.close()
+
+    def _begin(self, module: nn.Module, args: tuple) -> None:
+        self.parents |= self._names[module]
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.parents -= self._names[module]
 
 
 class _Stopped(Exception):

@@ -15,6 +15,7 @@ from ..architectures.group import Groups
 from ..counting.skips import with_skips
 from ..discovery.find import find_groups, is_declared, stack_inputs
 from ..editing.surgery import check_sliceable
+from ..keeping.doors import keeping
 from ..models.identity import attention_of, device_of, dtype_of, type_of
 from ..models.wrappers import check_model
 from ..reasons import reasons_of
@@ -35,6 +36,7 @@ from .stream import refit_problems
 from .verdict import ArchitectureProof, GroupProof
 
 
+@keeping("model")
 def check_architecture(model: nn.Module, sample: Batch | None = None, *, reload: bool = False) -> ArchitectureProof:
     """Prove that a model can be pruned as its row says, or as it was traced, or say why it cannot.
 

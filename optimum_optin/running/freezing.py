@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock, RLock
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..keeping.doors import put_back
+from ..keeping.interruption import uninterrupted
+from ..keeping.snapshot import fill
+from ..keeping.turns import my_turn
 from .multihead import running_plainly
 from .prepared import unprepare
 
 
 @contextmanager
+@uninterrupted
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, without gradients of parameters and without autocast; undone on exit.
 
@@ -23,10 +26,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Whatever a forward pass sets on modules is undone, too: Swin's layers would keep the smaller windows of a small
     image. So rewrite a copy, not the model itself. Another thread waits until the model is free.
     """
-    with _FREEZING:
-        lock = _LOCKS.setdefault(model, RLock())
-    with lock, _frozen(model):
-        yield
+    with my_turn() as turn, put_back(model, turn, whole=False):
+        modules = list(model.modules())
+        model.eval()
+        unprepare(model)
+        for module in filter(_is_chunked, modules):  # running tokens in chunks only saves memory
+            module.chunk_size_feed_forward = 0
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+        # Sums over tokens need the model's own precision: `dtype=` of from_pretrained chooses it.
+        # Autocast does not know the meta device, where copies are counted.
+        device = next((parameter.device.type for parameter in model.parameters() if not parameter.is_meta), "cpu")
+        with torch.autocast(device, enabled=False), running_plainly(modules):
+            turn.deliver()
+            yield
 
 
 @contextmanager
@@ -36,44 +50,7 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, values in before:
-                if not _same(buffer, values):
-                    buffer.copy_(values)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same, to the last bit."""
-    return torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isnan(), other.isnan())
-
-
-_FREEZING = Lock()
-
-
-_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    attributes = {module: dict(vars(module)) for module in model.modules()}
-    try:
-        model.eval()
-        unprepare(model)
-        for module in filter(_is_chunked, attributes):  # running tokens in chunks only saves memory
-            module.chunk_size_feed_forward = 0
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        # Sums over tokens need the model's own precision: `dtype=` of from_pretrained chooses it.
-        # Autocast does not know the meta device, where copies are counted.
-        device = next((parameter.device.type for parameter in model.parameters() if not parameter.is_meta), "cpu")
-        with torch.autocast(device, enabled=False), running_plainly(attributes):
-            yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for module, before in attributes.items():
-            vars(module).update(before)
+        fill(before)
 
 
 def _is_chunked(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ..keeping.guards import Guard, unguard
 from ..models.examples import example_of, note_example
 
 
@@ -24,6 +25,7 @@ def copy_of(model: nn.Module, *, apart: bool = True) -> nn.Module:
             part of a small language model, which stay as they are: for work that ends, or until `set_apart`.
     """
     copied = copy.deepcopy(model, {} if apart else {id(table): table for table in _tables(model)})
+    unguard(copied)
     unprepare(copied)
     if (example := example_of(model)) is not None:
         note_example(copied, example)
@@ -54,8 +56,8 @@ def unprepare(model: nn.Module) -> None:
         attributes = vars(module)
         forward = _unwrapped(module)
         attributes.pop("_original_forward", None)  # where Accelerate keeps the forward to go back to
-        if "_compiled_call_impl" in attributes:
-            attributes["_compiled_call_impl"] = None
+        if (compiled := attributes.get("_compiled_call_impl")) is not None:
+            attributes["_compiled_call_impl"] = compiled.bare() if isinstance(compiled, Guard) else None
         if _is_own(module, forward):
             attributes.pop("forward", None)
         else:

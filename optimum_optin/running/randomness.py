@@ -5,12 +5,16 @@ The user's own streams stay where they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
+
+from ..keeping.interruption import uninterrupted
+from ..keeping.turns import my_turn
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
@@ -26,6 +30,7 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
 
 
 @contextmanager
+@uninterrupted
 def kept_streams(data: Any) -> Iterator[None]:
     """Put PyTorch's global generator and those of a `DataLoader` back into their states on exit.
 
@@ -36,8 +41,17 @@ def kept_streams(data: Any) -> Iterator[None]:
         samplers = (data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None))
         found += [getattr(each, "generator", None) for each in (data, *samplers)]
     states = [(each, each.get_state()) for each in found if isinstance(each, torch.Generator)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
+    with my_turn() as turn:
+        try:
+            try:
+                yield
+            finally:
+                _set(states)
+        finally:  # once more: the line before might be where it is interrupted
+            _set(states)
+        turn.deliver()
+
+
+def _set(states: Iterable[tuple[torch.Generator, Tensor]]) -> None:
+    for generator, state in states:
+        generator.set_state(state)

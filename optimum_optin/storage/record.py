@@ -15,6 +15,7 @@ from ..architectures.group import QUERY_HEADS, Group
 from ..counting.queries import by_query_heads
 from ..discovery.find import find_groups, is_declared
 from ..editing.surgery import rewrite
+from ..keeping.doors import all_or_nothing
 from ..merging.hooks import attach_mergers, check_attachable, merging_layers
 from ..merging.schedule import TokenSchedule
 from .auto_map import forget_remote_code, ordinary_class
@@ -57,10 +58,11 @@ def convert_model(model: nn.Module, structure: Structure, schedule: TokenSchedul
     check_recordable(model, _cut(groups, structure))
     if schedule is not None:
         check_attachable(model, groups, schedule)
-    rewrite(model, groups, masks)
-    record_structure(model, structure, groups)
-    if schedule is not None:
-        merge_tokens_of(model, schedule)
+    with all_or_nothing(model):
+        rewrite(model, groups, masks)
+        record_structure(model, structure, groups)
+        if schedule is not None:
+            merge_tokens_of(model, schedule)
 
 
 def record_structure(model: nn.Module, later: Structure, groups: Iterable[Group]) -> Structure:

@@ -13,6 +13,7 @@ from ..discovery.next_tokens import predicts_next_token
 from ..figures import Continuations
 from ..inputs.decoder_inputs import IDS, MASK, greedily, most_new, writes
 from ..inputs.encoding import max_tokens
+from ..keeping.doors import keeping
 from ..running.batch import Batch, samples_in, token_mask
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
@@ -21,6 +22,7 @@ _PROMPTS = 8
 _PROMPT, _NEW = 32, 32  # tokens
 
 
+@keeping("dense", "pruned")
 @torch.no_grad()
 def compare_continuations(
     dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], held_out: bool = True
