@@ -1,10 +1,10 @@
 """Kills before every system call of saves, scores, work folders and pushes; counts what is broken and what is missing.
 
-    python tests/fuzz/kill_points.py [CASE ...]
+    PYTHONPATH=tests:tests/files:tests/stages python tests/fuzz/kill_points.py [CASE ...]
 
-Needs Linux and `strace`, which is attached to a fork and kills it at its n-th call of a kind that changes files, writes,
-opens, or sends. So a file may be half-written by whatever writes it, safetensors' own code as well. Prints one JSON
-object for each case. The cases are those of tests/files/kills.py, and work folders (tests/stages/runs.py).
+Needs Linux and `strace`, which is attached to a fork and kills it at its n-th call of a kind that changes files,
+writes, opens, or sends. So a file may be half-written by whatever writes it, safetensors' own code as well. Prints one
+JSON object for each case. The cases are those of tests/files/kills.py, and work folders (tests/stages/runs.py).
 """
 
 import json
@@ -17,9 +17,6 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-
-HERE = Path(__file__).parents[1]
-sys.path[:0] = [str(HERE), str(HERE / "files"), str(HERE / "stages")]
 
 import conftest
 import kills
@@ -117,7 +114,7 @@ def _work_cases():
 
 
 def _work_case(name):
-    """Scoring with a work folder, old or new in the sense that what a second run gives is what an undisturbed one gives."""
+    """Scoring with a work folder: every run that is not killed gives what an undisturbed one gives, to the last bit."""
     _, run = prepared(name)
     expected = run(None)
 
