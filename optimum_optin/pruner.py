@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from .discovery.find import is_declared
 from .evaluation.comparison import compare
 from .evaluation.latency import latency_entry
 from .files.folders import NotSavedError, atomic_folder, check_folder
+from .files.held import temporary_folder
 from .hub_id import hub_commit
 from .inputs.batching import calibration_batches
 from .inputs.modalities import modality_of
@@ -609,8 +609,7 @@ class OptinPruner:
         if not is_main():
             return None
         message = commit_message or commit_title(report)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
 
             def written(repo_id: str, card: bytes | None) -> dict[str, Path]:
                 self._write(folder, folder, name=repo_id, read_card=lambda: decoded(card), revision=revision)

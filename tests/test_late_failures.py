@@ -17,9 +17,9 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
 from optimum_optin.commands import run
-from optimum_optin.commands.rescue import save_somewhere
 from optimum_optin.files.folders import NotSavedError
 from optimum_optin.publishing.pruned_folders import push_folder, write_report
+from optimum_optin.publishing.rescue import save_somewhere
 from optimum_optin.scoring import registry
 
 CONFIG = OptinConfig(flops=0.5, probes=8)
@@ -44,7 +44,7 @@ def pruned():
 @pytest.fixture
 def warnings(monkeypatch):
     said = []
-    for module in ("publishing.card", "publishing.pruned_folders", "commands.rescue"):
+    for module in ("publishing.card", "publishing.pruned_folders", "publishing.rescue"):
         monkeypatch.setattr(f"optimum_optin.{module}.logger.warning", said.append)
     return said
 

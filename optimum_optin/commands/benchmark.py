@@ -10,11 +10,11 @@ import dataclasses
 
 from ..evaluation.latency import latency_entry
 from ..publishing.pruned_folders import read_report
+from ..publishing.rescue import note_figures
 from ..report import REPORT_FILE
 from ..storage.loading import load_model
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
-from .rescue import note_figures
 
 _OPTIONS = ("tokens", "batch_size", "repeats")
 

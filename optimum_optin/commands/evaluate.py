@@ -13,11 +13,11 @@ from ..evaluation.registry import KNOWN, find_task
 from ..figures import plain, shown
 from ..image_tasks import SemanticSegmentation
 from ..inputs.modalities import likely_modality
+from ..publishing.rescue import note_figures
 from ..storage.loading import load_model, load_processor
 from ..text_tasks import Perplexity, Translation
 from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from .options import add_options, given
-from .rescue import note_figures
 
 _OPTIONS = ("data", "data_dir", "split", "batch_size", "max_samples")
 _GROUPS = {

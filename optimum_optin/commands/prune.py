@@ -14,6 +14,7 @@ from ..evaluation.comparison import check_task
 from ..files.folders import NotSavedError, check_folder
 from ..pruner import OptinPruner
 from ..publishing.hub import check_push
+from ..publishing.rescue import check_place, save_bare, save_or_none, save_somewhere
 from ..running.processes import is_main, process_count
 from ..scoring import Scores
 from .arguments import (
@@ -27,7 +28,6 @@ from .arguments import (
     work_options,
 )
 from .options import given
-from .rescue import check_place, save_bare, save_or_none, save_somewhere
 
 logger = logging.get_logger(__name__)
 
@@ -140,7 +140,9 @@ def _keep(pruner: OptinPruner, scored: bool, output: str, error: Exception) -> N
     Raises:
         NotSavedError: the model is saved, but without report and card.
     """
-    if pruner.pruned_model is not None and (place := save_or_none(partial(save_bare, pruner), output)):
+    if pruner.pruned_model is not None and (
+        place := save_or_none(partial(save_bare, pruner.pruned_model, pruner.processor), output)
+    ):
         result = _result(pruner, place) if pruner.report else ({"output": place}, f"saved to {place}")
         raise NotSavedError(
             f"{error} (the pruned model is saved in {place}, without report and card)", result

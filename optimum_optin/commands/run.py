@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from ..commands import benchmark, check, evaluate, info, plan, prune, push, score
+from ..commands import benchmark, check, evaluate, info, plan, prune, push, recover, score
 from ..files.folders import NotSavedError
 from ..quoting import printable
 from ..running.processes import is_main
@@ -24,6 +24,7 @@ COMMANDS = {
     "benchmark": benchmark,
     "info": info,
     "push": push,
+    "recover": recover,
 }
 """Name -> module with `add_arguments(parser)` and `run(arguments)`, which returns `(JSON-able dict, text)`, or these
 and the exit code."""

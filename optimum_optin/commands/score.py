@@ -6,6 +6,7 @@ import argparse
 
 from ..config import SCORING_FIELDS
 from ..files.folders import check_folder
+from ..publishing.rescue import check_place, save_somewhere
 from .arguments import (
     add_calibration,
     add_config,
@@ -16,7 +17,6 @@ from .arguments import (
     load_pruner,
     work_options,
 )
-from .rescue import check_place, save_somewhere
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,18 +11,15 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .earlier import sweep_earlier
 from .exchange import HIDDEN, NEW, PROBE, check_target, exchange, is_open, kind_of, recover
+from .held import held_folder, let_go, make_held, sweep
+from .locks import open_folder, release, take
 from .model_files import is_model_file
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: savers are not kept apart
-    fcntl = None
 
 _WRITTEN = re.compile(
     r"README\.md|(generation_|tokenizer_|preprocessor_|processor_)?config\.json|tokenizer\.json|"
@@ -98,7 +95,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     An error or an interruption, in the block or while files are moved, changes nothing of `path`. Files that `path`
     holds and the block did not write stay as they are, but for model files of an earlier save (`stale_files`). If
-    the process is killed while files are moved, `path` does not load, and the next save first puts back what it held.
+    the process is killed while files are moved, `path` does not load until `recover_folder` or the next save has
+    finished that. What killed processes have left in `path` or beside it is deleted, with a word.
 
     Raises:
         NotADirectoryError, PermissionError, FileExistsError, OSError: see `check_folder`.
@@ -106,7 +104,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = check_folder(path)
     with _locked(path):
-        work = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=path))
+        work, handle = make_held(HIDDEN, path)
         try:
             draft = work / NEW
             draft.mkdir()
@@ -115,6 +113,32 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         finally:
             if not is_open(work):
                 shutil.rmtree(work, ignore_errors=True)
+            let_go(handle)
+
+
+def recover_folder(path: str | os.PathLike) -> bool:
+    """Finish a save to a folder that was killed while it moved files, and delete what killed saves have left there.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Whether there was a save to finish.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+        BlockingIOError: somebody is saving to it at this moment.
+        FileExistsError: somebody has made files since that have the names of those to move; says which.
+        ValueError: the journal of that save is damaged.
+    """
+    path = Path(path).resolve()
+    if not path.is_dir():
+        raise NotADirectoryError(f"cannot recover {path}: there is no such folder.")
+    handle, _ = _hold(path)
+    try:
+        return _put_in_order(path, handle)
+    finally:
+        let_go(handle)
 
 
 def write_file(path: str | os.PathLike, text: str) -> None:
@@ -128,19 +152,19 @@ def write_file(path: str | os.PathLike, text: str) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
     check_target(path.parent, path.name)
-    with tempfile.TemporaryDirectory(prefix=PROBE, dir=path.parent) as place:
-        part = Path(place, "file")
+    with held_folder(PROBE, path.parent) as place:
+        part = place / "file"
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
 
 
 def _try_out(nearest: Path, missing: tuple[str, ...]) -> None:
     """Do what a save does: make the missing folders, write a file, rename it."""
-    with tempfile.TemporaryDirectory(prefix=PROBE, dir=nearest) as name:
+    with held_folder(PROBE, nearest) as place:
         for number, part in enumerate(missing):
-            Path(name, str(number), part).mkdir(parents=True)
-        Path(name, "file").write_bytes(b"optin")
-        os.replace(Path(name, "file"), Path(name, "renamed"))
+            (place / str(number) / part).mkdir(parents=True)
+        (place / "file").write_bytes(b"optin")
+        os.replace(place / "file", place / "renamed")
 
 
 def _check_names(path: Path) -> None:
@@ -165,8 +189,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Holds a folder, made if missing, against other savers; the system releases it when a process ends."""
     handle, made = _hold(path)
     try:
-        if handle is not None:
-            recover(path)
+        _put_in_order(path, handle)
         yield
     except BaseException:
         for folder in reversed(made):
@@ -174,9 +197,15 @@ def _locked(path: Path) -> Iterator[None]:
                 folder.rmdir()
         raise
     finally:
-        if handle is not None:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have the handle, too
-            os.close(handle)
+        let_go(handle)
+
+
+def _put_in_order(path: Path, handle: int | None) -> bool:
+    """Finish what a killed save had begun, and delete what killed processes left; whether there was one to finish."""
+    finished = recover(path, held=handle is not None)
+    sweep(PROBE, path.parent)
+    sweep_earlier(path)
+    return finished
 
 
 def _hold(path: Path) -> tuple[int | None, list[Path]]:
@@ -188,25 +217,23 @@ def _hold(path: Path) -> tuple[int | None, list[Path]]:
                 with suppress(FileExistsError):
                     folder.mkdir()
                     made.append(folder)
-            if fcntl is None:
-                return None, made
-            handle = os.open(path, os.O_RDONLY)
+            handle = open_folder(path)
         except FileNotFoundError:  # another saver failed and removed its folder
             if attempt == _ATTEMPTS:
                 raise
             continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle, made
-        except BlockingIOError as error:
-            os.close(handle)
+        if handle is None:
+            return None, made
+        taken = take(handle)
+        if taken is False:
+            release(handle)
             raise BlockingIOError(
                 f"somebody else is saving to {path} at this moment: wait until that is done, or give another folder."
-            ) from error
-        except FileNotFoundError:
-            pass
-        except OSError:  # a file system without locks
-            os.close(handle)
+            )
+        if taken is None:
+            release(handle)
             return None, made
-        os.close(handle)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle, made
+        release(handle)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..digests.digest import check_digest
+from ..files.exchange import check_whole
 from ..hub_id import is_hub_id
 from ..models.identity import dtype_of
 from ..running.prepared import copy_of
@@ -54,7 +55,7 @@ def load_pruned(
         The module on the CPU, in evaluation mode, in the types that its weights were saved in.
 
     Raises:
-        FileNotFoundError: there is no pruned module.
+        FileNotFoundError: there is no pruned module, or a save to the folder was killed while it moved files.
         TypeError: `factory` is no function and no module.
         ValueError: a file is damaged, or the module that `factory` makes is not the one that was pruned.
 
@@ -180,6 +181,7 @@ def _file(folder: str | os.PathLike, name: str, subfolder: str, options: dict[st
             raise
         except EntryNotFoundError as error:
             raise FileNotFoundError(_lacking(folder, name, of_transformers=False)) from error
+    check_whole(place)
     file = place / name
     if not file.is_file():
         raise FileNotFoundError(_lacking(place, name, of_transformers=(place / "config.json").is_file()))

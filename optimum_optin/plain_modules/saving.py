@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from ..digests.listing import write_listing
 from ..digests.writing import notes_for, write_digest
+from ..files.held import temporary_folder
 from ..files.tensor_headers import read_headers
 from ..models.identity import device_of
 from ..storage.entry import noted_in
@@ -45,8 +45,7 @@ def save_module(module: nn.Module, folder: Path, dense: nn.Module) -> None:
 
 def reloaded_module(module: nn.Module, dense: nn.Module) -> nn.Module:
     """The module as a user gets it: saved and loaded again, on the same device, in evaluation mode."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with temporary_folder() as folder:
         save_module(module, folder, dense)
         return _loaded(module, folder, dense).to(device_of(module)).eval()
 

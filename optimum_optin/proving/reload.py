@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..architectures.group import Group
 from ..editing.surgery import rewrite
+from ..files.held import temporary_folder
 from ..plain_modules.saving import reloaded_module
 from ..running.batch import Batch
 from ..running.forward import call_model
@@ -62,7 +62,7 @@ def _loaded(cut: nn.Module, model: nn.Module) -> nn.Module:
     """What is loaded of a cut model once it was saved."""
     if not isinstance(model, PreTrainedModel):
         return reloaded_module(cut, model)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         cut.save_pretrained(folder)
         return maker_of(model).from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from ..files.exchange import interrupted_save
+from ..files.exchange import NOTE_FILE, check_whole
 from ..files.folders import atomic_folder
 from ..files.json_files import read_object
 from ..files.model_files import MASKS, are_weights, left_over
@@ -33,17 +33,16 @@ def read_config(folder: str | os.PathLike) -> dict:
     """The `config.json` of a saved pruned model; of a plain module, what its structure file says in the same form.
 
     Raises:
-        FileNotFoundError: the folder holds no model.
+        FileNotFoundError: the folder holds no model, or a save to it was killed on the way.
         ValueError: the model is dense, or its `config.json` is damaged.
     """
+    check_whole(folder)
     if Path(folder, STRUCTURE_FILE).is_file():
         pruned = read_structure(Path(folder, STRUCTURE_FILE))
         return {"architectures": [pruned.kind], "quantization_config": pruned.entry}
     file = Path(folder, "config.json")
     if not file.is_file():
-        earlier = interrupted_save(Path(folder))
-        hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
-        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.{hint}")
+        raise FileNotFoundError(f"{folder} holds no model: config.json is missing.")
     config = read_object(file)
     entry = config.get("quantization_config") or {}
     if not isinstance(entry, dict):
@@ -63,6 +62,7 @@ def read_report(folder: str | os.PathLike) -> PruningReport | None:
     Raises:
         ValueError: see `PruningReport.load`.
     """
+    check_whole(folder)
     return PruningReport.load(folder) if Path(folder, REPORT_FILE).is_file() else None
 
 
@@ -124,6 +124,7 @@ def push_folder(
     read_config(folder)
     check_push(repo_id, token=token, revision=revision, create_pr=create_pr)
     files: dict[str, Path | bytes] = {**files_in(folder)}
+    files.pop(NOTE_FILE, None)
     if not any(map(are_weights, files)):
         raise FileNotFoundError(f"{folder} holds no weights: model.safetensors is missing.")
     if others := [name for name in left_over(folder) if files.pop(name, None)]:

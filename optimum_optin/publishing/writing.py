@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from ..files.held import temporary_folder
 from ..models.copies import working_copy
 from ..models.identity import is_of_transformers
 from ..plain_modules.saving import reloaded_module, save_module
@@ -95,7 +95,7 @@ def check_parts(model: nn.Module, processor: Any) -> None:
     if is_of_transformers(model):
         generation = model.generation_config if model.can_generate() else None
         parts = {"configuration": model.config, "generation configuration": generation, **parts}
-    with tempfile.TemporaryDirectory() as place:
+    with temporary_folder() as place:
         for name, part in parts.items():
             try:
                 if part is not None:
@@ -111,7 +111,7 @@ def saved_and_loaded(model: nn.Module, dense: nn.Module) -> nn.Module:
     if not is_of_transformers(model):
         return reloaded_module(model, dense)
     check_rebuilt(model)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         model.save_pretrained(folder)
         loaded = reloaded(model, folder)
     return loaded.to(model.device).eval()

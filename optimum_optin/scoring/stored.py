@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from ..files.exchange import interrupted_save
+from ..files.exchange import check_whole
 from ..files.folders import atomic_folder
 from ..files.json_files import read_object
 from ..hub_id import is_hub_id
@@ -73,11 +73,10 @@ def read_scores(folder: str | os.PathLike, **options: Any) -> tuple[Terms, Terms
             raise FileNotFoundError(f"{folder} is no folder, and cannot be read from the Hub: {error}") from error
         folder = Path(snapshot, SCORES_FOLDER)
     folder = Path(folder)
+    check_whole(folder)
     for name in (TENSORS_FILE, METADATA_FILE):
         if not (folder / name).is_file():
-            earlier = interrupted_save(folder)
-            hint = f" A save was killed on the way: what was there before is in {earlier}." if earlier else ""
-            raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.{hint}")
+            raise FileNotFoundError(f"{folder} holds no scores: {name} is missing.")
     try:
         return _read(folder)
     except (ValueError, TypeError, KeyError, RecursionError) as error:

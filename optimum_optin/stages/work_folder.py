@@ -14,12 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files.folders import check_folder, write_file
+from ..files.locks import take
 from ..running.processes import is_main, together
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: runs are not kept apart
-    fcntl = None
 
 IDENTITY_FILE = "optin_work.json"
 _LOCK_FILE = "optin_work.lock"
@@ -118,21 +114,17 @@ def working_in(path: str | os.PathLike | None, identity: Mapping[str, Any]) -> I
 
 
 def _locked(folder: Path) -> int | None:
-    """A handle that keeps other runs away until it is closed, or the process ends."""
-    if fcntl is None:
-        return None
+    """A handle that keeps other runs away until it is closed, or the process ends; `None` where there are no locks."""
     handle = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise BlockingIOError(
-            f"another run is working in {folder} at this moment: wait until it is done, or give another work_dir."
-        ) from error
-    except OSError:  # a file system without locks
-        os.close(handle)
+    taken = take(handle)
+    if taken:
+        return handle
+    os.close(handle)
+    if taken is None:
         return None
-    return handle
+    raise BlockingIOError(
+        f"another run is working in {folder} at this moment: wait until it is done, or give another work_dir."
+    )
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:

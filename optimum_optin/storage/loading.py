@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..files.exchange import check_whole
 from ..files.model_files import damaged_weights
 from ..inputs.modalities import TEXTS, Modality
 from ..running.processes import state
@@ -75,7 +76,9 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
     Raises:
         ValueError: an unknown task, or an adapter; or, without a task, a checkpoint that brings code which is not
             trusted, or names a class that transformers does not have.
+        FileNotFoundError, BlockingIOError: a save to the folder was killed while it moved files, or is running.
     """
+    check_whole(Path(model, kwargs.get("subfolder") or ""))
     if Path(model, STRUCTURE_FILE).is_file():
         raise ValueError(
             f"{model} holds a pruned module of plain PyTorch, which only its own class makes: in Python, "

@@ -2,10 +2,9 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -14,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from optimum_optin import Scores
-from optimum_optin.files.exchange import interrupted_save
-from optimum_optin.files.folders import atomic_folder, check_folder, write_file
+from optimum_optin.files.exchange import NOTE_FILE, check_whole
+from optimum_optin.files.folders import atomic_folder, check_folder, recover_folder, write_file
 from optimum_optin.files.model_files import is_model_file, left_over
 
 OLD = {
@@ -105,8 +104,8 @@ def test_a_failure_at_any_move_changes_nothing(folder, tmp_path, monkeypatch, er
     assert calls > 6 and read(folder) == (AFTER if there else NEW)
 
 
-def test_what_cannot_be_put_back_is_kept_and_put_back_next_time(folder, monkeypatch):
-    before, calls, replace = read(folder), 0, os.replace
+def test_what_cannot_be_put_back_is_kept_and_finished_next_time(folder, monkeypatch):
+    calls, replace = 0, os.replace
 
     def move(*arguments):
         nonlocal calls
@@ -119,10 +118,12 @@ def test_what_cannot_be_put_back_is_kept_and_put_back_next_time(folder, monkeypa
         patch.setattr(os, "replace", move)
         with pytest.raises(OSError, match=r"cannot be put back .*Input/output error.*the next save to that folder"):
             save(folder)
-    assert "config.json" not in read(folder) and interrupted_save(folder).is_dir()
+    assert "config.json" not in read(folder)
+    with pytest.raises(FileNotFoundError, match="not whole: a save to it was killed .* `optimum-cli optin recover"):
+        check_whole(folder)
     with pytest.raises(ZeroDivisionError), atomic_folder(folder):
         raise ZeroDivisionError
-    assert read(folder) == before
+    assert read(folder) == AFTER
 
 
 def test_a_single_file_is_written_whole_and_not_through_links(folder, monkeypatch):
@@ -163,16 +164,25 @@ def killed_at(moves):
     return move
 
 
-def run(code):
-    """A process of its own."""
-    place = os.path.dirname(__file__)
-    code = f"import sys; sys.path.insert(0, {place!r}); from test_folders import *; {code}"
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+def in_a_fork(work):
+    """The exit code of work that another process does: 0, 3 if somebody else is saving, or less if it was killed."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BlockingIOError as error:
+            code = 3 if "somebody else is saving" in str(error) else 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_killed_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
-    """In forks, for speed: each is killed at one move, and the next save first puts back what it had moved."""
+    """In forks, for speed: each is killed at one move; what had begun to move is finished."""
     before, moves = read(folder), 0
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
     while True:
         moves += 1
         child = os.fork()
@@ -182,14 +192,17 @@ def test_killed_at_any_move_it_does_not_load_or_is_whole(folder, tmp_path):
             os._exit(0)
         if os.waitpid(child, 0)[1] == 0:
             break
-        now = {name: content for name, content in read(folder).items() if not name.startswith(".optin-")}
-        assert now == before or "config.json" not in now, f"killed at move {moves}"
+        now = {name: text for name, text in read(folder).items() if not name.startswith((".optin-", NOTE_FILE))}
+        assert now in (before, AFTER) or "config.json" not in now, f"killed at move {moves}"
         if "config.json" not in now:
-            assert interrupted_save(folder).is_dir()
-        with pytest.raises(RuntimeError, match="stop"), atomic_folder(folder):
-            assert {name: text for name, text in read(folder).items() if ".optin" not in name} == before
-            raise RuntimeError("stop")
-        assert read(folder) == before
+            assert "optimum-cli optin recover" in (folder / NOTE_FILE).read_text()
+            with pytest.raises(FileNotFoundError, match=f"is not whole.*optimum-cli optin recover {folder}"):
+                check_whole(folder)
+        if recover_folder(folder):
+            assert read(folder) == AFTER
+        assert read(folder) in (before, AFTER) and not recover_folder(folder) and not list(folder.glob(".*"))
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "copy", folder, symlinks=True)
     assert moves > 8 and read(folder) == AFTER
 
 
@@ -204,13 +217,18 @@ def test_killed_scores_are_not_mixed(tmp_path):
             save(tmp_path / str(moves), new)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        with pytest.raises(FileNotFoundError, match="A save was killed on the way: what was there before is in .*old"):
+        with pytest.raises(FileNotFoundError, match="is not whole: a save to it was killed"):
             Scores.from_pretrained(tmp_path / str(moves))
 
 
 def test_a_killed_process_leaves_no_lock(folder):
     before = read(folder)
-    assert run(f"os.replace = killed_at(6); save(Path({str(folder)!r}))").returncode == -9
+
+    def work():
+        os.replace = killed_at(6)
+        save(folder)
+
+    assert in_a_fork(work) == -9
     assert read(folder) != before
     save(folder)
     assert read(folder) == AFTER and not list(folder.glob(".*"))
@@ -224,8 +242,7 @@ def test_of_two_savers_one_is_refused_at_once(folder, tmp_path, there):
         started = time.monotonic()
         with pytest.raises(BlockingIOError, match=re.escape(f"somebody else is saving to {folder} at this moment")):
             save(folder, {"config.json": "of another thread"})
-        other = run(f"save(Path({str(folder)!r}))")
-        assert "BlockingIOError: somebody else is saving" in other.stderr
+        assert in_a_fork(lambda: save(folder)) == 3
         assert time.monotonic() - started < 60
     assert read(folder) == (AFTER if there else NEW)
     save(folder, {"config.json": "later"})

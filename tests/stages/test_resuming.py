@@ -16,9 +16,10 @@ from runs import CASES, prepared
 from tiny import tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner, Scores, register_scorer
+from optimum_optin.files import locks
 from optimum_optin.running import processes
 from optimum_optin.scoring import registry, surgeon
-from optimum_optin.stages import resuming, work_folder
+from optimum_optin.stages import resuming
 from optimum_optin.stages.resuming import Outcome, once, resumed
 from optimum_optin.stages.tensor_files import write_tensors
 from optimum_optin.stages.work_folder import working_in
@@ -332,8 +333,8 @@ def test_where_there_are_no_locks_work_goes_on_all_the_same(system, tmp_path, mo
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    locks = None if system == "without locks" else mock.Mock(flock=fail, LOCK_EX=1, LOCK_NB=2)
-    monkeypatch.setattr(work_folder, "fcntl", locks)
+    system_locks = None if system == "without locks" else mock.Mock(flock=fail, LOCK_EX=1, LOCK_NB=2)
+    monkeypatch.setattr(locks, "fcntl", system_locks)
     with working_in(tmp_path, {"seed": 0}), working_in(tmp_path, {"seed": 0}):
         pass
     with pytest.raises(ValueError, match="seed is 0 there, nothing here"), working_in(tmp_path, {}):

@@ -18,6 +18,7 @@ COMMANDS = {
     "benchmark": "time a pruned model against the dense one",
     "info": "show what a pruned folder holds, without loading weights",
     "push": "upload a pruned folder to the Hub",
+    "recover": "finish a save to a folder that was killed, and delete what it left",
 }
 
 

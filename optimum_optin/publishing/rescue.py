@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..files.folders import NotSavedError, atomic_folder
-from ..pruner import OptinPruner
-from ..publishing.pruned_folders import write_report
-from ..publishing.writing import save_part
 from ..report import PruningReport
 from ..storage.integrity import save_model
+from .pruned_folders import write_report
+from .writing import save_part
 
 logger = logging.get_logger(__name__)
 
@@ -58,13 +59,13 @@ def save_or_none(save: Callable[[str], None], output: str) -> str | None:
         return None
 
 
-def save_bare(pruner: OptinPruner, folder: str) -> None:
+def save_bare(model: PreTrainedModel, processor: Any, folder: str) -> None:
     """Save a pruned model alone, without report and card, with its processor if that can be saved."""
     with atomic_folder(folder) as draft:
-        save_model(pruner.pruned_model, draft)
+        save_model(model, draft)
         try:
-            if pruner.processor is not None:
-                save_part(pruner.processor, draft)
+            if processor is not None:
+                save_part(processor, draft)
         except Exception as error:
             logger.warning(f"the processor is not saved with the model: {error}")
 
