@@ -16,7 +16,7 @@ from ..merging.stack import token_layers
 from ..scoring import Scores
 from .depth import Sublayers, depths, without
 from .macs import cost_tables, dense_cost, matching_cost, token_costs, total_cost
-from .masks import check_budget, check_kept, search, search_uniform
+from .masks import ROUNDING, check_budget, check_kept, search, search_uniform
 from .overlaps import overlapping
 from .selection import limits_of
 
@@ -112,7 +112,7 @@ def _within(budget: float, most: float, *, find: Callable[[float], Masks], cost_
     Raises:
         ValueError: see `check_budget`.
     """
-    if cost_of(masks := find(most)) <= budget * (1 + 1e-9):
+    if cost_of(masks := find(most)) <= budget * ROUNDING:
         return masks
     low, high, best = 0.0, most, None
     for _ in range(_HALVINGS):
@@ -122,7 +122,7 @@ def _within(budget: float, most: float, *, find: Callable[[float], Masks], cost_
         except ValueError:  # it does not pay for the least that must stay
             low = middle
             continue
-        if cost_of(masks) <= budget * (1 + 1e-9):
+        if cost_of(masks) <= budget * ROUNDING:
             low, best = middle, masks
         else:
             high = middle

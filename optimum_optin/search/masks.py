@@ -15,6 +15,7 @@ from ..architectures.group import HEADS
 from .limits import Limits, levelled, limit_of, numbers_of, role_of
 from .ranking import Ranking, level, rank, together
 
+ROUNDING = 1 + 1e-9  # a budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it"
 COMBINATIONS = 2**24  # combinations of numbers of units that are tried one by one
 _AT_ONCE = 2**20  # combinations in memory
 
@@ -104,7 +105,7 @@ def check_budget(
     """
     dense = dense or sum(float(table[-1]) for table in costs.values())
     minimum = minimum_cost(costs, floors)
-    if budget < minimum:
+    if budget * ROUNDING < minimum:
         given, least = (budget + spent) / dense, (minimum + spent) / dense
         forced = {key: numbers_of(key, floors or {}, len(table) - 1)[0] for key, table in costs.items()}
         whole = [key for key, table in costs.items() if forced[key] == len(table) - 1 > 0]
@@ -189,8 +190,7 @@ def _spend(
     while len(tried) > 1 and math.prod(len(ranking.spent) for ranking in tried) > combinations:
         *tried, one, other = sorted(tried, key=lambda ranking: len(ranking.steps))
         tried.append(together(one, other))
-    # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".
-    counts = _best_counts(tried, filled, budget * (1 + 1e-9))
+    counts = _best_counts(tried, filled, budget * ROUNDING)
     for ranking, count in zip([*tried, filled], counts, strict=True):
         for key, unit in (each for step in ranking.steps[:count] for each in step):
             masks[key][unit] = True
