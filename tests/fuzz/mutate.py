@@ -27,11 +27,11 @@ TESTS = ROOT / "tests"
 
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
-    "search/masks": ["search/test_search.py", "search/test_limits.py"],
-    "search/ranking": ["search/test_search.py", "search/test_limits.py"],
-    "search/limits": ["search/test_limits.py", "search/test_selection.py", "search/test_search.py"],
+    "search/masks": ["search/test_edges.py", "search/test_limits.py", "search/test_search.py"],
+    "search/ranking": ["search/test_edges.py", "search/test_limits.py", "search/test_search.py"],
+    "search/limits": ["search/test_edges.py", "search/test_limits.py", "search/test_selection.py"],
     "search/selection": ["search/test_selection.py", "search/test_limits.py"],
-    "search/depth": ["search/test_depth.py"],
+    "search/depth": ["search/test_edges.py", "search/test_depth.py"],
     "search/overlaps": ["search/test_overlaps.py"],
     "search/candidates": ["search/test_trials.py", "search/test_depth.py", "search/test_overlaps.py"],
     "search/trials": ["search/test_trials.py", "search/test_depth.py"],
@@ -40,12 +40,12 @@ FILES = {
     "search/unit_costs": ["search/test_unit_costs.py"],
     "compensation/ridge": ["compensation/test_ridge.py"],
     "compensation/refit": ["compensation/test_compensation.py", "compensation/test_walks.py"],
-    "scoring/removal": ["scoring/test_isotonic.py", "scoring/test_surgeon.py"],
+    "scoring/removal": ["scoring/test_isotonic.py", "scoring/test_removal.py"],
     "scoring/surgeon": ["scoring/test_surgeon.py"],
-    "comparing/losses": ["comparing/test_losses.py"],
+    "comparing/losses": ["comparing/test_losses.py", "passes/test_output_kinds.py"],
     "merging/matching": ["merging/test_merging.py"],
     "merging/schedule": ["merging/test_merging.py"],
-    "storage/structure": ["storage/test_structure.py"],
+    "storage/structure": ["test_mutated.py", "storage/test_structure.py"],
     "storage/integrity": ["storage/test_integrity.py"],
 }
 
@@ -108,7 +108,9 @@ def _says_nothing(node: ast.AST, owner: ast.AST | None) -> bool:
         return True
     if isinstance(owner, ast.Raise) or isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom)):
         return True
-    if isinstance(owner, ast.Assign) and any(getattr(each, "id", "") in ("__all__", "logger") for each in owner.targets):
+    if isinstance(owner, ast.Assign) and any(
+        getattr(each, "id", "") in ("__all__", "logger") for each in owner.targets
+    ):
         return True
     logged = isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger.")
     return logged or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
@@ -300,7 +302,13 @@ def _test(file: str, tests: list[str], arguments: argparse.Namespace) -> None:
         if outcome != "killed":
             print(f"  {outcome} {file}.py:{line}: {change}", flush=True)
         if arguments.out:
-            entry = {"file": file, "line": line, "change": change, "outcome": outcome, "seconds": time.monotonic() - start}
+            entry = {
+                "file": file,
+                "line": line,
+                "change": change,
+                "outcome": outcome,
+                "seconds": time.monotonic() - start,
+            }
             with arguments.out.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
     found = counts["killed"] + counts["too slow"]

@@ -93,7 +93,11 @@ NASTY = [
 
 
 class Rng(random.Random):
-    """Draws mutations."""
+    """Draws mutations, and notes what they were."""
+
+    def __init__(self, seed: str):
+        super().__init__(seed)
+        self.notes: list[str] = []
 
     def nasty(self) -> Any:
         return copy.deepcopy(self.choice(NASTY))
@@ -131,7 +135,14 @@ def mutate_json(data: Any, rng: Rng) -> None:
         ways = [lambda: owner.__setitem__(key, mutate_text(value, rng))] * 4 + ways
     elif isinstance(value, (dict, list)):
         ways += [lambda: owner.__setitem__(key, [value]), lambda: value.clear()]
+    before = repr(value)
     rng.choice(ways)()
+    after = (
+        owner[key]
+        if (isinstance(owner, dict) and key in owner) or isinstance(owner, list) and key < len(owner)
+        else "gone"
+    )
+    rng.notes.append(f"{key}: {before[:60]} -> {after!r:.60}")
 
 
 def _swap(owner: dict, key: Any, rng: Rng) -> None:
@@ -142,7 +153,7 @@ def _swap(owner: dict, key: Any, rng: Rng) -> None:
 def mutate_text(text: str, rng: Rng) -> str:
     """Change, insert or delete a character; of digits, keep the form."""
     place = rng.randrange(len(text) + 1)
-    letters = "0123456789" if any(letter.isdigit() for letter in text) and rng.random() < 0.7 else "0,-a. {\"\n\x00é"
+    letters = "0123456789" if any(letter.isdigit() for letter in text) and rng.random() < 0.7 else '0,-a. {"\n\x00é'
     return rng.choice(
         [
             text[:place] + rng.choice(letters) + text[place:],
@@ -189,6 +200,7 @@ def mutate_header(file: Path, rng: Rng) -> None:
     name, other = rng.choice(names), rng.choice(names)
     alike = [each for each in names if header[each]["shape"] == header[name]["shape"]]
     way = rng.randrange(9)
+    rng.notes.append(f"header, way {way}: {name} {header[name]}, {other}")
     if way == 0:
         header[f"{name}x"] = header.pop(name)
     elif way == 1:  # two weights of one shape
@@ -285,6 +297,7 @@ def folders(work: Path, subjects: dict[str, Subject], rng: Rng) -> Callable[[], 
     folder = shutil.copytree(subject.folder, work / "folder")
     file, inside = subject.entry
     way = rng.choice(["entry"] * 6 + ["config", "text", "header", "header"])
+    rng.notes.append(f"{name}, {way}")
     if way == "entry":
         change_json(folder / file, rng, inside)
     elif way == "config":
@@ -491,6 +504,7 @@ def main() -> None:
                 work.mkdir()
                 chosen = all_subjects if kind == "scores" else made
                 outcome, said = outcome_of(KINDS[kind](work, chosen, rng))
+                said = " | ".join([*rng.notes, said])
                 counts[outcome] += 1
                 if arguments.only or outcome in ("silent", "raw, ours", "too much"):
                     print(f"  {kind}:{number}: {outcome}: {said}", flush=True)
@@ -498,7 +512,9 @@ def main() -> None:
                         shutil.copytree(work, "/tmp/stranger", dirs_exist_ok=True)
                 if arguments.out:
                     with arguments.out.open("a") as stream:
-                        stream.write(json.dumps({"mutant": f"{kind}:{number}", "outcome": outcome, "said": said}) + "\n")
+                        stream.write(
+                            json.dumps({"mutant": f"{kind}:{number}", "outcome": outcome, "said": said}) + "\n"
+                        )
             total = ", ".join(f"{outcome} {count}" for outcome, count in sorted(counts.items()))
             print(f"{kind}: {len(numbers)} in {time.monotonic() - start:.0f} s: {total}", flush=True)
 

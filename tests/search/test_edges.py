@@ -7,7 +7,10 @@ import pytest
 import torch
 from problems import gained, spent
 
+from optimum_optin import OptinConfig
+from optimum_optin.architectures.group import Consumer, Cut, Group
 from optimum_optin.search import masks
+from optimum_optin.search.depth import depths, without
 from optimum_optin.search.limits import Limit
 from optimum_optin.search.masks import check_budget, check_kept, minimum_cost, search, search_uniform
 from optimum_optin.search.ranking import Ranking, _in_order, _sums, level, rank, together
@@ -235,3 +238,57 @@ def test_two_kinds_are_ranked_together_by_worth_the_forced_ones_first():
     assert found.steps == [[("a", 0)], [("b", 0)], [("a", 1)], [("b", 1)], [("b", 2)]]
     assert found.forced == 1
     assert found.spent.tolist() == [0, 1, 2, 4, 5, 7] and found.gained.tolist() == [0, 0, 5, 13, 17, 26]
+
+
+LAYERS = [f"layers.{layer}" for layer in range(4)]
+SUBLAYERS = [
+    Group(layer, role, units, 1, Cut((Consumer("a"),), ()))
+    for layer in LAYERS
+    for role, units in (("heads", 2), ("neurons", 4), ("channels", 3))
+]
+
+
+def _worths(**worths):
+    """Scores and costs of the sublayers: by default a unit of heads loses 8 at a cost of 2, of neurons 4 at 1."""
+    scores = {group.key: torch.full((group.units,), 8.0 if group.role == "heads" else 4.0) for group in SUBLAYERS}
+    costs = {group.key: _table(group.units, 2.0 if group.role == "heads" else 1.0) for group in SUBLAYERS}
+    for name, worth in worths.items():
+        scores[name.replace("_", ".")].fill_(worth)
+    return scores, costs
+
+
+def test_the_cheapest_sublayers_by_loss_for_each_unit_of_cost_go():
+    scores, costs = _worths(**{"layers_1_neurons": 1.0, "layers_3_heads": 3.0, "layers_0_channels": 0.0})
+    for count, expected in (
+        (1, ["1.neurons"]),
+        (2, ["1.neurons", "3.heads"]),
+        (3, ["1.neurons", "3.heads", "0.heads"]),
+    ):
+        found = depths(SUBLAYERS, scores, costs, 1.0, OptinConfig(depth=count))
+        assert found == [tuple(f"layers.{name}" for name in expected)], "channels are no sublayer"
+    (all_of_them,) = depths(SUBLAYERS, scores, costs, 1e9, OptinConfig(depth=8, min_heads=1, min_neurons=2))
+    assert len({*all_of_them}) == 8
+    with pytest.raises(ValueError, match="depth=9: of this model 8 sublayers may lose all"):
+        depths(SUBLAYERS, scores, costs, 1.0, OptinConfig(depth=9))
+
+
+def test_several_numbers_of_sublayers_and_layers_are_tried_as_far_as_the_budget_can_be_spent():
+    groups = [group for group in SUBLAYERS if group.role != "channels"]
+    keys = {group.key for group in groups}
+    worths = {"layers_1_neurons": 1.0, "layers_3_heads": 3.0, "layers_0_neurons": 2.0, "layers_2_heads": 6.0}
+    scores, costs = ({key: each[key] for key in keys} for each in _worths(**worths))
+    names = ["layers.1.neurons", "layers.3.heads", "layers.0.neurons", "layers.2.heads"]
+    whole = ["layers.1.heads", "layers.1.neurons"], ["layers.3.heads", "layers.3.neurons"]
+    every = [(), *(tuple(names[:count]) for count in (1, 2, 4)), tuple(whole[0]), (*whole[0], *whole[1])]
+    for budget, left in ((16.0, 6), (16.5, 4), (24.0, 4), (24.1, 2), (28.0, 2), (28.1, 1)):
+        found = depths(groups, scores, costs, budget, OptinConfig(depth="auto"))
+        assert found == [each for each in every if sum(4.0 for _ in each) <= 32 - budget], budget
+        assert len(found) == left
+    dear = {key: table * (4 if "layers.3" in key else 1) for key, table in costs.items()}
+    found = depths(groups, scores, dear, 1.0, OptinConfig(depth="auto"))
+    assert set(found[4]) == {*whole[1]}, "its loss is more than that of layer 1, but not for what it costs"
+    scores["layers.1.heads"].fill_(0.5)  # then the two cheapest sublayers are the cheapest layer
+    assert sum({*each} == {*whole[0]} for each in depths(groups, scores, costs, 1.0, OptinConfig(depth="auto"))) == 1
+    assert depths(groups, scores, costs, 1.0, OptinConfig(depth="auto", exclude=["*"])) == [()]
+    limits = {"a.heads": Limit(1), "b.heads": Limit(2)}
+    assert without(limits, ("b.heads",)) == {"a.heads": Limit(1), "b.heads": Limit(most=0)}
