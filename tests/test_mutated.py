@@ -136,8 +136,9 @@ def test_an_entry_of_a_structure_is_refused_by_its_group_or_read_as_it_stands(en
         (found,) = structure_from_json({"layers.7.heads": entry}).values()
     except ValueError as error:
         assert "'layers.7.heads'" in str(error)
-        fits = isinstance(entry, dict) and set(entry) == {"units", "kept"} and type(entry["units"]) is int and isinstance(entry["kept"], str)
-        expected = _ranges(entry["kept"]) if fits and 0 <= entry["units"] <= MOST_UNITS else None
+        fits = isinstance(entry, dict) and set(entry) == {"units", "kept"} and isinstance(entry["kept"], str)
+        fits = fits and type(entry["units"]) is int and 0 <= entry["units"] <= MOST_UNITS
+        expected = _ranges(entry["kept"]) if fits else None
         assert expected is None or (expected and expected[-1][-1] >= entry["units"]), "it was sound"
     else:
         assert set(entry) == {"units", "kept"} and found.units == entry["units"]

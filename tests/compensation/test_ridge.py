@@ -222,3 +222,12 @@ def test_sums_of_several_processes_are_those_of_all_rows(monkeypatch):
             assert each.loss(weight, bias) == pytest.approx(expected.loss(weight, bias), rel=1e-4)
             for centred in (True, False):
                 torch.testing.assert_close(each.products(centred), expected.products(centred), atol=0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [0, 1, 2])
+def test_few_inputs_are_fitted_like_many(inputs):
+    x, errors = _rows(30)
+    weight, bias = solve_ridge(_streamed(x[:, :inputs], errors), Regression(inputs, 3), True)
+    expected, shift = _direct(x[:, :inputs], errors, 1e-2, True) if inputs else (torch.zeros(3, 0), errors.mean(0))
+    torch.testing.assert_close(weight, expected.double(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bias, shift.double(), atol=1e-3, rtol=1e-3)

@@ -116,7 +116,7 @@ def _says_nothing(node: ast.AST, owner: ast.AST | None) -> bool:
     return logged or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
-def _changes(node: ast.AST, owner: ast.AST) -> Iterator[tuple[str, object]]:
+def _changes(node: ast.AST, owner: ast.AST) -> Iterator[tuple[str, object]]:  # noqa: PLR0912 (a table of kinds)
     """Change a node in place, one way after the other; each comes with what undoes it."""
     before = ast.unparse(node)[:70]
 
@@ -137,11 +137,8 @@ def _changes(node: ast.AST, owner: ast.AST) -> Iterator[tuple[str, object]]:
             yield put(node, "values", node.values[:place] + node.values[place + 1 :])
     elif isinstance(node, ast.UnaryOp) and not isinstance(node.op, ast.UAdd):
         yield _replaced(node, owner, node.operand, before)
-    elif isinstance(node, ast.Constant) and not isinstance(node.value, (str, bytes, type(None), type(Ellipsis))):
-        value = node.value
-        others = [not value] if isinstance(value, bool) else [value + 1, value - 1] if isinstance(value, int) else []
-        others = others or ([value * 2, value / 10] if value else [1.0])
-        for other in others:
+    elif isinstance(node, ast.Constant):
+        for other in _other_values(node.value):
             yield put(node, "value", other)
     elif isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
         yield put(node, "value", ast.Constant(None))
@@ -164,6 +161,16 @@ def _changes(node: ast.AST, owner: ast.AST) -> Iterator[tuple[str, object]]:
         yield _replaced(node, owner, ast.Pass(), before)
 
 
+def _other_values(value: object) -> list[object]:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1]
+    if isinstance(value, float):
+        return [value * 2, value / 10] if value else [1.0]
+    return []
+
+
 def _changed_calls(node: ast.Call, put: object) -> Iterator[tuple[str, object]]:
     for place in range(len(node.keywords)):
         if node.keywords[place].arg is not None:
@@ -181,15 +188,19 @@ def _changed_calls(node: ast.Call, put: object) -> Iterator[tuple[str, object]]:
 
 def _replaced(node: ast.AST, owner: ast.AST, other: ast.AST, before: str) -> tuple[str, object]:
     """Put another node in the place of one."""
-    for field, value in ast.iter_fields(owner):
-        if value is node:
-            setattr(owner, field, other)
-            return f"{before} -> {ast.unparse(other)[:70]}", lambda: setattr(owner, field, node)
-        if isinstance(value, list) and any(each is node for each in value):
-            place = next(index for index, each in enumerate(value) if each is node)
-            value[place] = ast.copy_location(other, node)
-            return f"{before} -> {ast.unparse(other)[:70]}", lambda: value.__setitem__(place, node)
-    raise AssertionError(f"{before} is not in its owner")
+    said = f"{before} -> {ast.unparse(other)[:70]}"
+    field = next(
+        name
+        for name, value in ast.iter_fields(owner)
+        if value is node or (isinstance(value, list) and any(each is node for each in value))
+    )
+    value = getattr(owner, field)
+    if value is node:
+        setattr(owner, field, other)
+        return said, lambda: setattr(owner, field, node)
+    place = next(index for index, each in enumerate(value) if each is node)
+    value[place] = ast.copy_location(other, node)
+    return said, lambda: value.__setitem__(place, node)
 
 
 def _forked(source: Path, text: str | None, tests: list[str], limit: float, report: int | None = None) -> str:
@@ -240,7 +251,7 @@ def _run(source: Path, text: str | None, tests: list[str], report: int | None) -
 def _ours(name: str) -> bool:
     module = sys.modules[name]
     file = getattr(module, "__file__", None) or ""
-    return file.startswith(str(ROOT)) and ".venv" not in file or "optin" in name or name in ("__main__", "conftest")
+    return (file.startswith(str(ROOT)) and ".venv" not in file) or "optin" in name or name in ("__main__", "conftest")
 
 
 def _preload(source: Path, tests: list[str]) -> float:
@@ -260,7 +271,7 @@ def _preload(source: Path, tests: list[str]) -> float:
     for name in pickle.loads(b"".join(chunks)):
         try:
             importlib.import_module(name)
-        except Exception:  # noqa: BLE001, S112 (it is imported when it is needed)
+        except Exception:  # it is imported when it is needed
             continue
     for name in [name for name in sys.modules if name.startswith("optimum_optin")]:
         raise SystemExit(f"{name} was imported by another package: mutants would not be seen")

@@ -6,6 +6,7 @@ Kinds of mutants: pruned folders (their entry, their config, the header of their
 cards that are written of them, and scores. `--only folders:17` does a single one again.
 """
 
+# ruff: noqa: E402 (the environment and the path must be set before anything is imported)
 from __future__ import annotations
 
 import os
@@ -21,6 +22,7 @@ import contextlib
 import copy
 import io
 import json
+import logging as std_logging
 import random
 import resource
 import shutil
@@ -134,14 +136,11 @@ def mutate_json(data: Any, rng: Rng) -> None:
     elif isinstance(value, str):
         ways = [lambda: owner.__setitem__(key, mutate_text(value, rng))] * 4 + ways
     elif isinstance(value, (dict, list)):
-        ways += [lambda: owner.__setitem__(key, [value]), lambda: value.clear()]
+        ways += [lambda: owner.__setitem__(key, [value]), value.clear]
     before = repr(value)
     rng.choice(ways)()
-    after = (
-        owner[key]
-        if (isinstance(owner, dict) and key in owner) or isinstance(owner, list) and key < len(owner)
-        else "gone"
-    )
+    left = key in owner if isinstance(owner, dict) else key < len(owner)
+    after = owner[key] if left else "gone"
     rng.notes.append(f"{key}: {before[:60]} -> {after!r:.60}")
 
 
@@ -232,6 +231,34 @@ def mutate_header(file: Path, rng: Rng) -> None:
     file.write_bytes(content[: rng.randrange(len(content))] if rng.random() < 0.1 else content)
 
 
+def take_digest_off(file: Path, inside: str | None) -> None:
+    """Make a folder like one of an earlier version, whose entry and weights nothing ties to each other."""
+    data = json.loads(file.read_text())
+    (data[inside] if inside else data["pruned"]).pop("digest", None)
+    file.write_text(json.dumps(data))
+    for weights in file.parent.glob("*.safetensors"):
+        content = weights.read_bytes()
+        size = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + size])
+        header["__metadata__"] = {"format": "pt"}
+        text = json.dumps(header).encode()
+        weights.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+class Warned(std_logging.Handler):
+    """What our code warned of, for one mutant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: std_logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+WARNED = Warned()
+
+
 class Subject:
     """A folder to mutate, and what it holds.
 
@@ -256,7 +283,7 @@ def _outputs(folder: Path, batch: dict) -> torch.Tensor:
 
 @torch.no_grad()
 def _module_outputs(folder: Path, batch: torch.Tensor) -> torch.Tensor:
-    return load_pruned(lambda: Transformer(), folder).eval()(batch)
+    return load_pruned(Transformer, folder).eval()(batch)
 
 
 def subjects(folder: Path) -> dict[str, Subject]:
@@ -285,7 +312,7 @@ def subjects(folder: Path) -> dict[str, Subject]:
     data = torch.randint(0, 50, (16, 9), generator=torch.Generator().manual_seed(1))
     pruner.prune(data, save_dir=folder / "module")
     found["module"] = Subject(
-        folder / "module", lambda each: _module_outputs(each, data), ("optin_structure.json", None)
+        folder / "module", lambda each: _module_outputs(each, data), ("optin_structure.json", "pruned")
     )
     return found
 
@@ -297,7 +324,10 @@ def folders(work: Path, subjects: dict[str, Subject], rng: Rng) -> Callable[[], 
     folder = shutil.copytree(subject.folder, work / "folder")
     file, inside = subject.entry
     way = rng.choice(["entry"] * 6 + ["config", "text", "header", "header"])
-    rng.notes.append(f"{name}, {way}")
+    alone = rng.random() < 0.3  # whoever changes a folder may take its digest off
+    rng.notes.append(f"{name}, {way}{', without a digest' * alone}")
+    if alone:
+        take_digest_off(folder / file, inside)
     if way == "entry":
         change_json(folder / file, rng, inside)
     elif way == "config":
@@ -314,7 +344,13 @@ def folders(work: Path, subjects: dict[str, Subject], rng: Rng) -> Callable[[], 
         if outputs.shape == subject.outputs.shape and torch.allclose(outputs, subject.outputs, atol=1e-5):
             return "equal"
         # What transformers' own fields say is no business of ours: `hidden_act` is what the config says.
-        return "other config" if way == "config" and _same(folder / file, subject.folder / file, inside) else "silent"
+        if way == "config" and _same(folder / file, subject.folder / file, inside):
+            return "other config"
+        try:
+            info.run(argparse.Namespace(folder=str(folder), verify=True))
+        except ValueError:
+            return "found by --verify alone"
+        return "warned" if alone and any("digest" in each for each in WARNED.messages) else "silent"
 
     return read
 
@@ -440,6 +476,7 @@ def _ours(error: BaseException) -> bool:
 
 def outcome_of(read: Callable[[], str]) -> tuple[str, str]:
     """The class that a mutant falls into, and what was said."""
+    WARNED.messages.clear()
     before, start = _forget_peak(), time.process_time()
     signal.setitimer(signal.ITIMER_REAL, 60)
     said = ""
@@ -452,7 +489,7 @@ def outcome_of(read: Callable[[], str]) -> tuple[str, str]:
         said = f"{type(error).__name__}: {error}"[:200] + " | " + _where(error)
     except (ValueError, OSError) as error:
         outcome, said = "refused", f"{type(error).__name__}: {error}"[:200]
-    except Exception as error:  # noqa: BLE001 (this is what is counted)
+    except Exception as error:
         outcome = "raw, ours" if _ours(error) else "raw, of transformers"
         said = f"{type(error).__name__}: {error}"[:200] + " | " + _where(error)
     finally:
@@ -484,6 +521,8 @@ def main() -> None:
     torch.manual_seed(0)
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)
+    ours = std_logging.getLogger("optimum_optin")
+    ours.handlers, ours.propagate = [WARNED], False
     signal.signal(signal.SIGALRM, _alarm)
     with tempfile.TemporaryDirectory() as temporary:
         made = subjects(Path(temporary))
