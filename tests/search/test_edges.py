@@ -10,8 +10,9 @@ from problems import gained, spent
 from optimum_optin import OptinConfig
 from optimum_optin.architectures.group import Consumer, Cut, Group
 from optimum_optin.search import masks
+from optimum_optin.search.candidates import _within
 from optimum_optin.search.depth import depths, without
-from optimum_optin.search.limits import Limit
+from optimum_optin.search.limits import Limit, levelled, numbers_of
 from optimum_optin.search.masks import check_budget, check_kept, minimum_cost, search, search_uniform
 from optimum_optin.search.ranking import Ranking, _in_order, _sums, level, rank, together
 
@@ -292,3 +293,76 @@ def test_several_numbers_of_sublayers_and_layers_are_tried_as_far_as_the_budget_
     assert depths(groups, scores, costs, 1.0, OptinConfig(depth="auto", exclude=["*"])) == [()]
     limits = {"a.heads": Limit(1), "b.heads": Limit(2)}
     assert without(limits, ("b.heads",)) == {"a.heads": Limit(1), "b.heads": Limit(most=0)}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_numbers_that_may_stay_are_those_of_some_mask(seed):
+    draw = random.Random(seed)
+    parts = draw.choice([1, 1, 2, 3])
+    units = parts * draw.randint(0, 6 // parts)
+    limit = Limit(
+        draw.choice([0, 1, 2, 5, 9]),
+        draw.choice([None, 0, 1, 3, 4, 9]),
+        draw.choice([1, 1, 2, 3, 4]),
+        tuple(sorted(draw.sample(range(units), draw.randint(0, min(2, units))))),
+        parts,
+    )
+    allowed = set()
+    for mask in itertools.product([0, 1], repeat=units):
+        kept, size = sum(mask), units // parts
+        even = len({sum(mask[size * part : size * (part + 1)]) for part in range(parts)}) == 1
+        most = units if limit.most is None else limit.most
+        fits = min(limit.least, units) <= kept <= most and all(mask[unit] for unit in limit.stay)
+        if even and fits and (kept % limit.step == 0 or kept == units):
+            allowed.add(kept)
+    assert limit.numbers(units) == sorted(allowed)
+
+
+def test_levelled_limits_are_the_strictest_of_a_role():
+    sizes = {"a.heads": 4, "b.heads": 8, "c.heads": 6, "c.neurons": 9}
+    limits = {
+        "a.heads": Limit(9, 4, 1),
+        "b.heads": Limit(3, 7, 2, (1,), 2),
+        "c.heads": Limit(1, 5, 1, (0, 1)),
+        "neurons": 2,
+    }
+    assert levelled(limits, sizes) == {
+        "a.heads": Limit(4, 5, 2),
+        "b.heads": Limit(4, 5, 2, (1,), 2),
+        "c.heads": Limit(4, 5, 2, (0, 1)),
+        "c.neurons": Limit(2),
+    }
+    assert numbers_of("d.heads", {"heads": 1, "d.heads": Limit(most=1)}, 2) == [0, 1]
+    with pytest.raises(ValueError, match=r"at least 3 and at most 2 are to stay\. Change"):
+        numbers_of("d.heads", {"d.heads": Limit(3, 2)}, 4)
+    with pytest.raises(ValueError, match=r"at least 1 and at most 3 are to stay, in multiples of 6\."):
+        numbers_of("d.heads", {"d.heads": Limit(1, 3, 2, parts=3)}, 9)
+
+
+def _first(room, least=0):
+    if room < least:
+        raise ValueError("the least does not fit")
+    return {"a.heads": torch.arange(10) < int(room + 1e-6)}
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(9.0, 10), (5.0, 10), (4.9, 9), (3.0, 6), (2.99, 5), (1.0, 2), (0.0, 0)])
+def test_where_units_cost_less_than_their_sum_the_budget_is_spent_all_the_same(budget, kept):
+    """Here half of it: the most units whose true cost fits, by trying sums."""
+    asked = []
+
+    def cost_of(found):
+        return 0.5 * int(found["a.heads"].sum())
+
+    found = _within(budget, 10.0, find=lambda room: asked.append(room) or _first(room), cost_of=cost_of)
+    assert int(found["a.heads"].sum()) == kept
+    assert len(asked) == (1 if kept == 10 else 17)
+    assert _within(budget * (1 - 1e-12), 10.0, find=_first, cost_of=cost_of)["a.heads"].sum() == kept
+
+
+def test_a_sum_that_does_not_pay_for_the_least_is_raised():
+    found = _within(
+        2.0, 10.0, find=lambda room: _first(room, 3.9), cost_of=lambda found: 0.5 * int(found["a.heads"].sum())
+    )
+    assert int(found["a.heads"].sum()) == 4
+    with pytest.raises(ValueError, match="the least does not fit"):
+        _within(1.0, 10.0, find=lambda room: _first(room, 3.9), cost_of=lambda found: 0.5 * int(found["a.heads"].sum()))
