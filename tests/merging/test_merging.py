@@ -236,3 +236,11 @@ def test_tokens_are_taken_from_each_sample():
 def test_without_protected_tokens_all_are_free():
     keys = torch.randn(2, 6, 4)
     assert torch.equal(match_tokens(keys, 2), match_tokens(keys, 2, 0))
+
+
+def test_matching_stays_on_the_device_of_the_keys():
+    keys = torch.empty(2, 9, 4, device="meta")
+    matching = match_tokens(keys, 3, 1)
+    assert (matching.device.type, matching.shape) == ("meta", (2, 9))
+    merged, sizes = merge_tokens(keys, keys[..., 0], matching, 3)
+    assert (merged.device.type, merged.shape, sizes.shape) == ("meta", (2, 6, 4), (2, 6))

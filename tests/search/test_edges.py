@@ -147,6 +147,7 @@ def test_heads_never_fill_the_rest_but_the_most_units_of_others_do(monkeypatch):
 def test_the_least_cost_is_that_of_what_is_forced_or_of_a_single_step():
     costs = {"layers.0.heads": _table(3, 7.0), "layers.0.neurons": _table(4, 2.0), "layers.1.neurons": _table(0)}
     assert minimum_cost(costs) == 2.0
+    assert minimum_cost({"layers.0.heads": _table(1, 3.0)}) == 3.0
     assert minimum_cost(costs, {"heads": 1}) == 7.0
     assert minimum_cost(costs, {"heads": 9, "neurons": 1}) == 23.0
     assert minimum_cost(costs, {"neurons": Limit(step=3)}) == 6.0
@@ -188,6 +189,12 @@ def test_costs_rise_with_every_unit_and_scores_may_be_nothing(find):
     for costs in ([0.0, 1.0, 1.0], [0.0, 1.0, torch.inf], [0.0, 2.0, 1.0], [0.0, torch.nan, 2.0]):
         with pytest.raises(ValueError, match="the costs of layers.0.heads must be finite, and rise with every unit"):
             find({key: torch.ones(2)}, {key: torch.tensor(costs)}, 5.0)
+    for below in (-1e-9, -2.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="the scores of layers.0.heads must be finite numbers of at least 0"):
+            find({key: torch.tensor([1.0, below])}, {key: _table(2)}, 5.0)
+    for scores, costs in (({}, {key: _table(2)}), ({key: torch.ones(2)}, {}), ({key: torch.ones(2)}, {key: _table(3)})):
+        with pytest.raises(ValueError, match="layers.0.heads needs a score for each unit, and a cost for every number"):
+            find(scores, costs, 5.0)
     with pytest.raises(ValueError, match="the sum of all scores is not finite"):
         find({key: torch.tensor([1.7e308, 1e308], dtype=torch.float64)}, {key: _table(2)}, 5.0)
 
