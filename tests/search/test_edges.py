@@ -1,5 +1,6 @@
 """Where a search is decided by a hair: ties, floors, heads against neurons, the rounding of a budget."""
 
+import dataclasses
 import itertools
 import random
 
@@ -302,27 +303,28 @@ def test_several_numbers_of_sublayers_and_layers_are_tried_as_far_as_the_budget_
     assert without(limits, ("b.heads",)) == {"a.heads": Limit(1), "b.heads": Limit(most=0)}
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_the_numbers_that_may_stay_are_those_of_some_mask(seed):
-    draw = random.Random(seed)
-    parts = draw.choice([1, 1, 2, 3])
-    units = parts * draw.randint(0, 6 // parts)
-    limit = Limit(
-        draw.choice([0, 1, 2, 5, 9]),
-        draw.choice([None, 0, 1, 3, 4, 9]),
-        draw.choice([1, 1, 2, 3, 4]),
-        tuple(sorted(draw.sample(range(units), draw.randint(0, min(2, units))))),
-        parts,
-    )
-    allowed = set()
-    for mask in itertools.product([0, 1], repeat=units):
-        kept, size = sum(mask), units // parts
-        even = len({sum(mask[size * part : size * (part + 1)]) for part in range(parts)}) == 1
-        most = units if limit.most is None else limit.most
-        fits = min(limit.least, units) <= kept <= most and all(mask[unit] for unit in limit.stay)
-        if even and fits and (kept % limit.step == 0 or kept == units):
-            allowed.add(kept)
-    assert limit.numbers(units) == sorted(allowed)
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_the_numbers_that_may_stay_are_those_of_some_mask(parts):
+    draw = random.Random(parts)
+    for _ in range(150):
+        size = draw.randint(0, 6 // parts)
+        units = parts * size
+        most, step = draw.choice([None, None, units, 0, 1, 3, 4, 9]), draw.choice([1, 1, 2, 3, 4])
+        stay = tuple(sorted(draw.sample(range(units), draw.randint(0, units))))
+        limit = Limit(draw.choice([0, 0, 1, 2, 5, 9]), most, step, stay, parts)
+        allowed = set()
+        for mask in itertools.product([0, 1], repeat=units):
+            kept = sum(mask)
+            even = len({sum(mask[size * part : size * (part + 1)]) for part in range(parts)}) == 1
+            fits = min(limit.least, units) <= kept <= (units if most is None else most)
+            if even and fits and all(mask[unit] for unit in stay) and (kept % step == 0 or kept == units):
+                allowed.add(kept)
+        assert limit.numbers(units) == sorted(allowed), (limit, units)
+
+
+def test_a_limit_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Limit().least = 1
 
 
 def test_levelled_limits_are_the_strictest_of_a_role():
@@ -342,6 +344,8 @@ def test_levelled_limits_are_the_strictest_of_a_role():
     assert numbers_of("d.heads", {"heads": 1, "d.heads": Limit(most=1)}, 2) == [0, 1]
     with pytest.raises(ValueError, match=r"at least 3 and at most 2 are to stay\. Change"):
         numbers_of("d.heads", {"d.heads": Limit(3, 2)}, 4)
+    with pytest.raises(ValueError, match=r"at least 1 and at most 1 are to stay, in multiples of 2\."):
+        numbers_of("d.heads", {"d.heads": Limit(1, 1, 2)}, 4)
     with pytest.raises(ValueError, match=r"at least 1 and at most 3 are to stay, in multiples of 6\."):
         numbers_of("d.heads", {"d.heads": Limit(1, 3, 2, parts=3)}, 9)
 
