@@ -16,6 +16,7 @@ from words import TEXTS, word_tokenizer
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
 from optimum_optin.commands import info
 from optimum_optin.commands.run import run
+from optimum_optin.editing.stand_ins import StandIn
 from optimum_optin.publishing.card import END, _union
 from optimum_optin.publishing.hub import files_in
 from optimum_optin.publishing.pruned_folders import push_folder, read_config, write_report
@@ -86,6 +87,15 @@ def test_no_number_is_larger_than_the_model(count):
         ValueError, match="counts 1000000 heads, channels or layers, and no weight of the dense model has"
     ):
         rebuild(tiny_model(), {"structure": {}, "format_version": 2, **entry})
+
+
+def test_a_stand_in_that_is_given_no_tokens_says_so():
+    form = {"position": 7, "returns": 0, "width": 4, "cache": "", "cache_layer": 0, "reader": "", "linear": None}
+    tokens, left = torch.ones(2, 3, 4), StandIn(argument="hidden_states", **form)
+    assert left(hidden_states=tokens).shape == left(*[None] * 7, tokens).shape == (2, 3, 4)
+    for given in ({"args": (tokens,)}, {"hidden_states": None}, {"others": tokens}):
+        with pytest.raises(ValueError, match="given no hidden_states, nor anything at place 7"):
+            left(*given.pop("args", ()), **given)
 
 
 def test_no_table_is_larger_than_any_model_has(folder):
