@@ -31,7 +31,7 @@ FLOORS = (
     ("discovery",),
     ("counting",),
     ("tracing",),
-    ("editing", "reading", "tainting", "config", "stages"),
+    ("editing", "reading", "tainting", "config", "stages", "digests"),
     (
         "annotated",
         "architectures",

@@ -201,7 +201,7 @@ def test_info_shows_every_role(tmp_path, with_report):
     layers = {"stem": CHANNELS, "layers.0": {"neurons": {"kept": 48, "units": 48}}}
     if with_report:
         _report(layers=layers).save(tmp_path)
-    data, text = info.run(argparse.Namespace(folder=tmp_path))
+    data, text = info.run(argparse.Namespace(folder=tmp_path, verify=False))
     assert data["layers"] == layers
     assert text.split("\n")[-3:] == [
         "layer           neurons kept    channels kept",
@@ -247,7 +247,7 @@ def test_info_lists_what_is_left_whole(tmp_path):
     config = {"quantization_config": {"quant_method": "optimum_optin", "structure": {}}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     _report(left_whole=LEFT_WHOLE).save(tmp_path)
-    data, text = info.run(argparse.Namespace(folder=tmp_path))
+    data, text = info.run(argparse.Namespace(folder=tmp_path, verify=False))
     assert data["report"]["left_whole"] == LEFT_WHOLE
     assert text.split("\n")[-3:] == [f"left whole: {line}" for line in FOLDED]
 

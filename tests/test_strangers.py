@@ -110,7 +110,7 @@ def test_no_table_is_larger_than_any_model_has(folder):
     entry = json.loads((folder / "config.json").read_text())["quantization_config"]
     _change(folder / "config.json", quantization_config=entry | {"structure": structure})
     with pytest.raises(ValueError, match="3000 layers with 301 roles"):
-        info.run(argparse.Namespace(folder=str(folder)))
+        info.run(argparse.Namespace(folder=str(folder), verify=False))
 
 
 REPORTS = {
@@ -182,7 +182,7 @@ def test_a_configuration_names_its_file(tmp_path):
 
 def test_damaged_weights_are_named(folder):
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"small \(model.safetensors\) are damaged"):
+    with pytest.raises(ValueError, match=r"the weights in .*small/model.safetensors are damaged"):
         load_model(folder, None)
     (folder / "optin_scores.json").write_text("{}")
     (folder / "optin_scores.safetensors").write_bytes(b"1234")

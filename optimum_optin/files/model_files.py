@@ -21,13 +21,15 @@ _WEIGHTS = (
 )
 # Not config.json, which every model has and writes again.
 _MODEL_FILES = re.compile(
-    "|".join([*_WEIGHTS, r"adapter_config\.json", r"modeling_optin\.py", r"optin_structure\.json"])
+    "|".join([*_WEIGHTS, r"adapter_config\.json", r"modeling_optin\.py", r"optin_(structure|tensors)\.json"])
 )
 _OF_MODULES = "optin_structure.json"  # which models of transformers do without
+LISTING_FILE = "optin_tensors.json"  # what tensors the weights hold
 # Tokenizers of transformers read these beside the files of `save_pretrained`, which hold all of it.
 OLD_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 MASKS = "optin_masks.png"  # what the card of a segmenter shows
 _MOST_OF_INDEX = 2**26  # bytes; those of a thousand experts in sixty layers are 15 MB
+_INDEX_FILE = "model.safetensors.index.json"
 _OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -82,14 +84,26 @@ def left_over(folder: Path) -> list[str]:
         ValueError: the file that lists its shards is damaged.
     """
     there = {file.name for file in folder.iterdir()}
-    index = folder / "model.safetensors.index.json"
-    if "model.safetensors" in there:  # which transformers prefers
-        own = {"model.safetensors"}
-    elif index.name in there:
-        try:
-            own = {index.name, *read_object(index, _MOST_OF_INDEX)["weight_map"].values()}
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{index} is damaged: {error!r}.") from error
-    else:
-        own = set()
-    return stale_files(there, own | {"modeling_optin.py"} | ({_OF_MODULES, MASKS} & there))
+    own = {file.name for file in weights_in(folder)}
+    own |= {_INDEX_FILE} & there if "model.safetensors" not in own else set()
+    return stale_files(there, own | {"modeling_optin.py"} | ({_OF_MODULES, LISTING_FILE, MASKS} & there))
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The files of weights that load from a folder: one, or those of the shards; none if it has no weights.
+
+    Raises:
+        ValueError: the file that lists the shards is damaged.
+    """
+    if (folder / "model.safetensors").exists():  # which transformers prefers
+        return [folder / "model.safetensors"]
+    index = folder / _INDEX_FILE
+    if not index.exists():
+        return []
+    try:
+        names = sorted(set(read_object(index, _MOST_OF_INDEX)["weight_map"].values()))
+        if others := [name for name in names if Path(name).name != name]:
+            raise TypeError(f"{others[0]!r:.80} is no file beside it")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: {error!r}.") from error
+    return [folder / name for name in names]

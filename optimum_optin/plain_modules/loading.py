@@ -13,10 +13,11 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 from transformers.utils import logging
 
+from ..digests.digest import check_digest
 from ..hub_id import is_hub_id
 from ..models.identity import dtype_of
 from ..running.prepared import copy_of
-from ..storage.entry import STRUCTURE_FILE, noted_in
+from ..storage.entry import STRUCTURE_FILE, OptinStructureConfig, noted_in
 from ..storage.rebuild import rebuild
 from .structure_file import WEIGHTS_FILE, PrunedModule, read_structure
 from .weights import read_weights, shared_names, without_values
@@ -87,6 +88,7 @@ def load_pruned(
     }
     pruned = read_structure(_file(folder, STRUCTURE_FILE, subfolder, options))
     weights = _file(folder, WEIGHTS_FILE, subfolder, options)
+    check_digest(OptinStructureConfig(**pruned.entry).to_dict(), [weights], STRUCTURE_FILE)
     if isinstance(factory, nn.Module):
         return _filled(_rebuilt(_copied(factory, pruned), pruned), weights, f"the {type(factory).__name__}")
     return _filled(_made(factory, pruned), weights, _name(factory))

@@ -8,15 +8,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..digests.listing import write_listing
+from ..digests.writing import notes_for, write_digest
+from ..files.tensor_headers import read_headers
 from ..models.identity import device_of
 from ..storage.entry import noted_in
 from .loading import filled_copy, load_pruned
-from .structure_file import WEIGHTS_FILE, write_structure
+from .structure_file import WEIGHTS_FILE, pruned_entry, write_structure
 from .weights import write_weights
 
 
 def save_module(module: nn.Module, folder: Path, dense: nn.Module) -> None:
-    """Write a pruned module into a folder, and make sure that what is loaded will be the same module.
+    """Write a pruned module into a folder with its digest and a listing of its tensors, and make sure that what is
+    loaded will be the same module.
 
     Args:
         module: the pruned module.
@@ -26,8 +30,10 @@ def save_module(module: nn.Module, folder: Path, dense: nn.Module) -> None:
     Raises:
         ValueError: the module cannot be saved, or would not load as it is; names the first weight that differs.
     """
-    write_structure(module, folder)
-    write_weights(module, folder / WEIGHTS_FILE)
+    entry, file = pruned_entry(module).to_dict(), folder / WEIGHTS_FILE
+    write_weights(module, file, notes_for(entry))
+    write_structure(module, folder, write_digest(entry, folder))
+    write_listing(read_headers([file]), folder, hashed=True)
     found = _loaded(module, folder, dense).state_dict()
     for name, tensor in module.state_dict().items():
         if name not in found or not torch.equal(found[name], tensor.detach().cpu()):

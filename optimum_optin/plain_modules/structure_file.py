@@ -17,7 +17,8 @@ _HOW_TO_LOAD = (
     "This is a pruned PyTorch module: optimum_optin.load_pruned(factory, folder) (pip install optimum-optin), where "
     "factory is what makes the dense module."
 )
-_PARTS = ("structure", "format_version", "shapes", "counters", "selectors", "stand_ins", "removed", "without")
+_PARTS = ("structure", "format_version", "shapes", "counters", "selectors", "stand_ins", "removed", "without", "digest")
+_KEYS = ("how_to_load", "class", "pruned")
 
 
 class PrunedModule(NamedTuple):
@@ -32,8 +33,8 @@ class PrunedModule(NamedTuple):
     entry: dict[str, Any]
 
 
-def write_structure(module: nn.Module, folder: Path) -> None:
-    """Write the structure file of a pruned module.
+def pruned_entry(module: nn.Module) -> OptinStructureConfig:
+    """What was cut of a pruned module.
 
     Raises:
         ValueError: the module was not pruned.
@@ -41,7 +42,22 @@ def write_structure(module: nn.Module, folder: Path) -> None:
     entry = entry_of(module)
     if entry is None:
         raise ValueError(f"this {type(module).__name__} was not pruned: torch.save(module.state_dict(), ...) keeps it.")
-    pruned = {name: value for name, value in entry.to_dict().items() if name in _PARTS}
+    return entry
+
+
+def write_structure(module: nn.Module, folder: Path, digest: Mapping[str, str]) -> None:
+    """Write the structure file of a pruned module.
+
+    Args:
+        module: the module.
+        folder: where to.
+        digest: that of its entry and its tensors, see `digests/`.
+
+    Raises:
+        ValueError: the module was not pruned.
+    """
+    pruned = {name: value for name, value in pruned_entry(module).to_dict().items() if name in _PARTS}
+    pruned["digest"] = dict(digest)
     data = {"how_to_load": _HOW_TO_LOAD, "class": type(module).__name__, "pruned": pruned}
     (folder / STRUCTURE_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
@@ -60,15 +76,18 @@ def read_structure(file: Path) -> PrunedModule:
 
 
 def _checked(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if unknown := sorted(set(data) - set(_KEYS)):
+        raise ValueError(f"it must hold {', '.join(_KEYS)} alone, got {', '.join(unknown):.200}")
     if not isinstance(data.get("class"), str) or not data["class"].isidentifier():
         raise ValueError('it must hold {"class": ..., "pruned": {...}}, the class by its name')
     pruned = data.get("pruned")
     if not isinstance(pruned, Mapping) or (unknown := sorted(set(pruned) - set(_PARTS))):
-        found = ", ".join(unknown) if isinstance(pruned, Mapping) else repr(pruned)[:80]
+        found = ", ".join(unknown)[:200] if isinstance(pruned, Mapping) else repr(pruned)[:80]
         raise ValueError(f"'pruned' must hold {', '.join(_PARTS)} alone, got {found}")
     if "format_version" not in pruned:
         raise ValueError("'pruned' lacks format_version")
-    entry = OptinStructureConfig(**pruned)
-    if entry.format_version != FORMAT_VERSION:
-        raise ValueError(f"format {entry.format_version} is none of modules, which have {FORMAT_VERSION}")
+    version = pruned["format_version"]
+    if type(version) is int and version < FORMAT_VERSION:
+        raise ValueError(f"format {version} is none of modules, which have {FORMAT_VERSION}")
+    OptinStructureConfig(**pruned)
     return data["class"], dict(pruned)

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 _FEW = 5  # names in an error
 
 
-def write_weights(module: nn.Module, file: Path) -> None:
+def write_weights(module: nn.Module, file: Path, notes: Mapping[str, str]) -> None:
     """Write the parameters and buffers of a module; of several names for one tensor, the first is written.
+
+    Args:
+        module: the module.
+        file: where to.
+        notes: texts for the metadata.
 
     Raises:
         ValueError: the module keeps something else than tensors among its weights.
@@ -28,7 +33,7 @@ def write_weights(module: nn.Module, file: Path) -> None:
             )
         if name not in same:
             state[name] = value.detach().cpu().clone().contiguous()  # a copy: views of one storage are refused
-    save_file(state, file, metadata={"format": "pt"})
+    save_file(state, file, metadata={"format": "pt", **notes})
 
 
 def read_weights(module: nn.Module, file: Path, same: Mapping[str, str], made: str) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from ..digests import listing
 from ..storage import plugin
 from ..storage.auto_map import REMOTE_FILE, own_code
 from ..storage.entry import FORMAT_VERSION, METHOD, OptinStructureConfig
@@ -117,7 +118,9 @@ def _auto_classes(config: PreTrainedConfig, made: Sequence[str]) -> dict[str, st
 def _remote_code(classes: Iterable[str], merging: bool) -> str:
     """The text of `modeling_optin.py`: definitions, merging tokens among them if need be, and subclasses."""
     names = ("OptinStructureConfig", "OptinHfQuantizer", "AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
-    instead = {} if merging else {(rebuild.__module__, "_merge"): _NO_MERGING}
+    names += ("save_with_digest",)
+    instead = {(listing.__name__, "changes"): _NO_LISTING, (listing.__name__, "write_listing"): _LISTS_NOTHING}
+    instead |= {} if merging else {(rebuild.__module__, "_merge"): _NO_MERGING}
     imports, definitions = excerpt([(plugin.__name__, name) for name in names], instead)
     parts = [
         _HEADER.format(version=__version__, imports="\n".join(["import transformers", *imports])),
@@ -140,13 +143,20 @@ from __future__ import annotations
 {imports}'''
 
 _REGISTRATION = """# The package or another such file may be there already, and does the same if it is no older.
-if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < FORMAT_VERSION:
+if getattr(AUTO_QUANTIZATION_CONFIG_MAPPING.get(METHOD), "newest", 0) < READER:
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = OptinStructureConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = OptinHfQuantizer"""
 
 _NO_MERGING = '''def _merge(model, layers, schedule):
     """This file came with a model that merges no tokens."""
     raise ValueError("this model merges tokens: load it with its own remote code, or `import optimum_optin`.")'''
+
+_NO_LISTING = '''def changes(folder, found, digest):
+    """The package says which."""
+    return "names, types or shapes of tensors are others"'''
+
+_LISTS_NOTHING = '''def write_listing(headers, folder):
+    """The package writes it."""'''
 
 _PRUNED = '''class Pruned:
     """What the classes below have beside what transformers' have."""
@@ -156,7 +166,11 @@ _PRUNED = '''class Pruned:
     @classmethod
     def is_custom_code(cls):
         """No: the modules are those of transformers, so their weights are to be renamed on load as there (ViT)."""
-        return False'''
+        return False
+
+    def save_pretrained(self, *args, **kwargs):
+        """As transformers does, with a digest."""
+        save_with_digest(super().save_pretrained, self, *args, **kwargs)'''
 
 _SUBCLASS = '''class {name}(Pruned, transformers.{name}):
     """`transformers.{name}`, pruned."""'''

@@ -2,7 +2,7 @@
 
 transformers looks for a pruned structure in the config of the model that is loaded, not in those of its parts. So a
 composite could be saved, maybe after long training, and never be loaded again. transformers has no place to say so but
-`save_pretrained` itself, so importing this package wraps it.
+`save_pretrained` itself, so importing this package wraps it; what may be saved has its digest written there, too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .auto_map import brings_code
 from .entry import METHOD, schedule_of_model
 from .integrity import is_rebuilt
+from .plugin import save_with_digest
 from .record import check_recorded
 
 
@@ -61,7 +63,10 @@ def _wrapped(save_pretrained: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(save_pretrained)
     def checked(self: PreTrainedModel, *args, **kwargs) -> None:
         check_composite(self)
-        return save_pretrained(self, *args, **kwargs)
+        if brings_code(type(self)):  # it writes a digest itself, if it reads one
+            save_pretrained(self, *args, **kwargs)
+        else:
+            save_with_digest(functools.partial(save_pretrained, self), self, *args, **kwargs)
 
     return checked
 

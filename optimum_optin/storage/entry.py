@@ -8,6 +8,7 @@ is made of it.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from .structure import MOST_UNITS, Structure, selected_from_json, structure_from
 
 METHOD = "optimum_optin"  # without the package, transformers' warning shows the user this name
 FORMAT_VERSION = 2
+READER = 3  # counts what is read: 3 is format 2 with a digest
 ATTRIBUTE = "optin_structure"  # of a plain module, which has no config to note it in
 STRUCTURE_FILE = "optin_structure.json"  # where it is written then
 # For whoever follows the advice in that warning, to delete the entry in config.json.
@@ -50,12 +52,15 @@ class OptinStructureConfig(QuantizationConfigMixin):
             left; `""` for none.
         without: paths of modules that are gone.
         merging: the layers that merge tokens, or see merged ones (`MergingLayer`).
+        digest: that of the entry (`structure`) and of the tensors beside it (`tensors`), see `digests/`; `None` for a
+            model in memory, or in a folder of an earlier version.
 
     Raises:
         ValueError: a newer format, an unknown name, or a damaged entry.
     """
 
-    newest = FORMAT_VERSION  # asked by the remote code of another version
+    newest = READER  # asked by the remote code of another version
+    digest: Mapping[str, str] | None = None
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class OptinStructureConfig(QuantizationConfigMixin):
         removed: Mapping[str, str] | None = None,
         without: list[str] | None = None,
         merging: list[Mapping[str, Any]] | None = None,
+        digest: Mapping[str, str] | None = None,
         **others,
     ):
         if type(format_version) is not int or not 1 <= format_version <= FORMAT_VERSION:
@@ -88,20 +94,30 @@ class OptinStructureConfig(QuantizationConfigMixin):
         self.structure = structure
         self.tokens = tokens
         if format_version == 1:
-            return
+            later = {"base": base, "shapes": shapes, "counters": counters, "selectors": selectors, "without": without}
+            later |= {"stand_ins": stand_ins, "removed": removed, "merging": merging, "digest": digest}
+            others |= {name: value for name, value in later.items() if value}
         if unknown := sorted(set(others) - {"quant_method", "how_to_load"}):
-            raise ValueError(f"quantization_config of format 2 has no {', '.join(unknown)}: config.json is damaged.")
+            raise ValueError(
+                f"quantization_config of format {format_version} has no {', '.join(unknown):.200}: the file is "
+                "damaged, or was saved by a newer version of optimum-optin (pip install -U optimum-optin)."
+            )
+        if format_version == 1:
+            return
         self.transformers = transformers
         self.base = base
         self.shapes = shapes or {}
         self.counters = counters or {}
         self.selectors = selectors or {}
-        removed = {} if removed is None else removed
+        removed, stand_ins = ({} if each is None else each for each in (removed, stand_ins))
         _check_form("removed", removed)
+        _check_form("stand_ins", stand_ins)
         self.stand_ins = {path: attention_without(reader) for path, reader in removed.items()}
-        self.stand_ins |= {} if stand_ins is None else stand_ins
+        self.stand_ins |= stand_ins
         self.without = without or []
         self.merging = merging or []
+        if digest is not None:  # not of a model in memory, which may change
+            self.digest = digest
         for name in _FORMS.keys() & vars(self).keys():
             _check_form(name, vars(self)[name])
 
@@ -215,6 +231,14 @@ def _is_merging_layer(value: Any) -> bool:
     return by_output or (isinstance(value["keys"], str) and _count(value["width"]) and value["width"] > 0)
 
 
+def _is_digest(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and {"structure"} <= set(value) <= {"structure", "tensors"}
+        and all(isinstance(each, str) and re.fullmatch("[0-9a-f]{64}", each) for each in value.values())
+    )
+
+
 _TEXTS_OF_STAND_INS = ("argument", "cache", "reader")
 _MOST_OF_STAND_INS = {"position": 64, "returns": 64, "width": MOST_UNITS, "cache_layer": MOST_UNITS}
 
@@ -232,4 +256,5 @@ _FORMS = {
     "removed": ("paths of modules with the name of a module inside, or ''", _are_removed),
     "without": ("a list of paths of modules", lambda value: _texts(value, list)),
     "merging": ('a list of {"layer": ..., "path": ..., "keys": ..., "width": ...}', _are_merging),
+    "digest": ('{"structure": ..., "tensors": ...}, each a SHA-256 in hexadecimal', _is_digest),
 }

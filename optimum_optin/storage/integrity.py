@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..digests.listing import write_listing
+from ..files.model_files import weights_in
+from ..files.tensor_headers import read_headers
 from ..merging.schedule import TokenSchedule
 from .entry import entry_of
 from .rebuild import rebuild
@@ -144,13 +148,14 @@ def check_rebuilt(model: nn.Module) -> None:
 
 
 def save_model(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Save a model, and make sure that what is loaded will be the same model.
+    """Save a model with a listing of its tensors and their hashes, and make sure that it loads as the same model.
 
     Raises:
         ValueError: see `check_rebuilt` and `check_saved`.
     """
     check_rebuilt(model)
     model.save_pretrained(folder)
+    write_listing(read_headers(weights_in(Path(folder))), Path(folder), hashed=True)
     check_saved(model, folder)
 
 

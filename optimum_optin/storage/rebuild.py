@@ -34,6 +34,7 @@ def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
         ValueError: the entry is damaged, or does not fit the model; names what does not.
     """
     entry = OptinStructureConfig(**data)
+    vars(entry).pop("digest", None)  # a model in memory may change
     names = Names(model, entry)
     entry.shapes = _renamed(entry.shapes, lambda name: names.found(name, holds_tensor))
     entry.counters = _renamed(entry.counters, lambda path: names.found(path, holds_count))
@@ -60,6 +61,8 @@ def rebuild(model: nn.Module, data: Mapping[str, Any]) -> None:
     for path in entry.without:
         _module(model, path)
         set_attribute(model, path, None)
+    if entry.merging and entry.tokens is None:
+        raise ValueError(f"{place_of(model)} names layers that merge tokens, and no schedule: it is damaged.")
     if entry.tokens is not None:
         _merge(model, [MergingLayer(**each) for each in entry.merging], TokenSchedule.from_json(entry.tokens))
     entry.base = base_path(model)
@@ -281,11 +284,32 @@ def _merge(model: nn.Module, layers: Sequence[MergingLayer], schedule: TokenSche
     """Let layers merge tokens."""
     if missing := {layer for layer, count in schedule.merges.items() if count} - {each.layer for each in layers}:
         raise ValueError(f"token schedule: config.json does not say where {', '.join(sorted(missing))} is.")
+    if layers:
+        _check_order(model, layers, schedule)
     for each in layers:
-        if each.path is None or (each.width and each.keys is None):
-            raise ValueError(f"token schedule: {each.layer} is not in this model.")
         check_takes_bias(model, each.path)
         features = getattr(module_at(model, each.keys), "out_features", 0) if each.keys else 0
         if each.width and features % each.width:
             raise ValueError(f"token schedule: {each.keys} writes {features} features, no multiple of {each.width}.")
     attach_mergers(model, layers, schedule)
+
+
+def _check_order(model: nn.Module, layers: Sequence[MergingLayer], schedule: TokenSchedule) -> None:
+    """Raise if layers are not those from the first that merges to the last of the stack, which restores all tokens."""
+    for each in layers:
+        if each.path is None or (each.width and each.keys is None):
+            raise ValueError(f"token schedule: {each.layer} is not in this model.")
+        if each.keys and not each.keys.startswith(f"{each.path}."):
+            raise ValueError(f"token schedule: {each.keys}, which makes keys, is no part of {each.path}.")
+    stack, _, first = layers[0].path.rpartition(".")
+    inside = list(getattr(module_at(model, stack), "_modules", {}))
+    expected = [f"{stack}.{name}" for name in inside[inside.index(first) :]] if first in inside else []
+    if [each.path for each in layers] != expected or len({each.layer for each in layers}) < len(layers):
+        raise ValueError(
+            f"token schedule: config.json has {', '.join(each.path for each in layers)} in the place of "
+            "the layers from the first that merges to the last of them: it is damaged."
+        )
+    if not schedule.merges.get(layers[0].layer) or schedule.merges.get(layers[-1].layer):
+        raise ValueError(
+            f"token schedule: {layers[0].layer} must merge, as the first, and {layers[-1].layer}, the last, must not."
+        )

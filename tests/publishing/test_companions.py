@@ -249,9 +249,16 @@ def test_weights_stay_and_what_is_not_known_is_named(tmp_path, warnings):
     (folder / "tokenizer_config.json").unlink()  # stands for what the processor does not save again
     pruner = OptinPruner(model, tokenizer)
     pruner.prune(TEXTS, WHOLE, save_dir=tmp_path / "out")
-    ours = {"config.json", "model.safetensors", "optin_report.json", "README.md", "tokenizer.json"}
+    ours = {
+        "config.json",
+        "model.safetensors",
+        "optin_report.json",
+        "optin_tensors.json",
+        "README.md",
+        "tokenizer.json",
+    }
     saved = {file.name for file in (tmp_path / "out").iterdir()}
-    assert saved == ours | {"tokenizer_config.json", *TAKEN.split()}
+    assert saved == ours | {"tokenizer.json", "tokenizer_config.json", *TAKEN.split()}
     (said,) = warnings
     listed = said.split(" beside the dense model")[0].split(", ")
     assert sorted(listed) == sorted([*NAMED.split(), "LICENSE.out"])

@@ -52,6 +52,7 @@ def test_one_push_is_one_commit_that_loads_with_plain_transformers(hub, pruners)
         "config.json",
         "model.safetensors",
         "optin_report.json",
+        "optin_tensors.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from folders import entry_of
 from safetensors.torch import load_file
 from tiny import output_of, random_masks, tiny_batch
+from toys import Transformer
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, load_pruned
 from optimum_optin.commands import info
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.publishing.card import BEGIN
@@ -25,6 +27,7 @@ from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures/format_1"
+FORMAT_2 = FORMAT_1.with_name("format_2")  # without a digest
 REPORTS = sorted(FORMAT_1.glob("*/optin_report.json"))
 SCORES = sorted(FORMAT_1.glob("*/optin_scores.json"))
 
@@ -103,7 +106,7 @@ def test_a_report_loads_prints_and_is_saved_in_that_form(folder, tmp_path):
 
 
 def test_info_reads_a_folder(folder):
-    data, text = info.run(argparse.Namespace(folder=folder))
+    data, text = info.run(argparse.Namespace(folder=folder, verify=False))
     assert data["report"] == PruningReport.load(folder).to_dict() and str(PruningReport.load(folder)) in text
 
 
@@ -133,3 +136,50 @@ def test_scores_prune_the_model_that_they_are_of(file):
 def test_a_configuration_loads():
     config = OptinConfig.from_pretrained(FORMAT_1 / "config")
     assert (config.flops, config.merging) == (0.5, (4, 3, 0))
+
+
+EARLIER = sorted(file.stem for file in FORMAT_2.glob("*.safetensors"))
+
+
+def _check_logits(model, name):
+    """A model gives the outputs that were kept of the one in a folder."""
+    stored = load_file(FORMAT_2 / f"{name}.safetensors")
+    expected = stored.pop("logits")
+    with torch.no_grad():
+        outputs = model(**stored)
+    logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_every_kind_of_format_2_is_there():
+    assert EARLIER == ["beit", "bert-bare-layers", "bert-remote-code", "llama-shards", "module", "mpnet", "vit-merging"]
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_a_folder_without_a_digest_loads_and_has_one_when_it_is_saved_again(name, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("optimum_optin.digests.digest.logger.warning", said.append)
+    if name == "module":
+        _check_logits(load_pruned(Transformer, FORMAT_2 / name), name)
+        assert "have no digest" in said[0] and "optin_structure.json" in said[0]
+        return
+    model = load_model(FORMAT_2 / name, None)
+    _check_logits(model, name)
+    assert "have no digest" in said[0]
+    model.save_pretrained(tmp_path / "again")
+    _check_logits(load_model(tmp_path / "again", None), name)
+    assert len(said) == 1
+    assert entry_of(tmp_path / "again")[0]["digest"].keys() == {"structure", "tensors"}
+
+
+def test_remote_code_without_digests_stays_as_it_is(tmp_path, monkeypatch):
+    """It could not read one."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    folder, auto = FORMAT_2 / "bert-remote-code", AutoModelForSequenceClassification
+    model = auto.from_pretrained(folder, trust_remote_code=True)
+    _check_logits(model, folder.name)
+    model.save_pretrained(tmp_path / "again")
+    assert "digest" not in entry_of(tmp_path / "again")[0]
+    for options in ({}, {"trust_remote_code": True}):
+        _check_logits(auto.from_pretrained(tmp_path / "again", **options), folder.name)

@@ -184,7 +184,7 @@ def test_the_file_imports_torch_and_transformers_only(models, tmp_path):
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
     assert "TokenMerger" not in text, "it merges none"
     assert "mpnet.encoder" not in text and "register_architecture" not in text, "it knows no architecture"
-    assert len(text.splitlines()) < 1010, "it is to be read before it is trusted"
+    assert len(text.splitlines()) < 1400, "it is to be read before it is trusted"
 
 
 def test_an_architecture_without_a_row(tmp_path):
