@@ -37,13 +37,26 @@ _LIMITS = [
         "a_result_outside_of_the_limits_is_an_error",
     )
 ]
+_STRUCTURE = [
+    f"storage/test_structure.py::test_{name}"
+    for name in (
+        "json_round_trip",
+        "masks_round_trip",
+        "masks_hold_numbers_while_models_are_made_without",
+        "what_is_kept_does_not_change",
+        "compose_indexes_the_dense_units",
+        "an_entry_of_another_model_is_refused",
+        "groups_of_other_names_do_not_compose",
+        "an_entry_without_a_group_is_refused",
+    )
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
     "search/masks": ["search/test_edges.py", _BEFORE],
     "search/ranking": ["search/test_edges.py", _BEFORE],
     "search/limits": ["search/test_edges.py", *_LIMITS, _BEFORE],
     "search/selection": ["search/test_selection.py", "search/test_limits.py"],
-    "search/depth": ["search/test_edges.py", "search/test_depth.py"],
+    "search/depth": ["search/test_edges.py"],
     "search/overlaps": ["search/test_overlaps.py"],
     "search/candidates": ["search/test_trials.py", "search/test_depth.py", "search/test_overlaps.py"],
     "search/trials": ["search/test_trials.py", "search/test_depth.py"],
@@ -57,7 +70,7 @@ FILES = {
     "comparing/losses": ["comparing/test_losses.py", "passes/test_output_kinds.py"],
     "merging/matching": ["merging/test_merging.py"],
     "merging/schedule": ["merging/test_merging.py"],
-    "storage/structure": ["test_mutated.py", "storage/test_structure.py"],
+    "storage/structure": ["test_mutated.py", "test_strangers.py::test_ranges_are_a_sequence", *_STRUCTURE],
     "storage/integrity": ["storage/test_integrity.py"],
 }
 
