@@ -90,6 +90,11 @@ RANGES = st.lists(st.sampled_from([*"0123456789", "12", "999999", "-", ",", "-",
 
 @given(RANGES)
 @example("٣")
+@example("1,1")
+@example("0-2,2-3")
+@example("2-1")
+@example("3-3,999999")
+@example("0-1000000")
 def test_ranges_mean_what_they_say(text):
     found, expected = ranges_from_json(text), _ranges(text)
     assert (found is None) == (expected is None)
