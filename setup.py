@@ -23,7 +23,14 @@ REQUIREMENTS = [
     "scipy>=1.12",
 ]
 EXTRAS = {
-    "tests": ["pytest>=8", "pytest-xdist>=3.8", "pillow>=12", "pycocotools>=2.0.11", "sacrebleu>=2.6"],
+    "tests": [
+        "pytest>=8",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.100",
+        "pillow>=12",
+        "pycocotools>=2.0.11",
+        "sacrebleu>=2.6",
+    ],
     "quality": ["ruff>=0.12"],
     "docs": ["hf-doc-builder>=0.5"],
     "plots": ["matplotlib>=3.8"],

@@ -16,6 +16,7 @@ from words import TEXTS, word_tokenizer
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
 from optimum_optin.commands import info
 from optimum_optin.commands.run import run
+from optimum_optin.editing.stand_ins import StandIn
 from optimum_optin.publishing.card import END, _union
 from optimum_optin.publishing.hub import files_in
 from optimum_optin.publishing.pruned_folders import push_folder, read_config, write_report
@@ -70,7 +71,7 @@ def test_ranges_are_a_sequence():
     indices = (2, 3, 4, 5, 9, 10)
     assert tuple(ranges) == indices and (len(ranges), ranges.last, Ranges([]).last) == (6, 10, -1)
     assert ranges == indices and ranges == Ranges(range(each, each + 1) for each in indices) != indices[1:]
-    assert ranges != "234567" and not Ranges([])
+    assert ranges != "234567" and ranges != 6 and not Ranges([])
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,15 @@ def test_no_number_is_larger_than_the_model(count):
         ValueError, match="counts 1000000 heads, channels or layers, and no weight of the dense model has"
     ):
         rebuild(tiny_model(), {"structure": {}, "format_version": 2, **entry})
+
+
+def test_a_stand_in_that_is_given_no_tokens_says_so():
+    form = {"position": 7, "returns": 0, "width": 4, "cache": "", "cache_layer": 0, "reader": "", "linear": None}
+    tokens, left = torch.ones(2, 3, 4), StandIn(argument="hidden_states", **form)
+    assert left(hidden_states=tokens).shape == left(*[None] * 7, tokens).shape == (2, 3, 4)
+    for given in ({"args": (tokens,)}, {"hidden_states": None}, {"others": tokens}):
+        with pytest.raises(ValueError, match="given no hidden_states, nor anything at place 7"):
+            left(*given.pop("args", ()), **given)
 
 
 def test_no_table_is_larger_than_any_model_has(folder):

@@ -152,12 +152,9 @@ def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> fl
 def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
     mean, error_mean = rows.inputs.mean(), rows.error_sum / rows.inputs.weight
     cross = rows.products(centred=intercept)
-    if len(cross) == 0:
-        weight = cross.T
-    else:
-        squares = rows.inputs.squares(centred=intercept)
-        pull = strength * squares.mean().clamp_min(0) + rows.inputs.floor() + 1e-12
-        factor = rows.inputs.factor(intercept, pull)
-        weight = torch.cholesky_solve(cross.to(factor), factor).T.double()
+    squares = rows.inputs.squares(centred=intercept)
+    pull = strength * squares.mean().clamp_min(0) + rows.inputs.floor() + 1e-12
+    factor = rows.inputs.factor(intercept, pull)
+    weight = torch.cholesky_solve(cross.to(factor), factor).T.double()
     bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)
     return weight, bias

@@ -67,7 +67,12 @@ class StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module would return for these arguments."""
         form = self.form
-        tokens = kwargs[form["argument"]] if form["argument"] in kwargs else args[form["position"]]
+        tokens = kwargs.get(form["argument"], args[form["position"]] if form["position"] < len(args) else None)
+        if tokens is None:
+            raise ValueError(
+                f"a module without units is given no {form['argument'] or 'tokens'}, nor anything at place "
+                f"{form['position']}: its entry in stand_ins is damaged, or of another version of transformers."
+            )
         if self.training:  # in the graph, so that what comes before gets a gradient, of 0
             column = tokens[..., :0].sum(-1, keepdim=True)
         else:

@@ -66,6 +66,10 @@ def read_weights(module: nn.Module, file: Path, same: Mapping[str, str], made: s
                 f"{file} does not fit what {made} makes: {name} has the shape {tuple(state[name].shape)} there, and "
                 f"{tuple(value.shape)} here. Make the dense module with the sizes that it was pruned with."
             )
+        if state[name].is_floating_point() != value.is_floating_point():
+            raise ValueError(
+                f"{file} does not fit what {made} makes: {name} is {state[name].dtype} there, {value.dtype} here."
+            )
     state |= {name: state[first] for name, first in same.items() if first in state}
     module.load_state_dict(state, strict=True, assign=True)
     for name, first in same.items():  # one tensor again

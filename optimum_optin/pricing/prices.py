@@ -16,7 +16,7 @@ from .macs import cost_tables, count_macs, matching_cost, total_cost
 from .overlaps import overlapping
 from .tensors import bytes_by_name, parameters_by_name, tensor_tables
 
-ROUNDING = 1e-9  # a budget is the outcome of float arithmetic: the dense cost must fit a budget of all of it
+ROUNDING = 1 + 1e-9  # a budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Price:
 
     def holds(self, masks: Masks) -> bool:
         """Whether a model that keeps what masks say is within the budget."""
-        return self.cost_of(masks) <= self.limit * (1 + ROUNDING)
+        return self.cost_of(masks) <= self.limit * ROUNDING
 
 
 def prices_of(

@@ -40,8 +40,6 @@ def depths(
     Raises:
         ValueError: there are not so many sublayers that may go whole.
     """
-    if config.depth == "none":
-        return [()]
     able = _able(groups, config)
     cheapest = sorted(able, key=lambda key: _worth([key], scores, costs))
     if config.depth != "auto":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..architectures.group import HEADS
+from ..pricing.prices import ROUNDING
 from ..quantities import shown
 from .limits import Limits, levelled, limit_of, numbers_of, role_of
 from .ranking import Ranking, level, rank, together, topped_up
@@ -109,7 +110,7 @@ def check_budget(
     """
     dense = dense or sum(float(table[-1]) for table in costs.values())
     minimum = minimum_cost(costs, floors)
-    if budget < minimum:
+    if budget * ROUNDING < minimum:
         given, least = (budget + spent) / dense, (minimum + spent) / dense
         forced = {key: numbers_of(key, floors or {}, len(table) - 1)[0] for key, table in costs.items()}
         whole = [key for key, table in costs.items() if forced[key] == len(table) - 1 > 0]
@@ -203,8 +204,7 @@ def _spend(
     while len(tried) > 1 and math.prod(len(ranking.spent) for ranking in tried) > combinations:
         *tried, one, other = sorted(tried, key=len)
         tried.append(together(one, other))
-    # A budget is the outcome of float arithmetic: the dense cost must fit a budget of "all of it".
-    counts = _best_counts(tried, filled, budget * (1 + 1e-9))
+    counts = _best_counts(tried, filled, budget * ROUNDING)
     masks: dict[str, Tensor] = {}
     for ranking, count in zip([*tried, filled], counts, strict=True):
         masks |= ranking.masks(count)

@@ -17,7 +17,7 @@ import torch
 
 from ..architectures.group import Group, Masks
 
-_RANGES = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)?")
+_RANGES = re.compile(r"([0-9]{1,7}(-[0-9]{1,7})?(,[0-9]{1,7}(-[0-9]{1,7})?)*)?")
 
 
 class Ranges:  # noqa: PLW1641 (no key of anything)
@@ -143,7 +143,7 @@ def selected_from_json(text: str) -> tuple[Ranges, int | None] | None:
     kept = ranges_from_json(ranges)
     if kept is None or not separator:
         return None if kept is None else (kept, None)
-    if not re.fullmatch(r"\d{1,7}", count) or int(count) <= kept.last:
+    if not re.fullmatch(r"[0-9]{1,7}", count) or int(count) <= kept.last:
         return None
     return kept, int(count)
 

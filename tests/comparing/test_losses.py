@@ -78,3 +78,41 @@ def test_output_distance_of_sigmoids_is_the_sum_of_bernoulli_divergences():
     bernoulli = torch.distributions.Bernoulli
     expected = torch.distributions.kl_divergence(bernoulli(logits=teacher), bernoulli(logits=student)).sum(-1).mean()
     assert float(output_distance(student, teacher, 1.0, BINARY)) == pytest.approx(float(expected), rel=1e-4)
+
+
+BATCHES = (slice(0, 5), slice(5, 9))
+
+
+@pytest.mark.parametrize("kind", [CATEGORICAL, BINARY, REAL], ids=["softmax", "sigmoids", "real"])
+def test_agreement_is_counted_row_by_row(kind):
+    """Against loops over rows and classes; sums of two batches are those of all rows."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 9, 4, generator=generator)
+    student[:3], student[3], teacher[8] = teacher[:3], 0.0, 0.0
+    both = (kind.sums(student[part], teacher[part]) for part in BATCHES)
+    sums = [one + other for one, other in zip(*both, strict=True)]
+    expected = 0.0
+    for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        if kind is CATEGORICAL:
+            expected += (ours.index(max(ours)) == theirs.index(max(theirs))) / 9
+        elif kind is BINARY:
+            expected += sum((one > 0) == (other > 0) for one, other in zip(ours, theirs, strict=True)) / 4 / 9
+    if kind is REAL:
+        expected = 1 - float((student - teacher).square().sum() / (teacher - teacher.mean(0)).square().sum())
+        sums[0], expected = sums[0] / 4, 1 - (1 - expected) / 4  # which the whole error would bring below 0
+    assert kind.agreement(9.0, sums) == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_agreement_is_below_nothing_or_of_constant_outputs():
+    teacher = torch.tensor([[1000.0, 1.0], [1000.0, 3.0]])
+    for student, expected in ((teacher, 1.0), (teacher + 2, 0.0), (teacher + torch.tensor([0.0, 0.5]), 0.75)):
+        assert REAL.agreement(2.0, REAL.sums(student, teacher)) == pytest.approx(expected)
+    assert REAL.agreement(1.0, REAL.sums(teacher[:1], teacher[:1])) is None
+    for constant in (torch.zeros(2, 2), torch.full((2, 2), 0.1)):
+        assert REAL.agreement(2.0, REAL.sums(constant + 1, constant)) is None
+
+
+def test_distances_of_real_numbers_are_summed_over_channels_and_averaged_over_rows():
+    student, teacher = torch.randn(2, 5, 3)
+    expected = sum(float((one - other).square().sum()) for one, other in zip(student, teacher, strict=True)) / 5
+    assert float(output_distance(student, teacher, 7.0, REAL)) == pytest.approx(expected, rel=1e-5)

@@ -1,9 +1,14 @@
 """Streamed ridge regression against the direct solution."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
+from optimum_optin.compensation import ridge
 from optimum_optin.compensation.ridge import STRENGTHS, Regression, solve_ridge
+from optimum_optin.passes import moments
 
 
 def _rows(count, seed=0, inputs=6, outputs=3, noise=0.1):
@@ -119,3 +124,110 @@ def test_sums_of_wide_linears_are_in_float32_and_give_nearly_the_same(intercept,
     for found, exact in zip(solve_ridge(fit, held_out, intercept), expected, strict=True):
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-3)
         assert found.dtype == torch.float64
+
+
+class Losses:
+    """Held-out rows whose losses are given: of each strength from the weakest on, and of no change."""
+
+    def __init__(self, losses, nothing):
+        self.losses, self.nothing = iter(losses), nothing
+
+    def loss(self, weight, bias):
+        return next(self.losses) if weight.any() or bias.any() else self.nothing
+
+
+@pytest.mark.parametrize(
+    ("losses", "nothing", "best"),
+    [
+        ([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 9.0, 10.0),
+        ([1.0, 2.0, 0.5, 0.4, 0.3, 0.2], 9.0, 1e-4),  # it stops where the loss grows
+        ([3.0, 2.0, 2.0, 4.0, 1.0, 1.0], 9.0, 1e-2),  # of equal ones, the strongest
+        ([3.0, 2.0, 4.0, 1.0, 1.0, 1.0], 2.0, None),  # no better than no change
+        ([3.0, 2.0, 4.0, 1.0, 1.0, 1.0], 2.1, 1e-3),
+        ([torch.inf] * 6, torch.inf, None),
+    ],
+)
+def test_strengths_a_decade_apart_are_tried_while_the_loss_does_not_grow(losses, nothing, best):
+    assert tuple(10.0**power for power in range(-4, 2)) == STRENGTHS
+    assert ridge._best_strength(_streamed(*_rows(40)), Losses(losses, nothing), True) == best
+
+
+@pytest.mark.parametrize("intercept", [True, False], ids=["bias", "no bias"])
+def test_a_strength_that_is_given_is_taken_and_without_a_choice_a_middling_one(intercept):
+    (x, errors), (held_x, held_errors) = _rows(40), _rows(30, seed=1)
+    rows = torch.cat([x, held_x]), torch.cat([errors, held_errors])
+    fit, held_out, whole, empty = (
+        _streamed(x, errors),
+        _streamed(held_x, held_errors),
+        _streamed(*rows),
+        _streamed(x[:0], errors[:0]),
+    )
+    for strength, found in (
+        (10.0, solve_ridge(fit, held_out, intercept, 10.0)),  # however bad on held-out rows
+        (1e-2, solve_ridge(whole, empty, intercept)),
+        (1e-2, solve_ridge(empty, whole, intercept)),
+    ):
+        weight, bias = _direct(*rows, strength, intercept)
+        torch.testing.assert_close(found[0], weight, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[1], bias if intercept else torch.zeros_like(bias), atol=1e-3, rtol=1e-3)
+    assert not any(change.any() for change in solve_ridge(empty, empty, intercept))
+
+
+def test_the_sums_of_two_are_those_of_all_rows():
+    (x, errors), (other_x, other_errors) = _rows(20), _rows(15, seed=1)
+    both = _streamed(x, errors).merged(_streamed(other_x - 7, other_errors))
+    whole = _streamed(torch.cat([x, other_x - 7]), torch.cat([errors, other_errors]))
+    weight, bias = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    assert both.loss(weight, bias) == pytest.approx(whole.loss(weight, bias), rel=1e-4)
+    for centred in (True, False):
+        for found, expected in zip(both.normal_equations(centred), whole.normal_equations(centred), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-4)
+    assert both.count == 35
+
+
+def test_sums_of_several_processes_are_those_of_all_rows(monkeypatch):
+    """Two threads stand for processes; each adds to its sums what the other one has at the same call."""
+    meeting, said = threading.Barrier(2, timeout=20), {}
+
+    def add_up(*tensors):
+        said[threading.get_ident()] = [each.clone() for each in tensors]
+        meeting.wait()
+        (others,) = (each for name, each in said.items() if name != threading.get_ident())
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.add_(other)
+        meeting.wait()
+
+    def worked(place):
+        x, errors = rows[place]
+        sums = _streamed(x, errors)
+        sums.add_up()
+        known = sums.of_other_errors()
+        known.add(x, errors**2)
+        known.add_up()
+        return sums, known
+
+    rows = [_rows(20), _rows(15, seed=1)]
+    rows[1][0].sub_(7)
+    x, errors = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    whole, other_whole = _streamed(x, errors), _streamed(x, errors**2)
+    for target in (ridge, moments):
+        monkeypatch.setattr(target, "process_count", lambda: 2)
+        monkeypatch.setattr(target, "add_up", add_up)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(worked, range(2)))
+    weight, bias = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    for sums, known in found:
+        for each, expected in ((sums, whole), (known, other_whole)):
+            assert each.count == 35
+            assert each.loss(weight, bias) == pytest.approx(expected.loss(weight, bias), rel=1e-4)
+            for centred in (True, False):
+                torch.testing.assert_close(each.products(centred), expected.products(centred), atol=0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [0, 1, 2])
+def test_few_inputs_are_fitted_like_many(inputs):
+    x, errors = _rows(30)
+    weight, bias = solve_ridge(_streamed(x[:, :inputs], errors), Regression(inputs, 3), True)
+    expected, shift = _direct(x[:, :inputs], errors, 1e-2, True) if inputs else (torch.zeros(3, 0), errors.mean(0))
+    torch.testing.assert_close(weight, expected.double(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bias, shift.double(), atol=1e-3, rtol=1e-3)

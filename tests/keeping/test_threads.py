@@ -19,8 +19,8 @@ from torch.nn.modules import module as global_hooks
 from optimum_optin import OptinConfig, OptinPruner, find_groups, masked
 from optimum_optin.keeping import turns
 from optimum_optin.keeping.doors import kept
+from optimum_optin.pricing.unit_costs import run_counted
 from optimum_optin.running.freezing import frozen
-from optimum_optin.search.unit_costs import run_counted
 
 FAST = OptinConfig(probes=4, search="ranked")
 

@@ -1,10 +1,13 @@
 """Matching and merging of tokens against loops that follow the paper's text, and schedules against counting."""
 
+import dataclasses
+
+import numpy
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from optimum_optin.merging.matching import match_tokens, merge_tokens, most_merges
+from optimum_optin.merging.matching import match_tokens, merge_tokens, most_merges, take_tokens
 from optimum_optin.merging.schedule import TokenCosts, TokenSchedule, constant_schedule, scored_schedule
 
 LAYERS = [f"layers.{index}" for index in range(4)]
@@ -135,3 +138,109 @@ def test_no_schedule_reaches_a_budget_below_what_merging_can_leave():
     losses = {layer: [1.0] * 8 for layer in LAYERS[:-1]}
     assert scored_schedule(COSTS, losses, 0.3 * DENSE) is None
     assert constant_schedule(COSTS, 0.3 * DENSE) is None
+
+
+def _greedy(losses, budget):
+    """One pair after the other where it loses least for what it saves, by counting and `numpy.interp`."""
+    best = dict.fromkeys(LAYERS[:-1], 0)
+    while _cost(TokenSchedule(1, best)) > budget:
+        rates = {}
+        for layer in LAYERS[:-1]:
+            left, further = 17, {}
+            for name in LAYERS[:-1]:  # each at most as many as have a partner
+                further[name] = min(best[name] + (name == layer), (left - 1) // 2)
+                left -= further[name]
+            saved = _cost(TokenSchedule(1, best)) - _cost(TokenSchedule(1, further))
+            if saved > 0:
+                rates[layer] = (_expected(further, losses) - _expected(best, losses)) / saved, further
+        if not rates:
+            return None
+        best = min(rates.values(), key=lambda rate: rate[0])[1]
+    return best
+
+
+def _expected(merges, losses):
+    """Merging a share of the tokens loses what it does of all tokens; beyond the last pair, as the last ones do."""
+    total, lengths = 0.0, TokenSchedule(1, merges).lengths(LAYERS, 17)
+    for layer, pairs in merges.items():
+        share, sums = pairs * 16 / (lengths[layer] - 1), [sum(losses[layer][:count]) for count in range(9)]
+        total += numpy.interp(share, range(9), sums) + max(share - 8, 0) * (sums[8] - sums[7])
+    return total
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scored_schedule_is_the_greedy_one(seed):
+    draws = torch.rand(3, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
+    losses = {layer: draw.sort().values.tolist() for layer, draw in zip(LAYERS[:-1], draws, strict=True)}
+    for share in (1.0, 0.999, 0.98, 0.9, 0.7, 0.5, 0.45, 0.3):
+        found, expected = scored_schedule(COSTS, losses, share * DENSE), _greedy(losses, share * DENSE)
+        assert (found and found.merges) == expected
+        if found is not None:
+            assert COSTS.of(found) == pytest.approx(_cost(found)) and COSTS.matching(found) >= 0
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_unit_of_costs_changes_no_schedule(scale):
+    scaled = TokenCosts(
+        {layer: [scale * cost for cost in costs] for layer, costs in COSTS.layers.items()},
+        17,
+        1,
+        dict.fromkeys(LAYERS, scale * 0.1),
+    )
+    losses = {layer: [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0] for layer in LAYERS[:-1]}
+    for share in (0.9, 0.6):
+        assert scored_schedule(scaled, losses, scale * share * DENSE) == scored_schedule(COSTS, losses, share * DENSE)
+        assert constant_schedule(scaled, scale * share * DENSE) == constant_schedule(COSTS, share * DENSE)
+
+
+def test_matching_costs_what_it_compares_where_pairs_are_merged():
+    pair = dict(zip(LAYERS, (1.0, 10.0, 100.0, 1000.0), strict=True))
+    costs = TokenCosts({layer: [0.0] * 18 for layer in LAYERS}, 17, 1, pair)
+    assert costs.matching(TokenSchedule(1)) == costs.of(TokenSchedule(1, {"layers.1": 0})) == 0
+    assert costs.matching(TokenSchedule(1, {"layers.0": 3, "layers.2": 1})) == 8 * 8 + 100 * 6 * 7
+
+
+def test_a_budget_that_is_just_met_takes_no_more_merges():
+    losses = {layer: [1.0] * 8 for layer in LAYERS[:-1]}
+    for find in (constant_schedule, lambda costs, budget: scored_schedule(costs, losses, budget)):
+        schedule = find(COSTS, 0.7 * DENSE)
+        assert find(COSTS, COSTS.of(schedule)) == schedule
+        assert not any(find(COSTS, DENSE).merges.values())
+
+
+@pytest.mark.parametrize("count", [True, 1.0, "1", None])
+def test_counts_are_whole_numbers(count):
+    with pytest.raises(ValueError, match="protected must be a whole number"):
+        TokenSchedule(count)
+    with pytest.raises(ValueError, match=r"layers\.0 must be a whole number"):
+        TokenSchedule(1, {"layers.0": count})
+
+
+def test_schedules_do_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TokenSchedule(1).protected = 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        COSTS.tokens = 2
+
+
+def test_the_last_layer_may_be_named_without_merges():
+    TokenSchedule(1, {"layers.3": 0}).check(LAYERS, 17)
+
+
+def test_tokens_are_taken_from_each_sample():
+    hidden, places = torch.randn(3, 5, 4), torch.tensor([[0, 4], [1, 1], [3, 2]])
+    expected = torch.stack([sample[chosen] for sample, chosen in zip(hidden, places, strict=True)])
+    assert torch.equal(take_tokens(hidden, places), expected)
+
+
+def test_without_protected_tokens_all_are_free():
+    keys = torch.randn(2, 6, 4)
+    assert torch.equal(match_tokens(keys, 2), match_tokens(keys, 2, 0))
+
+
+def test_matching_stays_on_the_device_of_the_keys():
+    keys = torch.empty(2, 9, 4, device="meta")
+    matching = match_tokens(keys, 3, 1)
+    assert (matching.device.type, matching.shape) == ("meta", (2, 9))
+    merged, sizes = merge_tokens(keys, keys[..., 0], matching, 3)
+    assert (merged.device.type, merged.shape, sizes.shape) == ("meta", (2, 6, 4), (2, 6))

@@ -329,6 +329,10 @@ def test_a_structure_of_gigabytes_is_not_read(folder):
     [
         (lambda state: state.pop("head.bias"), r"it lacks head\.bias"),
         (lambda state: state.update(more=torch.ones(1)), "it holds more"),
+        (
+            lambda state: state.update({"head.bias": torch.ones(5).int()}),
+            r"head\.bias is torch\.int32 there, torch\.float32",
+        ),
         (lambda state: state.update({"head.bias": torch.ones(4)}), r"head\.bias has the shape \(4,\) there"),
         (lambda state: state.clear(), "it lacks .* and [0-9]+ more"),
     ],

@@ -1,7 +1,6 @@
-"""The surgeon's removal costs against brute-force refits."""
+"""The surgeon on whole models: its sums against direct ones, its predictions against what a refit leaves."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -18,115 +17,7 @@ from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed
 from optimum_optin.passes.starts import run_dense
 from optimum_optin.scoring.parts import parts_of
-from optimum_optin.scoring.removal import _DAMPING, Reader, _pool, removal_scores
 from optimum_optin.search.divergence import measure_divergence
-
-
-def _problem(units, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    size = units * width
-    weight = torch.randn(3, size, generator=generator, dtype=torch.float64)
-    x = torch.randn(50, size, generator=generator, dtype=torch.float64) @ torch.randn(
-        size, size, generator=generator, dtype=torch.float64
-    )
-    g = torch.randn(20, 3, generator=generator, dtype=torch.float64)
-    return weight, x.T @ x / 50, g.T @ g
-
-
-def _refit_cost(weight, covariance, metric, removed):
-    """min over W' without the removed columns of tr(Gamma (W - W') H (W - W')^T), by solving for W'."""
-    damped = covariance + _DAMPING * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
-    kept = [column for column in range(weight.shape[1]) if column not in removed]
-    refitted = torch.zeros_like(weight)
-    if kept:
-        refitted[:, kept] = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ weight.T).T
-    change = weight - refitted
-    return float(torch.trace(metric @ change @ damped @ change.T))
-
-
-@pytest.mark.parametrize(("units", "width"), [(5, 1), (4, 2), (3, 3)], ids=str)
-@pytest.mark.parametrize("seed", range(3))
-def test_greedy_order_and_costs_equal_brute_force(units, width, seed):
-    weight, covariance, metric = _problem(units, width, seed)
-    removed, total, increments, order = set(), 0.0, [], []
-    while len(order) < units:
-        costs = {}
-        for unit in set(range(units)) - set(order):
-            columns = removed | set(range(unit * width, (unit + 1) * width))
-            costs[unit] = _refit_cost(weight, covariance, metric, columns)
-        best = min(costs, key=costs.get)
-        order.append(best)
-        removed |= set(range(best * width, (best + 1) * width))
-        increments.append(costs[best] - total)
-        total = costs[best]
-    (scores,) = removal_scores([Reader(weight, covariance, [metric])], weight.shape[1] // width)
-    assert scores.argsort().tolist() == order
-    expected = _pool(torch.tensor(increments, dtype=torch.float64))
-    torch.testing.assert_close(scores[order], expected, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("width", [1, 2])
-def test_inputs_beside_the_units_take_over_as_well(width):
-    """As where a concatenation is read: the others stay, and count in each refit."""
-    weight, covariance, metric = _problem(6, width)
-    columns = slice(2 * width, 5 * width)
-    costs = [_refit_cost(weight, covariance, metric, {*range(unit * width, (unit + 1) * width)}) for unit in (2, 3, 4)]
-    every = _refit_cost(weight, covariance, metric, {*range(columns.start, columns.stop)})
-    (scores,) = removal_scores([Reader(weight, covariance, [metric], columns)], 3)
-    assert float(scores.min()) == pytest.approx(min(costs), rel=1e-6)
-    assert int(scores.argmin()) == costs.index(min(costs))
-    assert float(scores.sum()) == pytest.approx(every, rel=1e-6)
-
-
-def test_where_inputs_are_too_many_units_cost_what_they_add_alone():
-    weight, covariance, metric = _problem(6, 2)
-    columns = slice(2, 10)  # two channels for each of two units, in blocks of two
-    blocks = torch.stack([covariance[at : at + 2, at : at + 2] for at in range(0, 12, 2)])
-    (scores,) = removal_scores([Reader(weight, blocks, [metric], columns)], 2)
-    for unit, channels in enumerate([(1, 2), (3, 4)]):
-        expected = 0
-        for channel in channels:
-            part, inside = weight[:, 2 * channel : 2 * channel + 2], blocks[channel]
-            expected += float(torch.trace(metric @ part @ inside @ part.T))
-        assert float(scores[unit]) == pytest.approx(expected, rel=1e-6)
-
-
-def test_several_metrics_share_the_order_of_their_sum():
-    weight, covariance, metric = _problem(6, 1)
-    _, _, other = _problem(6, 1, seed=7)
-    (together,) = removal_scores([Reader(weight, covariance, [metric + other])], weight.shape[1])
-    one, two = removal_scores([Reader(weight, covariance, [metric, other])], weight.shape[1])
-    order = together.argsort()
-    assert one.argsort().tolist() == two.argsort().tolist() == order.tolist()
-    assert float((one + two).sum()) == pytest.approx(float(together.sum()))
-
-
-@pytest.mark.parametrize("pairs", [8, 256])
-def test_of_twins_one_stays(pairs):
-    """With many units a step removes several; it must not remove both of two that can replace each other."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4 * pairs, pairs, generator=generator, dtype=torch.float64).repeat(1, 2)
-    x = x + 1e-3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    weight = torch.randn(16, 2 * pairs, generator=generator, dtype=torch.float64)
-    (scores,) = removal_scores(
-        [Reader(weight, x.T @ x / len(x), [torch.eye(16, dtype=torch.float64)])], weight.shape[1]
-    )
-    kept = scores.argsort(descending=True)[:pairs] % pairs
-    assert len(set(kept.tolist())) == pairs
-
-
-def test_pooling_is_isotonic_regression():
-    values = torch.tensor([1.0, 3.0, 2.0, 2.0, 5.0, 4.0], dtype=torch.float64)
-    pooled = _pool(values)
-    assert (pooled.diff() >= 0).all()
-    assert float(pooled.sum()) == pytest.approx(float(values.sum()))
-    # No other non-decreasing sequence of these averages is nearer.
-    grid = sorted({float(values[i:j].mean()) for i, j in itertools.combinations(range(7), 2)})
-    nearest = min(
-        float((values - torch.tensor(each, dtype=torch.float64)).square().sum())
-        for each in itertools.combinations_with_replacement(grid, 6)
-    )
-    assert float((values - pooled).square().sum()) == pytest.approx(nearest)
 
 
 def test_a_unit_that_another_can_replace_costs_little():
@@ -282,37 +173,6 @@ def test_groups_that_share_a_consumer_are_scored_together():
     assert [[each.layer[-1] for each in part] for part in parts_of(groups, sizes, 1)] == [["0", "2"], ["1"], ["3"]]
     assert [[each.layer[-1] for each in part] for part in parts_of(groups, sizes, 40)] == [["0", "1", "2"], ["3"]]
     assert [len(part) for part in parts_of(groups, sizes, 50)] == [4]
-
-
-def test_the_order_of_wide_readers_is_found_in_float32():
-    """Where sums in float64 would take too much memory: nearly the same costs."""
-    weight, covariance, metric = _problem(40, 1)
-    (exact,) = removal_scores([Reader(weight, covariance, [metric])], 40)
-    (found,) = removal_scores([Reader(weight, covariance.float(), [metric])], 40)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found.log(), exact.log(), atol=0.02, rtol=0)
-
-
-def test_wide_units_are_scored_with_several_threads():
-    """Of three key-value heads of 192 columns each: PyTorch's batched `solve` hangs or is wrong there."""
-    weight, covariance, metric = _problem(3, 192)
-    (expected,) = removal_scores([Reader(weight, covariance, [metric])], 3)
-    torch.set_num_threads(2)
-    try:
-        (found,) = removal_scores([Reader(weight, covariance, [metric])], 3)
-    finally:
-        torch.set_num_threads(1)
-    torch.testing.assert_close(found, expected)
-
-
-def test_shares_say_which_metric_the_order_goes_by():
-    """By one metric alone: its own costs, as without the other; and those of the other along the same order."""
-    weight, covariance, metric = _problem(9, 1)
-    *_, other = _problem(9, 1, seed=1)
-    (alone,) = removal_scores([Reader(weight, covariance, [metric])], 9)
-    found, beside = removal_scores([Reader(weight, covariance, [metric, other])], 9, [1.0, 0.0])
-    torch.testing.assert_close(found, alone)
-    assert beside.argsort().tolist() == alone.argsort().tolist()
 
 
 def test_a_language_model_is_ordered_by_its_output_and_all_its_tokens_weigh_the_same(monkeypatch):

@@ -1,5 +1,6 @@
 """The saved structure: round trips, composition, and damage that must be refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -31,6 +32,19 @@ def test_masks_round_trip():
     masks = random_masks(groups)
     again = masks_of(structure_of(groups, masks), groups)
     assert all(torch.equal(masks[key], again[key]) for key in masks)
+
+
+def test_masks_hold_numbers_while_models_are_made_without():
+    groups = find_groups(tiny_model())
+    with torch.device("meta"):
+        masks = masks_of({"layers.0.heads": Kept(4, (1, 2))}, groups)
+    assert masks["layers.0.heads"].tolist() == [False, True, True, False]
+    assert all(mask.all() for key, mask in masks.items() if key != "layers.0.heads")
+
+
+def test_what_is_kept_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Kept(4, (1,)).units = 5
 
 
 def test_compose_indexes_the_dense_units():

@@ -1,0 +1,355 @@
+"""Mutation testing: small faults are put into a source file, and its own tests must find them.
+
+    python tests/fuzz/mutate.py masks ridge --sample 40 --seed 0 --out /tmp/mutants.jsonl
+
+Each mutant runs in a fork of a process that has imported all but this package, so that it costs no import of torch.
+cosmic-ray starts an interpreter for each; mutmut leaves decorated functions and constants alone and draws no sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.machinery
+import json
+import os
+import pickle
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
+
+# Of the tests by brute force, which take a minute, those that are fast.
+_BEFORE = "search/test_limits.py::test_floors_by_role_alone_give_the_same_masks_as_before"
+_LIMITS = [
+    f"search/test_limits.py::test_{name}"
+    for name in (
+        "what_numbers_may_stay",
+        "levelled_limits_are_those_of_all_groups_of_a_role",
+        "limits_that_contradict_each_other_are_refused",
+        "many_roles_ranked_together_keep_to_the_limits",
+        "a_result_outside_of_the_limits_is_an_error",
+    )
+]
+_STRUCTURE = [
+    f"storage/test_structure.py::test_{name}"
+    for name in (
+        "json_round_trip",
+        "masks_round_trip",
+        "masks_hold_numbers_while_models_are_made_without",
+        "what_is_kept_does_not_change",
+        "compose_indexes_the_dense_units",
+        "an_entry_of_another_model_is_refused",
+        "groups_of_other_names_do_not_compose",
+        "an_entry_without_a_group_is_refused",
+    )
+]
+# Source file -> the tests that are its own, the fast ones first.
+FILES = {
+    "search/masks": ["search/test_edges.py", _BEFORE],
+    "search/ranking": ["search/test_edges.py", _BEFORE],
+    "search/limits": ["search/test_edges.py", *_LIMITS, _BEFORE],
+    "search/selection": ["search/test_selection.py", "search/test_limits.py"],
+    "search/depth": ["search/test_edges.py"],
+    "pricing/overlaps": ["search/test_overlaps.py"],
+    "search/candidates": ["search/test_trials.py", "search/test_depth.py", "search/test_overlaps.py"],
+    "search/trials": ["search/test_trials.py", "search/test_depth.py"],
+    "search/divergence": ["search/test_trials.py"],
+    "pricing/macs": ["search/test_unit_costs.py", "search/test_overlaps.py"],
+    "pricing/unit_costs": ["search/test_unit_costs.py"],
+    "compensation/ridge": ["compensation/test_ridge.py"],
+    "compensation/refit": ["compensation/test_compensation.py", "compensation/test_walks.py"],
+    "scoring/removal": ["scoring/test_isotonic.py", "scoring/test_removal.py"],
+    "scoring/surgeon": ["scoring/test_surgeon.py"],
+    "comparing/losses": ["comparing/test_losses.py", "passes/test_output_kinds.py"],
+    "merging/matching": ["merging/test_merging.py"],
+    "merging/schedule": ["merging/test_merging.py"],
+    "storage/structure": ["test_mutated.py", "test_strangers.py::test_ranges_are_a_sequence", *_STRUCTURE],
+    "storage/integrity": ["storage/test_integrity.py"],
+}
+
+_COMPARED = {
+    ast.Lt: (ast.LtE, ast.GtE),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+}
+_COMPUTED = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.MatMult: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+}
+_NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmax": "argmin", "argmin": "argmax"}
+
+
+def mutants(source: str) -> list[tuple[int, str, str]]:
+    """Line, what was changed, and the mutated source, of every mutant of a source text."""
+    tree = ast.parse(source)
+    found = []
+    for node, owner in _code(tree):
+        for change, undo in _changes(node, owner):
+            found.append((node.lineno, f"{change}", ast.unparse(tree)))
+            undo()
+    return found
+
+
+def _code(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """Nodes that do something, with the one above: no annotations, docstrings, messages of errors or logs."""
+    for owner in ast.walk(tree):
+        for child in ast.iter_child_nodes(owner):
+            child.owner = owner
+    skipped = set()
+    for node in ast.walk(tree):
+        owner = getattr(node, "owner", None)
+        if owner in skipped or _says_nothing(node, owner):
+            skipped.add(node)
+        elif hasattr(node, "lineno"):
+            yield node, owner
+
+
+def _says_nothing(node: ast.AST, owner: ast.AST | None) -> bool:
+    if isinstance(owner, (ast.arg, ast.AnnAssign)) and node is owner.annotation:
+        return True
+    if isinstance(owner, (ast.FunctionDef, ast.AsyncFunctionDef)) and node is owner.returns:
+        return True
+    if isinstance(owner, ast.Raise) or isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom)):
+        return True
+    if isinstance(owner, ast.Assign) and any(
+        getattr(each, "id", "") in ("__all__", "logger") for each in owner.targets
+    ):
+        return True
+    logged = isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger.")
+    return logged or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _changes(node: ast.AST, owner: ast.AST) -> Iterator[tuple[str, object]]:  # noqa: PLR0912 (a table of kinds)
+    """Change a node in place, one way after the other; each comes with what undoes it."""
+    before = ast.unparse(node)[:70]
+
+    def put(target: object, field: str, value: object, after: str | None = None) -> tuple[str, object]:
+        old = getattr(target, field)
+        setattr(target, field, value)
+        return f"{before} -> {after or ast.unparse(node)[:70]}", lambda: setattr(target, field, old)
+
+    if isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            for other in _COMPARED[type(operator)]:
+                yield put(node, "ops", [*node.ops[:place], other(), *node.ops[place + 1 :]])
+    elif isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in _COMPUTED:
+        yield put(node, "op", _COMPUTED[type(node.op)]())
+    elif isinstance(node, ast.BoolOp):
+        yield put(node, "op", ast.Or() if isinstance(node.op, ast.And) else ast.And())
+        for place in range(len(node.values)) if len(node.values) > 2 else ():
+            yield put(node, "values", node.values[:place] + node.values[place + 1 :])
+    elif isinstance(node, ast.UnaryOp) and not isinstance(node.op, ast.UAdd):
+        yield _replaced(node, owner, node.operand, before)
+    elif isinstance(node, ast.Constant):
+        for other in _other_values(node.value):
+            yield put(node, "value", other)
+    elif isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
+        yield put(node, "value", ast.Constant(None))
+    elif isinstance(node, ast.Slice):
+        for field in ("lower", "upper"):
+            bound = getattr(node, field)
+            if bound is not None and not isinstance(bound, ast.Constant):
+                yield put(node, field, ast.BinOp(bound, ast.Add(), ast.Constant(1)))
+    elif isinstance(node, ast.Break):
+        yield _replaced(node, owner, ast.Continue(), before)
+    elif isinstance(node, ast.Continue):
+        yield _replaced(node, owner, ast.Break(), before)
+    elif isinstance(node, (ast.If, ast.IfExp, ast.While)):
+        yield put(node, "test", ast.UnaryOp(ast.Not(), node.test), f"not ({ast.unparse(node.test)[:70]})")
+    elif isinstance(node, ast.comprehension) and node.ifs:
+        yield put(node, "ifs", [])
+    elif isinstance(node, ast.Call):
+        yield from _changed_calls(node, put)
+    if isinstance(node, (ast.Expr, ast.AugAssign, ast.Raise)):
+        yield _replaced(node, owner, ast.Pass(), before)
+
+
+def _other_values(value: object) -> list[object]:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1]
+    if isinstance(value, float):
+        return [value * 2, value / 10] if value else [1.0]
+    return []
+
+
+def _changed_calls(node: ast.Call, put: object) -> Iterator[tuple[str, object]]:
+    for place in range(len(node.keywords)):
+        if node.keywords[place].arg is not None:
+            yield put(node, "keywords", node.keywords[:place] + node.keywords[place + 1 :])
+    name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+    field = "id" if isinstance(node.func, ast.Name) else "attr"
+    if name in _NAMES:
+        description, undo = put(node.func, field, _NAMES[name], _NAMES[name])
+        yield description, undo
+    if name == "range" and node.args:
+        last = len(node.args) - 1 if len(node.args) < 3 else 1
+        more = ast.BinOp(node.args[last], ast.Add(), ast.Constant(1))
+        yield put(node, "args", [*node.args[:last], more, *node.args[last + 1 :]])
+
+
+def _replaced(node: ast.AST, owner: ast.AST, other: ast.AST, before: str) -> tuple[str, object]:
+    """Put another node in the place of one."""
+    said = f"{before} -> {ast.unparse(other)[:70]}"
+    field = next(
+        name
+        for name, value in ast.iter_fields(owner)
+        if value is node or (isinstance(value, list) and any(each is node for each in value))
+    )
+    value = getattr(owner, field)
+    if value is node:
+        setattr(owner, field, other)
+        return said, lambda: setattr(owner, field, node)
+    place = next(index for index, each in enumerate(value) if each is node)
+    value[place] = ast.copy_location(other, node)
+    return said, lambda: value.__setitem__(place, node)
+
+
+def _forked(source: Path, text: str | None, tests: list[str], limit: float, report: int | None = None) -> str:
+    """The outcome of the tests in a fork in which a source file has this text: survived, killed, or too slow."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        code = 3
+        try:
+            code = _run(source, text, tests, report)
+        finally:
+            os._exit(code)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "too slow"
+
+
+def _run(source: Path, text: str | None, tests: list[str], report: int | None) -> int:
+    sys.dont_write_bytecode = True
+    if report is None:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+    if text is not None:
+        original = importlib.machinery.SourceFileLoader.get_code
+
+        def get_code(loader: importlib.machinery.SourceFileLoader, name: str) -> object:
+            if Path(loader.path).resolve() == source:
+                return compile(text, loader.path, "exec")
+            return original(loader, name)
+
+        importlib.machinery.SourceFileLoader.get_code = get_code
+    import pytest
+
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line"]
+    code = int(pytest.main([*options, *tests]))
+    if report is not None:
+        os.write(report, pickle.dumps([name for name in sys.modules if not _ours(name)]))
+    return code
+
+
+def _ours(name: str) -> bool:
+    module = sys.modules[name]
+    file = getattr(module, "__file__", None) or ""
+    return (file.startswith(str(ROOT)) and ".venv" not in file) or "optin" in name or name in ("__main__", "conftest")
+
+
+def _preload(source: Path, tests: list[str]) -> float:
+    """Import all that the tests import but this package; return how long they take."""
+    reader, writer = os.pipe()
+    import threading
+
+    chunks: list[bytes] = []
+    start = time.monotonic()
+    thread = threading.Thread(target=lambda: chunks.extend(iter(lambda: os.read(reader, 65536), b"")))
+    thread.start()
+    outcome = _forked(source, None, tests, 600, writer)
+    os.close(writer)
+    thread.join()
+    if outcome != "survived":
+        raise SystemExit(f"{source.name}: its tests fail without a fault: {outcome}")
+    for name in pickle.loads(b"".join(chunks)):
+        try:
+            importlib.import_module(name)
+        except Exception:  # it is imported when it is needed
+            continue
+    for name in [name for name in sys.modules if name.startswith("optimum_optin")]:
+        raise SystemExit(f"{name} was imported by another package: mutants would not be seen")
+    return time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"parts of the names of source files; all of {', '.join(FILES)}")
+    parser.add_argument("--sample", type=int, default=40, help="mutants of a file at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--line", type=int, nargs="*", help="only mutants of these lines")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path[:0] = [str(ROOT), str(TESTS)]
+    names = arguments.names or [""]
+    for file, own in FILES.items():
+        if any(name in file for name in names):
+            _test(file, [str(TESTS / each) for each in own], arguments)
+
+
+def _test(file: str, tests: list[str], arguments: argparse.Namespace) -> None:
+    source = (ROOT / "optimum_optin" / f"{file}.py").resolve()
+    _preload(source, tests)
+    start = time.monotonic()
+    assert _forked(source, None, tests, 600) == "survived"
+    needed = time.monotonic() - start
+    every = mutants(source.read_text(encoding="utf-8"))
+    if arguments.line:
+        every = [each for each in every if each[0] in arguments.line]
+    drawn = random.Random(arguments.seed).sample(every, min(arguments.sample, len(every)))
+    counts = {"killed": 0, "survived": 0, "too slow": 0}
+    print(f"{file}: {len(drawn)} of {len(every)} mutants, tests take {needed:.1f} s", flush=True)
+    for line, change, text in sorted(drawn):
+        start = time.monotonic()
+        outcome = _forked(source, text, tests, 3 * needed + 10)
+        counts[outcome] += 1
+        if outcome != "killed":
+            print(f"  {outcome} {file}.py:{line}: {change}", flush=True)
+        if arguments.out:
+            entry = {
+                "file": file,
+                "line": line,
+                "change": change,
+                "outcome": outcome,
+                "seconds": time.monotonic() - start,
+            }
+            with arguments.out.open("a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+    found = counts["killed"] + counts["too slow"]
+    print(f"{file}: {found} of {len(drawn)} found ({counts['too slow']} too slow)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
