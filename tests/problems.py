@@ -32,3 +32,13 @@ def spent(masks, costs):
 
 def gained(masks, scores):
     return sum(float(scores[key][mask].double().sum()) for key, mask in masks.items())
+
+
+def steps_of(ranking):
+    """The units that each step of a ranking takes, by group and index."""
+    taken = [
+        {(key, unit) for key, mask in ranking.masks(count).items() for unit in mask.nonzero().flatten().tolist()}
+        for count in range(len(ranking) + 1)
+    ]
+    assert not taken[0] and all(before < after for before, after in itertools.pairwise(taken))
+    return [sorted(after - before) for before, after in itertools.pairwise(taken)]

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from .limits import Limit, Limits, limit_of, numbers_of, role_of
 
-_ROUNDING = 1e-9  # worths that differ by less are equal
+_ROUNDING = 1e-6  # worths that differ by less are equal
 
 Orders = Mapping[str, Tensor]
 """Group key -> its units, those that are to be kept first at the beginning."""

@@ -1,21 +1,23 @@
 """Where a search is decided by a hair: ties, floors, heads against neurons, the rounding of a budget."""
 
 import dataclasses
+import functools
 import itertools
 import random
 
 import pytest
 import torch
-from problems import gained, spent
+from problems import gained, spent, steps_of
 
 from optimum_optin import OptinConfig
 from optimum_optin.architectures.group import Consumer, Cut, Group
+from optimum_optin.pricing.prices import Price
 from optimum_optin.search import masks
-from optimum_optin.search.candidates import _within
 from optimum_optin.search.depth import depths, without
 from optimum_optin.search.limits import Limit, levelled, numbers_of
 from optimum_optin.search.masks import check_budget, check_kept, minimum_cost, search, search_uniform
-from optimum_optin.search.ranking import Ranking, _in_order, _sums, level, rank, together
+from optimum_optin.search.ranking import _between, _in_order, level, rank, together
+from optimum_optin.search.within import within
 
 BOTH = pytest.mark.parametrize("find", [search, search_uniform], ids=["free", "uniform"])
 
@@ -123,14 +125,14 @@ def test_roles_are_ranked_together_only_beyond_the_combinations(combinations, mo
     scores = {"layers.0.heads": torch.ones(2), "layers.0.experts": torch.ones(3), "layers.0.neurons": torch.ones(4)}
     found = search(scores, {key: _table(len(score)) for key, score in scores.items()}, 7.0, combinations=combinations)
     assert [len(kept) for kept in _kept(found).values()] == [2, 3, 2]
-    assert [[len(ranking.steps) for ranking in each] for each in asked] == [[2, 3]] * (combinations < 12)
+    assert [[len(ranking) for ranking in each] for each in asked] == [[2, 3]] * (combinations < 12)
 
 
 def test_heads_never_fill_the_rest_but_the_most_units_of_others_do(monkeypatch):
     filled = []
 
     def best_counts(tried, rest, room):
-        filled.append(rest.steps[0][0][0])
+        filled.append(next(iter(rest.masks(0))))
         return [0] * (len(tried) + 1)
 
     monkeypatch.setattr(masks, "_best_counts", best_counts)
@@ -200,11 +202,11 @@ def test_costs_rise_with_every_unit_and_scores_may_be_nothing(find):
         find({key: torch.tensor([1.7e308, 1e308], dtype=torch.float64)}, {key: _table(2)}, 5.0)
 
 
-def test_sums_of_steps_end_with_what_is_left():
-    for count, step in itertools.product(range(8), (1, 2, 3, 9)):
-        values = torch.arange(1.0, count + 1)
-        expected = [float(sum(range(first + 1, min(first + step, count) + 1))) for first in range(0, count, step)]
-        assert _sums(values, step).tolist() == expected
+def test_sums_between_places():
+    values = torch.arange(1.0, 9.0)
+    assert _between(values, [0, 1, 3, 3, 8]).tolist() == [1, 5, 0, 30]
+    assert _between(values, [2, 4]).tolist() == [7]
+    assert _between(values, [5]).tolist() == []
 
 
 def test_of_parts_the_best_of_each_come_first():
@@ -220,11 +222,11 @@ def test_a_ranking_takes_what_is_forced_in_order_and_then_steps_by_their_worth()
     limits = {"a.neurons": Limit(least=2, step=2, stay=(0,)), "b.neurons": Limit(step=2, most=2)}
     found = rank("neurons", scores, costs, limits)
     a, b = "a.neurons", "b.neurons"
-    assert found.steps == [[(a, 0)], [(a, 1)], [(b, 0), (b, 2)], [(a, 2), (a, 3)], [(a, 4)]]
+    assert steps_of(found) == [[(a, 0)], [(a, 1)], [(b, 0), (b, 2)], [(a, 2), (a, 3)], [(a, 4)]]
     assert found.forced == 2
     assert found.spent.tolist() == [0, 1, 2, 6, 8, 9] and found.gained.tolist() == [0, 1, 6, 21, 28, 30]
     even = level("neurons", scores, costs, {a: Limit(least=2, step=2), b: Limit(least=2, step=2)})
-    assert even.steps == [[(a, 1), (b, 0)], [(a, 2), (b, 2)], [(a, 3), (b, 1), (a, 4)], [(a, 0)]]
+    assert steps_of(even) == [[(a, 1), (b, 0)], [(a, 2), (b, 2)], [(a, 3), (a, 4), (b, 1)], [(a, 0)]]
     assert even.forced == 2
     assert even.spent.tolist() == [0, 3, 6, 10, 11] and even.gained.tolist() == [0, 14, 24, 29, 30]
 
@@ -232,21 +234,17 @@ def test_a_ranking_takes_what_is_forced_in_order_and_then_steps_by_their_worth()
 def test_the_last_and_smaller_step_of_a_group_never_comes_before_a_full_one():
     key = "layers.0.neurons"
     scores, costs = {key: torch.tensor([3.0, 3.0, 3.0])}, {key: torch.tensor([0.0, 1.0, 2.0, 3.0 - 1e-7])}
-    assert rank("neurons", scores, costs, {key: Limit(step=2)}).steps == [[(key, 0), (key, 1)], [(key, 2)]]
+    assert steps_of(rank("neurons", scores, costs, {key: Limit(step=2)})) == [[(key, 0), (key, 1)], [(key, 2)]]
 
 
 def test_two_kinds_are_ranked_together_by_worth_the_forced_ones_first():
-    one = Ranking([[("a", 0)], [("a", 1)]], torch.tensor([1.0, 2.0]).double(), torch.tensor([0.0, 8.0]).double(), 1)
-    other = Ranking(
-        [[("b", 0)], [("b", 1)], [("b", 2)]],
-        torch.tensor([1.0, 1.0, 2.0]).double(),
-        torch.tensor([5.0, 4.0, 9.0]).double(),
-        0,
-    )
+    one = rank("a", {"a": torch.tensor([0.0, 8.0])}, {"a": torch.tensor([0.0, 1.0, 3.0])}, {"a": Limit(1, stay=(0,))})
+    scores, costs = {"b": torch.tensor([9.0, 5.0, 4.0])}, {"b": torch.tensor([0.0, 2.0, 3.0, 4.0])}
+    other = rank("b", scores, costs, {})
     found = together(one, other)
-    assert found.steps == [[("a", 0)], [("b", 0)], [("a", 1)], [("b", 1)], [("b", 2)]]
+    assert steps_of(found) == [[("a", 0)], [("b", 0), ("b", 1)], [("a", 1)], [("b", 2)]]
     assert found.forced == 1
-    assert found.spent.tolist() == [0, 1, 2, 4, 5, 7] and found.gained.tolist() == [0, 0, 5, 13, 17, 26]
+    assert found.spent.tolist() == [0, 1, 4, 6, 7] and found.gained.tolist() == [0, 0, 14, 22, 26]
 
 
 LAYERS = [f"layers.{layer}" for layer in range(4)]
@@ -350,30 +348,35 @@ def test_levelled_limits_are_the_strictest_of_a_role():
         numbers_of("d.heads", {"d.heads": Limit(1, 3, 2, parts=3)}, 9)
 
 
-def _first(room, least=0):
+def _find(tables, room, least=0.0):
     if room < least:
         raise ValueError("the least does not fit")
     return {"a.heads": torch.arange(10) < int(room + 1e-6)}
 
 
+def _half_price(limit):
+    """Here units cost half of their sum."""
+    return Price(
+        "flops", {"a.heads": _table(10)}, 0.0, 5.0, limit, lambda found: 0.5 * int(found["a.heads"].sum()), False
+    )
+
+
 @pytest.mark.parametrize(("budget", "kept"), [(9.0, 10), (5.0, 10), (4.9, 9), (3.0, 6), (2.99, 5), (1.0, 2), (0.0, 0)])
 def test_where_units_cost_less_than_their_sum_the_budget_is_spent_all_the_same(budget, kept):
-    """Here half of it: the most units whose true cost fits, by trying sums."""
+    """The most units whose true cost fits, by trying sums."""
     asked = []
 
-    def cost_of(found):
-        return 0.5 * int(found["a.heads"].sum())
+    def find(tables, room):
+        asked.append(room)
+        return _find(tables, room)
 
-    found = _within(budget, 10.0, find=lambda room: asked.append(room) or _first(room), cost_of=cost_of)
-    assert int(found["a.heads"].sum()) == kept
+    assert int(within([_half_price(budget)], find, len)["a.heads"].sum()) == kept
     assert len(asked) == (1 if kept == 10 else 17)
-    assert _within(budget * (1 - 1e-12), 10.0, find=_first, cost_of=cost_of)["a.heads"].sum() == kept
+    assert within([_half_price(budget * (1 - 1e-12))], _find, len)["a.heads"].sum() == kept
 
 
 def test_a_sum_that_does_not_pay_for_the_least_is_raised():
-    found = _within(
-        2.0, 10.0, find=lambda room: _first(room, 3.9), cost_of=lambda found: 0.5 * int(found["a.heads"].sum())
-    )
-    assert int(found["a.heads"].sum()) == 4
+    find = functools.partial(_find, least=3.9)
+    assert int(within([_half_price(2.0)], find, len)["a.heads"].sum()) == 4
     with pytest.raises(ValueError, match="the least does not fit"):
-        _within(1.0, 10.0, find=lambda room: _first(room, 3.9), cost_of=lambda found: 0.5 * int(found["a.heads"].sum()))
+        within([_half_price(1.0)], find, len)
