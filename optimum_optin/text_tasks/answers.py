@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,16 @@ from torch import nn
 from transformers.utils.logging import tqdm
 
 from ..config_values import check_integer
+from ..figures import Measurement
 from ..inputs.decoder_inputs import decoder_start, greedily, most_new, writes
 from ..inputs.encoding import padded_batches, tokenizer_of
 from ..inputs.texts import flat, parts_of, problem_of
 from ..models.copies import working_copy
 from ..reading.columns import source_and_target
 from .drawn_rows import drawn_rows
+
+MetricValue = tuple[float, float | None]
+"""A metric and its standard error; `None` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,55 @@ def written_answers(
     return written, f"greedy, at most {most} tokens"
 
 
-def mean_over_samples(values: Sequence[float]) -> tuple[float, float | None]:
+class AnswerTask:
+    """A task for an encoder with a decoder: what it writes for texts is compared with references.
+
+    The model takes the likeliest token each time, without beams, until it ends its text.
+
+    Args:
+        text_columns: the column that is read and the one with the references; `None` tells them by their names, as
+            `OptinPruner.prune` does.
+        max_new_tokens: tokens to write at most.
+    """
+
+    name: str
+
+    def __init__(self, text_columns: Sequence[str] | None = None, max_new_tokens: int = 128):
+        check_integer("max_new_tokens", max_new_tokens, 1)
+        self._columns, self._most = text_columns, max_new_tokens
+
+    def compare(self, written: Sequence[str], references: Sequence[str]) -> tuple[dict[str, MetricValue], str]:
+        """The metrics of what was written, with their standard errors, and how they are counted in words."""
+        raise NotImplementedError
+
+    def read(
+        self, *, data: Any = None, data_dir: Any = None, split: str | None = None, max_samples: int | None = None
+    ) -> Pairs:
+        """The texts and their references; see `read_pairs`."""
+        given = {"data": data, "data_dir": data_dir, "split": split, "max_samples": max_samples}
+        return read_pairs(self.name, self._columns, **given)
+
+    def check(self, model: nn.Module, processor: Any, samples: Pairs) -> None:
+        """Raise if the model cannot write answers; see `check_writer`."""
+        check_writer(model, processor, self.name)
+
+    def check_each(self, model: nn.Module, processor: Any, samples: Pairs) -> None:
+        """All was checked when the pairs were read."""
+
+    def measure(self, model: nn.Module, processor: Any, samples: Pairs, batch_size: int) -> Measurement:
+        """The metrics, with their standard errors."""
+        written, how = written_answers(
+            model, processor, samples, batch_size=batch_size, most=self._most, task=self.name
+        )
+        metrics, counted = self.compare(written, [reference for _, reference in samples.texts])
+        return Measurement(metrics, described={"protocol": how + counted})
+
+    def show(self, samples: Pairs, shown: Mapping[str, Any]) -> dict[str, bytes]:
+        """There is no picture of a text."""
+        return {}
+
+
+def mean_over_samples(values: Sequence[float]) -> MetricValue:
     """The mean and its standard error; `None` for a single sample."""
     found = torch.tensor(values, dtype=torch.float64)
     return float(found.mean()), float(found.std() / len(found) ** 0.5) if len(found) > 1 else None
