@@ -130,7 +130,8 @@ def mutate_json(data: Any, rng: Rng) -> None:
         ways = [lambda: owner.__setitem__(key, not value), *ways]
     elif isinstance(value, int):
         ways = [lambda step=step: owner.__setitem__(key, value + step) for step in (1, -1, 7)] * 2 + ways
-        ways += [lambda: owner.__setitem__(key, float(value)), lambda: owner.__setitem__(key, str(value))]
+        ways += [lambda: owner.__setitem__(key, value / 1 if abs(value) < 2**63 else value)]
+        ways += [lambda: owner.__setitem__(key, str(value))]
     elif isinstance(value, float):
         ways = [lambda: owner.__setitem__(key, value * 2), lambda: owner.__setitem__(key, -value), *ways]
     elif isinstance(value, str):
