@@ -35,7 +35,7 @@ def check_digest(entry: Mapping[str, Any], files: Sequence[Path] | None, place: 
 
     Args:
         entry: the JSON form of what was read (`OptinStructureConfig`).
-        files: the files of weights; `None` if the weights are in memory.
+        files: the files of weights; `None` if they are in memory.
         place: the name of the file that the entry was read from.
 
     Returns:
@@ -51,7 +51,7 @@ def check_digest(entry: Mapping[str, Any], files: Sequence[Path] | None, place: 
             f"{place} was changed since the model was saved: what it says was cut or merged does not have the digest "
             f"that it notes. {_ONE_SAVING}"
         )
-    if files is None:
+    if not files:
         return False
     files = list(map(Path, files))
     if others := [file.name for file in files if file.suffix != ".safetensors"]:

@@ -89,7 +89,7 @@ def differences(listed: Mapping[str, Form], found: Mapping[str, Form]) -> list[s
     said = [f"{name!r:.120} is missing" for name in listed if name not in found]
     said += [f"{name!r:.120} was not there" for name in found if name not in listed]
     both = (name for name in listed if name in found and listed[name] != found[name])
-    return said + [f"{name!r:.120} is {found[name]} and was {listed[name]}" for name in both]
+    return said + [f"{name!r:.120} is {found[name]!s:.80} and was {listed[name]!s:.80}" for name in both]
 
 
 def in_words(said: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from .entry import METHOD, OptinStructureConfig, noted_in
 from .rebuild import rebuild
 from .structure import structure_from_json
 
+_SAVING = threading.RLock()  # threads that save one model, which has one place for a quantizer
 EARLIER_FORMATS: dict[int, Callable[..., None]] = {}
 """Format -> `convert(model, structure, schedule)`. Remote code holds none, as these need to know architectures."""
 
@@ -133,20 +135,21 @@ def save_with_digest(save: Callable[..., None], model: PreTrainedModel, *args, *
     given = inspect.signature(save).bind(*args, **kwargs).arguments
     main = given.get("is_main_process", True)
     main = getattr(model, "should_save_on_this_rank", lambda main: main)(main)
-    entry = _tied_entry(model)
+    entry, listing = _tied_entry(model), Path(given["save_directory"], LISTING_FILE)
     adapter = getattr(model, "_hf_peft_config_loaded", False)  # it alone is saved
-    if main and not adapter:
-        Path(given["save_directory"], LISTING_FILE).unlink(missing_ok=True)
-    if entry is None or adapter or getattr(model, "hf_quantizer", None) is not None:
+    if main and not adapter and listing.is_file():
+        listing.unlink()
+    if entry is None or adapter:
         save(*args, **kwargs)
         return
-    try:
-        model.hf_quantizer = DigestNotes(entry, given.get("state_dict"))
-        save(*args, **kwargs)
-    finally:
-        vars(model).pop("hf_quantizer", None)
+    with _SAVING:
+        try:
+            model.hf_quantizer = DigestNotes(entry, given.get("state_dict"))
+            save(*args, **kwargs)
+        finally:
+            vars(model).pop("hf_quantizer", None)
     if main:
-        _complete(entry, Path(given["save_directory"]))
+        _complete(entry, listing.parent)
 
 
 def _tied_entry(model: PreTrainedModel) -> OptinStructureConfig | None:
