@@ -345,7 +345,7 @@ def folders(work: Path, subjects: dict[str, Subject], rng: Rng) -> Callable[[], 
         if outputs.shape == subject.outputs.shape and torch.allclose(outputs, subject.outputs, atol=1e-5):
             return "equal"
         # What transformers' own fields say is no business of ours: `hidden_act` is what the config says.
-        if way == "config" and _same(folder / file, subject.folder / file, inside):
+        if way in ("config", "text") and _same(folder / file, subject.folder / file, inside):
             return "other config"
         try:
             info.run(argparse.Namespace(folder=str(folder), verify=True))
