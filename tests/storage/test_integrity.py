@@ -1,6 +1,7 @@
 """What is saved of a pruned model is the model; what could not be is refused before any work."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands.run import run
-from optimum_optin.storage.integrity import difference
+from optimum_optin.storage.integrity import check_own, difference
 
 FAST = OptinConfig(flops=0.5, probes=4)
 
@@ -300,3 +301,25 @@ def test_checking_draws_no_random_numbers():
     torch.manual_seed(3)
     assert difference(model) is None
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_that_the_class_ties_are_one_in_either_order():
+    model = tiny_model(model_class=BertForMaskedLM)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert difference(model) is None
+    model.all_tied_weights_keys = {other: name for name, other in model.all_tied_weights_keys.items()}
+    assert difference(model) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "own"), [(torch.float16, True), (torch.bfloat16, True), (torch.float64, True), (torch.float8_e5m2, False)]
+)
+def test_weights_of_one_byte_are_refused(dtype, own):
+    model = tiny_model()
+    model.classifier.weight.data = model.classifier.weight.data.to(dtype)
+    with (
+        nullcontext()
+        if own
+        else pytest.raises(ValueError, match=r"classifier\.weight is kept in torch\.float8_e5m2: cast it")
+    ):
+        check_own(model)
