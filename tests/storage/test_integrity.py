@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands.run import run
-from optimum_optin.storage.integrity import check_own, difference
+from optimum_optin.storage.integrity import check_own, difference, reloaded
 
 FAST = OptinConfig(flops=0.5, probes=4)
 
@@ -279,6 +279,7 @@ def test_encoders_without_a_pooler_are_saved(name, tmp_path, monkeypatch):
     assert model.pooler is None
     pruner = OptinPruner(model)
     pruned = pruner.prune(tiny_samples(model=model), FAST, save_dir=tmp_path)
+    assert reloaded(pruned, tmp_path).pooler is None, "made as it was"
     loaded = type(model).from_pretrained(tmp_path, add_pooling_layer=False)
     batch = tiny_batch(model)
     assert torch.equal(loaded(**batch).last_hidden_state, pruned(**batch).last_hidden_state)
