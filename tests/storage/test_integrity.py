@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands.run import run
-from optimum_optin.storage.integrity import check_own, difference, reloaded
+from optimum_optin.storage.integrity import _values, check_own, difference, reloaded
 
 FAST = OptinConfig(flops=0.5, probes=4)
 
@@ -324,3 +324,11 @@ def test_weights_of_one_byte_are_refused(dtype, own):
         else pytest.raises(ValueError, match=r"classifier\.weight is kept in torch\.float8_e5m2: cast it")
     ):
         check_own(model)
+
+
+def test_only_what_returns_numbers_like_its_own_is_compared_by_them():
+    numbers = torch.linspace(-4, 4, 33).expand(2, -1)
+    torch.testing.assert_close(_values(nn.GELU()), nn.functional.gelu(numbers))
+    torch.testing.assert_close(_values(nn.Dropout(0.9)), numbers)
+    for other in (nn.Flatten(0), nn.Linear(7, 33), nn.AdaptiveMaxPool1d(33, return_indices=True)):
+        assert _values(other) is None
