@@ -41,6 +41,8 @@ def test_round_trips(tmp_path):
         ({"flops": float("nan")}, "flops=nan"),
         ({"flops": "0.6"}, r"flops='0\.6'"),
         ({"output_weight": float("nan")}, "output_weight=nan"),
+        ({"output_weight": 10**400}, "output_weight=1000"),
+        ({"flops": 10**400}, "flops=1000"),
         ({"temperature": float("inf")}, "temperature=inf"),
         ({"seed": 2**70}, "seed=1180"),
         ({"flops": True}, "flops=True"),

@@ -71,7 +71,7 @@ def test_ranges_are_a_sequence():
     indices = (2, 3, 4, 5, 9, 10)
     assert tuple(ranges) == indices and (len(ranges), ranges.last, Ranges([]).last) == (6, 10, -1)
     assert ranges == indices and ranges == Ranges(range(each, each + 1) for each in indices) != indices[1:]
-    assert ranges not in ("234567", 6) and not Ranges([])
+    assert not any(ranges == other for other in ("234567", 6, indices[:-1], (*indices[:-1], 11))) and not Ranges([])
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_agreement_is_counted_row_by_row(kind):
     """Against loops over rows and classes; sums of two batches are those of all rows."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 9, 4, generator=generator)
-    student[:3], student[3], teacher[8] = teacher[:3], 0.0, 0.0
+    student[:3], student[3], student[8], teacher[8] = teacher[:3], 0.0, 1.0, 0.0
     both = (kind.sums(student[part], teacher[part]) for part in BATCHES)
     sums = [one + other for one, other in zip(*both, strict=True)]
     expected = 0.0

@@ -130,7 +130,8 @@ def mutate_json(data: Any, rng: Rng) -> None:
         ways = [lambda: owner.__setitem__(key, not value), *ways]
     elif isinstance(value, int):
         ways = [lambda step=step: owner.__setitem__(key, value + step) for step in (1, -1, 7)] * 2 + ways
-        ways += [lambda: owner.__setitem__(key, float(value)), lambda: owner.__setitem__(key, str(value))]
+        ways += [lambda: owner.__setitem__(key, value / 1 if abs(value) < 2**63 else value)]
+        ways += [lambda: owner.__setitem__(key, str(value))]
     elif isinstance(value, float):
         ways = [lambda: owner.__setitem__(key, value * 2), lambda: owner.__setitem__(key, -value), *ways]
     elif isinstance(value, str):
@@ -344,7 +345,7 @@ def folders(work: Path, subjects: dict[str, Subject], rng: Rng) -> Callable[[], 
         if outputs.shape == subject.outputs.shape and torch.allclose(outputs, subject.outputs, atol=1e-5):
             return "equal"
         # What transformers' own fields say is no business of ours: `hidden_act` is what the config says.
-        if way == "config" and _same(folder / file, subject.folder / file, inside):
+        if way in ("config", "text") and _same(folder / file, subject.folder / file, inside):
             return "other config"
         try:
             info.run(argparse.Namespace(folder=str(folder), verify=True))

@@ -194,6 +194,22 @@ def test_several_units_go_in_a_step_in_the_order_of_single_refits(units, width, 
             torch.testing.assert_close(score[order], _pool(increments), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [3, 6, 8])
+def test_what_a_step_may_choose_from_decides_where_units_depend_on_each_other(size):
+    """Groups in which each is minus the sum of the others: cheap, until one of them has gone."""
+    draws = torch.Generator().manual_seed(size)
+    x = torch.randn(400, 128, generator=draws, dtype=torch.float64)
+    for first in range(0, 128 - size + 1, size):
+        x[:, first] = -x[:, first + 1 : first + size].sum(1)
+    weight = torch.randn(3, 128, generator=draws, dtype=torch.float64)
+    weight = weight / weight.norm(dim=0) * (1.3 ** (torch.arange(128) // size))  # one group after the other
+    readers = [(weight, x.T @ x / 400, [torch.eye(3, dtype=torch.float64)])]
+    order, paid = _removed_in_steps(readers, 128, 1, [1.0])
+    (scores,) = removal_scores([Reader(*readers[0])], 128)
+    assert scores.argsort().tolist() == order
+    torch.testing.assert_close(scores[order], _pool(paid[0]), rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("width", [1, 3])
 def test_units_that_do_nothing_are_told_apart_by_their_order(width):
     """Nothing is read, or nothing was ever written: all cost nothing, and the earlier ones go first."""
@@ -203,6 +219,13 @@ def test_units_that_do_nothing_are_told_apart_by_their_order(width):
         assert (scores > 0).all() and (scores < 1e-9).all()
         assert len(set(scores.tolist())) == 5
     assert removal_scores([Reader(weight * 0, covariance, [metric])], 5)[0].argsort().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_no_cost_is_below_nothing_though_rounding_leaves_a_metric_there():
+    weight, covariance, metric = _problem(4, 1)
+    for inputs in (covariance, covariance[range(4), range(4)][:, None, None]):
+        (scores,) = removal_scores([Reader(weight, inputs, [-1e-12 * metric])], 4)
+        assert (scores >= 0).all() and (scores < 1e-9).all()
 
 
 def test_numbers_that_are_not_finite_are_refused_by_what_they_are():

@@ -273,6 +273,8 @@ def test_the_cheapest_sublayers_by_loss_for_each_unit_of_cost_go():
     ):
         found = depths(SUBLAYERS, scores, costs, 1.0, OptinConfig(depth=count))
         assert found == [tuple(f"layers.{name}" for name in expected)], "channels are no sublayer"
+    dear = costs | {"layers.3.heads": costs["layers.3.heads"] * 10}
+    assert depths(SUBLAYERS, scores, dear, 1.0, OptinConfig(depth=1)) == [("layers.3.heads",)]
     (all_of_them,) = depths(SUBLAYERS, scores, costs, 1e9, OptinConfig(depth=8, min_heads=1, min_neurons=2))
     assert len({*all_of_them}) == 8
     with pytest.raises(ValueError, match="depth=9: of this model 8 sublayers may lose all"):

@@ -50,7 +50,7 @@ def test_names_choose_groups(chosen, whole):
 
 
 def test_the_most_specific_name_counts():
-    names = {"heads": 1, "*.heads": 2, "layers.1": 3, "layers.10.heads": 4}
+    names = {"heads": 1, "*.heads": 2, "layers.1": 3, "layers.10": 3, "layers.10.heads": 4}
     for field, number in (("floors", lambda limit: limit.least), ("ceilings", lambda limit: limit.most)):
         limits = limits_of(OptinConfig(**{field: names}), GROUPS)
         assert [number(limits[f"layers.{layer}.heads"]) for layer in (0, 1, 10)] == [2, 3, 4]

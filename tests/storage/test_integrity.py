@@ -1,6 +1,7 @@
 """What is saved of a pruned model is the model; what could not be is refused before any work."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.commands.run import run
-from optimum_optin.storage.integrity import difference
+from optimum_optin.storage.integrity import _values, check_own, difference, reloaded
 
 FAST = OptinConfig(flops=0.5, probes=4)
 
@@ -278,6 +279,7 @@ def test_encoders_without_a_pooler_are_saved(name, tmp_path, monkeypatch):
     assert model.pooler is None
     pruner = OptinPruner(model)
     pruned = pruner.prune(tiny_samples(model=model), FAST, save_dir=tmp_path)
+    assert reloaded(pruned, tmp_path).pooler is None, "made as it was"
     loaded = type(model).from_pretrained(tmp_path, add_pooling_layer=False)
     batch = tiny_batch(model)
     assert torch.equal(loaded(**batch).last_hidden_state, pruned(**batch).last_hidden_state)
@@ -300,3 +302,33 @@ def test_checking_draws_no_random_numbers():
     torch.manual_seed(3)
     assert difference(model) is None
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_that_the_class_ties_are_one_in_either_order():
+    model = tiny_model(model_class=BertForMaskedLM)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert difference(model) is None
+    model.all_tied_weights_keys = {other: name for name, other in model.all_tied_weights_keys.items()}
+    assert difference(model) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "own"), [(torch.float16, True), (torch.bfloat16, True), (torch.float64, True), (torch.float8_e5m2, False)]
+)
+def test_weights_of_one_byte_are_refused(dtype, own):
+    model = tiny_model()
+    model.classifier.weight.data = model.classifier.weight.data.to(dtype)
+    with (
+        nullcontext()
+        if own
+        else pytest.raises(ValueError, match=r"classifier\.weight is kept in torch\.float8_e5m2: cast it")
+    ):
+        check_own(model)
+
+
+def test_only_what_returns_numbers_like_its_own_is_compared_by_them():
+    numbers = torch.linspace(-4, 4, 33).expand(2, -1)
+    torch.testing.assert_close(_values(nn.GELU()), nn.functional.gelu(numbers))
+    torch.testing.assert_close(_values(nn.Dropout(0.9)), numbers)
+    for other in (nn.Flatten(0), nn.Linear(7, 33), nn.AdaptiveMaxPool1d(33, return_indices=True)):
+        assert _values(other) is None
