@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +56,8 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
             inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
-            return _added_by_units(_skeleton(model, fake), groups, inputs, repeats, fake)
+            with _caches_emptied(model):
+                return _added_by_units(_skeleton(model, fake), groups, inputs, repeats, fake)
         except Exception as error:
             logger.debug(f"MACs are counted on a copy with weights, for the model needs them to run: {error}")
             return _added_by_units(copy_of(model), groups, batch, repeats, nullcontext())
@@ -82,7 +84,7 @@ def macs_of_modules(model: nn.Module, batch: Batch) -> Mapping[str, float]:
     def measure() -> dict[str, float]:
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
-            with fake:
+            with _caches_emptied(model), fake:
                 inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
                 counter = run_counted(_skeleton(model, fake), inputs)
         except Exception as error:
@@ -204,6 +206,24 @@ def _skeleton(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
     for module in copied.modules():
         vars(module).pop("forward", None)  # Accelerate's moves tensors between devices
     return copied
+
+
+@contextmanager
+def _caches_emptied(model: nn.Module) -> Iterator[None]:
+    """Afterwards, nothing is in the caches of functions of a model's classes, which all models of the process share.
+
+    Transformers keeps BEiT's places in a window there; those that a pass without values puts there are none.
+    """
+    try:
+        yield
+    finally:
+        for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
+            for member in vars(kind).values():
+                function = getattr(member, "__func__", member)  # of a static method
+                inside = inspect.getclosurevars(function).nonlocals.values() if inspect.isfunction(function) else ()
+                for each in (function, *inside):
+                    if callable(getattr(each, "cache_clear", None)):
+                        each.cache_clear()
 
 
 def _shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:

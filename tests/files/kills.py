@@ -240,6 +240,8 @@ def _state(read):
         return ("old", "new")[read()]
     except (OSError, ValueError) as error:
         return "mixed" if "is not in list" in str(error) else REFUSED
+    except Exception:  # no refusal, but what happens with files that do not belong together
+        return "mixed"
 
 
 def _digest(model):
