@@ -85,6 +85,8 @@ class _Tracing:
         self.answer, self.found = None, {}
 
     def begin(self):
+        if self.answer:  # it was interrupted, and only tidies up
+            return
         if self.how == "calls":
             sys.setprofile(self.calls)
         else:
