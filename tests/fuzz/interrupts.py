@@ -1,6 +1,6 @@
 """Ctrl-C at every line of our package that score and prune run: what is left behind.
 
-    python tests/fuzz/interrupts.py [signal|raise|twice|calls] [--visits N] [--every N] [CASE ...]
+    python tests/fuzz/interrupts.py [signal|raise|twice|calls] [CASE ...] [--visits N] [--every N] [--at FILE]
 
 prints how many moments there were, how many left something, and what.
 """
@@ -22,12 +22,17 @@ from interruptible import CASES  # noqa: E402
 from interrupting import interrupted_everywhere  # noqa: E402
 
 
+def chosen(arguments, number, place):
+    return number % arguments.every == 0 and arguments.at in place
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("how", choices=["signal", "raise", "twice", "calls"], nargs="?", default="signal")
     parser.add_argument("cases", nargs="*", default=[])
     parser.add_argument("--visits", type=int, default=1)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--at", default="", help="part of the file's name")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -36,7 +41,7 @@ def main():
         work, models = CASES[name]()
         started = time.perf_counter()
         found = interrupted_everywhere(
-            work, models, arguments.how, arguments.visits, lambda number: number % arguments.every == 0
+            work, models, arguments.how, arguments.visits, lambda number, place: chosen(arguments, number, place)
         )
         bad = {place: each for place, each in found.items() if each}
         models = sum(any(not line.startswith("/process") for line in each) for each in bad.values())

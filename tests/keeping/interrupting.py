@@ -29,7 +29,7 @@ from optimum_optin.passes.pauses import HeldPass
 PACKAGE = str(Path(optimum_optin.__file__).parent) + os.sep
 
 
-def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda number: True):
+def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda number, place: True):
     """Interrupt `work` at lines of the package, and see what is left.
 
     Args:
@@ -39,7 +39,7 @@ def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda n
             for a second SIGINT soon after the first, "calls" for a SIGINT at the beginning of each function that a line
             calls (and of what contexts call: their `__enter__` and `__exit__` are not ours).
         visits: how often each line is interrupted.
-        chosen: which of these moments to take, by their number.
+        chosen: which of these moments to take, by their number and place.
 
     Returns:
         (file and line, visit) -> what is left; an empty list is how it should be.
@@ -85,6 +85,8 @@ class _Tracing:
         self.answer, self.found = None, {}
 
     def begin(self):
+        if self.answer:  # it was interrupted, and only tidies up
+            return
         if self.how == "calls":
             sys.setprofile(self.calls)
         else:
@@ -137,7 +139,8 @@ class _Tracing:
             return False
         self.counts[place] += 1
         self.number += 1
-        if not self.chosen(self.number):
+        name = " -> ".join(f"{file.removeprefix(PACKAGE)}:{line}" for file, line in place)
+        if not self.chosen(self.number, name):
             return False
         stream = random.getstate()  # Python seeds it anew in each fork
         read, write = os.pipe()
@@ -147,7 +150,6 @@ class _Tracing:
             self.answer = write
             return True
         os.close(write)
-        name = " -> ".join(f"{file.removeprefix(PACKAGE)}:{line}" for file, line in place)
         with os.fdopen(read) as answer:
             self.found[name, self.counts[place]] = json.loads(answer.read() or '["the child died"]')
         os.wait()

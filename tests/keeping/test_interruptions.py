@@ -22,7 +22,7 @@ from optimum_optin.storage.structure import structure_of
 )
 def test_nothing_is_left(case, how, every):
     work, models = CASES[case]()
-    found = interrupted_everywhere(work, models, how, chosen=lambda number: number % every == 7)
+    found = interrupted_everywhere(work, models, how, chosen=lambda number, place: number % every == 7)
     assert len(found) > 12
     assert not {place: left for place, left in found.items() if left}
 
