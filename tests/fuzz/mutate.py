@@ -52,8 +52,8 @@ _STRUCTURE = [
 ]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
-    "search/masks": ["search/test_edges.py", _BEFORE],
-    "search/ranking": ["search/test_edges.py", _BEFORE],
+    "search/masks": ["search/test_edges.py", "search/test_within.py", _BEFORE],
+    "search/ranking": ["search/test_edges.py", "search/test_within.py", _BEFORE],
     "search/limits": ["search/test_edges.py", *_LIMITS, _BEFORE],
     "search/selection": ["search/test_selection.py", "search/test_limits.py"],
     "search/depth": ["search/test_edges.py"],
