@@ -154,6 +154,7 @@ FILES = {
     "configuration": ("optin_config.json", OptinConfig.from_pretrained),
     "scores": ("optin_scores.json", Scores.from_pretrained),
     "structure": ("optin_structure.json", read_config),
+    "model": ("config.json", lambda folder: load_model(folder, None)),
 }
 
 
@@ -172,12 +173,20 @@ def test_damaged_json_is_named(name, read, text, folder):
 
 def test_a_configuration_names_its_file(tmp_path):
     (tmp_path / "optin_config.json").write_text('{"flops": 7}')
-    with pytest.raises(ValueError, match=r"optin_config.json: flops=7 must be in"):
+    with pytest.raises(ValueError, match=r"optin_config.json: flops=7 must be a share"):
         OptinConfig.from_pretrained(tmp_path)
     with (tmp_path / "optin_config.json").open("wb") as file:
         file.truncate(2**25)
     with pytest.raises(ValueError, match="optin_config.json is damaged: it has 33,554,432 bytes, more than"):
         OptinConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("entry", [[1], {"quant_method": ["optin"]}], ids=str)
+def test_a_quantization_without_a_name_is_refused_before_transformers_reads_it(entry, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
+    with pytest.raises(ValueError, match=r"config.json is damaged: quantization_config must be an object whose"):
+        load_model(folder, None)
 
 
 def test_damaged_weights_are_named(folder):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from ..files.exchange import check_whole
+from ..files.json_files import read_object
 from ..files.model_files import damaged_weights
 from ..inputs.modalities import TEXTS, Modality
 from ..running.processes import state
@@ -74,11 +75,13 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
     """The class to load a checkpoint with; arguments as for `load_model`.
 
     Raises:
-        ValueError: an unknown task, or an adapter; or, without a task, a checkpoint that brings code which is not
-            trusted, or names a class that transformers does not have.
+        ValueError: a damaged config, an unknown task, or an adapter; or, without a task, a checkpoint that brings code
+            which is not trusted, or names a class that transformers does not have.
         FileNotFoundError, BlockingIOError: a save to the folder was killed while it moved files, or is running.
     """
-    check_whole(Path(model, kwargs.get("subfolder") or ""))
+    folder = Path(model, kwargs.get("subfolder") or "")
+    check_whole(folder)
+    _check_config(folder / "config.json")
     if Path(model, STRUCTURE_FILE).is_file():
         raise ValueError(
             f"{model} holds a pruned module of plain PyTorch, which only its own class makes: in Python, "
@@ -98,6 +101,19 @@ def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:
     if task not in TasksManager.get_all_tasks():
         raise ValueError(f"unknown task {task!r}; known: {', '.join(sorted(TasksManager.get_all_tasks()))}.")
     return TasksManager.get_model_class_for_task(task)
+
+
+def _check_config(file: Path) -> None:
+    """Raise if transformers would stumble over a config, rather than name it.
+
+    Raises:
+        ValueError: it is no JSON object, too large, nested too deeply, or says of a quantization what is no name.
+    """
+    if not file.is_file():
+        return
+    entry = read_object(file).get("quantization_config") or {}
+    if not isinstance(entry, dict) or not isinstance(entry.get("quant_method", ""), str):
+        raise ValueError(f"{file} is damaged: quantization_config must be an object whose quant_method is a name.")
 
 
 def _named_class(model: str | os.PathLike, config: PreTrainedConfig, **kwargs) -> type:
