@@ -23,6 +23,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, *, values: bool = False, deep: bool = True) -> None:
         modules = list(model.modules())
+        self._deep = deep
         self._modules = [(module, type(module), dict(vars(module))) for module in modules]
         containers = {
             id(value): (name, value)
@@ -49,7 +50,10 @@ class Snapshot:
         for module, kind, attributes in self._modules:
             if type(module) is not kind:
                 module.__class__ = kind
-            _put_back(vars(module), attributes)
+            if self._deep:
+                _put_back(vars(module), attributes)
+            else:  # a mark that hooks are there stays if they stay
+                vars(module).update(attributes)
         for name, container, before in self._containers:
             if whole or name not in _TENSORS:
                 _put_back(container, before)

@@ -72,7 +72,7 @@ def test_every_field_of_the_configuration_is_an_option_with_its_help():
     for field in dataclasses.fields(OptinConfig):
         assert f"--{field.name.replace('_', '-')} " in helped
         assert texts[field.name].split()[-1] in helped
-    assert "Default: 0.6." in helped
+    assert "Default: surgeon." in helped
 
 
 def test_options_arrive_with_their_types():
@@ -342,7 +342,10 @@ def nothing_sent(hub, monkeypatch):
         ("prune {dense} --output {out}", "give --calibration DATA, or --scores DIR"),
         ("prune {dense} --calibration {texts}", "give --output DIR to save to, or --dry-run"),
         ("prune {dense} --calibration {texts} --output {texts}", "texts.txt is a file; give a folder"),
-        ("prune {dense} --calibration {texts} --output {out} --flops 1.4", "flops=1.4 must be in (0, 1]"),
+        (
+            "prune {dense} --calibration {texts} --output {out} --flops 1.4",
+            "flops=1.4 must be a share of the dense model's",
+        ),
         ("prune {dense} --calibration {texts} --output {out} --flops 0.5 --max-drop 0.1", "both say how small"),
         ("prune {dense} --calibration {texts} --max-drop 0.1 --dry-run", "it takes no --dry-run"),
         ("prune {dense} --calibration {texts} --output {out} --metric agreement", "give that as well"),

@@ -6,6 +6,7 @@ prints how many moments there were, how many left something, and what.
 """
 
 import argparse
+import signal
 import sys
 import time
 import warnings
@@ -34,6 +35,7 @@ def main():
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--at", default="", help="part of the file's name")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")

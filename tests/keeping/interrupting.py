@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +28,9 @@ import optimum_optin
 from optimum_optin.passes.pauses import HeldPass
 
 PACKAGE = str(Path(optimum_optin.__file__).parent) + os.sep
+
+
+_ELSEWHERE = weakref.WeakSet()  # threads of the process before, of which a fork has none
 
 
 def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda number, place: True):
@@ -44,6 +48,7 @@ def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda n
     Returns:
         (file and line, visit) -> what is left; an empty list is how it should be.
     """
+    _ELSEWHERE.update(threading.enumerate())
     before, tracing, start, tracer = seen(models), _Tracing(how, visits, chosen), HeldPass._run, sys.gettrace()
     gc.collect()
     gc.freeze()  # forks need not copy what is there already
@@ -223,7 +228,7 @@ def seen_process():
         "global hooks": [len(value) for name, value in sorted(vars(global_hooks).items()) if name.endswith("_hooks")],
         "warnings": len(warnings.filters),
         "signals": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
-        "threads": threading.active_count(),
+        "threads": sum(each not in _ELSEWHERE for each in threading.enumerate()),
         "logging": logging.get_verbosity(),
         "place": (os.getcwd(), hash(frozenset(os.environ.items()))),
     }
