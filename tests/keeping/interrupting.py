@@ -60,15 +60,17 @@ def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda n
         left = compared(before, seen(models), "") if tracing.answer else None
     except BaseException as error:
         tracing.end(None)
-        left = [f"not a KeyboardInterrupt, but {type(error).__name__}: {error}"]
         if not tracing.answer:
             raise
+        left = [f"not a KeyboardInterrupt, but {type(error).__name__}: {error}", *compared(before, seen(models), "")]
     finally:
         tracing.end(tracer)
         HeldPass._run = start
-        gc.unfreeze()
+        if not tracing.answer:
+            gc.unfreeze()
     if tracing.answer:
-        more = compared(before, seen(models), "")  # nothing may come to itself later
+        gc.collect()  # nothing may come to itself later
+        more = compared(before, seen(models), "")
         left += [f"later: {each}" for each in more if each not in left]
         with os.fdopen(tracing.answer, "w") as pipe:
             pipe.write(json.dumps(left))
@@ -172,7 +174,10 @@ def compared(before, after, path):
 
 def seen(things):
     """Everything that can be seen of models, of the streams of loaders, and of the process."""
-    return {**{name: seen_thing(thing) for name, thing in things.items()}, "process": seen_process()}
+    process = seen_process()
+    if process["modes"] == (0, 0):
+        return {**{name: seen_thing(thing) for name, thing in things.items()}, "process": process}
+    return {"process": process}  # what tensors hold cannot be told in a mode
 
 
 def seen_thing(thing):
