@@ -84,7 +84,7 @@ def _set_function_modes(before: list) -> None:
 
 def _in_common(now: list, before: list) -> int:
     """How many modes are the same, from the outermost on."""
-    differ = (number for number, (one, other) in enumerate(zip(now, before)) if one is not other)
+    differ = (number for number, (one, other) in enumerate(zip(now, before, strict=False)) if one is not other)
     return next(differ, min(len(now), len(before)))
 
 
