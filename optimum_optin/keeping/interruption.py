@@ -84,11 +84,28 @@ def interruption_in(error: BaseException | None) -> BaseException | None:
     return next((each for each in _behind(error) if not isinstance(each, Exception)), None)
 
 
+def raise_interruption(error: Exception) -> None:
+    """For whoever goes on after any error: what interrupted the work is raised, as it was no fault of the work.
+
+    Raises:
+        BaseException: the interruption behind the error.
+    """
+    interruption = interruption_in(error)
+    if interruption is not None:
+        raise interruption from None
+
+
 def _behind(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that were on their way when it was raised."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    """An error, and those that were on their way when it was raised: they went through frames that it went through.
+
+    One that a user was dealing with when all this began did not.
+    """
+    passed: set[FrameType] = set()
+    while error is not None:
+        frames = {frame for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if passed and not passed & frames:
+            return
+        passed |= frames
         yield error
         error = error.__context__
 

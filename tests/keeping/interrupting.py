@@ -54,7 +54,7 @@ def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda n
         tracing.begin()
         work()
         tracing.end(None)
-        left = [] if how == "raise" else ["it was not interrupted"]  # exceptions in finalizers go nowhere
+        left = [] if tracing.ignored else ["it was not interrupted"]
     except KeyboardInterrupt:
         tracing.end(None)
         left = compared(before, seen(models), "") if tracing.answer else None
@@ -85,6 +85,7 @@ class _Tracing:
         self.how, self.visits, self.chosen = how, visits, chosen
         self.counts, self.number = Counter(), 0
         self.answer, self.found = None, {}
+        self.ignored = False  # Python itself lets exceptions in finalizers and callbacks of weak references go nowhere
 
     def begin(self):
         if self.answer:  # it was interrupted, and only tidies up
@@ -120,6 +121,7 @@ class _Tracing:
 
     def interrupt(self, frame):
         self.end(None)
+        sys.unraisablehook = self.ignore
         if self.how == "raise":
             raise KeyboardInterrupt
         if self.how == "twice":
@@ -135,6 +137,9 @@ class _Tracing:
 
             sys.setprofile(again)
         signal.raise_signal(signal.SIGINT)
+
+    def ignore(self, what):
+        self.ignored |= what.exc_type is KeyboardInterrupt
 
     def is_child(self, *place):
         if self.counts[place] == self.visits:
