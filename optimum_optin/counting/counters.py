@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..architectures.group import Group
 from ..editing.masking import masked
 from ..editing.surgery import rewrite
+from ..keeping.interruption import raise_interruption
 from ..running.batch import Batch
 from ..running.forward import call_model
 from ..running.linears import CONVOLUTIONS
@@ -92,6 +93,7 @@ class _Trials:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a forward may raise that cannot deal with it
+            raise_interruption(error)
             message = str(error).strip().partition("\n")[0]
             return f"{left}, it does not run ({type(error).__name__}: {message})"
         # What has another shape, such as attention weights or a bias by head, cannot be compared; layers return more.

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..architectures.group import Group, stack_of
 from ..editing.surgery import rewrite
+from ..keeping.interruption import raise_interruption
 from ..running.batch import Batch
 from ..running.forward import call_model
 from .counters import undone
@@ -44,7 +45,8 @@ def coupled(model: nn.Module, groups: Sequence[Group], sample: Batch) -> list[Gr
                 call_model(copied, sample)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever a forward may raise
+        except Exception as error:  # whatever a forward may raise
+            raise_interruption(error)
             return False
         return True
 

@@ -22,6 +22,7 @@ from ..architectures.group import Group, Skip
 from ..editing.masking import masked
 from ..editing.stand_ins import can_be_empty
 from ..editing.surgery import rewrite
+from ..keeping.interruption import raise_interruption
 from ..running.batch import Batch
 from ..running.forward import call_model
 from ..running.memory import is_out_of_memory
@@ -186,6 +187,7 @@ def _does_the_same(
                 copied.get_submodule(skip.path).register_forward_hook(_as_column)
             found = _floats(call_model(copied, sample))
     except Exception as error:  # whatever a forward may raise that cannot deal with it
+        raise_interruption(error)
         if is_out_of_memory(error):
             raise
         return False

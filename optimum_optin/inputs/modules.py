@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..discovery.stack_tokens import tokens_of_stacks
+from ..keeping.interruption import raise_interruption
 from ..media.images import MODES, image_column, in_mode, open_image
 from ..media.one_by_one import read_each
 from ..media.values import tensor_of
@@ -166,6 +167,7 @@ def check_inputs_of_module(batches: Sequence[Batch], model: nn.Module) -> None:
             with frozen(model):
                 call_model(model, inputs)
         except Exception as error:  # whatever a forward may raise
+            raise_interruption(error)
             if is_out_of_memory(error):
                 raise
             raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .guards import guard
-from .interruption import close_left_open, uninterrupted
+from .interruption import close_left_open, interruption_in, uninterrupted
 from .snapshot import Snapshot
 from .turns import Turn, my_turn
 
@@ -61,7 +61,7 @@ def put_back(model: nn.Module, turn: Turn, *, whole: bool) -> Iterator[None]:
             turn.deliver()
             yield
         except BaseException as error:
-            if not isinstance(error, Exception):
+            if interruption_in(error) is not None:
                 whole = True
                 close_left_open(error)
             raise

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -68,12 +69,44 @@ def close_left_open(error: BaseException | None) -> None:
     """Close the contexts that an interruption left open, now rather than when nobody looks at its traceback any more.
 
     Ctrl-C may come between a context and its `with`. Such a context is closed once nothing refers to it: what the
-    frames behind the traceback hold is let go.
+    frames behind the traceback hold is let go, and what only refers to itself is collected.
     """
-    closed: set[int] = set()
-    while error is not None and id(error) not in closed:
-        closed.add(id(error))
-        traceback.clear_frames(error.__traceback__)
+    for each in _behind(error):
+        traceback.clear_frames(each.__traceback__)
+    gc.collect()
+
+
+def interruption_in(error: BaseException | None) -> BaseException | None:
+    """What interrupted the work, if an error is such or was raised on the way out: half a context may fail to close.
+
+    What was interrupted inside modes of PyTorch may leave one more than there are, say.
+    """
+    return next((each for each in _behind(error) if not isinstance(each, Exception)), None)
+
+
+def raise_interruption(error: Exception) -> None:
+    """For whoever goes on after any error: what interrupted the work is raised, as it was no fault of the work.
+
+    Raises:
+        BaseException: the interruption behind the error.
+    """
+    interruption = interruption_in(error)
+    if interruption is not None:
+        raise interruption from None
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that were on their way when it was raised: they went through frames that it went through.
+
+    One that a user was dealing with when all this began did not.
+    """
+    passed: set[FrameType] = set()
+    while error is not None:
+        frames = {frame for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if passed and not passed & frames:
+            return
+        passed |= frames
+        yield error
         error = error.__context__
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from torch import nn
 from transformers.utils import logging
 
-from .interruption import Deferral, uninterrupted
+from .interruption import Deferral, close_left_open, interruption_in, uninterrupted
 from .switches import Switches, all_switches, turn
 
 logger = logging.get_logger(__name__)
@@ -91,8 +91,14 @@ def my_turn() -> Iterator[Turn]:
             own.deliver()
             yield own
         except BaseException as error:
-            interrupted = not isinstance(error, Exception)
-            raise
+            interruption = interruption_in(error)
+            if interruption is None:
+                raise
+            interrupted = True
+            close_left_open(error)
+            if interruption is error:
+                raise
+            raise interruption from None  # not what failed on its way
         finally:
             own.end(interrupted=interrupted)
             own.deliver()

@@ -47,8 +47,7 @@ class HeldPass:
     def go_on(self) -> None:
         """Run on to the next pause, or to the end."""
         self._stack.parent = getcurrent()
-        with self._own_switches():
-            self._stack.switch()
+        self._with_its_switches(self._stack.switch)
 
     def pause(self, place: Any) -> None:
         """Stop here until `go_on`; to be called inside the work."""
@@ -62,20 +61,19 @@ class HeldPass:
         self._closing = True
         if not self.ended:
             self._stack.parent = getcurrent()
-            with self._own_switches():
-                self._stack.throw(GreenletExit)
+            self._with_its_switches(lambda: self._stack.throw(GreenletExit))
         self._work = self.place = None
 
     def _run(self) -> None:
         _RUNNING.set(self)
         self.result = self._work()
 
-    @contextmanager
-    def _own_switches(self) -> Iterator[None]:
+    def _with_its_switches(self, step: Callable[[], Any]) -> None:
+        # No context: an interruption before its `__exit__` would leave it open, to turn switches when it is collected.
         callers = switches()
-        turn(self._switches)
         try:
-            yield
+            turn(self._switches)
+            step()
         finally:
             self._switches = switches()
             turn(callers)

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..architectures.group import Groups
 from ..editing.surgery import take_units
+from ..keeping.interruption import raise_interruption
 from ..media.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
 from ..merging.stack import token_layers
@@ -59,6 +60,7 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
             with _caches_emptied(model):
                 return _added_by_units(_skeleton(model, fake), groups, inputs, repeats, fake)
         except Exception as error:
+            raise_interruption(error)
             logger.debug(f"MACs are counted on a copy with weights, for the model needs them to run: {error}")
             return _added_by_units(copy_of(model), groups, batch, repeats, nullcontext())
 
@@ -88,6 +90,7 @@ def macs_of_modules(model: nn.Module, batch: Batch) -> Mapping[str, float]:
                 inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
                 counter = run_counted(_skeleton(model, fake), inputs)
         except Exception as error:
+            raise_interruption(error)
             logger.debug(f"MACs are counted on the model itself, which needs its weights to run: {error}")
             counter = run_counted(model, batch)
         counts = counter.get_flop_counts().items()

@@ -16,6 +16,7 @@ from ..counting.skips import with_skips
 from ..discovery.find import find_groups, is_declared, stack_inputs
 from ..editing.surgery import check_sliceable
 from ..keeping.doors import keeping
+from ..keeping.interruption import raise_interruption
 from ..models.identity import attention_of, device_of, dtype_of, type_of
 from ..models.wrappers import check_model
 from ..reasons import reasons_of
@@ -205,6 +206,7 @@ def _observed(model: nn.Module, groups: Groups, sample: Batch) -> Observation:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a forward may raise
+        raise_interruption(error)
         raise ValueError(f"it {why_not_run(model, sample, error)}") from error
     consumers = consumers_of(groups)
     for name, state in dense.states.items():

@@ -13,6 +13,7 @@ from ..architectures.group import Group, Groups
 from ..counting.coupling import every_second
 from ..editing.masking import masked
 from ..editing.surgery import groups_after, rewrite
+from ..keeping.interruption import raise_interruption
 from ..running.batch import Batch
 from .observation import Observation, consumers_of, difference, differences, fed, observe, states_of
 
@@ -103,6 +104,7 @@ def _trial(model: nn.Module, groups: Groups, sample: Batch, rounding: float) -> 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a forward may raise that cannot deal with it
+            raise_interruption(error)
             problem = f"with {what} cut, the model does not run ({type(error).__name__}: {error}): {_ROW}"
             return _ended(what, problem, largest)
         # A layer may return channels that are units: then it returns fewer, which the layers after it and the outputs

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..architectures.group import CHANNELS, Group, Groups, attribute
+from ..keeping.interruption import raise_interruption
 from ..running.batch import Batch
 from ..running.experts import is_packed, written_by_experts
 from ..running.linears import CONVOLUTIONS, rows_read, rows_written, weight_of
@@ -78,7 +79,8 @@ def _flattened(model: nn.Module, groups: Groups, sample: Batch, dense: Observati
         seen = observe(model, groups, {name: torch.cat([value, value]) for name, value in sample.items()}).reads
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever a forward may raise: it may take one sample at a time
+    except Exception as error:  # whatever a forward may raise: it may take one sample at a time
+        raise_interruption(error)
         return frozenset()
     return frozenset(
         path

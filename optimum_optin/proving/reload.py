@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..architectures.group import Group
 from ..editing.surgery import rewrite
 from ..files.held import temporary_folder
+from ..keeping.interruption import raise_interruption
 from ..plain_modules.saving import reloaded_module
 from ..running.batch import Batch
 from ..running.forward import call_model
@@ -46,6 +47,7 @@ def reload_problem(model: nn.Module, groups: Iterable[Group], sample: Batch) -> 
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever transformers may raise that cannot save, load or run it
+        raise_interruption(error)
         message = str(error).strip().partition("\n")[0]
         return f"cut to half and saved, it does not load ({type(error).__name__}: {message})"
     if [each.shape for each in found] != [each.shape for each in expected]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Groups
+from ..keeping.interruption import raise_interruption
 from ..passes.pauses import HeldPass, kept_modules, running_pass
 from ..running.batch import Batch
 from ..running.forward import run_model
@@ -37,6 +38,7 @@ def refit_problems(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a forward may raise that cannot be left and taken up again
+        raise_interruption(error)
         return _all(groups, f"it cannot be stopped in the middle of a pass ({type(error).__name__}: {error})")
     for name, found in outputs.items():
         off = difference(found, dense.states[name]) if name in dense.states else 0.0

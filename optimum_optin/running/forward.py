@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..keeping.interruption import raise_interruption
 from ..models.identity import config_of, is_of_transformers, main_input_of
 from .batch import Batch
 from .memory import is_out_of_memory
@@ -87,6 +88,7 @@ def check_runs(model: nn.Module, batch: Batch) -> None:
     try:
         call_model(model, batch)
     except Exception as error:  # whatever a forward may raise
+        raise_interruption(error)
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{type(model).__name__} {why_not_run(model, batch, error)}.") from error

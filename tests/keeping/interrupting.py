@@ -59,21 +59,23 @@ def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda n
         tracing.begin()
         work()
         tracing.end(None)
-        left = [] if how == "raise" else ["it was not interrupted"]  # exceptions in finalizers go nowhere
+        left = [] if tracing.ignored else ["it was not interrupted"]
     except KeyboardInterrupt:
         tracing.end(None)
         left = compared(before, seen(models), "") if tracing.answer else None
     except BaseException as error:
         tracing.end(None)
-        left = [f"not a KeyboardInterrupt, but {type(error).__name__}: {error}"]
         if not tracing.answer:
             raise
+        left = [f"not a KeyboardInterrupt, but {type(error).__name__}: {error}", *compared(before, seen(models), "")]
     finally:
         tracing.end(tracer)
         HeldPass._run = start
-        gc.unfreeze()
+        if not tracing.answer:
+            gc.unfreeze()
     if tracing.answer:
-        more = compared(before, seen(models), "")  # nothing may come to itself later
+        gc.collect()  # nothing may come to itself later
+        more = compared(before, seen(models), "")
         left += [f"later: {each}" for each in more if each not in left]
         with os.fdopen(tracing.answer, "w") as pipe:
             pipe.write(json.dumps(left))
@@ -88,6 +90,7 @@ class _Tracing:
         self.how, self.visits, self.chosen = how, visits, chosen
         self.counts, self.number = Counter(), 0
         self.answer, self.found = None, {}
+        self.ignored = False  # Python itself lets exceptions in finalizers and callbacks of weak references go nowhere
 
     def begin(self):
         if self.answer:  # it was interrupted, and only tidies up
@@ -123,6 +126,7 @@ class _Tracing:
 
     def interrupt(self, frame):
         self.end(None)
+        sys.unraisablehook = self.ignore
         if self.how == "raise":
             raise KeyboardInterrupt
         if self.how == "twice":
@@ -138,6 +142,9 @@ class _Tracing:
 
             sys.setprofile(again)
         signal.raise_signal(signal.SIGINT)
+
+    def ignore(self, what):
+        self.ignored |= what.exc_type is KeyboardInterrupt
 
     def is_child(self, *place):
         if self.counts[place] == self.visits:
@@ -177,7 +184,10 @@ def compared(before, after, path):
 
 def seen(things):
     """Everything that can be seen of models, of the streams of loaders, and of the process."""
-    return {**{name: seen_thing(thing) for name, thing in things.items()}, "process": seen_process()}
+    process = seen_process()
+    if process["modes"] == (0, 0):
+        return {**{name: seen_thing(thing) for name, thing in things.items()}, "process": process}
+    return {"process": process}  # what tensors hold cannot be told in a mode
 
 
 def seen_thing(thing):

@@ -1,5 +1,6 @@
 """Ctrl-C at any line leaves a user's model and the process as they were. tests/fuzz/interrupts.py takes every line."""
 
+import gc
 import signal
 
 import pytest
@@ -7,10 +8,13 @@ import torch
 from interruptible import CASES
 from interrupting import compared, interrupted_everywhere, seen
 from tiny import tiny_batch, tiny_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from optimum_optin import convert_model, find_groups
-from optimum_optin.keeping.doors import kept
+from optimum_optin.keeping.doors import keeping, kept
 from optimum_optin.keeping.snapshot import Snapshot
+from optimum_optin.pricing import unit_costs
 from optimum_optin.running.freezing import frozen
 from optimum_optin.storage import record
 from optimum_optin.storage.structure import structure_of
@@ -45,6 +49,68 @@ def test_what_inner_contexts_left_open_is_closed():
     assert not compared(before, seen({"model": model}), "")
     del caught
     assert not compared(before, seen({"model": model}), "")
+
+
+def test_half_a_mode_is_left_all_the_same():
+    """Its own exit fails then, after the interruption, which is what is raised."""
+    model, mode = tiny_model("bert"), FakeTensorMode()
+    before = seen({"model": model})
+    with pytest.raises(KeyboardInterrupt), kept(model), mode:
+        mode.enter_stack.clear()
+        raise KeyboardInterrupt
+    assert not compared(before, seen({"model": model}), "")
+    assert not is_in_torch_dispatch_mode()
+
+
+def test_what_refers_to_itself_is_closed_before_switches_are_turned():
+    model = tiny_model("bert")
+
+    def interrupted():
+        inside = switched()
+        next(inside)
+        box = [inside]
+        box.append(box)
+        raise KeyboardInterrupt
+
+    def switched():
+        try:
+            yield
+        finally:
+            torch.set_grad_enabled(False)
+
+    with pytest.raises(KeyboardInterrupt), kept(model):
+        interrupted()
+    gc.collect()
+    assert torch.is_grad_enabled()
+
+
+def test_an_error_on_the_way_out_is_no_reason_to_go_on(monkeypatch):
+    """Counting goes on with weights where shapes do not do, but not after Ctrl-C in the mode of shapes."""
+    model, batch = tiny_model("bert"), tiny_batch(tiny_model("bert"))
+
+    def fail(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise IndexError("half a mode")
+
+    monkeypatch.setattr(unit_costs, "_skeleton", fail)
+    with pytest.raises(KeyboardInterrupt):
+        unit_costs.macs_of_modules(model, batch)
+
+
+def test_an_error_in_work_that_deals_with_an_interruption_stays_one():
+    """As after Ctrl-C in training: what a user was dealing with before did not interrupt this."""
+
+    @keeping("model")
+    def fail(model):
+        raise ValueError("now")
+
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match="now"):
+            fail(tiny_model("bert"))
 
 
 def test_a_second_one_while_all_is_put_back_comes_after_it(monkeypatch):
