@@ -215,6 +215,45 @@ def test_loops_share_the_time_and_what_they_gather_can_be_restored(most, monkeyp
     assert left[0] > 0 and not any(left[1:]), "the first pass alone leaves starts"
 
 
+@pytest.mark.parametrize("kind", ["bert", "convolutions"])
+def test_sums_take_as_many_bytes_as_parts_are_made_by(kind, monkeypatch):
+    taken = {}
+
+    def looked_at(items, *texts, name, sums, share):
+        yield from items
+        if name == "probes":
+            for path, each in sums.sums.items():
+                squares = [
+                    tensor for key, tensor in each.tensors().items() if key != "inputs/total" and tensor.dim() > 1
+                ]
+                taken[path] = sum(tensor.nbytes for tensor in squares)
+
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.resumed", looked_at)
+    config = OptinConfig(scorer="surgeon", probes=2, num_samples=4, batch_size=4)
+    if kind == "bert":
+        pruner, data = OptinPruner(tiny_model()), tiny_samples(4)
+    else:
+        data = [{"pixels": torch.randn(3, 8, 8)} for _ in range(4)]
+        example = {"pixels": torch.stack([each["pixels"] for each in data[:2]])}
+        pruner = OptinPruner.from_model(Chain(False).eval(), example)
+    pruner.score(data, config)
+    pairs = consumers_by_path(find_groups(pruner.model))
+    assert taken == {path: surgeon._size(pruner.model, *pair) for path, pair in pairs.items()}
+
+
+def test_starts_are_of_the_first_pass_over_the_data():
+    """Further probes see the same minibatches, and leave none."""
+    model = tiny_model()
+    once, thrice = (
+        OptinPruner(model).score(tiny_samples(16), OptinConfig(scorer="surgeon", batch_size=8, probes=probes))
+        for probes in (2, 12)
+    )
+    assert len(once.calibration.starts) == 2
+    for one, other in zip(once.calibration.starts, thrice.calibration.starts, strict=True):
+        assert one.seed == other.seed
+        assert all(torch.equal(other.weights[path], weights) for path, weights in one.weights.items())
+
+
 def test_groups_that_share_a_consumer_are_scored_together():
     def group(layer, *consumers):
         return Group(layer, "channels", 4, 1, Cut(tuple(Consumer(path, 1) for path in consumers), ()))
