@@ -63,7 +63,8 @@ def _asked(seed, limits, sums=(True, True)):
     """What is searched for on the way to masks within two budgets, with the masks that are found, and the answer."""
     scores, first = problem(seed, heads=(3, 2), neurons=(6, 5))
     _, second = problem(seed, heads=(3, 2), neurons=(6, 5), head_cost=1.0, neuron_cost=3.0)
-    prices = [_price("flops", first, limits[0]), _price("params", second, limits[1], fixed=9.0)]
+    second = {key: 1000 * table for key, table in second.items()}  # of other units
+    prices = [_price("flops", first, limits[0]), _price("params", second, 1000 * limits[1], fixed=9000.0)]
     prices = [dataclasses.replace(price, sums=linear) for price, linear in zip(prices, sums, strict=True)]
     asked, weighed = [], []
 
