@@ -63,6 +63,7 @@ FILES = {
     "search/divergence": ["search/test_trials.py"],
     "pricing/macs": ["pricing/test_unit_costs.py", "pricing/test_overlaps.py"],
     "pricing/tensors": ["pricing/test_tensors.py"],
+    "pricing/prices": ["pricing/test_prices.py"],
     "search/within": ["search/test_within.py", "search/test_edges.py"],
     "pricing/unit_costs": ["pricing/test_unit_costs.py"],
     "compensation/ridge": ["compensation/test_ridge.py"],

@@ -9,13 +9,15 @@ from tiny import tiny_model, tiny_samples
 from torch import nn
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
-from optimum_optin.architectures.group import Consumer, Cut, Group, Groups
+from optimum_optin.architectures.group import Consumer, Cut, Group, Groups, consumers_by_path
 from optimum_optin.compensation.refit import compensate
+from optimum_optin.editing.masking import gradients
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.passes.calibration import calibrate
 from optimum_optin.passes.hooks import observed
 from optimum_optin.passes.starts import run_dense
+from optimum_optin.scoring import surgeon
 from optimum_optin.scoring.parts import parts_of
 from optimum_optin.search.divergence import measure_divergence
 
@@ -44,14 +46,20 @@ def test_the_surgeon_serves_the_whole_road():
 
 def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch):
     """H against a direct computation; each term's metrics have a trace of one, undone in the scores."""
-    asked = []
+    asked, slopes = [], []
 
     def ones(readers, units, shares):
         (reader,) = readers
+        assert shares == [1.0, 1.0], "both terms weigh the same"
         asked.append((reader.covariance, reader.metrics))
         return [torch.ones(units).double() for _ in reader.metrics]
 
+    def spied(*args, **options):
+        slopes.append((options["keep_graph"], gradients(*args, **options)))
+        return slopes[-1][1]
+
     monkeypatch.setattr("optimum_optin.scoring.surgeon.removal_scores", ones)
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.gradients", spied)
     model = tiny_model()
     scores = OptinPruner(model).score(tiny_samples(24), OptinConfig(scorer="surgeon", probes=12))
     groups = find_groups(model)
@@ -69,6 +77,15 @@ def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch)
     scales = {name: {float(score[0]) for score in by_group.values()} for name, by_group in scores.terms.items()}
     assert all(len(values) == 1 for values in scales.values())
     assert scales["trajectory"] != scales["output"]
+    masks = [batch["attention_mask"].bool() for batch in scores.calibration]
+    for number, name in enumerate(("output", "trajectory")):  # the mean of all squares over 6 probes
+        squares = [
+            float(slope[masks[probe % 3]].square().sum())
+            for probe, (_, found) in enumerate(slopes[number::2])
+            for slope in found
+        ]
+        assert scales[name].pop() == pytest.approx(sum(squares) / 6)
+    assert [kept for kept, _ in slopes] == [True, False] * 6, "the graph of a pass goes with its last gradients"
 
 
 @pytest.mark.parametrize("model_type", ["swin with padded windows", "swinv2 with padded windows"])
@@ -161,6 +178,80 @@ def test_scores_in_parts_are_those_of_one_pass(most, monkeypatch):
         assert one.seed == other.seed
         for path, weights in one.weights.items():
             assert torch.equal(weights, other.weights[path])
+
+
+@pytest.mark.parametrize("most", [1, 1e9])
+def test_loops_share_the_time_and_what_they_gather_can_be_restored(most, monkeypatch):
+    model, told, left = tiny_model(), [], []
+
+    def looked_at(items, title, unit, *, name, sums, share):
+        told.append((title, share))
+        yield from items
+        if name == "probes":
+            saved = sums.tensors()
+            paths = {key.rpartition("/inputs/")[0] for key in saved if "/inputs/" in key}
+            assert paths == {f"sums/{path}" for path in sums.sums}
+            assert sum("/metrics/" in key for key in saved) == 2 * len(paths)
+            again = surgeon._Gathered(model, find_groups(model), sums.calibration, counted=sums.counted)
+            again.sums = {path: surgeon._sums_at(model, *pairs[path]) for path in sums.sums}
+            again.restore(saved)
+            restored = again.tensors()
+            assert restored.keys() == saved.keys()
+            assert all(torch.equal(restored[key], value) for key, value in saved.items())
+            assert again.traces.keys() == (sums.traces.keys() if sums.counted else set())
+            left.append(sum(key.startswith("starts/") for key in saved))
+
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.resumed", looked_at)
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.room_for", lambda model: most)
+    pairs = consumers_by_path(find_groups(model))
+    OptinPruner(model).score(tiny_samples(16), OptinConfig(scorer="surgeon", probes=8))
+    assert sum(share for _, share in told) == pytest.approx(1)
+    probing = [title for title, _ in told if title != "removal orders"]
+    parts = len(probing)
+    assert (parts == 1) == (most > 1)
+    assert probing == (
+        [f"surgeon scores, part {n} of {parts}" for n in range(1, parts + 1)] if parts > 1 else ["surgeon scores"]
+    )
+    assert left[0] > 0 and not any(left[1:]), "the first pass alone leaves starts"
+
+
+@pytest.mark.parametrize("kind", ["bert", "convolutions"])
+def test_sums_take_as_many_bytes_as_parts_are_made_by(kind, monkeypatch):
+    taken = {}
+
+    def looked_at(items, *texts, name, sums, share):
+        yield from items
+        if name == "probes":
+            for path, each in sums.sums.items():
+                squares = [
+                    tensor for key, tensor in each.tensors().items() if key != "inputs/total" and tensor.dim() > 1
+                ]
+                taken[path] = sum(tensor.nbytes for tensor in squares)
+
+    monkeypatch.setattr("optimum_optin.scoring.surgeon.resumed", looked_at)
+    config = OptinConfig(scorer="surgeon", probes=2, num_samples=4, batch_size=4)
+    if kind == "bert":
+        pruner, data = OptinPruner(tiny_model()), tiny_samples(4)
+    else:
+        data = [{"pixels": torch.randn(3, 8, 8)} for _ in range(4)]
+        example = {"pixels": torch.stack([each["pixels"] for each in data[:2]])}
+        pruner = OptinPruner.from_model(Chain(False).eval(), example)
+    pruner.score(data, config)
+    pairs = consumers_by_path(find_groups(pruner.model))
+    assert taken == {path: surgeon._size(pruner.model, *pair) for path, pair in pairs.items()}
+
+
+def test_starts_are_of_the_first_pass_over_the_data():
+    """Further probes see the same minibatches, and leave none."""
+    model = tiny_model()
+    once, thrice = (
+        OptinPruner(model).score(tiny_samples(16), OptinConfig(scorer="surgeon", batch_size=8, probes=probes))
+        for probes in (2, 12)
+    )
+    assert len(once.calibration.starts) == 2
+    for one, other in zip(once.calibration.starts, thrice.calibration.starts, strict=True):
+        assert one.seed == other.seed
+        assert all(torch.equal(other.weights[path], weights) for path, weights in one.weights.items())
 
 
 def test_groups_that_share_a_consumer_are_scored_together():

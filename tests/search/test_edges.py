@@ -16,7 +16,7 @@ from optimum_optin.search import masks
 from optimum_optin.search.depth import depths, without
 from optimum_optin.search.limits import Limit, levelled, numbers_of
 from optimum_optin.search.masks import check_budget, check_kept, minimum_cost, search, search_uniform
-from optimum_optin.search.ranking import _between, _in_order, level, rank, together
+from optimum_optin.search.ranking import _between, _corners, _in_order, level, rank, together, topped_up
 from optimum_optin.search.within import within
 
 BOTH = pytest.mark.parametrize("find", [search, search_uniform], ids=["free", "uniform"])
@@ -245,6 +245,86 @@ def test_two_kinds_are_ranked_together_by_worth_the_forced_ones_first():
     assert steps_of(found) == [[("a", 0)], [("b", 0), ("b", 1)], [("a", 1)], [("b", 2)]]
     assert found.forced == 1
     assert found.spent.tolist() == [0, 1, 4, 6, 7] and found.gained.tolist() == [0, 0, 14, 22, 26]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_corners_are_the_numbers_that_no_chord_passes_above(seed):
+    draw = random.Random(seed)
+    units = draw.randint(1, 9)
+    spent = torch.tensor([0, *itertools.accumulate(draw.randint(1, 4) for _ in range(units))]).double()
+    score = torch.tensor([draw.randint(0, 4) for _ in range(units)]).double()
+    numbers = sorted(draw.sample(range(units + 1), draw.randint(1, units + 1)))
+    points = [(int(spent[number]), int(score[:number].sum()), number) for number in numbers]
+    under = {
+        number
+        for (x0, y0, _), (x, y, number), (x1, y1, _) in itertools.combinations(points, 3)
+        if (y - y0) * (x1 - x0) < (y1 - y0) * (x - x0)
+    }
+    assert _corners(spent, score, numbers) == [number for number in numbers if number not in under]
+
+
+def test_corners_that_differ_by_rounding_are_left():
+    numbers = [0, 1, 2, 3]
+    for more, kept in ((1e-8, numbers), (1e-4, [0, 3])):
+        score = torch.tensor([1.0, 1.0 + more, 1.0 + 2 * more]).double()
+        assert _corners(_table(3), score, numbers) == kept
+        score[0] += 2.0  # a step that is worth much more is no reason to look at the rest closely
+        assert _corners(_table(3), score, numbers) == (numbers if kept == numbers else [0, 1, 3])
+
+
+def _topped_up(kept, orders, costs, budget, numbers):
+    """`topped_up` of scores in the order in which they are kept, in whole numbers, without looking ahead."""
+    kept = dict(kept)
+    while True:
+        spent = sum(costs[key][count] for key, count in kept.items())
+        reached = {}
+        for key, count in kept.items():
+            fit = [n for n in numbers[key] if n > count and spent - costs[key][count] + costs[key][n] <= budget]
+            if fit:
+                reached[key] = fit[-1]
+        if not reached:
+            return kept
+        best = max(reached, key=lambda key: (sum(orders[key][kept[key] : reached[key]]), key))
+        kept[best] = reached[best]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_left_of_a_budget_goes_to_the_group_that_gains_most(seed):
+    draw = random.Random(seed)
+    scores, costs, orders, kept, limits, masks = {}, {}, {}, {}, {}, {}
+    for key in ("a.heads", "b.heads", "a.neurons", "b.neurons"):
+        units = draw.randint(2, 6)
+        score = [draw.randint(0, 99) for _ in range(units)]
+        limits[key] = Limit(step=draw.choice([1, 1, 2]), most=draw.choice([None, units]), stay=draw.choice([(), (1,)]))
+        first = sorted(range(units), key=lambda unit: (unit not in limits[key].stay, -score[unit], unit))
+        orders[key] = [score[unit] for unit in first]
+        costs[key] = [0, *itertools.accumulate(draw.randint(1, 9) for _ in range(units))]
+        scores[key] = torch.tensor(score)
+        kept[key] = draw.choice(limits[key].numbers(units)[:2])
+        masks[key] = torch.zeros(units, dtype=torch.bool)
+        masks[key][first[: kept[key]]] = True
+    numbers = {key: limit.numbers(len(scores[key])) for key, limit in limits.items()}
+    tables = {key: torch.tensor(table).float() for key, table in costs.items()}
+    least = sum(costs[key][count] for key, count in kept.items())
+    for budget in range(least, sum(table[-1] for table in costs.values()) + 1):
+        found = topped_up(masks, scores, tables, budget, limits)
+        expected = _topped_up(kept, orders, costs, budget, numbers)
+        assert {key: int(mask.sum()) for key, mask in found.items()} == expected
+        for key, mask in found.items():
+            best = sum(sorted(orders[key], reverse=True)[: expected[key]])
+            assert mask[list(limits[key].stay)].all() or not expected[key]
+            assert int(scores[key][mask].sum()) == sum(orders[key][: expected[key]]) <= best
+
+
+def test_a_ranking_of_costs_that_are_no_line_steps_from_corner_to_corner():
+    key = "a.neurons"
+    scores, costs = {key: torch.tensor([4.0, 3.0, 2.0, 1.0])}, {key: torch.tensor([0.0, 9.0, 10.0, 11.0, 20.0])}
+    found = rank("neurons", scores, costs, {})
+    assert steps_of(found) == [[(key, 0), (key, 1), (key, 2)], [(key, 3)]]
+    assert found.spent.tolist() == [0, 11, 20] and found.gained.tolist() == [0, 9, 10]
+    found = rank("neurons", scores, costs, {"neurons": 1})
+    assert steps_of(found) == [[(key, 0)], [(key, 1)], [(key, 2)], [(key, 3)]]
+    assert found.forced == 1
 
 
 LAYERS = [f"layers.{layer}" for layer in range(4)]

@@ -1,5 +1,6 @@
 """Several budgets, and costs that are not linear, against all combinations of numbers of units."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -56,6 +57,74 @@ def test_a_budget_that_another_one_implies_changes_nothing():
     alone, loose = _price("flops", costs, 25.0), _price("params", costs, 40.0)
     for prices in ([alone, loose], [loose, alone]):
         assert gained(_found(scores, prices), scores) == pytest.approx(_best(scores, [alone]))
+
+
+def _asked(seed, limits, sums=(True, True)):
+    """What is searched for on the way to masks within two budgets, with the masks that are found, and the answer."""
+    scores, first = problem(seed, heads=(3, 2), neurons=(6, 5))
+    _, second = problem(seed, heads=(3, 2), neurons=(6, 5), head_cost=1.0, neuron_cost=3.0)
+    second = {key: 1000 * table for key, table in second.items()}  # of other units
+    prices = [_price("flops", first, limits[0]), _price("params", second, 1000 * limits[1], fixed=9000.0)]
+    prices = [dataclasses.replace(price, sums=linear) for price, linear in zip(prices, sums, strict=True)]
+    asked, weighed = [], []
+
+    def find(tables, room):
+        asked.append((tables, room))
+        return search(scores, tables, room)
+
+    def worth(masks):
+        weighed.append(masks)
+        return gained(masks, scores)
+
+    return prices, asked, weighed, within(prices, find, worth)
+
+
+@pytest.mark.parametrize(("limits", "which"), [((20.0, 48.0), 0), ((55.0, 25.0), 1)])
+def test_what_is_best_under_one_budget_is_taken_where_the_other_holds(limits, which):
+    prices, asked, weighed, masks = _asked(3, limits)
+    assert [(tables is price.tables, room) for (tables, room), price in zip(asked, prices, strict=False)] == [
+        (True, price.limit - price.fixed) for price in prices[: which + 1]
+    ]
+    assert len(asked) == which + 1 and not weighed
+    assert all(price.holds(masks) for price in prices)
+    *_, alone = _asked(3, limits, sums=(False, False))
+    assert all(price.holds(alone) for price in prices), "the same by trying sums"
+    assert {key: int(mask.sum()) for key, mask in alone.items()} == {
+        key: int(mask.sum()) for key, mask in masks.items()
+    }
+
+
+def test_budgets_are_mixed_by_their_shares_and_those_that_are_not_spent_weigh_less():
+    prices, asked, weighed, masks = _asked(1, (30.0, 30.0))
+    assert len(weighed) > 1 and any(masks is each for each in weighed)
+    scores, _ = problem(1, heads=(3, 2), neurons=(6, 5))
+    assert gained(masks, scores) == max(gained(each, scores) for each in weighed)
+    mixed = []
+    for tables, _ in asked[2:]:
+        if not mixed or tables is not mixed[-1]:
+            mixed.append(tables)
+    assert len(mixed) == len(weighed)
+    weights = []
+    for tables in mixed:  # of a head and a neuron, from what they cost in both
+        rows = [
+            [float(price.tables[f"layers.0.{role}"][1]) / price.limit for price in prices]
+            for role in ("heads", "neurons")
+        ]
+        costs = [float(tables[f"layers.0.{role}"][1]) for role in ("heads", "neurons")]
+        weights.append(torch.linalg.solve(torch.tensor(rows), torch.tensor(costs)).tolist())
+        for key, table in tables.items():
+            expected = sum(
+                weight * price.tables[key] / price.limit for weight, price in zip(weights[-1], prices, strict=True)
+            )
+            torch.testing.assert_close(table.float(), expected.float())
+        assert sum(weights[-1]) == pytest.approx(1)
+    assert weights[0] == pytest.approx([0.5, 0.5])
+    for before, after, found in zip(weights, weights[1:], weighed, strict=False):
+        shares = [price.cost_of(found) / price.limit for price in prices]
+        fuller = shares.index(max(shares))
+        if shares[0] != pytest.approx(shares[1]):
+            assert after[fuller] > before[fuller]
+    assert len({tuple(weight) for weight in weights}) > 1
 
 
 def _stepped(table, step, jump):
