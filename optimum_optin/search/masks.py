@@ -166,7 +166,7 @@ def _search(
     roles = sorted({role_of(key) for key in scores}, key=lambda role: (role != HEADS, role))
     masks = _spend(scores, budget, {role: ranked(role, scores, costs, floors) for role in roles}, combinations)
     if ranked is rank and not all(map(_is_linear, costs.values())):
-        masks = topped_up(masks, scores, costs, budget, floors)
+        masks = topped_up(masks, scores, costs, budget * ROUNDING, floors)
     return masks
 
 
