@@ -14,7 +14,6 @@ import importlib
 import importlib.machinery
 import json
 import os
-import pickle
 import random
 import signal
 import sys
@@ -272,7 +271,7 @@ def _run(source: Path, text: str | None, tests: list[str], report: int | None) -
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line"]
     code = int(pytest.main([*options, *tests]))
     if report is not None:
-        os.write(report, pickle.dumps([name for name in sys.modules if not _ours(name)]))
+        os.write(report, json.dumps([name for name in sys.modules if not _ours(name)]).encode())
     return code
 
 
@@ -296,7 +295,7 @@ def _preload(source: Path, tests: list[str]) -> float:
     thread.join()
     if outcome != "survived":
         raise SystemExit(f"{source.name}: its tests fail without a fault: {outcome}")
-    for name in pickle.loads(b"".join(chunks)):
+    for name in json.loads(b"".join(chunks)):
         try:
             importlib.import_module(name)
         except Exception:  # it is imported when it is needed
