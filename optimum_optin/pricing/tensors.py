@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.group import Groups, Masks
-from .overlaps import Weight, owned_weights
+from .overlaps import owned_weights
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -57,8 +57,8 @@ def tensor_tables(
     def left(masks: Masks) -> float:
         return besides + sum(weight.left(masks) for weight in weights)
 
-    return {group.key: _table(group.key, group.units, weights) for group in groups}, left
-
-
-def _table(key: str, units: int, weights: list[Weight]) -> Tensor:
-    return torch.arange(units + 1).double() * sum(weight.of_unit(key) for weight in weights)
+    of_unit = dict.fromkeys((group.key for group in groups), 0.0)
+    for weight in weights:
+        for key in {each.key for owned in weight.dims for each in owned}:
+            of_unit[key] += weight.of_unit(key)
+    return {group.key: torch.arange(group.units + 1).double() * of_unit[group.key] for group in groups}, left
