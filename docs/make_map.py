@@ -17,6 +17,7 @@ BEGIN, END = "<!-- map: written by docs/make_map.py -->", "<!-- end of map -->"
 # From the top; a room is a folder, or a file that stands alone.
 FLOORS = (
     ("commands",),
+    ("command_line",),
     ("pruner",),
     ("smallest",),
     ("pipeline", "readiness"),
@@ -25,7 +26,7 @@ FLOORS = (
     ("plain_modules", "image_tasks", "text_tasks", "audio_tasks"),
     ("annotations",),
     ("passes", "pricing", "storage"),
-    ("comparing",),
+    ("comparing", "timing"),
     ("inputs", "merging"),
     ("media",),
     ("discovery",),

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.evaluation.latency import compare_latency
+from optimum_optin.timing.side_by_side import compare_latency
 
 
 def main():

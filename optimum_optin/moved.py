@@ -13,7 +13,7 @@ from typing import Any
 _PACKAGE = __name__.rpartition(".")[0]
 # Earlier module -> the modules that have its names now.
 _MOVED = {
-    "benchmark": ("evaluation.latency",),
+    "benchmark": ("evaluation.latency", "timing.side_by_side"),
     "card": ("publishing.card",),
     "card_text": ("publishing.card_text",),
     "choice": ("search.candidates",),

@@ -16,7 +16,7 @@ import torch
 from tasks import add_task_arguments, load_task
 
 from optimum_optin import OptinConfig
-from optimum_optin.commands.options import word_or_number
+from optimum_optin.command_line.options import word_or_number
 
 
 def main():

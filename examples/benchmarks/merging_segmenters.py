@@ -24,9 +24,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
-from optimum_optin.evaluation.latency import compare_latency
 from optimum_optin.merging.schedule import TokenSchedule, constant_schedule, scored_schedule
 from optimum_optin.pricing.macs import token_costs
+from optimum_optin.timing.side_by_side import compare_latency
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples beside this folder
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from ..command_line.arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
+from ..command_line.options import add_options, given
 from ..evaluation.latency import latency_entry
 from ..publishing.pruned_folders import read_report
 from ..publishing.rescue import note_figures
 from ..report import REPORT_FILE
 from ..storage.loading import load_model
-from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
-from .options import add_options, given
 
 _OPTIONS = ("tokens", "batch_size", "repeats")
 

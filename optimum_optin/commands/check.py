@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ..command_line.arguments import add_model, loading_options
 from ..proving import check_architecture
 from ..storage.loading import load_model
-from .arguments import add_model, loading_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 
 from ..audio_tasks import SpeechRecognition
+from ..command_line.arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
+from ..command_line.options import add_options, given
 from ..evaluation.comparison import compare, evaluate_model
 from ..evaluation.registry import KNOWN, find_task
 from ..figures import plain, shown
@@ -16,8 +18,6 @@ from ..inputs.modalities import likely_modality
 from ..publishing.rescue import note_figures
 from ..storage.loading import load_model, load_processor
 from ..text_tasks import Perplexity, Translation
-from .arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
-from .options import add_options, given
 
 _OPTIONS = ("data", "data_dir", "split", "batch_size", "max_samples")
 _GROUPS = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ..command_line.arguments import add_config, add_model, load_config, load_pruner
 from ..config import CHOSEN
 from ..scoring import Scores
-from .arguments import add_config, add_model, load_config, load_pruner
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

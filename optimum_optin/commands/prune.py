@@ -9,15 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
-from ..config import BUDGETS, OptinConfig
-from ..evaluation.comparison import check_task
-from ..files.folders import NotSavedError, check_folder
-from ..pruner import OptinPruner
-from ..publishing.hub import check_push
-from ..publishing.rescue import check_place, save_bare, save_or_none, save_somewhere
-from ..running.processes import is_main, process_count
-from ..scoring import Scores
-from .arguments import (
+from ..command_line.arguments import (
     add_calibration,
     add_config,
     add_model,
@@ -27,7 +19,15 @@ from .arguments import (
     load_pruner,
     work_options,
 )
-from .options import given
+from ..command_line.options import given
+from ..config import BUDGETS, OptinConfig
+from ..evaluation.comparison import check_task
+from ..files.folders import NotSavedError, check_folder
+from ..pruner import OptinPruner
+from ..publishing.hub import check_push
+from ..publishing.rescue import check_place, save_bare, save_or_none, save_somewhere
+from ..running.processes import is_main, process_count
+from ..scoring import Scores
 
 logger = logging.get_logger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..command_line.options import add_options, given
 from ..publishing.pruned_folders import push_folder
-from .options import add_options, given
 
 _OPTIONS = ("private", "revision", "create_pr", "commit_message", "token", "scores")
 

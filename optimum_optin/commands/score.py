@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..config import SCORING_FIELDS
-from ..files.folders import check_folder
-from ..publishing.rescue import check_place, save_somewhere
-from .arguments import (
+from ..command_line.arguments import (
     add_calibration,
     add_config,
     add_model,
@@ -17,6 +14,9 @@ from .arguments import (
     load_pruner,
     work_options,
 )
+from ..config import SCORING_FIELDS
+from ..files.folders import check_folder
+from ..publishing.rescue import check_place, save_somewhere
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,66 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-import statistics
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..figures import Latency
 from ..inputs.modalities import modality_of
 from ..inputs.probes import probe_batch
-from ..keeping.doors import keeping
 from ..models.identity import device_of, dtype_of, type_of
-from ..running.forward import run_model
-from ..running.freezing import frozen
-
-
-@dataclass(frozen=True)
-class LatencyComparison:
-    """Median wall-clock time of one forward pass.
-
-    Args:
-        dense_seconds: median time of the first model.
-        pruned_seconds: median time of the second model.
-        speedup: median of the ratios of neighbouring runs, dense / pruned.
-    """
-
-    dense_seconds: float
-    pruned_seconds: float
-    speedup: float
-
-    def __str__(self) -> str:
-        return (
-            f"{1e3 * self.dense_seconds:.1f} ms -> {1e3 * self.pruned_seconds:.1f} ms ({self.speedup:.2f}x the speed)"
-        )
-
-
-@keeping("dense", "pruned")
-def compare_latency(
-    dense: nn.Module, pruned: nn.Module, batch: Mapping[str, Tensor], repeats: int = 15
-) -> LatencyComparison:
-    """Time two models on one batch, in turn, so that a drifting machine slows both alike.
-
-    Args:
-        dense: first model.
-        pruned: second model, on the same device.
-        batch: inputs of both.
-        repeats: timed runs of each, after two for warming up.
-    """
-    times: list[tuple[float, float]] = []
-    with torch.inference_mode(), frozen(dense), frozen(pruned):
-        for _ in range(repeats + 2):
-            times.append((_seconds(dense, batch), _seconds(pruned, batch)))
-    counted = times[2:]
-    first, second = zip(*counted, strict=True)
-    ratios = [one / other for one, other in counted]
-    return LatencyComparison(statistics.median(first), statistics.median(second), statistics.median(ratios))
+from ..timing.hardware import hardware
+from ..timing.side_by_side import compare_latency
 
 
 def latency_entry(
@@ -105,20 +54,3 @@ def latency_entry(
         pruned_ms=1e3 * times.pruned_seconds,
         speedup=times.speedup,
     )
-
-
-def hardware(device: torch.device) -> str:
-    """The name that the maker gave the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
-    started = time.perf_counter()
-    outputs = run_model(model, batch)
-    next(value for value in outputs.values() if isinstance(value, Tensor)).sum().item()  # waits for an accelerator
-    return time.perf_counter() - started

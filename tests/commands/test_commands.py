@@ -21,9 +21,9 @@ from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
+from optimum_optin.command_line.arguments import load_config
+from optimum_optin.command_line.options import argument_texts
 from optimum_optin.commands import run
-from optimum_optin.commands.arguments import load_config
-from optimum_optin.commands.options import argument_texts
 from optimum_optin.commands.run import COMMANDS, make_parser
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,8 @@ import torch
 from tiny import tiny_model
 from torch import nn
 
-from optimum_optin.evaluation.latency import LatencyComparison, compare_latency, latency_entry
+from optimum_optin.evaluation.latency import latency_entry
+from optimum_optin.timing.side_by_side import LatencyComparison, compare_latency
 
 
 class _Sleeper(nn.Module):

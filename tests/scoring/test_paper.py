@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups, masked
-from optimum_optin.commands.arguments import load_config
+from optimum_optin.command_line.arguments import load_config
 from optimum_optin.commands.run import make_parser
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.pricing.macs import cost_tables

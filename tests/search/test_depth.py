@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_model, tiny_samples
 
 from optimum_optin import OptinConfig, OptinPruner
-from optimum_optin.commands.options import word_or_number
+from optimum_optin.command_line.options import word_or_number
 from optimum_optin.editing.stand_ins import StandIn
 from optimum_optin.pricing.macs import cost_tables, dense_cost, kept_cost
 from optimum_optin.readiness import proved_groups
