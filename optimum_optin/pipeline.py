@@ -15,6 +15,7 @@ from .compensation.refit import refit
 from .config import OptinConfig
 from .discovery.next_tokens import predicts_next_token
 from .editing.surgery import rewrite
+from .evaluation.latency import budgeted_latency
 from .figures import Continuations, Divergence, HubModel
 from .inputs.decoder_inputs import writes
 from .inputs.probes import probe_batch
@@ -27,12 +28,14 @@ from .report import PruningReport, layers_of
 from .running.prepared import copy_of, set_apart
 from .scoring import Scores
 from .search.divergence import measure_divergence
+from .search.in_time import in_time
 from .search.trials import choose
 from .stages.progress import stage
 from .storage.record import merge_tokens_of, record_structure
 from .storage.structure import Structure, structure_of
 from .storage.uniform import record_sizes
 from .text_tasks import compare_continuations
+from .timing.ratios import Ratio
 
 logger = logging.get_logger(__name__)
 
@@ -58,6 +61,7 @@ class Pruned:
         seconds: wall-clock time by stage.
         refit: what was different with the refit of some groups, by key; see `refit`.
         continuations: what it writes, if it is a language model.
+        timed: its time as a part of the dense model's, if there was a budget of latency.
     """
 
     model: PreTrainedModel
@@ -68,6 +72,7 @@ class Pruned:
     seconds: dict[str, float]
     refit: dict[str, str]
     continuations: Continuations | None = None
+    timed: Ratio | None = None
 
 
 def prune_model(
@@ -89,7 +94,9 @@ def prune_model(
         starts = dense_passes(model, groups, calibration, config, fit) if refits else []
     held_out = None if calibration is None else calibration.part(others)
     with _timed(seconds, "search"), stage("search"):
-        choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
+        choice, timed = choose(model, groups, scores, config, starts=starts, held_out=held_out), None
+        if config.latency is not None:
+            choice, timed = in_time(model, groups, scores, config, choice)
     masks = choice.masks
     with _timed(seconds, "rewrite"):
         pruned = copy_of(model, apart=False)
@@ -112,7 +119,9 @@ def prune_model(
         continuations = _continuations(model, pruned, held_out, apart=fit != others)
     if continuations is None:
         del seconds["continuations"]
-    return Pruned(pruned, structure, choice.output_weight, choice.schedule, divergence, seconds, notes, continuations)
+    return Pruned(
+        pruned, structure, choice.output_weight, choice.schedule, divergence, seconds, notes, continuations, timed
+    )
 
 
 def report_of(
@@ -160,6 +169,7 @@ def report_of(
         refit=pruned.refit,
         divergence=pruned.divergence,
         continuations=pruned.continuations,
+        latency=None if pruned.timed is None else budgeted_latency(model, pruned.timed, tokens, config),
         calibration=None if calibration is None else {"samples": calibration.samples, **calibration.source},
         base=base,
     )

@@ -11,10 +11,13 @@ import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import constants
+from timed_models import Clock
 from transformers.utils import hub as transformers_hub
 from transformers.utils import logging
 
 import optimum_optin  # noqa: F401  (registers the plug-in)
+from optimum_optin.pricing import timetable
+from optimum_optin.timing import side_by_side
 
 logging.disable_progress_bar()
 # Tiny matrices: more threads only get in each other's way.
@@ -45,3 +48,17 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=lambda seconds: None))
         monkeypatch.setenv("HF_TOKEN", "hf_me")
         yield server
+
+
+@pytest.fixture
+def clock_of(monkeypatch, tmp_path):
+    """Makes the clock that all timing goes by; what is measured is kept in a folder of its own."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+
+    def make(**options):
+        clock = Clock(**options)
+        monkeypatch.setattr(timetable, "runner", clock.runner)
+        monkeypatch.setattr(side_by_side, "time", clock)
+        return clock
+
+    return make

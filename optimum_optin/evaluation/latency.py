@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..config import OptinConfig
 from ..figures import Latency
 from ..inputs.modalities import modality_of
 from ..inputs.probes import probe_batch
 from ..models.identity import device_of, dtype_of, type_of
 from ..timing.hardware import hardware
+from ..timing.ratios import Ratio
 from ..timing.side_by_side import compare_latency
 
 
@@ -43,10 +48,7 @@ def latency_entry(
     batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
     times = compare_latency(dense, pruned, batch, repeats)
     return Latency(
-        device=device_of(dense).type,
-        hardware=hardware(device_of(dense)),
-        threads=torch.get_num_threads(),
-        dtype=str(dtype_of(dense)).removeprefix("torch."),
+        **_machine(dense),
         batch_size=batch_size,
         tokens=tokens,
         repeats=repeats,
@@ -54,3 +56,33 @@ def latency_entry(
         pruned_ms=1e3 * times.pruned_seconds,
         speedup=times.speedup,
     )
+
+
+def budgeted_latency(model: nn.Module, timed: Ratio, tokens: int, config: OptinConfig) -> Latency:
+    """What the search for a budget of latency timed at its end, as the report's entry.
+
+    Args:
+        model: the dense model.
+        timed: the cut model's time as a part of the dense one's.
+        tokens: the calibration data's mean length.
+        config: the configuration, which says on what it was timed.
+    """
+    return Latency(
+        **_machine(model),
+        batch_size=config.latency_batch_size,
+        tokens=config.latency_length or tokens,
+        repeats=timed.turns,
+        dense_ms=1e3 * timed.base_seconds,
+        pruned_ms=1e3 * timed.seconds,
+        speedup=1 / timed.value,
+        backend=config.latency_backend,
+    )
+
+
+def _machine(model: nn.Module) -> dict[str, Any]:
+    return {
+        "device": device_of(model).type,
+        "hardware": hardware(device_of(model)),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+    }
