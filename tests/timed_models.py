@@ -1,4 +1,4 @@
-"""A clock that models move: a pass takes as long as the shapes of its linears say, so that what is timed is known."""
+"""A clock that models move: a pass takes as long as the shapes of weights say, so that what is timed is known."""
 
 import math
 
@@ -27,12 +27,18 @@ class Clock:
 
     def seconds(self, model):
         """What a pass takes."""
-        linears = [each for each in model.modules() if isinstance(each, nn.Linear)]
-        stairs = [[math.ceil(size / self.multiple) * self.multiple for size in each.weight.shape] for each in linears]
-        odd = any(each.out_features % 2 for each in linears if each.out_features > 40)
-        took = FIXED + LINEAR * sum(rows * columns for rows, columns in stairs)
+        weights = [each.weight for each in model.modules() if isinstance(each, nn.Linear | nn.Conv2d)]
+        stairs = [[math.ceil(size / self.multiple) * self.multiple for size in each.shape[:2]] for each in weights]
+        odd = any(len(each) % 2 for each in weights if len(each) > 40)
+        took = FIXED + LINEAR * sum(
+            math.prod([*stair, *each.shape[2:]]) for stair, each in zip(stairs, weights, strict=True)
+        )
         self.dense = took if self.dense is None else self.dense
         return (self.dense - self.helped * (self.dense - took)) * (1 + self.slow * odd)
+
+    def _size(self, weight):
+        stairs = (math.ceil(size / self.multiple) * self.multiple for size in weight.shape[:2])
+        return math.prod([*stairs, *weight.shape[2:]])
 
     def runner(self, model, batch, backend):
         took = self.seconds(model)

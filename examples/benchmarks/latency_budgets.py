@@ -3,8 +3,8 @@
     python examples/benchmarks/latency_budgets.py reactions
     python examples/benchmarks/latency_budgets.py fashion-vit --latency 0.5 --batch-size 8 --seeds 0 1 2
 
-A seed's units are scored once. The budget of FLOPs of the other model is found by halving, until its cut takes as long as
-the first one's. Both are refitted, saved and loaded again, and then timed beside the dense model; every figure is of
+A seed's units are scored once. The budget of FLOPs of the other model is found by halving, until its cut takes as long
+as the first one's. Both are refitted, saved and loaded again, and then timed beside the dense model; every figure is of
 evaluation rows, which calibration never saw. One line for each seed.
 """
 
@@ -33,7 +33,9 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
 
-    task = load_task(arguments.model, arguments.glue_dir, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
+    task = load_task(
+        arguments.model, arguments.glue_dir, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir
+    )
     pruner = task.pruner
     print("dense", measured(task, pruner.model), flush=True)
     for seed in arguments.seeds:
@@ -50,7 +52,9 @@ def main():
         seconds = time.perf_counter() - started
         line = {"seed": seed, "timetable_s": round(seconds, 1)}
         line["by latency"] = pruned(task, scores, timed, arguments)
-        line["by flops"] = pruned(task, scores, as_fast(pruner, scores, fields, line["by latency"], arguments), arguments)
+        line["by flops"] = pruned(
+            task, scores, as_fast(pruner, scores, fields, line["by latency"], arguments), arguments
+        )
         print(json.dumps(line), flush=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SLOPE = 1e-7  # of the dense time, for all units of a group together: a search takes costs that rise with every unit
+_SLOPE = 1e-7  # of the dense time, or of a table's end, for all units of a group: costs rise with every unit
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Stairs:
         units: numbers of units that were measured, ascending; the first is 0, the last all.
         shares: of the dense model's time, for all groups together, more than with none left; the first is 0.
         errors: of these.
-        multiple: numbers of units between two multiples of it take as long as the higher one.
+        multiple: numbers of units between two multiples of it take as long as the higher one; those below the first do
+            not.
     """
 
     groups: tuple[str, ...]
@@ -33,9 +34,8 @@ class Stairs:
     def table(self) -> Tensor:
         """Share of the dense time that one group takes with 0, 1, ... units; it rises, float64, shape (units + 1,)."""
         counts = torch.arange(self.units[-1] + 1, dtype=torch.float64)
-        stairs = ((counts / self.multiple).ceil() * self.multiple).clamp(max=self.units[-1])
-        shares = _interpolated(stairs, self.units, _rising(self.shares)) / len(self.groups)
-        return shares + counts * (_SLOPE / self.units[-1])
+        shares = _interpolated(counts, self.units, _rising(self.shares)) / len(self.groups)
+        return on_stairs(shares + counts * (_SLOPE / self.units[-1]), self.multiple)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as a dict that `json` can write."""
@@ -45,6 +45,18 @@ class Stairs:
     def from_dict(cls, fields: Mapping[str, Any]) -> Stairs:
         """The stairs with these fields."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def on_stairs(table: Tensor, multiple: int) -> Tensor:
+    """A table of costs in which numbers between two multiples cost what the higher one does, but for a trace."""
+    counts = torch.arange(len(table))
+    stairs = torch.tensor([climbed(count, multiple) for count in range(len(table))]).clamp(max=len(table) - 1)
+    return table[stairs] + (counts - stairs) * (_SLOPE * table[-1] / len(table))
+
+
+def climbed(count: int, multiple: int) -> int:
+    """The smallest multiple that is no less than a number; numbers below the first multiple stay."""
+    return -(-count // multiple) * multiple if count > multiple else count
 
 
 def _rising(values: Sequence[float]) -> Tensor:

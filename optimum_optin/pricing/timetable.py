@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ from ..stages.progress import progress
 from ..timing.backends import Run, runner
 from ..timing.ratios import Ratio, ratio_of
 from .kinds import Kind, kinds_of, masks_at
+from .macs import total_cost
 from .overlaps import apart, overlapping
 from .stairs import Stairs
 
 _POINTS = 8  # parts of all units that are measured, of a kind
 _ALIGNMENTS = (1, 2, 4, 8, 16, 32, 64)
 _LEAST_SAVED = 1e-3  # of the dense time, by half of the units of overlapping groups: a price is above 0
+_WORTH = 0.5  # of the time that MACs save at half, the least that a cut to fewer saves for its MACs
 _SLOWER = 0.02  # than a width that is aligned, at least, for a width to count as slow
 
 
@@ -41,12 +43,14 @@ class Timetable:
         seconds: median time of a pass of the dense model.
         stairs: for each kind of groups that do not overlap.
         saved: share of the dense time that every other unit of the overlapping groups saves; 0 without any.
+        multiple: of the overlapping groups, see `Stairs`.
         noise: the largest error of a share.
     """
 
     seconds: float
     stairs: tuple[Stairs, ...]
     saved: float
+    multiple: int
     noise: float
 
     def tables(self) -> dict[str, Tensor]:
@@ -64,12 +68,13 @@ class Timetable:
 
 
 @keeping("model")
-def measure(model: nn.Module, groups: Groups, batch: Batch, backend: str) -> Timetable:
+def measure(model: nn.Module, groups: Groups, tokens: int, batch: Batch, backend: str) -> Timetable:
     """Time a model on this machine.
 
     Args:
         model: the dense model; unchanged.
         groups: its groups.
+        tokens: that MACs are counted at, see `cost_tables`.
         batch: what to time it on.
         backend: see `timing.backends.runner`.
     """
@@ -84,11 +89,13 @@ def measure(model: nn.Module, groups: Groups, batch: Batch, backend: str) -> Tim
             _stairs(kind, {units: ratio for (key, units), ratio in found.items() if key == kind[0].key}, cuts)
             for kind in kinds
         ]
-        saved = 0.0
-        if joined := [group for group in groups if group.key in overlapping(groups)]:
+        saved, multiple = 0.0, 1
+        joined = replace(groups, members=tuple(group for group in groups if group.key in overlapping(groups)))
+        if len(joined):
             ratio = cuts.against_dense(joined, {group.key: group.every_other() for group in joined})
             saved = max(1 - ratio.value, _LEAST_SAVED)
-        return Timetable(cuts.seconds(), tuple(stairs), saved, cuts.noise())
+            multiple = _joined_multiple(joined, cuts, tokens, saved)
+        return Timetable(cuts.seconds(), tuple(stairs), saved, multiple, cuts.noise())
 
 
 @keeping("model")
@@ -179,11 +186,33 @@ def _multiple(kind: Kind, measured: Sequence[int], cuts: Cuts) -> int:
     if middle is None:  # heads, and narrow models
         return 1
 
-    def slow(less: int) -> bool:
+    def is_slow(less: int) -> bool:
         ratio = cuts.against(kind, masks_at(kind, middle - less * group.parts), masks_at(kind, middle))
         return ratio.value - 1 > max(_SLOWER, 2 * ratio.error)
 
-    for alignment in _ALIGNMENTS:
-        if not slow(alignment):
-            return alignment * group.parts if alignment > 1 else 1
-    return _ALIGNMENTS[-1] * group.parts
+    alignment = next((each for each in _ALIGNMENTS if not is_slow(each)), _ALIGNMENTS[-1])
+    return alignment * group.parts if alignment > 1 else 1
+
+
+def _joined_multiple(joined: Groups, cuts: Cuts, tokens: int, at_half: float) -> int:
+    """The smallest number that widths of overlapping groups have to be a multiple of to save time as they save MACs.
+
+    Args:
+        joined: the groups.
+        cuts: of the model.
+        tokens: see `cost_tables`.
+        at_half: share of the time that a cut to half saves.
+    """
+    dense = total_cost(cuts.model, joined, tokens)
+
+    def gone(masks: Masks) -> float:
+        return 1 - total_cost(cuts.model, joined, tokens, None, masks) / dense
+
+    worth = at_half / gone({group.key: group.every_other() for group in joined})  # time for MACs
+    most = min(group.units // group.parts for group in joined) // 2
+    for alignment in (each for each in _ALIGNMENTS if each < most):
+        masks = {group.key: group.first(group.units - alignment * group.parts) for group in joined}
+        ratio = cuts.against_dense(joined, masks)
+        if 1 - ratio.value + 2 * ratio.error > _WORTH * worth * gone(masks):
+            return alignment
+    return max(each for each in _ALIGNMENTS if each <= max(most, 1))

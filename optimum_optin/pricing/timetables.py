@@ -73,7 +73,7 @@ def timetable_of(model: nn.Module, groups: Groups, tokens: int, config: OptinCon
     def find() -> Timetable:
         if (known := _read(file, machine)) is not None:
             return known
-        found = measure(model, groups, batch, config.latency_backend)
+        found = measure(model, groups, tokens, batch, config.latency_backend)
         _check_noise(found.noise)
         if found.noise <= _NOISY:  # what is noisy is measured again the next time
             _write(file, machine, found)

@@ -1,8 +1,9 @@
-"""In time: a choice whose cut model was timed, and that is searched for again once where it is far off its budget."""
+"""In time: a choice whose cut model was timed, and that is searched for again where it is far off its budget."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers.utils import logging
@@ -20,17 +21,33 @@ from .candidates import Choice, ranked
 
 logger = logging.get_logger(__name__)
 
+_AGAIN = 3  # searches after the first
 _NEAR = 0.03  # of the budget, what a model may be off by
 _SPENT = 0.97  # of the budget: what costs more has no room for anything else
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A cut that was timed.
+
+    Args:
+        choice: what it keeps.
+        asked: the share of the dense time that it was searched for with.
+        found: its time as a part of the dense one's.
+    """
+
+    choice: Choice
+    asked: float
+    found: Ratio
 
 
 def in_time(
     model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, choice: Choice
 ) -> tuple[Choice, Ratio]:
-    """Time the cut model that a choice makes; if it is more than 3 % off its budget, choose once more.
+    """Time the cut model that a choice makes; while it is more than 3 % off its budget, choose again, at most thrice.
 
     What a timetable says of whole models is off where sublayers hinder or help each other. The second search goes by a
-    budget that is mended by what the first cut saved of what it was to save.
+    budget that is mended by what the first cut saved of what it was to save, the next by the line through two cuts.
 
     Args:
         model: the dense model.
@@ -40,38 +57,52 @@ def in_time(
         choice: what was chosen by the timetable.
 
     Returns:
-        The better choice of the two, and its time as a part of the dense model's.
+        The choice that is nearest, and its time as a part of the dense model's.
     """
 
     def timed(made: Choice) -> Ratio:
         batch = timed_batch(model, scores.tokens, config)
         return on_main(lambda: time_of(model, groups, made.masks, batch, config.latency_backend))
 
-    first = timed(choice)
     price = next(each for each in prices_of(model, groups, scores.tokens, config, None) if each.name == "latency")
-    limit = config.latency if is_share(config.latency) else price.limit / first.base_seconds
-    predicted = price.cost_of(choice.masks) / price.dense
-    spent = predicted > _SPENT * price.limit / price.dense
-    tried = [(choice, first)]
-    if first.value > (1 + _NEAR) * limit or (spent and first.value < (1 - _NEAR) * limit):
-        mended = _mended(limit, predicted, first.value)
-        again = _ranked_again(model, groups, scores, replace(config, latency=mended), choice) if mended > 0 else None
-        if again is not None:
-            tried.append((again, timed(again)))
-    chosen, found = min(tried, key=lambda each: abs(each[1].value / limit - 1))
+    found = timed(choice)
+    limit = config.latency if is_share(config.latency) else price.limit / found.base_seconds
+    asked = price.limit / price.dense
+    tried = [_Tried(choice, asked, found)]
+    spent = price.cost_of(choice.masks) > _SPENT * price.limit
+    while len(tried) <= _AGAIN and not _is_near(found.value, limit) and (spent or found.value > limit):
+        asked = _mended(tried, limit)
+        again = _ranked_again(model, groups, scores, replace(config, latency=asked), choice) if 0 < asked <= 1 else None
+        if again is None:
+            break
+        found = timed(again)
+        tried.append(_Tried(again, asked, found))
+    best = min(tried, key=lambda each: abs(each.found.value / limit - 1))
+    choice, found = best.choice, best.found
     if found.value > (1 + _NEAR) * limit:
         logger.warning(
             f"the cut model takes {shown('latency', found.seconds)}, {found.value:.1%} of the dense model's time, more "
             f"than the {limit:.1%} that was asked for: times on this machine vary, or nothing that may go saves more."
         )
-    return chosen, found
+    return choice, found
 
 
-def _mended(limit: float, predicted: float, measured: float) -> float:
+def _is_near(share: float, limit: float) -> bool:
+    return abs(share / limit - 1) <= _NEAR
+
+
+def _mended(tried: Sequence[_Tried], limit: float) -> float:
     """The budget at which a cut is expected to take the limit; all are shares of the dense time."""
-    if measured >= 1:  # it has saved nothing: no share of it tells how much more it takes
-        return limit * predicted / measured
-    return min(1 - (1 - limit) * (1 - predicted) / (1 - measured), 1.0)
+    above = [each for each in tried if each.found.value > limit]
+    below = [each for each in tried if each.found.value <= limit]
+    if above and below:  # on the line through the two that are nearest
+        high, low = min(above, key=lambda each: each.found.value), max(below, key=lambda each: each.found.value)
+        part = (limit - low.found.value) / (high.found.value - low.found.value)
+        return low.asked + part * (high.asked - low.asked)
+    last = tried[-1]
+    if last.found.value >= 1:  # it has saved nothing: no share of it tells how much more it takes
+        return last.asked * limit / last.found.value
+    return 1 - (1 - limit) * (1 - last.asked) / (1 - last.found.value)
 
 
 def _ranked_again(

@@ -43,15 +43,17 @@ def test_a_cut_model_takes_what_its_price_says(seed, clock_of):
     assert _price(model, groups, latency="2ms").limit == 2e-3
 
 
-def test_where_groups_overlap_time_follows_macs(clock_of):
-    clock_of()
+@pytest.mark.parametrize("multiple", [1, 2])
+def test_where_groups_overlap_time_follows_macs(multiple, clock_of):
+    clock_of(multiple=multiple)
     model = OptinPruner.from_model(perturbed(Bottlenecks()), pixels()).model
     groups = find_groups(model)
     (price,) = prices_of(model, groups, 64, OptinConfig(latency=0.7), None)
-    assert not price.sums
+    assert not price.sums and timetable_of(model, groups, 64, OptinConfig(latency=0.7)).multiple == multiple
     assert price.cost_of({group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}) == price.dense
-    masks = random_masks(groups)
-    assert price.cost_of(masks) < price.dense
+    less = {group.key: group.first(group.units - 1) for group in groups}
+    assert (price.cost_of(less) == price.dense) == (multiple == 2), "one unit less is no faster on stairs of two"
+    assert price.cost_of({group.key: group.every_other() for group in groups}) < 0.95 * price.dense
     assert all((table.diff() > 0).all() for table in price.tables.values())
 
 
