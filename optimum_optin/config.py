@@ -30,7 +30,10 @@ class OptinConfig:
             with a unit: `"850MMACs"`, `"1.7GFLOPs"`. `None` sets no such budget; where none at all is set, it is 0.6.
         params: budget of parameters, of the whole model: the share to keep, in (0, 1], or how many, such as `"50M"`.
             All budgets that are set hold.
-        memory: budget of the bytes that the model's tensors take on disk: a share, or such as `"100MB"`.
+        memory: budget of the bytes that the model's tensors take on disk: a share, or such as `"100MB"`. With
+            `memory_batch_size`, of the most that a forward pass takes at once: weights, inputs and all between.
+        memory_batch_size: samples of the pass that `memory` is about; `None` for what is on disk.
+        memory_length: tokens of each of them; `None` takes the calibration data's mean.
         latency: budget of the time of one forward pass on this machine, with as many threads as PyTorch has now: a
             share, or such as `"20ms"`. What units take is measured on cut copies of the model (docs/source/guides/
             latency.mdx), and the cut model is timed at the end.
@@ -101,6 +104,8 @@ class OptinConfig:
     flops: Quantity | None = None
     params: Quantity | None = None
     memory: Quantity | None = None
+    memory_batch_size: int | None = None
+    memory_length: int | None = None
     latency: Quantity | None = None
     latency_batch_size: int = 1
     latency_length: int | None = None
@@ -139,7 +144,7 @@ class OptinConfig:
         for name in ("min_heads", "min_neurons", "seed"):
             check_integer(name, getattr(self, name), 0)
         check_integer("rows", self.rows, 2)
-        for name in ("max_length", "latency_length"):
+        for name in ("max_length", "memory_batch_size", "memory_length", "latency_length"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
         if self.block_size is not None:

@@ -18,10 +18,11 @@ from .editing.surgery import rewrite
 from .evaluation.latency import budgeted_latency
 from .figures import Continuations, Divergence, HubModel
 from .inputs.decoder_inputs import writes
-from .inputs.probes import probe_batch
+from .inputs.probes import probe_batch, samples_of
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
 from .pricing.macs import count_macs, total_cost
+from .pricing.peaks import peak_bytes
 from .pricing.tensors import count_bytes, count_parameters
 from .quantities import is_share
 from .report import PruningReport, layers_of
@@ -160,6 +161,7 @@ def report_of(
         params_pruned=count_parameters(pruned.model),
         bytes_dense=count_bytes(model),
         bytes_pruned=count_bytes(pruned.model),
+        **_peaks(model, pruned.model, tokens, config),
         layers=layers_of(pruned.structure),
         merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
         left_whole=dict(groups.left_whole),
@@ -173,6 +175,14 @@ def report_of(
         calibration=None if calibration is None else {"samples": calibration.samples, **calibration.source},
         base=base,
     )
+
+
+def _peaks(model: PreTrainedModel, pruned: PreTrainedModel, tokens: int, config: OptinConfig) -> dict[str, int]:
+    """The memory of a pass, where that was asked for."""
+    if config.memory_batch_size is None:
+        return {}
+    batch = samples_of(model, config.memory_length or tokens, config.memory_batch_size)
+    return {"peak_dense": peak_bytes(model, batch), "peak_pruned": peak_bytes(pruned, batch)}
 
 
 @contextmanager

@@ -41,6 +41,8 @@ def test_round_trips(tmp_path):
         ({"latency_backend": "onnx"}, "latency_backend='onnx' must be 'eager' or 'compile'"),
         ({"latency_batch_size": 0}, "latency_batch_size=0"),
         ({"latency_length": 0}, "latency_length=0"),
+        ({"memory_batch_size": 0}, "memory_batch_size=0"),
+        ({"memory_length": 0}, "memory_length=0"),
         ({"params": 0.5, "merging": "auto"}, "merging='auto' is a part of a budget of MACs: give flops="),
         ({"flops": -0.1}, r"flops=-0\.1"),
         ({"flops": float("nan")}, "flops=nan"),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..config import OptinConfig
 from ..figures import Latency
 from ..inputs.modalities import modality_of
-from ..inputs.probes import probe_batch
+from ..inputs.probes import samples_of
 from ..models.identity import device_of, dtype_of, type_of
 from ..timing.hardware import hardware
 from ..timing.ratios import Ratio
@@ -45,7 +45,7 @@ def latency_entry(
     most = modality_of(dense).most_tokens(dense)
     if most is not None and tokens > most:
         raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
-    batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
+    batch = samples_of(dense, tokens, batch_size)
     times = compare_latency(dense, pruned, batch, repeats)
     return Latency(
         **_machine(dense),

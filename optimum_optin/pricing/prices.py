@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ..architectures.group import Groups, Masks
 from ..config import BUDGETS, OptinConfig
-from ..inputs.probes import probe_batch
+from ..inputs.probes import probe_batch, samples_of
 from ..merging.schedule import TokenSchedule
 from ..quantities import amount_of
 from .macs import cost_tables, count_macs, dense_cost, kept_cost, matching_cost, total_cost
 from .overlaps import overlapping
+from .peaks import peak_bytes
 from .stairs import climbed, on_stairs
 from .tensors import bytes_by_name, parameters_by_name, tensor_tables
 from .timetables import timetable_of
@@ -68,7 +69,7 @@ def prices_of(
     made = {
         "flops": lambda: _flops(model, groups, tokens, config, schedule),
         "params": lambda: _tensors("params", model, groups, config, parameters_by_name(model)),
-        "memory": lambda: _tensors("memory", model, groups, config, bytes_by_name(model)),
+        "memory": lambda: _memory(model, groups, tokens, config),
         "latency": lambda: _latency(model, groups, tokens, config),
     }
     return [made[name]() for name in BUDGETS if getattr(config, name) is not None]
@@ -92,6 +93,24 @@ def _tensors(name: str, model: nn.Module, groups: Groups, config: OptinConfig, a
     tables, left = tensor_tables(model, groups, amounts)
     limit = amount_of(name, getattr(config, name), dense)
     return Price(name, tables, dense - dense_cost(tables), dense, limit, left, not overlapping(groups))
+
+
+def _memory(model: nn.Module, groups: Groups, tokens: int, config: OptinConfig) -> Price:
+    """Bytes on disk; or of a pass, in which units are worth what their weights are, and counted with all between."""
+    on_disk = _tensors("memory", model, groups, config, bytes_by_name(model))
+    if config.memory_batch_size is None:
+        return on_disk
+    batch = samples_of(model, config.memory_length or tokens, config.memory_batch_size)
+    dense = float(peak_bytes(model, batch))
+    return Price(
+        "memory",
+        on_disk.tables,
+        dense - dense_cost(on_disk.tables),
+        dense,
+        amount_of("memory", config.memory, dense),
+        lambda masks: float(peak_bytes(model, batch, groups, masks)),
+        sums=False,
+    )
 
 
 def _latency(model: nn.Module, groups: Groups, tokens: int, config: OptinConfig) -> Price:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
-def skeleton(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
-    """A copy of a model whose parameters and buffers have shapes only, and which runs the forward of its class."""
-    memo: dict[int, Any] = {id(tensor): shape_of(tensor, fake) for tensor in (*model.parameters(), *model.buffers())}
+def skeleton(model: nn.Module, fake: FakeTensorMode, shape: Callable[..., Tensor] | None = None) -> nn.Module:
+    """A copy of a model whose parameters and buffers have shapes only, and which runs the forward of its class.
+
+    Args:
+        model: the model.
+        fake: whose tensors it has.
+        shape: makes a tensor of the same shape; `None` for `shape_of`.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    memo: dict[int, Any] = {id(tensor): (shape or shape_of)(tensor, fake) for tensor in tensors}
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         vars(module).pop("forward", None)  # Accelerate's moves tensors between devices
@@ -42,3 +49,8 @@ def caches_emptied(model: nn.Module) -> Iterator[None]:
 def shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
     """A tensor of the same shape that holds nothing; transformers takes it for a tracer's and does not look inside."""
     return fake.from_tensor(tensor.detach().to("meta"))
+
+
+def placed_shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
+    """The same, said to be on the tensor's own device, so that the kernels of that device are chosen."""
+    return fake.from_tensor(tensor.detach())

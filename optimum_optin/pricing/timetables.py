@@ -20,7 +20,7 @@ from ..architectures.group import Groups
 from ..config import OptinConfig
 from ..files.folders import write_file
 from ..files.json_files import read_object
-from ..inputs.probes import probe_batch
+from ..inputs.probes import samples_of
 from ..models.identity import attention_of, device_of, dtype_of, type_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
@@ -46,8 +46,7 @@ def timed_batch(model: nn.Module, tokens: int, config: OptinConfig) -> Batch:
     Raises:
         ValueError: see `probe_batch`.
     """
-    sample = probe_batch(model, config.latency_length or tokens)
-    return {name: torch.cat([value] * config.latency_batch_size) for name, value in sample.items()}
+    return samples_of(model, config.latency_length or tokens, config.latency_batch_size)
 
 
 def timetable_of(model: nn.Module, groups: Groups, tokens: int, config: OptinConfig) -> Timetable:
