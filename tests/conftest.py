@@ -1,5 +1,6 @@
 """Settings of the whole suite: offline, quiet, deterministic."""
 
+import gc
 import os
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import constants
+from remembered import Memory
 from transformers.utils import hub as transformers_hub
 from transformers.utils import logging
 
@@ -19,6 +21,42 @@ import optimum_optin  # noqa: F401  (registers the plug-in)
 logging.disable_progress_bar()
 # Tiny matrices: more threads only get in each other's way.
 torch.set_num_threads(1)
+
+
+# Rooms and files whose tests ask what a measurement runs, and what it leaves behind; they measure every model anew.
+_FRESH = {"counting", "files", "keeping", "proving", "stages"} | {
+    f"test_{name}.py"
+    for name in ("bad_input", "facts", "late_failures", "passes", "processes", "tracing_limits", "untouched", "walks")
+}
+_HARMLESS = {"hub", "_own_cache"}  # fixtures that patch nothing that a model is measured by
+_MEMORY = Memory()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Equal models are measured once for the tests of a file, if these ask for nothing else and patch nothing."""
+    _MEMORY.used = not _is_fresh(item)
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        _MEMORY.known.clear()
+        if not gc.get_freeze_count():  # a test of interruptions has thawed it
+            _freeze()
+
+
+def pytest_collection_finish():
+    _freeze()
+
+
+def _freeze():
+    """Keep the garbage collector from looking at what was imported: millions of objects, after every Ctrl-C of a test."""
+    gc.collect()
+    gc.freeze()
+
+
+def _is_fresh(item):
+    fixtures = [each for name, (*_, each) in item._fixtureinfo.name2fixturedefs.items() if name not in _HARMLESS]
+    asked = {*item._fixtureinfo.argnames, *(name for each in fixtures for name in each.argnames)}
+    return "monkeypatch" in asked or bool(_FRESH & {item.path.name, item.path.parent.name})
 
 
 @pytest.fixture(autouse=True)
