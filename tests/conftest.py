@@ -48,7 +48,7 @@ def pytest_collection_finish():
 
 
 def _freeze():
-    """Keep the garbage collector from looking at what was imported: millions of objects, after every Ctrl-C of a test."""
+    """Keep the garbage collector from what was imported: millions of objects, looked at after every Ctrl-C of a test."""
     gc.collect()
     gc.freeze()
 
