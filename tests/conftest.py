@@ -30,12 +30,13 @@ _FRESH = {"counting", "files", "keeping", "proving", "stages"} | {
 }
 _HARMLESS = {"hub", "_own_cache"}  # fixtures that patch nothing that a model is measured by
 _MEMORY = Memory()
+pytest.MonkeyPatch.setattr = _MEMORY.told(pytest.MonkeyPatch.setattr)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item, nextitem):
-    """Equal models are measured once for the tests of a file, if these ask for nothing else and patch nothing."""
-    _MEMORY.used = not _is_fresh(item)
+    """Equal models are measured once for the tests of a file, up to where one patches what they are measured with."""
+    _MEMORY.used = not _FRESH & {item.path.name, item.path.parent.name}
     yield
     if nextitem is None or nextitem.path != item.path:
         _MEMORY.known.clear()
@@ -48,15 +49,9 @@ def pytest_collection_finish():
 
 
 def _freeze():
-    """Keep the garbage collector from what was imported: millions of objects, looked at after every Ctrl-C of a test."""
+    """Keep the garbage collector from what was imported: it looks at all objects after every Ctrl-C of a test."""
     gc.collect()
     gc.freeze()
-
-
-def _is_fresh(item):
-    fixtures = [each for name, (*_, each) in item._fixtureinfo.name2fixturedefs.items() if name not in _HARMLESS]
-    asked = {*item._fixtureinfo.argnames, *(name for each in fixtures for name in each.argnames)}
-    return "monkeypatch" in asked or bool(_FRESH & {item.path.name, item.path.parent.name})
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,12 @@ and what the measurement was called with. What cannot be compared (hooks, closur
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from fractions import Fraction
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from optimum_optin.running import facts
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, Fraction, torch.dtype, torch.device)
 _PLAIN += (BuiltinFunctionType,)
+_MEASURING = {"torch", "transformers", "optimum_optin"}
+_APART = ("transformers.utils.hub", "transformers.dynamic_module_utils")  # downloads
+_TABLES = {"_ARCHITECTURES", "_SCORERS"}  # a model says in its configuration which row is its own
 _HARMLESS = {"_commit_hash", "_name_or_path", "name_or_path"}  # where files of a configuration were
 
 
@@ -44,6 +48,16 @@ class Memory:
             if name.startswith("optimum_optin.") and vars(module).get("measured_once") is self._own:
                 module.measured_once = self._measured_once
 
+    def told(self, patch: Callable[..., None]) -> Callable[..., None]:
+        """A method of pytest's `MonkeyPatch` after which nothing is looked up, if what it patched runs with a model."""
+
+        @functools.wraps(patch)
+        def patched(monkeypatch: Any, target: Any, name: Any, *args: Any, **options: Any) -> None:
+            self.used &= _is_apart(target, name)
+            patch(monkeypatch, target, name, *args, **options)
+
+        return patched
+
     def _measured_once(self, model: nn.Module, name: Hashable, measure: Callable[[], Any]) -> Any:
         return self._own(model, name, lambda: self._remembered(model, name, measure))
 
@@ -57,6 +71,17 @@ class Memory:
         if key not in self.known:
             self.known[key] = measure()
         return self.known[key]
+
+
+def _is_apart(target: Any, name: Any) -> bool:
+    """Whether an attribute has no part in measuring: those of other packages, and tables of rows and scorers."""
+    if isinstance(target, str):
+        place, name = target, target.rpartition(".")[2]
+    elif isinstance(target, ModuleType):
+        place = target.__name__
+    else:
+        place = getattr(target, "__module__", None) or type(target).__module__
+    return place.partition(".")[0] not in _MEASURING or place.startswith(_APART) or name in _TABLES
 
 
 class _Incomparable(Exception):
