@@ -137,7 +137,8 @@ class _Seen:
             return tuple(map(self._value, value))
         if isinstance(value, (set, frozenset)):
             return frozenset(map(self._value, value))
-        if isinstance(value, (PreTrainedConfig, GenerationConfig)) or dataclasses.is_dataclass(value):
+        is_data = dataclasses.is_dataclass(value) and hasattr(value, "__dict__")
+        if is_data or isinstance(value, (PreTrainedConfig, GenerationConfig)):
             self.numbers[id(value)] = len(self.numbers)
             return tuple((name, self._value(each)) for name, each in vars(value).items() if name not in _HARMLESS)
         raise _Incomparable
