@@ -87,9 +87,9 @@ def _pruned(model_type):
 # The code knows no architecture: one of each kind of class, tables and modules that units are cut from.
 NAMED = ["beit with a shared bias", "beit with both biases", "bert", "clip", "clip_vision_model", "dinov2 with SwiGLU"]
 NAMED += ["dinov3 with a gated MLP", "distilbert", "electra", "modernbert", "mpnet", "roberta"]
-NAMED += ["siglip, a classifier of images", "swin with padded windows", "swinv2", "vit"]
+NAMED += ["siglip, a classifier of images", "swin", "swinv2", "vit"]
 # With the package, classes are what they are without it: one of each kind of folder.
-LATE = ["bert", "beit with a shared bias", "clip", "dinov2 with SwiGLU", "modernbert", "mpnet", "swin with padded windows"]
+LATE = ["bert", "beit with a shared bias", "clip", "dinov2 with SwiGLU", "modernbert", "mpnet", "swin"]
 LOADED = [("without", name) for name in NAMED] + [("late", name) for name in LATE]
 
 
