@@ -15,10 +15,10 @@ from ..inputs.probes import mean_tokens
 from ..inputs.tokens import TokenMasks, token_masks
 from ..running.batch import Batch, same_batches, samples_in
 from ..running.freezing import frozen
-from ..running.processes import my_share
+from ..running.processes import gathered, my_share, process_count
 from ..running.randomness import generators
 from ..stages.progress import progress
-from .starts import Start, dense_pass
+from .starts import Start, dense_pass, starts_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def dense_passes(
     """
     wanted = range(len(calibration)) if wanted is None else wanted
     if calibration.starts is not None:
-        return [calibration.starts[index] for index in wanted]
+        return _shared_evenly(calibration.part(wanted))
     streams = generators(config.seed, len(calibration))
     starts: list[Start | None] = [None] * len(wanted)
     with frozen(dense):
@@ -113,3 +113,16 @@ def dense_passes(
                 generator=streams[index],
             )
     return starts
+
+
+def _shared_evenly(calibration: Calibration) -> list[Start | None]:
+    """The starts, as many on each process: who scored every second batch may have few of the wanted ones."""
+    starts = list(calibration.starts)
+    if process_count() == 1:
+        return starts
+    mine = my_share(len(starts))
+    others = tensors_of([None if index in mine else start for index, start in enumerate(starts)])
+    for given in gathered({name: tensor.cpu() for name, tensor in others.items()}):
+        taken = starts_of(given, calibration.batches, calibration.real)
+        starts = [start or other for start, other in zip(starts, taken, strict=True)]
+    return [start if index in mine else None for index, start in enumerate(starts)]
