@@ -516,7 +516,7 @@ class OptinPruner:
                 self._swept = sweep.pictures()
                 chosen = sweep.points if max_drop is None else taken(sweep, max_drop)
                 if save_dir is not None:
-                    sweep = save_sweep(sweep, chosen, kept, save_dir, self._write_swept)
+                    sweep = save_sweep(sweep, chosen, kept, save_dir, self._write_swept, pictures=self._swept)
                 if max_drop is not None:
                     self.pruned_model, self.report, self._pictures = None, None, dict(self._swept)
                     if chosen:

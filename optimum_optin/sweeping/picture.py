@@ -98,6 +98,7 @@ def _draw_quality(axes: Sequence[Any], picture: Picture) -> None:
         axis.axhline(values[0], color=_DENSE, linewidth=0.8, linestyle=":")
         axis.set_xlabel(panel.title)
         axis.set_xlim(left=0)
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(picture.metric)
     axes[0].legend(loc="best")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +52,8 @@ def save_sweep(
     kept: Kept,
     folder: Path,
     write: Callable[[Path, nn.Module, PruningReport], None],
+    *,
+    pictures: Mapping[str, bytes],
 ) -> Sweep:
     """Save a sweep and some of its models, one after the other; of several processes, the main one does it.
 
@@ -61,6 +63,7 @@ def save_sweep(
         kept: where the models are.
         folder: the folder.
         write: saves a model into a folder, completely or not at all.
+        pictures: the sweep's.
 
     Returns:
         The sweep, whose points say where their models are.
@@ -73,10 +76,10 @@ def save_sweep(
     found = replace(sweep, points=points)
     if is_main():
         try:
-            sweep.save(folder)
+            sweep.save(folder, pictures)
             for name, place in places.items():
                 write(place, kept.load(name), kept.report(name))
-            found.save(folder)
+            found.save(folder, {})  # now that the models are there
         except Exception as error:
             raise NotSavedError(f"the sweep could not be saved to {folder} as a whole: {error}") from error
     wait()

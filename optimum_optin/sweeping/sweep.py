@@ -136,11 +136,12 @@ class Sweep:
             logger.warning_once(f"no {SWEEP} is written: {error}")
             return {}
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike, pictures: Mapping[str, bytes] | None = None) -> None:
         """Write `optin_sweep.json` and, if matplotlib is installed, `optin_sweep.png` into a folder.
 
         Args:
             folder: the folder, made if missing.
+            pictures: those of `pictures`, if they were drawn before; `None` draws them.
 
         Raises:
             NotADirectoryError, PermissionError, FileExistsError, OSError: see
@@ -149,7 +150,7 @@ class Sweep:
         path = check_folder(folder, (SWEEP_FILE, SWEEP))
         path.mkdir(parents=True, exist_ok=True)
         write_file(path / SWEEP_FILE, json.dumps(self.to_dict(), indent=2) + "\n")
-        for name, content in self.pictures().items():
+        for name, content in (self.pictures() if pictures is None else pictures).items():
             write_file(path / name, content)
 
     @classmethod
@@ -230,8 +231,9 @@ class Sweep:
             Panel("MB", [point.bytes / 1e6 for point in points]),
         ]
         if self.timing is not None:
-            title = f"ms, {self.timing.batch_size} x {self.timing.tokens} tokens"
-            sizes = [Panel(title, [point.milliseconds for point in points]), *sizes]
+            # By the ratios, which a busy machine disturbs less than the times.
+            title = f"ms (dense / speed), {self.timing.batch_size} x {self.timing.tokens} tokens"
+            sizes = [Panel(title, [self.dense.milliseconds / point.speedup for point in points]), *sizes]
         return Picture(
             self.metric,
             values,
@@ -268,7 +270,7 @@ def _check(sweep: Sweep) -> None:
     for point in points:
         if sweep.metric not in point.metrics or {*point.metrics[sweep.metric]} != {"value", "error"}:
             raise ValueError(f"{point.name!r:.80} has no value of {sweep.metric!r:.80}")
-        if min(point.macs, point.params, point.bytes) < 0 or (sweep.timing and point.milliseconds is None):
+        if min(point.macs, point.params, point.bytes) < 0 or (sweep.timing and not point.speedup):
             raise ValueError(f"{point.name!r:.80} has no size or time")
         if not all(0 <= each["kept"] <= each["units"] for roles in point.layers.values() for each in roles.values()):
             raise ValueError(f"{point.name!r:.80} keeps more units than there are")
