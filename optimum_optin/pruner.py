@@ -496,6 +496,8 @@ class OptinPruner:
             work_dir = check_folder(work_dir)
         if save_dir is not None:
             save_dir = self.check_save_directory(save_dir)
+            for budget in budgets:
+                check_folder(save_dir / budget.name, self._origin.companions().files)
         with run_of([_PROOF, *[_SCORES] * (scores is None), *stages_of(len(budgets))], callback):
             with stage(_PROOF[0]):
                 groups = proved_groups(self.model, config)
@@ -506,7 +508,7 @@ class OptinPruner:
                 groups,
                 [budget.config for budget in budgets],
                 text_columns=text_columns,
-                work_dir=None if scores else work_dir,
+                work_dir=work_dir if scores is None else None,
             )
             self.scores = dataclasses.replace(scores, calibration=None)
             timing = timing_of(self.model, batch_size, tokens or scores.tokens, repeats) if repeats else None
@@ -515,12 +517,12 @@ class OptinPruner:
                 sweep = run_sweep(course, budgets, kept)
                 self._swept = sweep.pictures()
                 chosen = sweep.points if max_drop is None else taken(sweep, max_drop)
-                if save_dir is not None:
-                    sweep = save_sweep(sweep, chosen, kept, save_dir, self._write_swept, pictures=self._swept)
                 if max_drop is not None:
                     self.pruned_model, self.report, self._pictures = None, None, dict(self._swept)
                     if chosen:
                         self.pruned_model, self.report = kept.load(chosen[0].name), kept.report(chosen[0].name)
+                if save_dir is not None:
+                    sweep = save_sweep(sweep, chosen, kept, save_dir, self._write_swept, pictures=self._swept)
         return sweep
 
     @keeping("self")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,9 @@ class Sweep:
         """
         path = check_folder(folder, (SWEEP_FILE, SWEEP))
         path.mkdir(parents=True, exist_ok=True)
-        write_file(path / SWEEP_FILE, json.dumps(self.to_dict(), indent=2) + "\n")
+        inside = [_moved(point, lambda place: os.path.relpath(place, path)) for point in self.points]
+        content = {**self.to_dict(), "points": [point.to_dict() for point in inside]}
+        write_file(path / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
         for name, content in (self.pictures() if pictures is None else pictures).items():
             write_file(path / name, content)
 
@@ -164,7 +166,9 @@ class Sweep:
         file = Path(folder) / SWEEP_FILE
         fields = read_object(file)
         try:
-            return cls.from_dict(fields)
+            sweep = cls.from_dict(fields)
+            points = [_moved(point, lambda place: str(file.parent.resolve() / place)) for point in sweep.points]
+            return dataclasses.replace(sweep, points=points)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{file} is damaged, or of a newer version of optimum-optin: {error}.") from error
 
@@ -245,6 +249,11 @@ class Sweep:
 
 
 _HEADING = ["budget", "value", "drop", "time", "speed", "MACs", "parameters", "size"]
+
+
+def _moved(point: SweepPoint, move: Callable[[str], str]) -> SweepPoint:
+    """A point whose model's place is told from another: in a file, from that file, as folders are moved as a whole."""
+    return point if point.folder is None else dataclasses.replace(point, folder=move(point.folder))
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

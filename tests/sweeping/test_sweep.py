@@ -18,6 +18,7 @@ from words import TEXTS, word_tokenizer
 
 from optimum_optin import NotSavedError, OptinConfig, OptinPruner, PruningReport, Sweep, find_groups
 from optimum_optin.commands import run
+from optimum_optin.config import BUDGETS as FIELDS
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.stages import progress
 from optimum_optin.sweeping import course, room, times
@@ -258,7 +259,7 @@ def test_the_bar_knows_of_the_walks_and_never_goes_back(scored, monkeypatch):
         ({"budgets": ["0.5"]}, "'0.5' must be a number with a unit that only one budget has"),
         ({"budgets": ["50 parrots"]}, "must be a number with a unit that only one budget has"),
         ({"budgets": [{"params": "50MB"}]}, "params='50MB' must be a share"),
-        ({"budgets": [{"size": 0.5}]}, "'size' is none; fields that are budgets are flops, params, memory"),
+        ({"budgets": [{"size": 0.5}]}, f"'size' is none; fields that are budgets are {', '.join(FIELDS)}"),
         ({"budgets": [{}]}, "{} names none"),
         ({"budgets": [0.9, 0.001]}, "flops: a budget of 0.001 of the dense cost is below the minimum"),
         ({"budgets": [0.9, "1K"]}, "params: a budget of .* is below the minimum"),
