@@ -20,6 +20,7 @@ FLOORS = (
     ("command_line",),
     ("pruner",),
     ("smallest",),
+    ("sweeping",),
     ("pipeline", "readiness"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),

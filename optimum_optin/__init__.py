@@ -19,6 +19,7 @@ from .scoring import Scores, register_scorer
 from .stages.progress import StoppedError
 from .storage import composites  # noqa: F401  (importing it guards save_pretrained)
 from .storage.record import convert_model
+from .sweeping import Sweep, SweepPoint
 from .version import __version__
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Scores",
     "Stack",
     "StoppedError",
+    "Sweep",
+    "SweepPoint",
     "__version__",
     "check_architecture",
     "convert_model",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architectures.group import Groups
+from .architectures.group import Groups, Masks
 from .compensation.refit import refit
 from .config import OptinConfig
 from .discovery.next_tokens import predicts_next_token
@@ -21,6 +22,7 @@ from .inputs.decoder_inputs import writes
 from .inputs.probes import probe_batch, samples_of
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
+from .passes.starts import Start
 from .pricing.macs import count_macs, total_cost
 from .pricing.peaks import peak_bytes
 from .pricing.tensors import count_bytes, count_parameters
@@ -28,6 +30,7 @@ from .quantities import is_share
 from .report import PruningReport, layers_of
 from .running.prepared import copy_of, set_apart
 from .scoring import Scores
+from .search.candidates import Choice
 from .search.divergence import measure_divergence
 from .search.in_time import in_time
 from .search.trials import choose
@@ -88,41 +91,101 @@ def prune_model(
         calibration: its calibration; may be `None` if nothing is to be refitted.
         config: the configuration; it must have passed the checks of `readiness.py`.
     """
+    (pruned,) = prune_models(model, groups, scores, calibration, [config])
+    return pruned
+
+
+def prune_models(
+    model: PreTrainedModel,
+    groups: Groups,
+    scores: Scores,
+    calibration: Calibration | None,
+    configs: Sequence[OptinConfig],
+) -> list[Pruned]:
+    """Prune to several budgets in one walk: all share the dense model's passes, and are in memory at once.
+
+    Args:
+        model: the dense model; unchanged.
+        groups: its groups.
+        scores: its scores.
+        calibration: its calibration; may be `None` if nothing is to be refitted.
+        configs: configurations that differ in their budgets alone; they must have passed the checks of `readiness.py`.
+
+    Returns:
+        What came of each configuration, the same as alone; of the seconds, each has its part.
+    """
     fit, others = split_of(0 if calibration is None else len(calibration))
     seconds: dict[str, float] = {}
     with _timed(seconds, "dense passes"):
-        refits = config.compensation == "ridge"
-        starts = dense_passes(model, groups, calibration, config, fit) if refits else []
+        refits = configs[0].compensation == "ridge"
+        starts = dense_passes(model, groups, calibration, configs[0], fit) if refits else []
     held_out = None if calibration is None else calibration.part(others)
-    with _timed(seconds, "search"), stage("search"):
-        choice, timed = choose(model, groups, scores, config, starts=starts, held_out=held_out), None
-        if config.latency is not None:
-            choice, timed = in_time(model, groups, scores, config, choice)
-    masks = choice.masks
+    with _timed(seconds, "search"), stage("search", loops=len(configs)):
+        choices = [_chosen(model, groups, scores, config, starts=starts, held_out=held_out) for config in configs]
     with _timed(seconds, "rewrite"):
-        pruned = copy_of(model, apart=False)
-        rewrite(pruned, groups, masks)
-        structure = structure_of(groups, masks)
-        if config.layout == "uniform":
-            record_sizes(pruned, groups, masks)
-        else:
-            structure = record_structure(pruned, structure, groups)
+        cuts = [_cut(model, groups, choice.masks, config) for choice, config in zip(choices, configs, strict=True)]
     notes: dict[str, str] = {}
     with _timed(seconds, "compensation"), stage("compensation"):
-        if starts and not all(mask.all() for mask in masks.values()):
-            notes = refit(model, [pruned], groups, starts, masks=[masks])
-    set_apart(pruned, model)  # now that the refit's sums are gone
-    if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
-        merge_tokens_of(pruned, choice.schedule)
+        smaller = [place for place, choice in enumerate(choices) if not all(map(Tensor.all, choice.masks.values()))]
+        if starts and smaller:
+            pruned, masks = [cuts[place][0] for place in smaller], [choices[place].masks for place in smaller]
+            notes = refit(model, pruned, groups, starts, masks=masks)
+    for (pruned, _), choice in zip(cuts, choices, strict=True):
+        set_apart(pruned, model)  # now that the refit's sums are gone
+        if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
+            merge_tokens_of(pruned, choice.schedule)
+    models = [pruned for pruned, _ in cuts]
     with _timed(seconds, "divergence"), stage("divergence"):
-        divergence = _divergence(model, pruned, groups, held_out, apart=fit != others)
+        divergences = _divergences(model, models, groups, held_out, apart=fit != others)
     with _timed(seconds, "continuations"):
-        continuations = _continuations(model, pruned, held_out, apart=fit != others)
-    if continuations is None:
+        continuations = [_continuations(model, pruned, held_out, apart=fit != others) for pruned in models]
+    if all(each is None for each in continuations):
         del seconds["continuations"]
-    return Pruned(
-        pruned, structure, choice.output_weight, choice.schedule, divergence, seconds, notes, continuations, timed
-    )
+    part = {name: each / len(configs) for name, each in seconds.items()}
+    return [
+        Pruned(
+            pruned,
+            structure,
+            choice.output_weight,
+            choice.schedule,
+            divergence,
+            part,
+            notes if place in smaller else {},
+            written,
+            choice.timed,
+        )
+        for place, ((pruned, structure), choice, divergence, written) in enumerate(
+            zip(cuts, choices, divergences, continuations, strict=True)
+        )
+    ]
+
+
+def _chosen(
+    model: PreTrainedModel,
+    groups: Groups,
+    scores: Scores,
+    config: OptinConfig,
+    *,
+    starts: Sequence[Start | None],
+    held_out: Calibration | None,
+) -> Choice:
+    """How to spend the budgets; timed, if one of them is of time."""
+    choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
+    return choice if config.latency is None else in_time(model, groups, scores, config, choice)
+
+
+def _cut(
+    model: PreTrainedModel, groups: Groups, masks: Masks, config: OptinConfig
+) -> tuple[PreTrainedModel, Structure]:
+    """A copy of the model that keeps what masks say, and what it keeps of the first dense model."""
+    pruned = copy_of(model, apart=False)
+    rewrite(pruned, groups, masks)
+    structure = structure_of(groups, masks)
+    if config.layout == "uniform":
+        record_sizes(pruned, groups, masks)
+    else:
+        structure = record_structure(pruned, structure, groups)
+    return pruned, structure
 
 
 def report_of(
@@ -200,20 +263,26 @@ def split_of(batches: int) -> tuple[list[int], list[int]]:
     return [index for index in range(batches) if index % every], list(range(0, batches, every))
 
 
-def _divergence(
-    dense: PreTrainedModel, pruned: PreTrainedModel, groups: Groups, held_out: Calibration | None, *, apart: bool
-) -> Divergence | None:
-    """The divergence, if there is something to measure it on; a collapse gives a warning."""
+def _divergences(
+    dense: PreTrainedModel,
+    pruned: Sequence[PreTrainedModel],
+    groups: Groups,
+    held_out: Calibration | None,
+    *,
+    apart: bool,
+) -> list[Divergence | None]:
+    """The divergence of each, if there is something to measure it on; a collapse gives a warning."""
     if held_out is None:
-        return None
-    (divergence,) = measure_divergence(dense, [pruned], groups, held_out, apart)
-    collapsed = divergence.agreement is not None and divergence.agreement < _COLLAPSE
-    if collapsed and not (writes(dense) or predicts_next_token(dense)):  # of these, what they write tells more
-        logger.warning(
-            f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
-            f"{divergence.samples} calibration samples: expect a large loss; ask for more flops."
-        )
-    return divergence
+        return [None] * len(pruned)
+    divergences = measure_divergence(dense, pruned, groups, held_out, apart)
+    for divergence in divergences:
+        collapsed = divergence.agreement is not None and divergence.agreement < _COLLAPSE
+        if collapsed and not (writes(dense) or predicts_next_token(dense)):  # of these, what they write tells more
+            logger.warning(
+                f"the pruned model's outputs agree with the dense model's to only {divergence.agreement:.0%} on "
+                f"{divergence.samples} calibration samples: expect a large loss; ask for more flops."
+            )
+    return divergences
 
 
 def _continuations(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,23 @@ from .running.processes import is_main, on_main, wait
 from .running.randomness import kept_streams
 from .scoring import SCORES_FOLDER, Scores, get_scorer, score
 from .search.candidates import check_token_scores, fixed_schedule, ranked, schedules, sublayers_to_go
-from .smallest import TRIALS, Allowance, Metric, prune_within, without_budget
+from .smallest import TRIALS, Allowance, prune_within, without_budget
 from .stages.progress import Callback, run_of, stage
 from .storage.entry import structure_of_model
 from .storage.integrity import check_rebuilt, difference
 from .storage.loading import load_model, load_processor
 from .storage.record import check_structure, convert_model
 from .storage.structure import Structure, compose, structure_of
+from .sweeping.asked import Evaluate, asked_of
+from .sweeping.budgets import DEFAULT as DEFAULT_BUDGETS
+from .sweeping.budgets import SweptBudget, read_budgets
+from .sweeping.course import Course, identity_of, stages_of
+from .sweeping.course import run as run_sweep
+from .sweeping.kept import kept_in
+from .sweeping.saving import check_reloadable, save_sweep, taken
+from .sweeping.sweep import Sweep
+from .sweeping.times import check_timing, timing_of
+from .sweeping.yardsticks import Metric, check_drop
 
 logger = logging.get_logger(__name__)
 
@@ -103,7 +114,8 @@ class OptinPruner:
         self.report: PruningReport | None = None
         self.scores: Scores | None = None
         self._origin = Origin(model, processor_given=processor is not None)
-        self._pictures: dict[str, bytes] = {}  # of what `evaluate` measured, for the card: name -> content
+        self._pictures: dict[str, bytes] = {}  # for the card of the pruned model: name -> content
+        self._swept: dict[str, bytes] = {}  # of these, what the last `sweep` drew
 
     @classmethod
     def from_pretrained(
@@ -398,7 +410,7 @@ class OptinPruner:
             if allowed is not None:
                 allowed.check(self.model, calibrated=calibration is not None or bool(scores and scores.calibration))
             scores, calibration = self._scored(
-                calibration, scores, groups, config, text_columns=text_columns, work_dir=work_dir
+                calibration, scores, groups, [config], text_columns=text_columns, work_dir=work_dir
             )
             self.scores = dataclasses.replace(scores, calibration=None)
             drops = None
@@ -407,7 +419,7 @@ class OptinPruner:
             else:
                 pruned, config, drops = prune_within(self.model, groups, scores, calibration, config, allowed=allowed)
         self.pruned_model, self.report = pruned.model, None  # kept, even if its report fails
-        self._pictures = {}
+        self._pictures = dict(self._swept)
         base = self._origin.base()
         report = report_of(self.model, groups, pruned, scores, config, calibration=calibration, base=base)
         self.report = dataclasses.replace(report, drops=drops)
@@ -420,6 +432,98 @@ class OptinPruner:
                     "pruned_model, and save_pretrained saves it to another folder."
                 ) from error
         return pruned.model
+
+    @keeping("self")
+    @torch.inference_mode(False)
+    def sweep(
+        self,
+        calibration: Any = None,
+        budgets: Sequence[SweptBudget] = DEFAULT_BUDGETS,
+        config: OptinConfig | None = None,
+        *,
+        scores: Scores | None = None,
+        evaluate: Evaluate = None,
+        max_drop: float | None = None,
+        save_dir: str | os.PathLike | None = None,
+        batch_size: int = 8,
+        tokens: int | None = None,
+        repeats: int = 15,
+        text_columns: Sequence[str | int] | None = None,
+        work_dir: str | os.PathLike | None = None,
+        callback: Callback | None = None,
+    ) -> Sweep:
+        """Prune the dense model to many budgets from one scoring, and measure and time each beside the dense model.
+
+        What is measured is each model saved and loaded again. Between its refit and the end, a model is on disk, and
+        no more of them are in memory than memory has room for (`sweeping/room.py`). The picture goes into the folder
+        and the card of models that are saved afterwards.
+
+        Args:
+            calibration: see `prune`.
+            budgets: a number is a share of the FLOPs; a text has a unit that says what it is (`"50M"` parameters,
+                `"100MB"` on disk); a dict has fields of `OptinConfig` that are budgets, which all hold.
+            config: all else, see `prune`; its own budgets are not used.
+            scores: see `prune`.
+            evaluate: what is measured. `None`: the agreement with the dense model on calibration samples that the refit
+                has not seen (where there is none, the divergence). A metric of `max_drop`, a function of a model whose
+                value is the higher the better, or a task: `"glue/sst2"`, or `{"task": "glue/sst2", "data_dir": "GLUE"}`
+                with the options of `evaluate`, and `"metric"` for another than its first.
+            max_drop: the smallest model that loses no more in that metric is taken: it becomes `pruned_model`, as if
+                `prune` had made it. If none does, there is a warning, and none is taken.
+            save_dir: folder to save the table (`optin_sweep.json`), the picture, and each budget's model to, in a
+                folder of its own (`flops-0.5`); with `max_drop`, only the model that is taken.
+            batch_size: samples per forward pass that is timed.
+            tokens: their length; `None` takes the calibration data's mean.
+            repeats: timed runs of each model; all take turns. With 0, nothing is timed.
+            text_columns: see `prune`.
+            work_dir: see `prune`; what is done of the sweep is kept as well, in its `sweep`, budget by budget.
+            callback: see `prune`.
+
+        Raises:
+            ValueError, TypeError: see `prune`; or budgets, `evaluate`, `max_drop` or timing make no sense.
+            FileNotFoundError, ConnectionError, ImportError: the task's data, see `evaluate`; before long work.
+            StoppedError, BlockingIOError, NotADirectoryError, PermissionError, FileExistsError, OSError: see `prune`.
+            NotSavedError: saving failed; the table was written, if it could be.
+        """
+        config = self._config(config, scores, None)
+        budgets = read_budgets(budgets, config)
+        asked = asked_of(evaluate, self.processor)
+        check_timing(self.model, batch_size, tokens, repeats)
+        check_reloadable(self.model)
+        if max_drop is not None:
+            check_drop(max_drop)
+        if work_dir is not None:
+            work_dir = check_folder(work_dir)
+        if save_dir is not None:
+            save_dir = self.check_save_directory(save_dir)
+            for budget in budgets:
+                check_folder(save_dir / budget.name, self._origin.companions().files)
+        with run_of([_PROOF, *[_SCORES] * (scores is None), *stages_of(len(budgets))], callback):
+            with stage(_PROOF[0]):
+                groups = proved_groups(self.model, config)
+            asked.check(self.model, calibrated=calibration is not None or bool(scores and scores.calibration))
+            scores, calibration = self._scored(
+                calibration,
+                scores,
+                groups,
+                [budget.config for budget in budgets],
+                text_columns=text_columns,
+                work_dir=work_dir if scores is None else None,
+            )
+            self.scores = dataclasses.replace(scores, calibration=None)
+            timing = timing_of(self.model, batch_size, tokens or scores.tokens, repeats) if repeats else None
+            course = Course(self.model, groups, scores, calibration, asked, timing, self._origin.base())
+            with kept_in(work_dir, save_dir, self.model, lambda: identity_of(course, config)) as kept:
+                sweep = run_sweep(course, budgets, kept)
+                self._swept = sweep.pictures()
+                chosen = sweep.points if max_drop is None else taken(sweep, max_drop)
+                if max_drop is not None:
+                    self.pruned_model, self.report, self._pictures = None, None, dict(self._swept)
+                    if chosen:
+                        self.pruned_model, self.report = kept.load(chosen[0].name), kept.report(chosen[0].name)
+                if save_dir is not None:
+                    sweep = save_sweep(sweep, chosen, kept, save_dir, self._write_swept, pictures=self._swept)
+        return sweep
 
     @keeping("self")
     def evaluate(
@@ -641,12 +745,14 @@ class OptinPruner:
         data: Any,
         scores: Scores | None,
         groups: Groups,
-        config: OptinConfig,
+        configs: Sequence[OptinConfig],
         *,
         text_columns: Sequence[str | int] | None,
         work_dir: Path | None,
     ) -> tuple[Scores, Calibration | None]:
-        """The scores and the calibration (`None` if there is none and none is needed), after all checks."""
+        """The scores and the calibration (`None` if there is none and none is needed), after all checks; configurations
+        differ in their budgets."""
+        config = configs[0]
         check_cut(self.model, groups, config)
         if scores is None:
             get_scorer(config.scorer)
@@ -666,7 +772,8 @@ class OptinPruner:
                 )
             check_tokens(groups, calibration)
         tokens = scores.tokens if scores else calibration.tokens
-        check_affordable(self.model, groups, tokens, config, fixed_schedule(self.model, groups, config, tokens))
+        for each in configs:
+            check_affordable(self.model, groups, tokens, each, fixed_schedule(self.model, groups, each, tokens))
         if scores is None:
             scores = score(self.model, groups, calibration, config, work_dir)
             calibration = scores.calibration
@@ -700,9 +807,11 @@ class OptinPruner:
         read_card: Callable[[], str | None],
         revision: str | None = None,
         remote_code: bool | None = None,
+        pruned: tuple[PreTrainedModel, PruningReport] | None = None,
     ) -> None:
-        """Write the pruned model with all that goes with it into an empty folder, which will become `target`."""
-        model, report = self._pruned()
+        """Write a pruned model, the last one if none is given, with all that goes with it into an empty folder, which
+        will become `target`."""
+        model, report = pruned or self._pruned()
         write_pruned(
             folder,
             model,
@@ -712,10 +821,16 @@ class OptinPruner:
             name=name,
             read_card=read_card,
             copy_companions=lambda: self._origin.copy_companions(folder, target, self.processor),
-            pictures=self._pictures,
+            pictures=self._pictures if pruned is None else self._swept,
             revision=revision,
             remote_code=report.config["remote_code"] if remote_code is None else remote_code,
         )
+
+    def _write_swept(self, target: Path, model: nn.Module, report: PruningReport) -> None:
+        """Save a model of a sweep into a folder of its own."""
+        with atomic_folder(target) as folder:
+            card = partial(own_card, target)
+            self._write(folder, target, name=target.name, read_card=card, pruned=(model, report))
 
     def _models(self) -> dict[str, PreTrainedModel]:
         """The models to measure: the dense one and, if there is one, the pruned one as a user gets it, from disk."""

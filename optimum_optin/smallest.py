@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -11,23 +10,17 @@ from transformers.utils import logging
 
 from .architectures.group import Groups
 from .config import BUDGETS, OptinConfig
-from .config_values import is_number
-from .discovery.next_tokens import predicts_next_token
 from .figures import Drop, Drops
 from .passes.calibration import Calibration
-from .pipeline import Pruned, prune_model, split_of
+from .pipeline import Pruned, prune_model
 from .readiness import least_budget
 from .running.processes import first_of_all
 from .scoring import Scores
 from .search.candidates import fixed_schedule
-from .text_tasks import held_out_perplexity
+from .sweeping.yardsticks import Metric, check_drop, check_measurable, check_metric, name_of_metric, yardstick_of
 
 logger = logging.get_logger(__name__)
 
-Metric = str | Callable[[nn.Module], float]
-"""One of `METRICS`, or a function of a model whose value is the higher the better."""
-
-METRICS = ("agreement", "divergence", "perplexity")
 TRIALS = 6
 
 
@@ -50,17 +43,13 @@ class Allowance:
     metric: Metric = "agreement"
 
     def __post_init__(self) -> None:
-        if not is_number(self.most) or not 0 <= self.most < math.inf:
-            raise ValueError(f"max_drop={self.most!r} must be a number of at least 0, such as 0.02.")
-        if not callable(self.metric) and not isinstance(self.metric, str):
-            raise TypeError(f"metric must be a name or a function of a model, got {self.metric!r:.80}.")
-        if isinstance(self.metric, str) and self.metric not in METRICS:
-            raise ValueError(f"metric={self.metric!r} must be a function of a model, or one of {', '.join(METRICS)}.")
+        check_drop(self.most)
+        check_metric(self.metric)
 
     @property
     def name(self) -> str:
         """The metric's name."""
-        return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
+        return name_of_metric(self.metric)
 
     def check(self, model: nn.Module, *, calibrated: bool) -> None:
         """Raise if the metric cannot be measured for a model.
@@ -72,16 +61,7 @@ class Allowance:
         Raises:
             ValueError: says why.
         """
-        if not calibrated and not callable(self.metric):
-            raise ValueError(
-                f"metric={self.metric!r} is measured on calibration data, which saved scores do not hold: pass "
-                "calibration= as well, or a function of a model as metric=."
-            )
-        if self.metric == "perplexity" and not predicts_next_token(model):
-            raise ValueError(
-                f"metric='perplexity' is for models that predict the next token, and {type(model).__name__} does not: "
-                "take 'agreement' or 'divergence', or give a function."
-            )
+        check_measurable(self.metric, model, calibrated=calibrated)
 
 
 def without_budget(config: OptinConfig) -> OptinConfig:
@@ -114,7 +94,7 @@ def prune_within(
     Raises:
         ValueError: none of the budgets loses so little; says which loses least. Or the metric is no finite number.
     """
-    drop_of = _drops(model, calibration, allowed)
+    yardstick = yardstick_of(model, calibration, allowed.metric)
     schedule = fixed_schedule(model, groups, config, scores.tokens)
     low, high = least_budget(model, groups, scores.tokens, config, schedule), 1.0
     best: tuple[Pruned, OptinConfig] | None = None
@@ -122,7 +102,7 @@ def prune_within(
     for _ in range(TRIALS):
         changed = replace(config, flops=(low + high) / 2)
         pruned = prune_model(model, groups, scores, calibration, changed)
-        drop = first_of_all(drop_of(pruned))
+        drop = first_of_all(yardstick.drop(yardstick.measure(pruned.model, pruned.divergence)))
         if not math.isfinite(drop):
             raise ValueError(f"{allowed.name} of the model pruned to flops={changed.flops:.4g} is no finite number.")
         tried.append(Drop(changed.flops, drop))
@@ -138,28 +118,3 @@ def prune_within(
             f"at flops={least.flops:.4f}, which loses least. Allow more, or give more calibration samples."
         )
     return *best, Drops(allowed.name, allowed.most, tried)
-
-
-def _drops(model: nn.Module, calibration: Calibration | None, allowed: Allowance) -> Callable[[Pruned], float]:
-    """What tells how much a pruned model loses."""
-    metric = allowed.metric
-    if callable(metric):
-        dense = float(metric(model))
-        if not math.isfinite(dense):
-            raise ValueError(f"{allowed.name} of the dense model is {dense}: it must be a finite number.")
-        return lambda pruned: dense - float(metric(pruned.model))
-    if metric == "perplexity":
-        _, others = split_of(len(calibration))
-        held_out = calibration.part(others).batches
-        before = held_out_perplexity(model, held_out)
-        return lambda pruned: held_out_perplexity(pruned.model, held_out) / before - 1
-    if metric == "divergence":
-        return lambda pruned: pruned.divergence.distance
-    return _disagreement
-
-
-def _disagreement(pruned: Pruned) -> float:
-    agreement = pruned.divergence.agreement
-    if agreement is None:
-        raise ValueError("there is no agreement of outputs without variance: take metric='divergence'.")
-    return 1 - agreement

@@ -63,6 +63,20 @@ def word_or_number(text: str) -> str | int | float:
     return float(text) if re.fullmatch(r"\d*\.\d+|\d+\.", text) else text
 
 
+def budget_word(text: str) -> str | float | dict[str, str | float]:
+    """A budget of a sweep: `"0.5"` as a number, `"params=50M,flops=0.7"` as a dict, and `"50M"` as it is.
+
+    Raises:
+        ArgumentTypeError: it has another form, or a name twice.
+    """
+    if "=" not in text:
+        return word_or_number(text)
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    if not all(name and value for name, value in pairs) or len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} must be budgets by name such as params=50M,flops=0.7.")
+    return {name: word_or_number(value) for name, value in pairs}
+
+
 def numbers_by_name(text: str) -> dict[str, int]:
     """`"heads=1,channels=8"` as a dict.
 

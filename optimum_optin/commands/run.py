@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from ..commands import benchmark, check, evaluate, info, plan, prune, push, recover, score
+from ..commands import benchmark, check, evaluate, info, plan, prune, push, recover, score, sweep
 from ..files.folders import NotSavedError
 from ..quoting import printable
 from ..running.processes import is_main
@@ -20,6 +20,7 @@ COMMANDS = {
     "prune": prune,
     "score": score,
     "plan": plan,
+    "sweep": sweep,
     "evaluate": evaluate,
     "benchmark": benchmark,
     "info": info,

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ..figures import Evaluation, MetricValues
+from ..figures import Evaluation, Measurement, MetricValues
 from ..keeping.doors import keeping
-from .registry import find_task
+from .registry import Samples, Task, find_task
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,73 @@ class Comparison:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OpenTask:
+    """A task with its samples, for any number of models; see `open_task`.
+
+    Args:
+        task: the task.
+        samples: what it is measured on.
+        batch_size: samples per forward pass.
+        processor: the models' tokenizer or image processor.
+    """
+
+    task: Task
+    samples: Samples
+    batch_size: int
+    processor: Any
+
+    def check(self, *models: nn.Module) -> None:
+        """Raise if a model cannot be measured, or a sample not be used; no model is run.
+
+        Raises:
+            ValueError: see `evaluate_model`.
+        """
+        for model in models:
+            self.task.check(model, self.processor, self.samples)
+        self.task.check_each(models[0], self.processor, self.samples)
+
+    def measure(self, model: nn.Module) -> Measurement:
+        """What a model does on the samples."""
+        return self.task.measure(model, self.processor, self.samples, self.batch_size)
+
+    def described(self) -> dict[str, Any]:
+        """What the samples are: fields of an `Evaluation`."""
+        return self.samples.described(self.task.name)
+
+    def entry(self, found: Mapping[str, Measurement]) -> Evaluation:
+        """The entry of a report, of what the `"dense"` and, if it was measured, the `"pruned"` model do."""
+        metrics: dict[str, dict[str, Any]] = {}
+        classes: dict[str, dict[str, Any]] = {}
+        for which, each in found.items():
+            for name, (value, error) in each.metrics.items():
+                metrics.setdefault(name, {}).update({which: value, f"{which}_error": error})
+            for name, value in each.classes.items():
+                classes.setdefault(name, {}).update({which: value})
+        return Evaluation(
+            **self.described() | dict(next(iter(found.values())).described),
+            metrics={name: MetricValues(**values) for name, values in metrics.items()},
+            **({"classes": {name: MetricValues(**values) for name, values in classes.items()}} if classes else {}),
+        )
+
+
+def open_task(
+    processor: Any,
+    task: str,
+    *,
+    data: Any = None,
+    data_dir: Any = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    max_samples: int | None = None,
+    **options: Any,
+) -> OpenTask:
+    """Find a task, and read its samples; the arguments are those of `evaluate_model`, which raises the same."""
+    chosen = find_task(task, **options)
+    samples = chosen.read(data=data, data_dir=data_dir, split=split, max_samples=max_samples)
+    return OpenTask(chosen, samples, batch_size, processor)
+
+
 def compare(models: Mapping[str, nn.Module], processor: Any, task: str, **options: Any) -> Comparison:
     """Measure the `"dense"` and, if given, the `"pruned"` model on the same samples.
 
@@ -39,25 +106,11 @@ def compare(models: Mapping[str, nn.Module], processor: Any, task: str, **option
     Raises:
         ValueError: see `evaluate_model`; raised before the first forward pass.
     """
-    chosen, samples, batch_size = _read(task, **options)
-    for model in models.values():
-        chosen.check(model, processor, samples)
-    chosen.check_each(next(iter(models.values())), processor, samples)
-    found = {which: chosen.measure(model, processor, samples, batch_size) for which, model in models.items()}
-    metrics: dict[str, dict[str, Any]] = {}
-    classes: dict[str, dict[str, Any]] = {}
-    for which, each in found.items():
-        for name, (value, error) in each.metrics.items():
-            metrics.setdefault(name, {}).update({which: value, f"{which}_error": error})
-        for name, value in each.classes.items():
-            classes.setdefault(name, {}).update({which: value})
+    opened = open_task(processor, task, **options)
+    opened.check(*models.values())
+    found = {which: opened.measure(model) for which, model in models.items()}
     shown = {which: each.shown for which, each in found.items() if each.shown is not None}
-    entry = Evaluation(
-        **samples.described(chosen.name) | dict(next(iter(found.values())).described),
-        metrics={name: MetricValues(**values) for name, values in metrics.items()},
-        **({"classes": {name: MetricValues(**values) for name, values in classes.items()}} if classes else {}),
-    )
-    return Comparison(entry, chosen.show(samples, shown) if shown else {})
+    return Comparison(opened.entry(found), opened.task.show(opened.samples, shown) if shown else {})
 
 
 @keeping("model")
@@ -106,13 +159,12 @@ def evaluate_model(
         ImportError: detection needs pycocotools, translation sacrebleu.
     """
     given = {"data": data, "data_dir": data_dir, "split": split, "batch_size": batch_size, "max_samples": max_samples}
-    chosen, samples, batch_size = _read(task, **given, **options)
-    chosen.check(model, processor, samples)
-    chosen.check_each(model, processor, samples)
-    found = chosen.measure(model, processor, samples, batch_size)
+    opened = open_task(processor, task, **given, **options)
+    opened.check(model)
+    found = opened.measure(model)
     metrics = {name: {"value": value, "error": error} for name, (value, error) in found.metrics.items()}
     by_class = {"classes": dict(found.classes)} if found.classes else {}
-    return {**samples.described(chosen.name), **found.described, "metrics": metrics, **by_class}
+    return {**opened.described(), **found.described, "metrics": metrics, **by_class}
 
 
 def check_task(model: nn.Module, processor: Any, task: str, **options: Any) -> None:
@@ -121,21 +173,4 @@ def check_task(model: nn.Module, processor: Any, task: str, **options: Any) -> N
     Raises:
         ValueError, FileNotFoundError, ConnectionError, ImportError: see `evaluate_model`.
     """
-    chosen, samples, _ = _read(task, **options)
-    chosen.check(model, processor, samples)
-    chosen.check_each(model, processor, samples)
-
-
-def _read(
-    task: str,
-    *,
-    data: Any = None,
-    data_dir: Any = None,
-    split: str | None = None,
-    batch_size: int = 32,
-    max_samples: int | None = None,
-    **options: Any,
-) -> tuple[Any, Any, int]:
-    """The task, its samples, and the batch size."""
-    chosen = find_task(task, **options)
-    return chosen, chosen.read(data=data, data_dir=data_dir, split=split, max_samples=max_samples), batch_size
+    open_task(processor, task, **options).check(model)

@@ -141,7 +141,7 @@ def recover_folder(path: str | os.PathLike) -> bool:
         let_go(handle)
 
 
-def write_file(path: str | os.PathLike, text: str) -> None:
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file into an existing folder, completely or not at all, and not through a link to another.
 
     Raises:
@@ -154,7 +154,7 @@ def write_file(path: str | os.PathLike, text: str) -> None:
     check_target(path.parent, path.name)
     with held_folder(PROBE, path.parent) as place:
         part = place / "file"
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)
 
 

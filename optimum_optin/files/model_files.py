@@ -28,6 +28,8 @@ LISTING_FILE = "optin_tensors.json"  # what tensors the weights hold
 # Tokenizers of transformers read these beside the files of `save_pretrained`, which hold all of it.
 OLD_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json")
 MASKS = "optin_masks.png"  # what the card of a segmenter shows
+SWEEP = "optin_sweep.png"  # the picture of a sweep
+PICTURES = (MASKS, SWEEP)
 _MOST_OF_INDEX = 2**26  # bytes; those of a thousand experts in sixty layers are 15 MB
 _INDEX_FILE = "model.safetensors.index.json"
 _OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -71,7 +73,7 @@ def stale_files(there: Iterable[str], written: Iterable[str]) -> list[str]:
     if _OF_MODULES in written:  # with a config, it would be taken for a model of transformers
         stale += others & {"config.json"}
     if any(map(are_weights, written)):
-        stale += others & {MASKS}
+        stale += others & {*PICTURES}
     if "tokenizer_config.json" in written:
         stale += others & set(OLD_TOKENIZER_FILES)
     return sorted(stale)
@@ -86,7 +88,7 @@ def left_over(folder: Path) -> list[str]:
     there = {file.name for file in folder.iterdir()}
     own = {file.name for file in weights_in(folder)}
     own |= {_INDEX_FILE} & there if "model.safetensors" not in own else set()
-    return stale_files(there, own | {"modeling_optin.py"} | ({_OF_MODULES, LISTING_FILE, MASKS} & there))
+    return stale_files(there, own | {"modeling_optin.py"} | ({_OF_MODULES, LISTING_FILE, *PICTURES} & there))
 
 
 def weights_in(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
 from ..config import BUDGETS, OptinConfig
 from ..figures import CalibrationSource, Continuations
-from ..files.model_files import MASKS
+from ..files.model_files import MASKS, SWEEP
 from ..models.identity import dtype_of, is_of_transformers, type_of
 from ..quoting import code_span, in_html, literal, markdown
 from ..reasons import reasons_of
@@ -207,12 +207,15 @@ def _accuracy(report: PruningReport) -> list[str]:
 
 
 def _pictures(report: PruningReport, pictures: Collection[str]) -> list[str]:
-    """What both models see in an image; for each file that is there, as a link relative to the card."""
+    """What both models see in an image, and what other budgets come to; for each file that is there, as a link relative
+    to the card."""
     measured = any(entry.task == "semantic-segmentation" for entry in report.evaluations)
-    return [f"![{_MASKS_SHOW}]({MASKS})\n\n{_MASKS_SHOW}." for name in pictures if name == MASKS and measured]
+    shown = {**({MASKS: _MASKS_SHOW} if measured else {}), SWEEP: _SWEEP_SHOWS}
+    return [f"![{text}]({name})\n\n{text}." for name, text in shown.items() if name in pictures]
 
 
 _MASKS_SHOW = "An image, what the dense model sees in it, and what the pruned one does, a colour for each class"
+_SWEEP_SHOWS = "The dense model pruned to several budgets, measured in one run, and what each layer of them keeps"
 
 
 def _classes(report: PruningReport) -> list[str]:

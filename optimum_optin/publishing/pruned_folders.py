@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..files.exchange import NOTE_FILE, check_whole
 from ..files.folders import atomic_folder
 from ..files.json_files import read_object
-from ..files.model_files import MASKS, are_weights, left_over
+from ..files.model_files import PICTURES, are_weights, left_over
 from ..plain_modules.structure_file import WEIGHTS_FILE, read_structure
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
@@ -183,7 +183,7 @@ def _card(
     revision: str | None = None,
     pictures: Collection[str] = (),
 ) -> ModelCard:
-    shown = {*pictures, *(each for each in (MASKS,) if (folder / each).is_file())}
+    shown = {*pictures, *(each for each in PICTURES if (folder / each).is_file())}
     options = {"name": name, "revision": revision, "folder": folder, "pictures": shown, "existing": existing}
     if (folder / STRUCTURE_FILE).is_file():
         return model_card(_stand_in(folder), report, **options)

@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from ..files.held import temporary_folder
 from ..models.copies import working_copy
-from ..models.identity import is_of_transformers
+from ..models.identity import device_of, is_of_transformers
+from ..plain_modules.loading import load_pruned
 from ..plain_modules.saving import reloaded_module, save_module
 from ..report import PruningReport
 from ..storage.integrity import check_rebuilt, reloaded, save_model
@@ -59,10 +60,7 @@ def write_pruned(
     """
     if remote_code:
         check_remote_code(model)
-    if is_of_transformers(model):
-        save_model(model, folder)
-    else:
-        save_module(model, folder, dense)
+    save_weights(model, folder, dense)
     if remote_code:
         write_remote_code(folder)
     if is_of_transformers(model) and class_of(model) is None and not model.is_remote_code():
@@ -115,6 +113,29 @@ def saved_and_loaded(model: nn.Module, dense: nn.Module) -> nn.Module:
         model.save_pretrained(folder)
         loaded = reloaded(model, folder)
     return loaded.to(model.device).eval()
+
+
+def save_weights(model: nn.Module, folder: Path, dense: nn.Module) -> None:
+    """Write a pruned model alone into an empty folder, and make sure that it loads as the same model.
+
+    Raises:
+        ValueError: it would not.
+    """
+    if is_of_transformers(model):
+        save_model(model, folder)
+    else:
+        save_module(model, folder, dense)
+
+
+def loaded_like(dense: nn.Module, folder: Path) -> nn.Module:
+    """The model that `save_weights` wrote, on the device of the dense one that it was made from, in evaluation mode.
+
+    Args:
+        dense: the dense model; of plain modules, one that was not pruned before.
+        folder: the folder.
+    """
+    loaded = reloaded(dense, folder) if is_of_transformers(dense) else load_pruned(dense, folder)
+    return loaded.to(device_of(dense)).eval()
 
 
 def is_saved_part(part: Any) -> bool:

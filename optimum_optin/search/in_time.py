@@ -41,9 +41,7 @@ class _Tried:
     found: Ratio
 
 
-def in_time(
-    model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, choice: Choice
-) -> tuple[Choice, Ratio]:
+def in_time(model: nn.Module, groups: Groups, scores: Scores, config: OptinConfig, choice: Choice) -> Choice:
     """Time the cut model that a choice makes; while it is more than 3 % off its budget, choose again, at most thrice.
 
     What a timetable says of whole models is off where sublayers hinder or help each other. The second search goes by a
@@ -57,7 +55,7 @@ def in_time(
         choice: what was chosen by the timetable.
 
     Returns:
-        The choice that is nearest, and its time as a part of the dense model's.
+        The choice that is nearest, with its time as a part of the dense model's.
     """
 
     def timed(made: Choice) -> Ratio:
@@ -84,7 +82,7 @@ def in_time(
             f"the cut model takes {shown('latency', found.seconds)}, {found.value:.1%} of the dense model's time, more "
             f"than the {limit:.1%} that was asked for: times on this machine vary, or nothing that may go saves more."
         )
-    return choice, found
+    return replace(choice, timed=found)
 
 
 def _is_near(share: float, limit: float) -> bool:

@@ -57,6 +57,17 @@ def stage(name: str, loops: int = 1) -> Iterator[None]:
     run.end()
 
 
+def plan_rest(plan: Sequence[tuple[str, float]]) -> None:
+    """Say how a run goes on from here, where that is known only now.
+
+    Args:
+        plan: the stages to come, which take the place of all that were to come so far; see `run_of`.
+    """
+    run = _RUN.get()
+    if run is not None:
+        run.plan, run.place, run.base = plan, -1, run.at
+
+
 def progress(
     items: Iterable, title: str, unit: str, *, done: int = 0, total: int | None = None, share: float | None = None
 ) -> Iterator[Any]:
@@ -100,6 +111,7 @@ class _Run:
         self.plan, self.callback = plan, callback
         self.place = -1  # in the plan
         self.loops = 1
+        self.base = 0.0  # where the plan begins
         self.at = self.low = self.high = 0.0  # of the stage: where it is, begins and ends
         # The time that is left goes by the mean speed so far, as steps of different stages have different ones.
         self.bar = tqdm(total=1.0, smoothing=0, miniters=0, mininterval=0.5, bar_format=_BAR, disable=not is_main())
@@ -111,7 +123,8 @@ class _Run:
         if place is None:
             return False
         times = [time for _, time in self.plan]
-        self.low, self.high = (sum(times[:end]) / sum(times) for end in (place, place + 1))
+        parts = (sum(times[:end]) / sum(times) for end in (place, place + 1))
+        self.low, self.high = (self.base + (1 - self.base) * part for part in parts)
         self.place, self.loops = place, loops
         self.move(self.low)
         self.bar.set_description_str(name)

@@ -14,6 +14,7 @@ COMMANDS = {
     "prune": "prune a model and save the smaller one",
     "score": "score a model's units and save the scores, for any number of budgets",
     "plan": "show what budgets would keep, from saved scores",
+    "sweep": "prune a model to many budgets, and measure and time each",
     "evaluate": "measure a model on a GLUE task",
     "benchmark": "time a pruned model against the dense one",
     "info": "show what a pruned folder holds, without loading weights",

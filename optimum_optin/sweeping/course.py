@@ -1,0 +1,200 @@
+"""The course of a sweep: models are pruned in walks of several, saved, measured as they load, and timed in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..architectures.group import Groups
+from ..config import BUDGETS, OptinConfig
+from ..figures import HubModel
+from ..passes.calibration import Calibration
+from ..pipeline import STAGES, prune_models, report_of
+from ..report import PruningReport, layers_of
+from ..running.batch import digest_of
+from ..scoring import Scores
+from ..scoring.fingerprint import work_of
+from ..stages.progress import plan_rest, progress, stage
+from ..storage.entry import structure_of_model
+from ..storage.structure import compose, structure_of
+from .asked import Asked
+from .budgets import Budget
+from .kept import Kept, by_main, metrics_of
+from .points import DENSE, Timing, dense_point, point_of
+from .room import models_at_once, parts_that_fit
+from .sweep import Sweep
+from .times import times_of
+from .yardsticks import Yardstick
+
+EVALUATION, TIMING = ("evaluation", 5.0), ("timing", 2.0)
+"""Stages beside those of `pipeline.STAGES`, for each model."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a sweep goes by.
+
+    Args:
+        model: the dense model; unchanged.
+        groups: its groups.
+        scores: its scores.
+        calibration: its calibration; may be `None` if nothing is refitted, and a task or a function measures.
+        asked: what is measured.
+        timing: how models are timed; `None` if they are not.
+        base: the dense model on the Hub; `None` if it came from elsewhere.
+    """
+
+    model: nn.Module
+    groups: Groups
+    scores: Scores
+    calibration: Calibration | None
+    asked: Asked
+    timing: Timing | None
+    base: HubModel | None
+
+
+def identity_of(course: Course, config: OptinConfig) -> dict[str, Any]:
+    """All that pruned models and what is measured of them depend on but their budgets, by names that a user knows.
+
+    Args:
+        course: see `Course`.
+        config: the configuration, whose budgets are left out.
+    """
+    calibration = course.calibration or Calibration((), (), course.scores.tokens)
+    scores = {f"{term}/{key}": each for term, by_key in course.scores.terms.items() for key, each in by_key.items()}
+    identity = {
+        **{name: value for name, value in config.to_dict().items() if name not in BUDGETS},
+        **work_of(course.model, course.groups, calibration, config),
+        "scores": digest_of([scores]),
+        **course.asked.identity,
+    }
+    return json.loads(json.dumps(identity))  # as it is read again
+
+
+def stages_of(models: int) -> list[tuple[str, float]]:
+    """What so many models go through, as far as that is known before the data are read; see `run_of`."""
+    return [*_stages(models), (TIMING[0], models * TIMING[1])]
+
+
+def run(course: Course, budgets: Sequence[Budget], kept: Kept) -> Sweep:
+    """Prune to all budgets, measure and time; what is kept already is not done again.
+
+    Args:
+        course: see `Course`.
+        budgets: the budgets.
+        kept: where models are kept, which are there afterwards.
+    """
+    missing = [budget for budget in budgets if by_main(lambda name=budget.name: _is_missing(kept, name)) is True]
+    refits = budgets[0].config.compensation == "ridge"
+    most = models_at_once(course.model, course.groups, course.calibration, refits=refits)
+    walks = [missing[first : first + most] for first in range(0, len(missing), most)]
+    plan_rest(
+        [EVALUATION, *(each for walk in walks for each in _stages(len(walk))), (TIMING[0], len(budgets) * TIMING[1])]
+    )
+    with stage(EVALUATION[0]):
+        yardstick = _yardstick(course, kept)
+    for walk in walks:
+        _prune(course, walk, kept)
+        with stage(EVALUATION[0]):
+            for budget in progress(walk, "evaluation", "model"):
+                by_main(lambda name=budget.name: _measure(course, yardstick, kept, name))
+    with stage(TIMING[0]):
+        if course.timing is not None:
+            _time(course, [budget.name for budget in budgets], kept)
+    return by_main(lambda: _sweep(course, yardstick, budgets, kept))
+
+
+def _stages(models: int) -> list[tuple[str, float]]:
+    """What a walk of so many models goes through."""
+    return [(name, models * time) for name, time in (*STAGES, EVALUATION)]
+
+
+def _is_missing(kept: Kept, name: str) -> bool:
+    return kept.report(name) is None or kept.noted(name) is None
+
+
+def _yardstick(course: Course, kept: Kept) -> Yardstick:
+    """What measures models; the dense one is measured, unless it was before."""
+    known = by_main(lambda: kept.noted(DENSE))
+    yardstick = course.asked.yardstick(course.model, course.calibration, known)
+    by_main(lambda: kept.note(DENSE, yardstick.dense))
+    return yardstick
+
+
+def _prune(course: Course, walk: Sequence[Budget], kept: Kept) -> None:
+    """Prune to some budgets in one walk, and save what comes of it."""
+    configs = [budget.config for budget in walk]
+    given = course.model, course.groups, course.scores, course.calibration
+    for budget, pruned in zip(walk, prune_models(*given, configs), strict=True):
+        report = report_of(
+            course.model,
+            course.groups,
+            pruned,
+            course.scores,
+            budget.config,
+            calibration=course.calibration,
+            base=course.base,
+        )
+        by_main(lambda budget=budget, pruned=pruned, report=report: kept.save(budget.name, pruned.model, report))
+
+
+def _measure(course: Course, yardstick: Yardstick, kept: Kept, name: str) -> None:
+    """Measure a model as it loads."""
+    report = kept.report(name)
+    found = yardstick.measure(kept.load(name), report.divergence)
+    task = course.asked.task
+    if task is not None:
+        entry = task.entry({"dense": yardstick.dense, "pruned": found})
+        kept.note_report(name, evaluations=[entry])
+    kept.note(name, found)
+
+
+def _time(course: Course, names: Sequence[str], kept: Kept) -> None:
+    """Time all models in turn with the dense one; in parts, each with the dense one, where memory has no room for all.
+
+    What was timed in one run before, in the same way, is not timed again.
+    """
+    reports = by_main(lambda: [kept.report(name) for name in names])
+    if all(_is_timed(report, course.timing) for report in reports):
+        return
+
+    def timed(part: Sequence[int]) -> None:
+        models = [kept.load(names[place]) for place in part]
+        for place, latency in zip(part, times_of(course.model, models, course.timing), strict=True):
+            kept.note_report(names[place], latency=latency)
+
+    parts = parts_that_fit(course.model, [report.bytes_pruned for report in reports])
+    for part in progress(parts, "timing", "run"):
+        by_main(lambda part=part: timed(part))
+
+
+def _is_timed(report: PruningReport, timing: Timing) -> bool:
+    latency = report.latency
+    return latency is not None and all(getattr(latency, name) == value for name, value in vars(timing).items())
+
+
+def _sweep(course: Course, yardstick: Yardstick, budgets: Sequence[Budget], kept: Kept) -> Sweep:
+    reports = [kept.report(budget.name) for budget in budgets]
+    measured = [kept.noted(budget.name) for budget in budgets]
+    scale = course.asked.scale(yardstick, measured)
+    whole = {group.key: torch.ones(group.units, dtype=torch.bool) for group in course.groups}
+    layers = layers_of(compose(structure_of_model(course.model), structure_of(course.groups, whole)))
+    return Sweep(
+        dense=dense_point(reports, layers, metrics_of(yardstick.dense)),
+        points=[
+            point_of(report, budget.name, budget.fields, metrics_of(found))
+            for budget, report, found in zip(budgets, reports, measured, strict=True)
+        ],
+        metric=scale.name,
+        lower=scale.lower,
+        relative=scale.relative,
+        task=course.asked.described(yardstick.dense),
+        tokens=course.scores.tokens,
+        timing=course.timing,
+        config={**budgets[0].config.to_dict(), **dict.fromkeys(BUDGETS)},
+    )

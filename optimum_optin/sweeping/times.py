@@ -1,0 +1,73 @@
+"""Times of a sweep: the dense model and all pruned ones, which take turns in one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from ..config_values import check_integer
+from ..figures import Latency
+from ..inputs.modalities import modality_of
+from ..inputs.probes import probe_batch
+from ..models.identity import device_of, dtype_of
+from ..running.freezing import frozen
+from ..timing.hardware import hardware
+from ..timing.side_by_side import run_once, times_in_turn
+from .points import Timing
+
+
+def check_timing(model: nn.Module, batch_size: int, tokens: int | None, repeats: int) -> None:
+    """Raise if models cannot be timed so.
+
+    Raises:
+        ValueError: a number that is none, or more tokens than the model takes.
+    """
+    check_integer("batch_size", batch_size, 1)
+    check_integer("repeats", repeats, 0)
+    if tokens is not None:
+        check_integer("tokens", tokens, 1)
+        most = modality_of(model).most_tokens(model)
+        if most is not None and tokens > most:
+            raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
+
+
+def timing_of(model: nn.Module, batch_size: int, tokens: int, repeats: int) -> Timing:
+    """How a model is timed here."""
+    device, dtype = device_of(model), str(dtype_of(model)).removeprefix("torch.")
+    return Timing(device.type, hardware(device), torch.get_num_threads(), dtype, batch_size, tokens, repeats)
+
+
+def times_of(dense: nn.Module, pruned: Sequence[nn.Module], timing: Timing) -> list[Latency]:
+    """Time models in turn with the dense one, on samples of equal length.
+
+    Args:
+        dense: the dense model.
+        pruned: the models, on the same device; all are in memory.
+        timing: the batch, and how often.
+    """
+    batch = _batch(dense, timing)
+    with torch.inference_mode(), ExitStack() as stack:
+        for model in (dense, *pruned):
+            stack.enter_context(frozen(model))
+        runs = [lambda model=model: run_once(model, batch) for model in (dense, *pruned)]
+        # Nothing comes between the runs, not even a progress bar: what it would slow is always the same model.
+        first, *others = times_in_turn(runs, timing.repeats)
+    settings = {name: getattr(timing, name) for name in timing.__dataclass_fields__}
+    return [
+        Latency(
+            **settings,
+            dense_ms=1e3 * statistics.median(first),
+            pruned_ms=1e3 * statistics.median(seconds),
+            speedup=statistics.median(one / other for one, other in zip(first, seconds, strict=True)),
+        )
+        for seconds in others
+    ]
+
+
+def _batch(dense: nn.Module, timing: Timing) -> Mapping[str, Tensor]:
+    sample = probe_batch(dense, timing.tokens)
+    return {name: torch.cat([value] * timing.batch_size) for name, value in sample.items()}
