@@ -19,6 +19,7 @@ from ..running.freezing import frozen
 from .formats import format_named
 
 _TOKENS = 3  # dimensions up to which the second one is a length; what has more are pixels
+_TALKATIVE = (None, "torch.onnx", "torch.export", "transformers", "onnxscript")  # `None` is the root of all
 
 
 @keeping("model")
@@ -57,7 +58,7 @@ def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Exporters speak of their own steps and of packages that nobody asked for; errors still come through."""
-    loggers = [python_logging.getLogger(name) for name in ("torch.onnx", "torch.export", "transformers", "onnxscript")]
+    loggers = [python_logging.getLogger(name) for name in _TALKATIVE]
     levels = [each.level for each in loggers]
     try:
         for each in loggers:
