@@ -20,7 +20,7 @@ FLOORS = (
     ("command_line",),
     ("pruner",),
     ("smallest",),
-    ("pipeline", "readiness"),
+    ("pipeline", "readiness", "exporting"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
     ("plain_modules", "image_tasks", "text_tasks", "audio_tasks"),

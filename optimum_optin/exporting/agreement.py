@@ -69,7 +69,9 @@ def agreement(model: nn.Module, run: Callable[[Batch], Any], batches: Iterable[B
                             f"on inputs of shape {shape} the export returns {got}, and the model {name} of "
                             f"{tuple(value.shape)}."
                         )
-                    distance = max(distance, _distance(real_part(name, found[name], batch), real_part(name, value, batch)))
+                    distance = max(
+                        distance, _distance(real_part(name, found[name], batch), real_part(name, value, batch))
+                    )
             logits = logits_of(wanted)
             if logits is not None and logits.dim() > 1 and logits.shape[-1] > 1:
                 pair = [real_part("logits", each, batch) for each in (logits_of(found), logits)]

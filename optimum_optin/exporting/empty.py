@@ -1,4 +1,4 @@
-"""Operators over nothing: values of a graph with a dimension of zero, of which runtimes and quantizers make nonsense."""
+"""Values without elements in a graph, of which runtimes and quantizers make nonsense."""
 
 from __future__ import annotations
 

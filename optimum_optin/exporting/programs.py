@@ -1,4 +1,4 @@
-"""Programs: a model in the form of another runtime, with batch and length left open, by the exporters of transformers."""
+"""Programs: a model for another runtime, with batch and length left open, by the exporters of transformers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
     """Which dimensions of each input stay open, where the model lets them: the batch, and the length of a sequence."""
     auto = torch.export.Dim.AUTO
     return {
-        name: {place: auto for place in range(min(value.dim(), 2 if value.dim() <= _TOKENS else 1))}
+        name: dict.fromkeys(range(min(value.dim(), 2 if value.dim() <= _TOKENS else 1)), auto)
         for name, value in inputs.items()
     }
 

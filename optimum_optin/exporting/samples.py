@@ -38,7 +38,9 @@ def given_batches(data: Any, model: nn.Module, processor: Any, samples: int) -> 
     """
     if not is_of_transformers(model) and example_of(model) is None:
         batches = [data] if isinstance(data, Mapping) else list(data)
-        if not batches or not all(isinstance(each, Mapping) and all(map(torch.is_tensor, each.values())) for each in batches):
+        if not batches or not all(
+            isinstance(each, Mapping) and all(map(torch.is_tensor, each.values())) for each in batches
+        ):
             raise ValueError(
                 f"a {type(model).__name__} is no model of transformers: data must be a batch of its inputs by name "
                 "({'pixels': tensor, ...}), or a list of such batches."
@@ -55,7 +57,9 @@ def made_up_batches(model: nn.Module, processor: Any) -> list[Batch]:
         ValueError: a plain module without an example of its inputs.
     """
     if not is_of_transformers(model) and example_of(model) is None:
-        raise ValueError(f"it is not known what a {type(model).__name__} takes: give data=, a batch of its inputs by name.")
+        raise ValueError(
+            f"it is not known what a {type(model).__name__} takes: give data=, a batch of its inputs by name."
+        )
     sample = made_up_sample(model, find_groups(model))
     generator = torch.Generator().manual_seed(0)
     rows = [sample, *({name: _other(value, generator) for name, value in sample.items()} for _ in range(1, _MADE_UP))]
