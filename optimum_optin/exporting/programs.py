@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..keeping.doors import keeping
+from ..keeping.snapshot import configs_of
 from ..running.batch import Batch
 from ..running.forward import call_options, inputs_taken
 from ..running.freezing import frozen
@@ -41,7 +42,7 @@ def exported(model: nn.Module, batch: Batch, to: str = "onnx") -> Any:
     form = format_named(to)
     form.check()
     inputs = inputs_taken(model, batch)
-    with frozen(model), torch.no_grad(), quiet():
+    with frozen(model), torch.no_grad(), quiet(), _without_cache(model):
         exporter, config = form.exporter(), form.config(dynamic_shapes=dynamic_shapes(inputs))
         return exporter.export(model, inputs | call_options(model), config)
 
@@ -53,6 +54,19 @@ def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
         name: dict.fromkeys(range(min(value.dim(), 2 if value.dim() <= _TOKENS else 1)), auto)
         for name, value in inputs.items()
     }
+
+
+@contextlib.contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Let no part of a model begin a cache, whose empty tensors would be in the graph: T5's stacks have own configs."""
+    asked = [config for config in configs_of(model.modules()) if getattr(config, "use_cache", False) is True]
+    try:
+        for config in asked:
+            config.use_cache = False
+        yield
+    finally:
+        for config in asked:
+            config.use_cache = True
 
 
 @contextlib.contextmanager
