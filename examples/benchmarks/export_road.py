@@ -51,7 +51,7 @@ def main():
     parser.add_argument("--model", type=Path, help="folder of the SST-2 classifier")
     parser.add_argument("--glue-dir", type=Path, help="folder of SST-2/*.tsv (default: the Hub)")
     parser.add_argument("--flops", type=float, default=0.6)
-    parser.add_argument("--samples", type=int, default=256, help="calibration rows (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=512, help="calibration rows (default: %(default)s)")
     parser.add_argument("--rows", type=int, help="evaluation rows (default: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="of the batch that is timed (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ..inputs.modalities import likely_modality
 from ..keeping.doors import keeping
 from ..models.identity import device_of, is_of_transformers, name_of
 from ..publishing.card import own_card
-from ..publishing.companions import copy_companions, find_companions
 from ..publishing.hub import CARD_FILE
+from ..publishing.origin import Origin
 from ..publishing.writing import is_saved_part, save_part
+from ..storage.entry import METHOD, noted_in
 from ..storage.loading import load_processor
 from .agreement import Agreement, agreement, tolerance
 from .empty import empty_values
@@ -75,7 +77,8 @@ def export_model(
     """
     form = check_export(save_directory, to, quantize)
     place = name_of(model) if is_of_transformers(model) else ""
-    if processor is None and place:
+    given = processor is not None
+    if not given and place:
         processor = load_processor(place, likely_modality(model))
     batches = made_up_batches(model, processor) if data is None else given_batches(data, model, processor, num_samples)
     batches = [{name: value.to(device_of(model)) for name, value in batch.items()} for batch in batches]
@@ -97,6 +100,7 @@ def export_model(
             to=to,
             quantize=quantize,
             model=type(model).__name__,
+            pruned=_is_pruned(model),
             made_from=place,
             samples="made up" if data is None else "given",
             check=check,
@@ -106,7 +110,9 @@ def export_model(
             model_bytes=sum(each.numel() * each.element_size() for each in model.parameters()),
             versions=versions(form),
         )
-        _add_parts(draft, target, place, processor)
+        if is_saved_part(processor):
+            save_part(processor, draft)
+        Origin(model, processor_given=given).copy_companions(draft, target, processor)
         write_note(draft, made)
         card = own_card(Path(place)) if place and Path(place).is_dir() else None
         (draft / CARD_FILE).write_text(card_with_note(card, made, target.name), encoding="utf-8")
@@ -166,17 +172,15 @@ def _warn_if_far(found: Agreement, quantize: str, given: bool) -> None:
         )
 
 
+def _is_pruned(model: nn.Module) -> bool:
+    entry = noted_in(model)
+    data = entry if entry is None or isinstance(entry, Mapping) else entry.to_dict()
+    return data is not None and data.get("quant_method") == METHOD
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     return {
         file.name: file.stat().st_size
         for file in sorted(folder.iterdir())
         if file.is_file() and file.suffix not in (".json", ".md")
     }
-
-
-def _add_parts(draft: Path, target: Path, place: str, processor: Any) -> None:
-    """Save the processor, and copy what else belongs to the model from its folder."""
-    if is_saved_part(processor):
-        save_part(processor, draft)
-    if place and Path(place).is_dir():
-        copy_companions(find_companions(place), draft, target)

@@ -28,6 +28,7 @@ class Export:
         to: the format.
         quantize: `"int8"`, or `None`.
         model: class of the model.
+        pruned: whether it was pruned with optimum-optin.
         made_from: the folder or Hub id that the model was loaded by; empty for a model made in memory.
         samples: `"given"` or `"made up"`.
         check: how far the export is from the model, before it was quantized.
@@ -41,6 +42,7 @@ class Export:
     to: str
     quantize: str | None
     model: str
+    pruned: bool
     made_from: str
     samples: str
     check: Agreement
@@ -91,14 +93,15 @@ def card_with_note(card: str | None, export: Export, title: str) -> str:
 
 def _text(export: Export) -> str:
     size, before = (number / 1e6 for number in (sum(export.files.values()), export.model_bytes))
-    source = f" of {code_span(export.made_from)}" if export.made_from else ""
+    source = f"loaded as {code_span(export.made_from)}" if export.made_from else "made in memory"
+    source += ", pruned with optimum-optin" if export.pruned else ""
     rows = [("before quantization", export.check)] if export.quantized else [("the export", export.check)]
     rows += [(export.quantize, export.quantized)] if export.quantized else []
     lines = [
         f"## This export ({export.to}{f', {export.quantize}' if export.quantize else ''})",
         "",
-        f"These files are an export{source}, a {code_span(export.model)}: {', '.join(map(code_span, export.files))}, "
-        f"{size:.1f} MB (the model's weights: {before:.1f} MB).",
+        f"{', '.join(map(code_span, export.files))} ({size:.1f} MB) are an export of a {code_span(export.model)} "
+        f"({source}; {before:.1f} MB of weights).",
         "",
         "```python",
         "from transformers.exporters import ExportedModel",

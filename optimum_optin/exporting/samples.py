@@ -12,6 +12,7 @@ from ..discovery.find import find_groups
 from ..inputs.batching import calibration_batches
 from ..inputs.decoder_inputs import IDS, with_decoder_inputs, writes
 from ..inputs.encoding import tokenizer_of
+from ..inputs.modalities import modality_of
 from ..models.examples import example_of
 from ..models.identity import is_of_transformers
 from ..proving.samples import made_up_sample
@@ -20,6 +21,7 @@ from ..running.forward import takes
 
 ROWS = 12  # of a batch that is checked
 _MADE_UP = 5
+_LONGEST = 256  # tokens of a sample
 _MASK, _SEGMENTS = "attention_mask", "token_type_ids"
 _TRACED = 2  # samples, as one would be taken for a constant
 
@@ -46,8 +48,16 @@ def given_batches(data: Any, model: nn.Module, processor: Any, samples: int) -> 
                 "({'pixels': tensor, ...}), or a list of such batches."
             )
         return [dict(each) for each in batches]
-    batches = calibration_batches(data, model, processor, num_samples=samples, batch_size=ROWS)
+    batches = calibration_batches(
+        data, model, processor, num_samples=samples, batch_size=ROWS, max_length=_longest(model, processor)
+    )
     return [_with_segments(batch, model, processor) for batch in batches]
+
+
+def _longest(model: nn.Module, processor: Any) -> int | None:
+    """How many tokens samples are cut to; `None` for what is no text."""
+    most = modality_of(model).most_tokens(model)
+    return most and min(_LONGEST, most, getattr(tokenizer_of(processor), "model_max_length", most))
 
 
 def made_up_batches(model: nn.Module, processor: Any) -> list[Batch]:
