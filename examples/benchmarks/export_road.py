@@ -67,7 +67,7 @@ def main():
     for name, each in models.items():
         for quantize in (None, "int8"):
             label = " + ".join([part for part in (name, quantize) if part])
-            folder = place / label.replace(" + ", "-")
+            folder = place / (label.replace(" + ", "-") + "-onnx")
             if not folder.is_dir():
                 started = time.perf_counter()
                 texts = [row["text"] for row in calibration[:48]]

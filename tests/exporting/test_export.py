@@ -1,6 +1,7 @@
 """Exports to a folder: checked on other samples than they were traced on, whole or not there at all."""
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ def test_onnx_in_int8_from_the_command_line(folder, tmp_path, capsys):
     kept = {"LICENSE", "README.md", "config.json", "export.json", "model.onnx", "model.onnx.data", "optin_export.json"}
     assert {"tokenizer.json", "tokenizer_config.json", *kept} == {file.name for file in out.iterdir()}
     assert "What a person wrote." in (out / "README.md").read_text()
+    assert b"modeling_bert.py" not in (out / "model.onnx").read_bytes()  # nor any other file of this machine
 
     model, session = load(tiny_model("bert"), folder).eval(), OnnxSession(out / "model.onnx", threads=1)
     found = agreement(model, session, [tiny_batch(model, seed=3, samples=7, tokens=19)])
@@ -89,6 +91,8 @@ def test_a_plain_module_as_torch_export(tmp_path):
     pixels = {"pixels": torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
     made = export_model(module, tmp_path / "out", "torch-export", data=pixels)
     assert made.check.batches == ((4, 3, 16, 16), (1, 3, 16, 16)) and made.check.labels == 1.0
+    with zipfile.ZipFile(tmp_path / "out" / "model.pt2") as archive:
+        assert not any(b"toys.py" in archive.read(name) for name in archive.namelist())
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     many = torch.randn(6, 3, 16, 16)
     torch.testing.assert_close(program(pixels=many), module(many))
