@@ -21,7 +21,7 @@ FLOORS = (
     ("pruner",),
     ("smallest",),
     ("sweeping",),
-    ("pipeline", "readiness"),
+    ("pipeline", "readiness", "exporting"),
     ("search", "publishing"),
     ("scoring", "compensation", "proving", "evaluation", "report"),
     ("plain_modules", "image_tasks", "text_tasks", "audio_tasks"),

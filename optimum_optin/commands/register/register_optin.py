@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": "prune a model to many budgets, and measure and time each",
     "evaluate": "measure a model on a GLUE task",
     "benchmark": "time a pruned model against the dense one",
+    "export": "export a model to ONNX, torch.export or OpenVINO, and check the export",
     "info": "show what a pruned folder holds, without loading weights",
     "push": "upload a pruned folder to the Hub",
     "recover": "finish a save to a folder that was killed, and delete what it left",
