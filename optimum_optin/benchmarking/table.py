@@ -1,0 +1,74 @@
+"""The table of a benchmark, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it prints what is there
+    from .results import Benchmark, Cell, Form
+
+_TITLES = {
+    "grid": "batches of samples of equal length",
+    "data": "the whole data set, in padded batches; times are of all of it",
+    "prefill": "reading prompts, until the first token is written",
+    "decode": "writing after them; times are of one token",
+}
+
+
+def table_of(benchmark: Benchmark) -> str:
+    """What was measured of each form, then a table for each kind of work."""
+    parts = [_aligned(_FORMS, [_form_row(form) for form in benchmark.forms])]
+    for work, title in _TITLES.items():
+        cells = [each for each in benchmark.cells if each.work == work]
+        if cells:
+            shapes = dict.fromkeys((each.batch_size, each.tokens) for each in cells)
+            rows = [
+                _cell_row(each) for shape in shapes for each in cells if (each.batch_size, each.tokens) == shape
+            ]
+            about = f", {cells[0].samples} samples, {cells[0].padding:.0%} padding" if work == "data" else ""
+            parts.append(f"{title}{about}\n{_aligned(_CELLS, rows)}")
+    return "\n\n".join(parts)
+
+
+_FORMS = ("variant", "model", "on disk", "prepare", "load", "outputs against eager mode")
+_CELLS = ("batch", "tokens", "variant", "model", "p50 ms", "p95 ms", "samples/s", "tokens/s", "peak", "x dense", "x dense eager")  # fmt: skip
+
+
+def _form_row(form: Form) -> list[str]:
+    said = "itself"
+    if form.trouble is not None:
+        said = form.trouble
+    elif form.distance is not None:
+        agreed = "" if form.agreement is None else f", the same class for {form.agreement:.1%}"
+        said = f"distance {form.distance:.1e}{agreed} ({form.checked_on})"
+    seconds = [_or_dash(each, "{:.2f} s") for each in (form.prepare_seconds, form.load_seconds)]
+    return [form.variant, form.model, _or_dash(form.bytes_on_disk, "{:.1f} MB", 1e-6), *seconds, said]
+
+
+def _cell_row(cell: Cell) -> list[str]:
+    return [
+        str(cell.batch_size),
+        f"{cell.tokens:.4g}",
+        cell.variant,
+        cell.model,
+        f"{cell.p50_ms:.2f}",
+        f"{cell.p95_ms:.2f}",
+        f"{cell.samples_per_second:.4g}",
+        f"{cell.tokens_per_second:.4g}",
+        _or_dash(cell.peak_bytes, "{:.0f} MB", 1e-6),
+        "-" if cell.speedup is None else str(cell.speedup),
+        ("-" if cell.speedup_over_eager is None else str(cell.speedup_over_eager))
+        + ("" if cell.noise is None else f"  TOO NOISY: {cell.noise}"),
+    ]
+
+
+def _or_dash(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if value is None else form.format(value * unit)
+
+
+def _aligned(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; all but the last are as wide as their widest cell."""
+    widths = [max(len(row[place]) for row in (heading, *rows)) for place in range(len(heading))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heading, *rows))
+    return "\n".join(line.rstrip() for line in lines)
