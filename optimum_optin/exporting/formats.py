@@ -1,0 +1,81 @@
+"""Formats: the table of what a model can be exported to, and what each needs to be installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+_HOME = "transformers.exporters"
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """What a model can be exported to.
+
+    Args:
+        name: what users call it.
+        module: where transformers has its exporter.
+        kind: the start of the names of the exporter's class and of its configuration.
+        needs: packages that write and run it, beside PyTorch.
+        extra: our extra that brings them; empty for none.
+        options: of the configuration.
+    """
+
+    name: str
+    module: str
+    kind: tuple[str, str]
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise if it cannot be written and run here.
+
+        Raises:
+            ImportError: names the packages, and says how to install them.
+        """
+        if missing := [package for package in self.needs if find_spec(package) is None]:
+            raise ImportError(
+                f"to={self.name!r} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+                f"installed: pip install 'optimum-optin[{self.extra}]'."
+            )
+        if find_spec(_HOME) is None:
+            import transformers
+
+            raise ImportError(
+                f"to={self.name!r} needs the exporters of transformers, which version {transformers.__version__} does "
+                "not have: pip install -U 'transformers>=5.23'."
+            )
+
+    def exporter(self) -> Any:
+        """A new exporter of transformers."""
+        return getattr(importlib.import_module(f"{_HOME}.{self.module}"), f"{self.kind[0]}Exporter")()
+
+    def config(self, **options: Any) -> Any:
+        """A configuration of that exporter."""
+        return getattr(importlib.import_module(_HOME), f"{self.kind[1]}Config")(**self.options, **options)
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        ExportFormat("onnx", "exporter_onnx", ("Onnx", "Onnx"), ("onnx", "onnxscript", "onnxruntime"), "onnx"),
+        ExportFormat("torch-export", "exporter_dynamo", ("Dynamo", "Dynamo")),
+        ExportFormat("openvino", "exporter_openvino", ("OpenVINO", "OpenVINO"), ("openvino",), "openvino"),
+    )
+}
+"""Name -> format."""
+
+
+def format_named(name: str) -> ExportFormat:
+    """A format by its name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"to={name!r} must be one of {', '.join(FORMATS)}.")
+    return FORMATS[name]
