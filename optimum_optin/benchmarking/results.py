@@ -161,7 +161,9 @@ class Benchmark:
         """
         schema = data.get("schema") if isinstance(data, Mapping) else None
         if schema != SCHEMA:
-            raise ValueError(f"schema={schema!r:.40} of a benchmark must be {SCHEMA}: read it with the version that wrote it.")
+            raise ValueError(
+                f"schema={schema!r:.40} of a benchmark must be {SCHEMA}: read it with the version that wrote it."
+            )
         try:
             found = cls(
                 **{

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .speedups import FEWEST, NOISE, Speedup
+
 if TYPE_CHECKING:  # it prints what is there
     from .results import Benchmark, Cell, Form
 
@@ -23,11 +25,15 @@ def table_of(benchmark: Benchmark) -> str:
         cells = [each for each in benchmark.cells if each.work == work]
         if cells:
             shapes = dict.fromkeys((each.batch_size, each.tokens) for each in cells)
-            rows = [
-                _cell_row(each) for shape in shapes for each in cells if (each.batch_size, each.tokens) == shape
-            ]
+            rows = [_cell_row(each) for shape in shapes for each in cells if (each.batch_size, each.tokens) == shape]
             about = f", {cells[0].samples} samples, {cells[0].padding:.0%} padding" if work == "data" else ""
             parts.append(f"{title}{about}\n{_aligned(_CELLS, rows)}")
+    ratios = [each for cell in benchmark.cells for each in (cell.speedup, cell.speedup_over_eager)]
+    if any(each is not None and each.noise is not None for each in ratios):
+        parts.append(
+            f"NOISY: fewer than {FEWEST} runs, or the median ratio is not known to ± {NOISE:.0%}: it says nothing. Other "
+            "processes slow the machine down; use one that does nothing else, more repeats, or larger batches."
+        )
     return "\n\n".join(parts)
 
 
@@ -57,10 +63,15 @@ def _cell_row(cell: Cell) -> list[str]:
         f"{cell.samples_per_second:.4g}",
         f"{cell.tokens_per_second:.4g}",
         _or_dash(cell.peak_bytes, "{:.0f} MB", 1e-6),
-        "-" if cell.speedup is None else str(cell.speedup),
-        ("-" if cell.speedup_over_eager is None else str(cell.speedup_over_eager))
-        + ("" if cell.noise is None else f"  TOO NOISY: {cell.noise}"),
+        _ratio(cell.speedup),
+        _ratio(cell.speedup_over_eager),
     ]
+
+
+def _ratio(speedup: Speedup | None) -> str:
+    if speedup is None:
+        return "-"
+    return f"{speedup}{'' if speedup.noise is None else ' NOISY'}"
 
 
 def _or_dash(value: float | None, form: str, unit: float = 1.0) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..figures import Latency
@@ -29,17 +30,8 @@ def latency_entry(
         ValueError: a number that is no whole number of at least 1, more tokens than the models take, or models of
             different architectures.
     """
-    if type_of(dense) != type_of(pruned):
-        raise ValueError(
-            f"the dense model is {type_of(dense)!r}, the pruned one {type_of(pruned)!r}: compare a "
-            "model with what it was pruned from."
-        )
-    for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-    most = modality_of(dense).most_tokens(dense)
-    if most is not None and tokens > most:
-        raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
+    check_numbers(tokens=tokens, batch_size=batch_size, repeats=repeats)
+    check_pair(dense, pruned, tokens)
     batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
     times = compare_latency(dense, pruned, batch, repeats)
     return Latency(
@@ -54,3 +46,30 @@ def latency_entry(
         pruned_ms=1e3 * times.pruned_seconds,
         speedup=times.speedup,
     )
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raise if one of these is no whole number of at least 1.
+
+    Raises:
+        ValueError: names it.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def check_pair(dense: nn.Module, pruned: nn.Module, tokens: int) -> None:
+    """Raise if two models are not to be compared on samples of this length.
+
+    Raises:
+        ValueError: models of different architectures, or more tokens than they take.
+    """
+    if type_of(dense) != type_of(pruned):
+        raise ValueError(
+            f"the dense model is {type_of(dense)!r}, the pruned one {type_of(pruned)!r}: compare a "
+            "model with what it was pruned from."
+        )
+    most = modality_of(dense).most_tokens(dense)
+    if most is not None and tokens > most:
+        raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
