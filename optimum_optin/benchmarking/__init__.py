@@ -1,6 +1,6 @@
-"""Benchmarks: a dense and a pruned model timed side by side, in several forms, batches and lengths, fit to be quoted."""
+"""Benchmarks fit to be quoted: a dense and a pruned model in several forms, batches and lengths, side by side."""
 
-from .machine import Machine
+from ..timing.machine import Machine
 from .results import Benchmark, Cell, Form
 from .run import run_benchmark
 from .speedups import Speedup

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..running.batch import Batch, token_mask
+from ..running.batch import Batch
 
 _TINY = 1e-30
 _ROWS = 512  # of a batch that are compared at most: logits of many tokens over a vocabulary are large
@@ -107,23 +107,24 @@ def _distance(expected: Sequence[Tensor], found: Sequence[Tensor], classes: bool
 
 
 def _rows(outputs: Mapping[str, Any], batch: Batch) -> Rows:
-    """Rows of all outputs that are numbers, without padding, in steps that leave `_ROWS` of them at most."""
+    """Rows of all outputs that are numbers, in steps that leave `_ROWS` of them at most."""
+    return {
+        name: _rows_of(value.detach(), batch)
+        for name, value in outputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() and name != "loss"
+    }
+
+
+def _rows_of(value: Tensor, batch: Batch) -> Tensor:
+    """The rows of an output, without padding."""
     ids = batch.get("decoder_input_ids", batch.get("input_ids"))
     mask = batch.get("decoder_attention_mask", batch.get("attention_mask"))
-    found = {}
-    for name, value in outputs.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() == 0 or name == "loss":
-            continue
-        value = value.detach()
-        if value.dim() == 3 and ids is not None and value.shape[:2] == ids.shape:
-            real = token_mask({"input_ids": ids} | ({} if mask is None else {"attention_mask": mask}))
-            value = value[real.to(value.device)]
-        elif (
-            value.dim() == 2 and ids is not None and value.shape == ids.shape and ids.shape[1] > 1 and mask is not None
-        ):
-            value = value.masked_fill(~mask.bool().to(value.device), value.min())  # of tokens: where an answer starts
-        elif value.dim() == 1:
-            value = value[:, None]
-        step = -(-len(value) // _ROWS)
-        found[name] = value[::step].float().cpu()
-    return found
+    if value.dim() == 1:
+        value = value[:, None]
+    elif ids is not None and value.shape[:2] == ids.shape:
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real.to(value.device)
+        # A logit for each token, in two dimensions, is one for where an answer starts.
+        value = value[real] if value.dim() > 2 else value.masked_fill(~real, value.min())
+    step = -(-len(value) // _ROWS)
+    return value[::step].float().cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,18 +65,26 @@ class Made:
         return replace(self, form=replace(self.form, checked_on=checked_on, **said))
 
 
-def make(
-    variant: Variant,
-    which: str,
-    model: nn.Module,
-    folder: Path,
-    sample: Batch,
-    threads: int,
-    *,
-    works: Sequence[Work],
-    prompts: Sequence[Work],
-    new: int,
-) -> Made:
+@dataclass(frozen=True)
+class Job:
+    """What forms are made for.
+
+    Args:
+        works: what will be timed.
+        prompts: what forms will write after that can write.
+        new: how many tokens.
+        sample: a batch to export with.
+        threads: threads that a model may use.
+    """
+
+    works: Sequence[Work]
+    prompts: Sequence[Work]
+    new: int
+    sample: Batch
+    threads: int
+
+
+def make(variant: Variant, which: str, model: nn.Module, folder: Path, job: Job) -> Made:
     """Make a form of a model and run all that is to be timed once; if that fails, what is made says why.
 
     Args:
@@ -84,18 +92,14 @@ def make(
         which: `"dense"` or `"pruned"`.
         model: the model.
         folder: an empty folder to write it to.
-        sample: a batch to export it with.
-        threads: threads that it may use.
-        works: what will be timed.
-        prompts: what it will write after, if it can.
-        new: how many tokens.
+        job: what it is made for.
 
     Raises:
         Exception: eager mode failed, with which all others are compared.
     """
     form = Form(model=which, variant=variant.name)
     try:
-        return _made(variant, form, model, folder, sample, threads, works, prompts if variant.generates else (), new)
+        return _made(variant, form, model, folder, job)
     except Exception as error:  # exporters and compilers fail in many ways, and the other forms are worth measuring
         raise_interruption(error)
         if variant.name == EAGER:
@@ -103,31 +107,21 @@ def make(
         return Made(variant, replace(form, failed=_said(error)), None)
 
 
-def _made(
-    variant: Variant,
-    form: Form,
-    model: nn.Module,
-    folder: Path,
-    sample: Batch,
-    threads: int,
-    works: Sequence[Work],
-    prompts: Sequence[Work],
-    new: int,
-) -> Made:
+def _made(variant: Variant, form: Form, model: nn.Module, folder: Path, job: Job) -> Made:
     started = time.perf_counter()
-    load = variant.write(model, folder, sample, threads)
+    load = variant.write(model, folder, job.sample, job.threads)
     made = {WRITTEN: time.perf_counter() - started}
     meter = PeakMeter(device_of(model))
     seconds, runner = _timed_load(load)
     with torch.inference_mode():
         started = time.perf_counter()
-        for work in works:
+        for work in job.works:
             runner.run(runner.feed(work.batches[0]))
         made[RUN] = time.perf_counter() - started
-        peaks = {_key(work): meter.peak(lambda work=work: _run_all(runner, work)) for work in works}
-        for work in prompts:
+        peaks = {_key(work): meter.peak(lambda work=work: _run_all(runner, work)) for work in job.works}
+        for work in job.prompts if variant.generates else ():
             (prompt,) = work.batches
-            peaks[_key(work)] = meter.peak(lambda prompt=prompt: decoding_times(runner.model, prompt, new))
+            peaks[_key(work)] = meter.peak(lambda prompt=prompt: decoding_times(runner.model, prompt, job.new))
     loads = [seconds]
     while len(loads) < _LOADS and sum(loads) < _LONG:
         loads.append(_timed_load(load)[0])
@@ -141,7 +135,7 @@ def _made(
     return Made(variant, form, runner, peaks)
 
 
-def _timed_load(load) -> tuple[float, Runner]:
+def _timed_load(load: Callable[[], Runner]) -> tuple[float, Runner]:
     started = time.perf_counter()
     runner = load()
     return time.perf_counter() - started, runner

@@ -14,7 +14,7 @@ from ..annotated import check_fields
 from ..figures import Latency
 from ..files.folders import write_file
 from ..files.json_files import read_object
-from .machine import Machine
+from ..timing.machine import Machine
 from .speedups import Speedup
 from .table import table_of
 
@@ -69,8 +69,8 @@ class Cell:
     """Times of one form on one kind of batch.
 
     Args:
-        work: `"grid"` for batches of equal samples, `"data"` for all batches of a data set, `"prefill"` and `"decode"` for
-            reading a prompt and writing after it.
+        work: `"grid"` for batches of equal samples, `"data"` for all batches of a data set, `"prefill"` and `"decode"`
+            for reading a prompt and writing after it.
         model: `"dense"` or `"pruned"`.
         variant: see `Form`.
         batch_size: samples in a batch.

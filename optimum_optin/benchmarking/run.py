@@ -16,11 +16,11 @@ from ..running.batch import Batch
 from ..running.forward import run_model
 from ..running.freezing import frozen
 from ..stages.progress import progress
+from ..timing.machine import cpus, this_machine
+from ..timing.machine import threads as of_threads
 from .batches import Work, collated, data_work, grid_work, made_up, with_padding
 from .decoding import check_room, decodes
-from .machine import cpus, this_machine
-from .machine import threads as of_threads
-from .making import Made, make
+from .making import Job, Made, make
 from .results import DATA, DECODE, DENSE, GRID, PRUNED, Benchmark, Cell
 from .turns import decoded_cells, timed_cells
 from .variants import variants_named
@@ -97,13 +97,13 @@ def run_benchmark(
         _warm_up(dense, works)
         made: list[Made] = []
         pairs = [(variant, which) for variant in chosen for which in (DENSE, PRUNED)]
-        sample = made_up(dense, 2, max(lengths))
+        job = Job(works, prompts, new_tokens, made_up(dense, 2, max(lengths)), count)
         for place, (variant, which) in enumerate(progress(pairs, "forms", "form")):
             here = folder / str(place)
             here.mkdir()
             model = dense if which == DENSE else pruned
             reference = next((each.runner for each in made if each.form.model == which), None)
-            found = make(variant, which, model, here, sample, count, works=works, prompts=prompts, new=new_tokens)
+            found = make(variant, which, model, here, job)
             made.append(found if reference is None else found.compared(reference, checks, checked_on))
         ready = [each for each in made if each.form.trouble is None]
         cells: list[Cell] = []

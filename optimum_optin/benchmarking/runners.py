@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..exporting.onnx_files import OnnxSession, quantize_int8, to_onnx
 from ..models.identity import device_of, dtype_of, is_of_transformers
 from ..running.batch import Batch
 from ..running.forward import call_model, call_options, inputs_taken, run_model
 from ..running.prepared import copy_of
 from ..storage.integrity import reloaded
 
-
+_ONNX, _ONNX_INT8 = "model.onnx", "model.int8.onnx"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".onnx", ".data")
 
 
@@ -72,6 +73,32 @@ class TorchRunner:
         return {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in batch.items()}
 
 
+class OnnxRunner:
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: the file.
+        threads: how many threads it may use.
+    """
+
+    model: nn.Module | None = None
+
+    def __init__(self, path: Path, threads: int):
+        self._session = OnnxSession(path, threads)
+
+    def feed(self, batch: Batch) -> dict[str, Any]:
+        """Arrays by the names that the graph has."""
+        return {name: batch[name].detach().cpu().numpy() for name in self._session.inputs}
+
+    def run(self, feed: dict[str, Any]) -> None:
+        """Run it."""
+        self._session.session.run(None, feed)
+
+    def outputs(self, batch: Batch) -> dict[str, Any]:
+        """Its outputs by name."""
+        return self._session(batch)
+
+
 def write_model(model: nn.Module, folder: Path) -> None:
     """Write a model's weights, and its config if it has one, into an empty folder."""
     if is_of_transformers(model):
@@ -101,6 +128,21 @@ def loader_of(
         return TorchRunner(loaded)
 
     return load
+
+
+def write_onnx(model: nn.Module, folder: Path, batch: Batch, threads: int) -> Callable[[], OnnxRunner]:
+    """Export a model into an empty folder; return how to load it."""
+    path = to_onnx(model, batch, folder / _ONNX)
+    return lambda: OnnxRunner(path, threads)
+
+
+def write_onnx_int8(model: nn.Module, folder: Path, batch: Batch, threads: int) -> Callable[[], OnnxRunner]:
+    """Export a model into an empty folder and quantize it; return how to load it. Only the quantized file is left."""
+    path = to_onnx(model, batch, folder / _ONNX)
+    target = quantize_int8(path, folder / _ONNX_INT8)
+    for file in folder.glob(f"{_ONNX}*"):
+        file.unlink()
+    return lambda: OnnxRunner(target, threads)
 
 
 def size_of(folder: Path) -> int:

@@ -26,19 +26,22 @@ def table_of(benchmark: Benchmark) -> str:
         if cells:
             shapes = dict.fromkeys((each.batch_size, each.tokens) for each in cells)
             rows = [_cell_row(each) for shape in shapes for each in cells if (each.batch_size, each.tokens) == shape]
-            about = f", {cells[0].samples} samples, {cells[0].padding:.0%} padding" if work == "data" else ""
+            about = f", {cells[0].samples} samples; padding: {_paddings(cells)}" if work == "data" else ""
             parts.append(f"{title}{about}\n{_aligned(_CELLS, rows)}")
     ratios = [each for cell in benchmark.cells for each in (cell.speedup, cell.speedup_over_eager)]
     if any(each is not None and each.noise is not None for each in ratios):
         parts.append(
-            f"NOISY: fewer than {FEWEST} runs, or the median ratio is not known to ± {NOISE:.0%}: it says nothing. Other "
-            "processes slow the machine down; use one that does nothing else, more repeats, or larger batches."
+            f"NOISY: fewer than {FEWEST} runs, or the median ratio is not known to ± {NOISE:.0%}: it says nothing. "
+            "Take a machine that does nothing else, more repeats, or larger batches."
         )
     return "\n\n".join(parts)
 
 
 _FORMS = ("variant", "model", "on disk", "prepare", "load", "outputs against eager mode")
-_CELLS = ("batch", "tokens", "variant", "model", "p50 ms", "p95 ms", "samples/s", "tokens/s", "peak", "x dense", "x dense eager")  # fmt: skip
+_CELLS = (
+    *("batch", "tokens", "variant", "model", "p50 ms", "p95 ms", "samples/s", "tokens/s", "peak"),
+    *("x dense", "x dense eager"),
+)
 
 
 def _form_row(form: Form) -> list[str]:
@@ -66,6 +69,11 @@ def _cell_row(cell: Cell) -> list[str]:
         _ratio(cell.speedup),
         _ratio(cell.speedup_over_eager),
     ]
+
+
+def _paddings(cells: Sequence[Cell]) -> str:
+    shares = {cell.batch_size: cell.padding for cell in cells}
+    return ", ".join(f"{share:.0%} in batches of {size}" for size, share in shares.items())
 
 
 def _ratio(speedup: Speedup | None) -> str:

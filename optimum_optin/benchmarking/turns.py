@@ -1,4 +1,4 @@
-"""Turns: all forms of both models run one after the other, again and again, until the ratios of their times are known."""
+"""Turns: all forms of both models run one after the other, until the ratios of their times are known."""
 
 from __future__ import annotations
 

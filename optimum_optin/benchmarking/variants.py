@@ -18,9 +18,8 @@ from ..models.identity import device_of, dtype_of
 from ..running.batch import Batch
 from ..running.prepared import copy_of
 from .agreement import Tolerance
-from .onnx_runner import write_onnx, write_onnx_int8
 from .results import EAGER
-from .runners import Runner, loader_of, write_model
+from .runners import Runner, loader_of, write_model, write_onnx, write_onnx_int8
 
 WRITTEN, RUN = "written", "run"
 
@@ -75,8 +74,8 @@ def variants_named(names: Sequence[str], model: nn.Module) -> list[Variant]:
     for variant in found:
         if missing := [package for package in variant.needs if find_spec(package) is None]:
             raise ImportError(
-                f"the variant {variant.name!r} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
-                f"not installed: {variant.install}; or leave {variant.name!r} out."
+                f"the variant {variant.name!r} needs {' and '.join(missing)}, not installed here: {variant.install}, "
+                f"or leave {variant.name!r} out."
             )
     for variant in found:
         variant.check(model)

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ..timing.hardware import hardware
 from ..version import __version__
+from .hardware import hardware
 
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
 _BUSY = 0.5  # processes that want to run beside the benchmark, on average
