@@ -17,8 +17,8 @@ from ..running.batch import Batch
 from ..timing.peaks import PeakMeter
 from .agreement import agreement_of
 from .batches import Work
+from .cells import EAGER, Form
 from .decoding import decoding_times
-from .results import EAGER, Form
 from .runners import Runner, size_of
 from .variants import RUN, WRITTEN, Variant
 

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .results import DATA, DECODE, DENSE, EAGER, GRID, PREFILL, Benchmark, Cell
+from .cells import DATA, DECODE, DENSE, EAGER, GRID, PREFILL, Cell
+from .results import Benchmark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

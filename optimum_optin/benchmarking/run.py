@@ -19,9 +19,10 @@ from ..stages.progress import progress
 from ..timing.machine import cpus, this_machine
 from ..timing.machine import threads as of_threads
 from .batches import Work, collated, data_work, grid_work, made_up, with_padding
+from .cells import DATA, DECODE, DENSE, GRID, PRUNED, Cell
 from .decoding import check_room, decodes
 from .making import Job, Made, make
-from .results import DATA, DECODE, DENSE, GRID, PRUNED, Benchmark, Cell
+from .results import Benchmark
 from .turns import decoded_cells, timed_cells
 from .variants import variants_named
 

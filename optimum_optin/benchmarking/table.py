@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from .speedups import FEWEST, NOISE, Speedup
-
-if TYPE_CHECKING:  # it prints what is there
-    from .results import Benchmark, Cell, Form
+from ..timing.speedups import FEWEST, NOISE, Speedup
+from .cells import DATA, DECODE, GRID, PREFILL, Cell, Form
 
 _TITLES = {
-    "grid": "batches of samples of equal length",
-    "data": "the whole data set, in padded batches; times are of all of it",
-    "prefill": "reading prompts, until the first token is written",
-    "decode": "writing after them; times are of one token",
+    GRID: "batches of samples of equal length",
+    DATA: "the whole data set, in padded batches; times are of all of it",
+    PREFILL: "reading prompts, until the first token is written",
+    DECODE: "writing after them; times are of one token",
 }
 
 
-def table_of(benchmark: Benchmark) -> str:
+def table_of(forms: Sequence[Form], cells: Sequence[Cell]) -> str:
     """What was measured of each form, then a table for each kind of work."""
-    parts = [_aligned(_FORMS, [_form_row(form) for form in benchmark.forms])]
+    parts = [_aligned(_FORMS, [_form_row(form) for form in forms])]
     for work, title in _TITLES.items():
-        cells = [each for each in benchmark.cells if each.work == work]
-        if cells:
-            shapes = dict.fromkeys((each.batch_size, each.tokens) for each in cells)
-            rows = [_cell_row(each) for shape in shapes for each in cells if (each.batch_size, each.tokens) == shape]
-            about = f", {cells[0].samples} samples; padding: {_paddings(cells)}" if work == "data" else ""
+        found = [each for each in cells if each.work == work]
+        if found:
+            shapes = dict.fromkeys((each.batch_size, each.tokens) for each in found)
+            rows = [_cell_row(each) for shape in shapes for each in found if (each.batch_size, each.tokens) == shape]
+            about = f", {found[0].samples} samples; padding: {_paddings(found)}" if work == DATA else ""
             parts.append(f"{title}{about}\n{_aligned(_CELLS, rows)}")
-    ratios = [each for cell in benchmark.cells for each in (cell.speedup, cell.speedup_over_eager)]
+    ratios = [each for cell in cells for each in (cell.speedup, cell.speedup_over_eager)]
     if any(each is not None and each.noise is not None for each in ratios):
         parts.append(
             f"NOISY: fewer than {FEWEST} runs, or the median ratio is not known to ± {NOISE:.0%}: it says nothing. "

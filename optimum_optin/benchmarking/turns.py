@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 
 from ..timing.side_by_side import WARM_UP, times_in_turn
+from ..timing.speedups import Speedup, quantile, speedup_of
 from .batches import Work
+from .cells import DECODE, DENSE, EAGER, PREFILL, PRUNED, Cell, Form
 from .decoding import decoding_times
-from .results import DECODE, DENSE, EAGER, PREFILL, PRUNED, Cell, Form
 from .runners import Runner
-from .speedups import Speedup, quantile, speedup_of
 
 _ROUNDS = 3  # of turns at most, where ratios are noisy
 

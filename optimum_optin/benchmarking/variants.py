@@ -18,7 +18,7 @@ from ..models.identity import device_of, dtype_of
 from ..running.batch import Batch
 from ..running.prepared import copy_of
 from .agreement import Tolerance
-from .results import EAGER
+from .cells import EAGER
 from .runners import Runner, loader_of, write_model, write_onnx, write_onnx_int8
 
 WRITTEN, RUN = "written", "run"

@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="measure batches of this data set, too, padded as a Trainer pads them: a file, a folder or a Hub id, as for "
-        "`optin prune --calibration`; outputs are compared on it",
+        help="measure batches of this data set, too, padded as a Trainer pads them: a file, a folder or a Hub id, as "
+        "for `optin prune --calibration`; outputs are compared on it",
     )
     parser.add_argument("--data-split", metavar="NAME", default="train", help="its split; default: train")
     parser.add_argument("--output", metavar="FILE", help="write all that was measured there, as JSON")
