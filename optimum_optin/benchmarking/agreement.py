@@ -83,7 +83,7 @@ def agreement_of(
     distance = max(distances)
     agreement = min((float(each.mean()) for each in agreements), default=None)
     differ = max((int((1 - each).sum()) for each in agreements), default=0)
-    few = min((max(1, (1 - tolerance.agreement) * len(each)) for each in agreements), default=1)
+    few = min((max(1, round((1 - tolerance.agreement) * len(each))) for each in agreements), default=1)
     wrong = None
     if not distance <= tolerance.distance:
         wrong = f"outputs differ by {distance:.2g} of what they are, more than {tolerance.distance:g}"

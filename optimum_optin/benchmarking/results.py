@@ -111,7 +111,8 @@ class Benchmark:
             raise ValueError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
-        return f"{self.machine}\n{self.dtype}, {self.repeats} runs or more of each, in turn\n\n{table_of(self.forms, self.cells)}"
+        how = f"{self.dtype}, {self.repeats} runs or more of each, in turn"
+        return f"{self.machine}\n{how}\n\n{table_of(self.forms, self.cells)}"
 
 
 def _cell(data: Mapping[str, Any]) -> Cell:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..benchmarking import Benchmark, run_benchmark
 from ..benchmarking.plot import check_plot, save_plot
+from ..benchmarking.variants import variants_named
 from ..command_line.arguments import add_comparison, add_loading, load_dense, loading_options, report_to_update
 from ..command_line.options import add_options, given
 from ..files.folders import NotSavedError, check_folder
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Load both models and measure them."""
     _check_files(arguments)
+    variants_named(getattr(arguments, "variants", ()))  # before models are loaded
     report = report_to_update(arguments)
     options = given(arguments, _OPTIONS)
     if "tokens" not in options:

@@ -23,6 +23,7 @@ class PeakMeter:
     def __init__(self, device: torch.device):
         self._on_cuda = device.type == "cuda"
         self._device = device
+        gc.collect()  # what is freed later would hide a peak
         _give_back()
         self._before = torch.cuda.memory_allocated(device) if self._on_cuda else _resident("VmRSS")
 
@@ -41,8 +42,7 @@ class PeakMeter:
 
 
 def _give_back() -> None:
-    """Let go of what is free, so that a peak is not hidden in it."""
-    gc.collect()
+    """Let the C library give back what is free, so that a peak is not hidden in it."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # another C library than glibc
