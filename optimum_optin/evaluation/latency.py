@@ -34,17 +34,8 @@ def latency_entry(
         ValueError: a number that is no whole number of at least 1, more tokens than the models take, or models of
             different architectures.
     """
-    if type_of(dense) != type_of(pruned):
-        raise ValueError(
-            f"the dense model is {type_of(dense)!r}, the pruned one {type_of(pruned)!r}: compare a "
-            "model with what it was pruned from."
-        )
-    for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-    most = modality_of(dense).most_tokens(dense)
-    if most is not None and tokens > most:
-        raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
+    check_numbers(tokens=tokens, batch_size=batch_size, repeats=repeats)
+    check_pair(dense, pruned, tokens)
     batch = samples_of(dense, tokens, batch_size)
     times = compare_latency(dense, pruned, batch, repeats)
     return Latency(
@@ -86,3 +77,30 @@ def _machine(model: nn.Module) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(dtype_of(model)).removeprefix("torch."),
     }
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raise if one of these is no whole number of at least 1.
+
+    Raises:
+        ValueError: names it.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def check_pair(dense: nn.Module, pruned: nn.Module, tokens: int) -> None:
+    """Raise if two models are not to be compared on samples of this length.
+
+    Raises:
+        ValueError: models of different architectures, or more tokens than they take.
+    """
+    if type_of(dense) != type_of(pruned):
+        raise ValueError(
+            f"the dense model is {type_of(dense)!r}, the pruned one {type_of(pruned)!r}: compare a "
+            "model with what it was pruned from."
+        )
+    most = modality_of(dense).most_tokens(dense)
+    if most is not None and tokens > most:
+        raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
