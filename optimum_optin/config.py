@@ -39,7 +39,8 @@ class OptinConfig:
             latency.mdx), and the cut model is timed at the end.
         latency_batch_size: samples of the pass that `latency` is about.
         latency_length: tokens of each of them; `None` takes the calibration data's mean.
-        latency_backend: what runs the pass: `"eager"`, PyTorch as it is, or `"compile"`, `torch.compile`.
+        latency_backend: what runs the pass: `"eager"`, PyTorch as it is; `"compile"`, `torch.compile`; `"onnx"`, ONNX
+            Runtime on the CPU.
         scorer: a registered scorer, `"surgeon"`, `"gauss_newton"` or `"exact"`.
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
@@ -332,7 +333,7 @@ _CHOICES = {
     "search": ("measured", "ranked"),
     "layout": ("free", "uniform"),
     "gqa_units": ("kv_heads", "query_heads"),
-    "latency_backend": ("eager", "compile"),
+    "latency_backend": ("eager", "compile", "onnx"),
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

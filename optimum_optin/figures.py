@@ -236,7 +236,7 @@ class Latency(_Record):
         dense_ms: median time of the dense model, in milliseconds.
         pruned_ms: median time of the pruned model, in milliseconds.
         speedup: median of the ratios of neighbouring runs, dense / pruned.
-        backend: what ran them: `"eager"`, PyTorch as it is, or `"compile"`.
+        backend: what ran them: `"eager"`, PyTorch as it is, `"compile"`, or `"onnx"`, ONNX Runtime.
     """
 
     device: str

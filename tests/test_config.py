@@ -38,7 +38,7 @@ def test_round_trips(tmp_path):
         ({"memory": True}, "memory=True"),
         ({"latency": "20"}, r"latency='20' must be .*unit \(us, ms, s\), such as '20ms'"),
         ({"latency": 0.5, "merging": (1, 0)}, "merging tokens is no part of what latency= measures"),
-        ({"latency_backend": "onnx"}, "latency_backend='onnx' must be 'eager' or 'compile'"),
+        ({"latency_backend": "tpu"}, "latency_backend='tpu' must be 'eager' or 'compile' or 'onnx'"),
         ({"latency_batch_size": 0}, "latency_batch_size=0"),
         ({"latency_length": 0}, "latency_length=0"),
         ({"memory_batch_size": 0}, "memory_batch_size=0"),

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..exporting.onnx_files import OnnxSession, quantize_int8, to_onnx
 from ..models.identity import device_of, dtype_of, is_of_transformers
+from ..programs.onnx_files import OnnxSession, quantize_int8, to_onnx
 from ..running.batch import Batch
 from ..running.forward import call_model, call_options, inputs_taken, run_model
 from ..running.prepared import copy_of

@@ -6,7 +6,7 @@ import argparse
 
 from ..command_line.arguments import add_loading, loading_options
 from ..exporting.export import QUANTIZED, check_export, export_model
-from ..exporting.formats import FORMATS
+from ..programs.formats import FORMATS
 from ..reading.sources import find_source, read_calibration
 from ..storage.loading import load_model
 

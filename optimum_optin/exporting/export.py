@@ -14,18 +14,18 @@ from ..files.folders import atomic_folder, check_folder
 from ..inputs.modalities import likely_modality
 from ..keeping.doors import keeping
 from ..models.identity import device_of, is_of_transformers, name_of
+from ..programs.agreement import Agreement, agreement, tolerance
+from ..programs.empty import empty_values
+from ..programs.exported import exported, quiet
+from ..programs.formats import ExportFormat, format_named
+from ..programs.onnx_files import in_int8
 from ..publishing.card import own_card
 from ..publishing.hub import CARD_FILE
 from ..publishing.origin import Origin
 from ..publishing.writing import is_saved_part, save_part
 from ..storage.entry import METHOD, noted_in
 from ..storage.loading import load_processor
-from .agreement import Agreement, agreement, tolerance
-from .empty import empty_values
-from .formats import ExportFormat, format_named
 from .notes import EXPORT_FILE, Export, card_with_note, versions, write_note
-from .onnx_files import in_int8
-from .programs import exported, quiet
 from .samples import given_batches, made_up_batches, to_check_on, traced
 
 logger = logging.get_logger(__name__)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..programs.agreement import Agreement
+from ..programs.formats import ExportFormat
 from ..quoting import code_span
-from .agreement import Agreement
-from .formats import ExportFormat
 
 EXPORT_FILE = "optin_export.json"
 BEGIN, END = "<!-- optimum-optin export: written by export_model -->", "<!-- end of optimum-optin export -->"

@@ -79,7 +79,7 @@ def measure(model: nn.Module, groups: Groups, tokens: int, batch: Batch, backend
         backend: see `timing.backends.runner`.
     """
     kinds = kinds_of(model, apart(groups))
-    with torch.inference_mode(), frozen(model):
+    with torch.no_grad(), frozen(model):
         cuts = Cuts(model, batch, backend)
         todo = [(kind, units) for kind in kinds for units in _numbers(kind, len(kinds))]
         found = {}
@@ -109,7 +109,7 @@ def time_of(model: nn.Module, groups: Groups, masks: Masks, batch: Batch, backen
         batch: what to time it on.
         backend: see `timing.backends.runner`.
     """
-    with torch.inference_mode(), frozen(model):
+    with torch.no_grad(), frozen(model):
         return Cuts(model, batch, backend).against_dense(groups, masks)
 
 

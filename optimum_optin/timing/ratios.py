@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .side_by_side import WARM_UP, times_in_turn
+from .speedups import FEWEST, speedup_of
 
 ENOUGH = 0.01
 """An error that is small enough: there are no more turns."""
 
 _SECONDS = 0.4  # of each run, in one round of turns
-_TURNS = (5, 40)  # in a round, at least and at most
+_TURNS = (FEWEST, 40)  # in a round, at least and at most
 _ROUNDS = 4
+_ERRORS_IN_BOUND = 1.96  # standard errors, of the bounds that the median is between in 95 % of cases
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Ratio:
 
     Args:
         value: median of the ratios of neighbours.
-        error: the standard error of this median, by the spread of the middle half of the ratios.
+        error: the standard error of this median, by its bounds (`Speedup`).
         seconds: the median time of the run itself.
         base_seconds: the median time of the other.
         turns: how many turns count.
@@ -49,14 +51,8 @@ def ratio_of(run: Callable[[], object], base: Callable[[], object]) -> Ratio:
     for place in range(_ROUNDS):
         more_bases, more_times = times_in_turn([base, run], turns, 0 if place else 1)
         bases, times = bases + more_bases, times + more_times
-        ratios = [time / base_time for time, base_time in zip(times, bases, strict=True)]
-        error = _error_of_median(ratios)
+        found = speedup_of(times, bases)
+        error = (found.high - found.low) / (2 * _ERRORS_IN_BOUND)
         if error <= ENOUGH:
             break
-    return Ratio(statistics.median(ratios), error, statistics.median(times), statistics.median(bases), len(ratios))
-
-
-def _error_of_median(values: list[float]) -> float:
-    """The standard error of a median of draws whose middle is as wide as a normal distribution's."""
-    low, _, high = statistics.quantiles(values, n=4)
-    return 1.253 * (high - low) / 1.349 / len(values) ** 0.5
+    return Ratio(found.median, error, statistics.median(times), statistics.median(bases), found.runs)

@@ -17,8 +17,8 @@ from optimum_optin import OptinConfig, find_groups, load_pruned
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.stand_ins import StandIn
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.exporting.empty import empty_values
 from optimum_optin.plain_modules.saving import save_module
+from optimum_optin.programs.empty import empty_values
 from optimum_optin.readiness import proved_groups
 from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of

@@ -14,10 +14,10 @@ from optimum_optin import OptinConfig
 from optimum_optin.commands.run import run
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.exporting import OnnxSession, export_model
-from optimum_optin.exporting.agreement import agreement, real_part
-from optimum_optin.exporting.empty import empty_values
-from optimum_optin.exporting.formats import FORMATS
 from optimum_optin.exporting.samples import made_up_batches, to_check_on, traced
+from optimum_optin.programs.agreement import agreement, real_part
+from optimum_optin.programs.empty import empty_values
+from optimum_optin.programs.formats import FORMATS
 from optimum_optin.readiness import proved_groups
 from optimum_optin.storage.record import record_structure
 from optimum_optin.storage.structure import structure_of
@@ -140,7 +140,7 @@ def test_bad_input_is_refused_before_the_model_runs(tmp_path, monkeypatch):
         export_model(Unused(), tmp_path / "out", "torch-export", quantize="int8")
     with pytest.raises(ValueError, match="give data="):
         export_model(Unused(), tmp_path / "out", "torch-export")
-    monkeypatch.setattr("optimum_optin.exporting.formats.find_spec", lambda name: None)
+    monkeypatch.setattr("optimum_optin.programs.formats.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"openvino, which is not installed: pip install 'optimum-optin\[openvino\]'"):
         export_model(Unused(), tmp_path / "out", "openvino")
     assert not (tmp_path / "out").exists()

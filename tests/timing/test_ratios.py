@@ -37,10 +37,10 @@ def test_turns_go_on_while_ratios_vary(monkeypatch):
     clock = _Clock()
     monkeypatch.setattr(side_by_side, "time", clock)
     found = ratios.ratio_of(clock.run([3.0] * 99), clock.run([2.0] * 99))
-    assert (found.value, found.error, found.turns) == (1.5, 0.0, 5)
+    assert (found.value, found.error, found.turns) == (1.5, 0.0, 6)
     found = ratios.ratio_of(clock.run([1.0, 2.0, 3.0] * 99), clock.run([2.0] * 99))
-    assert found.value == 1.0 and found.turns == 20, "four rounds of five"
-    assert found.error == pytest.approx(1.253 * 1.0 / 1.349 / 20**0.5), "the middle half is from 0.5 to 1.5"
+    assert found.value == 1.0 and found.turns == 24, "four rounds of six"
+    assert found.error == pytest.approx((1.5 - 0.5) / (2 * 1.96)), "of 24 ratios, the 7th and the 18th bound the median"
 
 
 def test_a_compiler_that_is_missing_is_named(monkeypatch):
@@ -58,6 +58,16 @@ def test_a_compiled_model_runs(monkeypatch):
     model = tiny_model().eval()
     compiled = []
     monkeypatch.setattr(model, "compile", lambda **options: compiled.append(options))
-    with torch.inference_mode():
+    with torch.no_grad():
         runner(model, tiny_batch(model), "compile")()
     assert compiled == [{"dynamic": False}]
+
+
+def test_an_onnx_session_runs_one_sample():
+    pytest.importorskip("onnxruntime")
+    model = tiny_model().eval()
+    batch = {name: value[:1] for name, value in tiny_batch(model).items()}
+    check_backend("onnx")
+    with torch.no_grad():
+        found = runner(model, batch, "onnx")()
+        assert torch.allclose(found["logits"], model(**batch).logits, atol=1e-5)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..running.batch import Batch
 from .empty import empty_values
-from .programs import exported, quiet
+from .exported import exported, quiet
 
 
 def to_onnx(model: nn.Module, batch: Batch, path: str | os.PathLike) -> Path:
