@@ -15,7 +15,7 @@ COMMANDS = {
     "score": "score a model's units and save the scores, for any number of budgets",
     "plan": "show what budgets would keep, from saved scores",
     "evaluate": "measure a model on a GLUE task",
-    "benchmark": "time a pruned model against the dense one",
+    "benchmark": "measure a pruned model against the dense one: speed, memory, size",
     "info": "show what a pruned folder holds, without loading weights",
     "push": "upload a pruned folder to the Hub",
     "recover": "finish a save to a folder that was killed, and delete what it left",
