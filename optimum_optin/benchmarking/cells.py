@@ -59,7 +59,7 @@ class Cell:
         model: `"dense"` or `"pruned"`.
         variant: see `Form`.
         batch_size: samples in a batch.
-        tokens: tokens of a sample, of data their mean without padding; of `"decode"`, those that are written.
+        tokens: tokens of a sample, of data their mean without padding; of `"decode"`, those of the prompt.
         samples: samples in all batches.
         padding: share of the tokens in the batches that are padding.
         runs: how many runs were timed.
@@ -69,6 +69,7 @@ class Cell:
         tokens_per_second: the same in tokens, padding not counted.
         peak_bytes: the most memory that the form holds, its weights included, beside what was there before it was
             loaded; `None` where nobody tells.
+        new_tokens: tokens that are written after each sample; `None` of other work than `"decode"`.
         speedup: how many times as fast it is as the dense model in the same variant; `None` for the dense model, and
             where that one is wrong or failed.
         speedup_over_eager: the same, over the dense model in eager mode.
@@ -88,6 +89,7 @@ class Cell:
     samples_per_second: float
     tokens_per_second: float
     peak_bytes: int | None = None
+    new_tokens: int | None = None
     speedup: Speedup | None = None
     speedup_over_eager: Speedup | None = None
     noise: str | None = None

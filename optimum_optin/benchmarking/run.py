@@ -24,7 +24,7 @@ from .decoding import check_room, decodes
 from .making import Job, Made, make
 from .results import Benchmark
 from .turns import decoded_cells, timed_cells
-from .variants import variants_named
+from .variants import variants_named, without_fallback
 
 _CHECKED = 8  # batches of the data set that outputs are compared on
 _LEAST_NEW = 2  # tokens: the first belongs to the prompt
@@ -44,7 +44,7 @@ def run_benchmark(
     data: Any = None,
     processor: Any = None,
     num_samples: int = 256,
-    text_columns: Sequence[str | int] | None = None,
+    text_columns: Sequence[str] | None = None,
 ) -> Benchmark:
     """Measure a dense and a pruned model side by side: speed, memory, size on disk and time to load.
 
@@ -95,7 +95,8 @@ def run_benchmark(
             works.append(data_work(DATA, dense, batches, size))
     prompts = [grid_work(DECODE, dense, size, length) for length in lengths for size in sizes] if new_tokens else []
     checked_on, checks = _checks(works)
-    with of_threads(count), temporary_folder() as folder, torch.autocast(device.type, enabled=False):
+    off = torch.autocast(device.type, enabled=False)
+    with of_threads(count), temporary_folder() as folder, off, without_fallback(chosen):
         machine = this_machine(device)
         _warm_up(dense, works)
         made: list[Made] = []

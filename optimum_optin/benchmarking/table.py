@@ -55,7 +55,7 @@ def _form_row(form: Form) -> list[str]:
 def _cell_row(cell: Cell) -> list[str]:
     return [
         str(cell.batch_size),
-        f"{cell.tokens:.4g}",
+        f"{cell.tokens:.4g}" if cell.new_tokens is None else f"{cell.tokens:.4g} + {cell.new_tokens}",
         cell.variant,
         cell.model,
         f"{cell.p50_ms:.2f}",

@@ -87,7 +87,7 @@ def decoded_cells(entries: Sequence[Entry], work: Work, repeats: int, new: int) 
         of_token = steps[_key(entry)][-runs * (new - 1) :]
         read, written = work.tokens * work.samples, (new - 1) * work.samples
         cells.append(_cell(work, PREFILL, entry, reading, of_run=reading[_key(entry)], tokens=read))
-        cells.append(_cell(work, DECODE, entry, writing, of_run=of_token, tokens=written, length=new))
+        cells.append(_cell(work, DECODE, entry, writing, of_run=of_token, tokens=written, new=new))
     return cells
 
 
@@ -128,7 +128,7 @@ def _cell(
     *,
     of_run: Sequence[float],
     tokens: float,
-    length: float | None = None,
+    new: int | None = None,
 ) -> Cell:
     """A cell of the table.
 
@@ -139,7 +139,7 @@ def _cell(
         times: seconds of all forms in each turn.
         of_run: seconds that the percentiles are of.
         tokens: tokens of a turn.
-        length: tokens of a sample, if it is not the work's.
+        new: tokens that are written.
     """
     key = _key(entry)
     speedup, over_eager = _speedups(key, times)
@@ -149,7 +149,7 @@ def _cell(
         model=entry.form.model,
         variant=entry.form.variant,
         batch_size=work.batch_size,
-        tokens=work.tokens if length is None else length,
+        tokens=work.tokens,
         samples=work.samples,
         padding=work.padding,
         runs=len(times[key]),
@@ -158,6 +158,7 @@ def _cell(
         samples_per_second=work.samples / median,
         tokens_per_second=tokens / median,
         peak_bytes=entry.peaks.get((work.kind, work.batch_size, work.tokens)),
+        new_tokens=new,
         speedup=speedup,
         speedup_over_eager=over_eager,
         noise=_noise(key, times),

@@ -5,7 +5,8 @@ A new variant needs no more than an entry here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -22,6 +23,8 @@ from .cells import EAGER
 from .runners import Runner, loader_of, write_model, write_onnx, write_onnx_int8
 
 WRITTEN, RUN = "written", "run"
+COMPILE = "compile"
+_RECOMPILES = 64  # of one function, for all shapes and both models
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,18 @@ def variants_named(names: Sequence[str]) -> list[Variant]:
                 f"or leave {variant.name!r} out."
             )
     return found
+
+
+@contextmanager
+def without_fallback(variants: Sequence[Variant]) -> Iterator[None]:
+    """Let `torch.compile` fail where it would give up and run eagerly, without a word, after many shapes and models."""
+    if not any(variant.name == COMPILE for variant in variants):
+        yield
+        return
+    import torch._dynamo as dynamo  # slow to import
+
+    with dynamo.config.patch(recompile_limit=_RECOMPILES, fail_on_recompile_limit_hit=True):
+        yield
 
 
 def _write_eager(model: nn.Module, folder: Path, batch: Batch, threads: int) -> Callable[[], Runner]:
@@ -150,7 +165,7 @@ VARIANTS = {
     each.name: each
     for each in (
         Variant(EAGER, "PyTorch as it is", Tolerance(0.0, 1.0), _write_eager, generates=True),
-        Variant("compile", "torch.compile", _REORDERED, _write_compiled, check=_check_compiler, made=RUN),
+        Variant(COMPILE, "torch.compile", _REORDERED, _write_compiled, check=_check_compiler, made=RUN),
         Variant(
             "onnx",
             "ONNX Runtime",
