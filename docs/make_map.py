@@ -19,7 +19,7 @@ FLOORS = (
     ("commands",),
     ("command_line",),
     ("pruner",),
-    ("smallest",),
+    ("smallest", "outcome"),
     ("sweeping",),
     ("pipeline", "readiness", "exporting"),
     ("search", "publishing", "benchmarking"),

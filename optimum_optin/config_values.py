@@ -108,3 +108,13 @@ def _check_names(field: str, value: Any, what: str) -> None:
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and name != ""
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raise if an argument that was given is of another type.
+
+    Raises:
+        TypeError: names it.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {value!r:.80}.")
