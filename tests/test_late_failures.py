@@ -374,7 +374,7 @@ def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypat
     assert (place / "out/tokenizer.json").exists() and not (place / "out-scores").exists()
 
 
-@pytest.mark.parametrize("what", ["copy_of", "refit", "_divergence"])
+@pytest.mark.parametrize("what", ["copy_of", "refit", "_divergences"])
 def test_scores_of_a_pruning_that_fails_are_saved_by_the_command(what, place, monkeypatch, capsys, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(f"optimum_optin.pipeline.{what}", fails)
