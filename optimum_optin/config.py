@@ -30,7 +30,17 @@ class OptinConfig:
             with a unit: `"850MMACs"`, `"1.7GFLOPs"`. `None` sets no such budget; where none at all is set, it is 0.6.
         params: budget of parameters, of the whole model: the share to keep, in (0, 1], or how many, such as `"50M"`.
             All budgets that are set hold.
-        memory: budget of the bytes that the model's tensors take on disk: a share, or such as `"100MB"`.
+        memory: budget of the bytes that the model's tensors take on disk: a share, or such as `"100MB"`. With
+            `memory_batch_size`, of the most that a forward pass takes at once: weights, inputs and all between.
+        memory_batch_size: samples of the pass that `memory` is about; `None` for what is on disk.
+        memory_length: tokens of each of them; `None` takes the calibration data's mean.
+        latency: budget of the time of one forward pass on this machine, with as many threads as PyTorch has now: a
+            share, or such as `"20ms"`. What units take is measured on cut copies of the model (docs/source/guides/
+            latency.mdx), and the cut model is timed at the end.
+        latency_batch_size: samples of the pass that `latency` is about.
+        latency_length: tokens of each of them; `None` takes the calibration data's mean.
+        latency_backend: what runs the pass: `"eager"`, PyTorch as it is; `"compile"`, `torch.compile`; `"onnx"`, ONNX
+            Runtime on the CPU.
         scorer: a registered scorer, `"surgeon"`, `"gauss_newton"` or `"exact"`.
         num_samples: calibration samples to use at most, drawn with the seed.
         batch_size: calibration samples per forward pass; each probe sees one such minibatch.
@@ -95,6 +105,12 @@ class OptinConfig:
     flops: Quantity | None = None
     params: Quantity | None = None
     memory: Quantity | None = None
+    memory_batch_size: int | None = None
+    memory_length: int | None = None
+    latency: Quantity | None = None
+    latency_batch_size: int = 1
+    latency_length: int | None = None
+    latency_backend: str = "eager"
     scorer: str = "surgeon"
     num_samples: int = 512
     batch_size: int = 8
@@ -124,13 +140,14 @@ class OptinConfig:
 
     def __post_init__(self) -> None:
         self._check_budgets()
-        for name in ("num_samples", "batch_size", "probes"):
+        for name in ("num_samples", "batch_size", "probes", "latency_batch_size"):
             check_integer(name, getattr(self, name), 1)
         for name in ("min_heads", "min_neurons", "seed"):
             check_integer(name, getattr(self, name), 0)
         check_integer("rows", self.rows, 2)
-        if self.max_length is not None:
-            check_integer("max_length", self.max_length, 1)
+        for name in ("max_length", "memory_batch_size", "memory_length", "latency_length"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
         if self.block_size is not None:
             check_integer("block_size", self.block_size, 2)
         if not is_number(self.temperature) or self.temperature <= 0:
@@ -158,6 +175,8 @@ class OptinConfig:
             object.__setattr__(self, "flops", _FLOPS)
         elif self.flops is None and self.merging == "auto":
             raise ValueError("merging='auto' is a part of a budget of MACs: give flops= as well.")
+        if self.latency is not None and self.merging != "none":
+            raise ValueError("merging tokens is no part of what latency= measures: give one of them.")
 
     def _check_merging(self) -> None:
         if isinstance(self.merging, str) and self.merging in ("auto", "none"):
@@ -303,7 +322,7 @@ OptinConfig.__init__ = _takes_tokens(OptinConfig.__init__)
 
 _RENAMED = "the field tokens of OptinConfig is called merging now: OptinConfig(merging=...), config.merging, --merging."
 
-BUDGETS = ("flops", "params", "memory")
+BUDGETS = ("flops", "params", "memory", "latency")
 """Fields that limit the size of the model."""
 
 _FLOPS = 0.6  # where no budget is set
@@ -314,6 +333,7 @@ _CHOICES = {
     "search": ("measured", "ranked"),
     "layout": ("free", "uniform"),
     "gqa_units": ("kv_heads", "query_heads"),
+    "latency_backend": ("eager", "compile", "onnx"),
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

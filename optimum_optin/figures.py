@@ -236,6 +236,7 @@ class Latency(_Record):
         dense_ms: median time of the dense model, in milliseconds.
         pruned_ms: median time of the pruned model, in milliseconds.
         speedup: median of the ratios of neighbouring runs, dense / pruned.
+        backend: what ran them: `"eager"`, PyTorch as it is, `"compile"`, or `"onnx"`, ONNX Runtime.
     """
 
     device: str
@@ -248,11 +249,13 @@ class Latency(_Record):
     dense_ms: float
     pruned_ms: float
     speedup: float
+    backend: str = "eager"
 
     def __str__(self) -> str:
+        backend = "" if self.backend == "eager" else f", {self.backend}"
         return (
             f"latency, {self.batch_size} x {self.tokens} tokens, {self.hardware}, {self.threads} threads, "
-            f"{self.dtype}: {self.dense_ms:.1f} ms -> {self.pruned_ms:.1f} ms ({self.speedup:.2f}x the speed)"
+            f"{self.dtype}{backend}: {self.dense_ms:.1f} ms -> {self.pruned_ms:.1f} ms ({self.speedup:.2f}x the speed)"
         )
 
 

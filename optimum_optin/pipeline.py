@@ -16,24 +16,30 @@ from .compensation.refit import refit
 from .config import OptinConfig
 from .discovery.next_tokens import predicts_next_token
 from .editing.surgery import rewrite
+from .evaluation.latency import budgeted_latency
 from .figures import Continuations, Divergence, HubModel
 from .inputs.decoder_inputs import writes
-from .inputs.probes import probe_batch
+from .inputs.probes import probe_batch, samples_of
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
+from .passes.starts import Start
 from .pricing.macs import count_macs, total_cost
+from .pricing.peaks import peak_bytes
 from .pricing.tensors import count_bytes, count_parameters
 from .quantities import is_share
 from .report import PruningReport, layers_of
 from .running.prepared import copy_of, set_apart
 from .scoring import Scores
+from .search.candidates import Choice
 from .search.divergence import measure_divergence
+from .search.in_time import in_time
 from .search.trials import choose
 from .stages.progress import stage
 from .storage.record import merge_tokens_of, record_structure
 from .storage.structure import Structure, structure_of
 from .storage.uniform import record_sizes
 from .text_tasks import compare_continuations
+from .timing.ratios import Ratio
 
 logger = logging.get_logger(__name__)
 
@@ -59,6 +65,7 @@ class Pruned:
         seconds: wall-clock time by stage.
         refit: what was different with the refit of some groups, by key; see `refit`.
         continuations: what it writes, if it is a language model.
+        timed: its time as a part of the dense model's, if there was a budget of latency.
     """
 
     model: PreTrainedModel
@@ -69,6 +76,7 @@ class Pruned:
     seconds: dict[str, float]
     refit: dict[str, str]
     continuations: Continuations | None = None
+    timed: Ratio | None = None
 
 
 def prune_model(
@@ -113,7 +121,7 @@ def prune_models(
         starts = dense_passes(model, groups, calibration, configs[0], fit) if refits else []
     held_out = None if calibration is None else calibration.part(others)
     with _timed(seconds, "search"), stage("search", loops=len(configs)):
-        choices = [choose(model, groups, scores, config, starts=starts, held_out=held_out) for config in configs]
+        choices = [_chosen(model, groups, scores, config, starts=starts, held_out=held_out) for config in configs]
     with _timed(seconds, "rewrite"):
         cuts = [_cut(model, groups, choice.masks, config) for choice, config in zip(choices, configs, strict=True)]
     notes: dict[str, str] = {}
@@ -144,11 +152,26 @@ def prune_models(
             part,
             notes if place in smaller else {},
             written,
+            choice.timed,
         )
         for place, ((pruned, structure), choice, divergence, written) in enumerate(
             zip(cuts, choices, divergences, continuations, strict=True)
         )
     ]
+
+
+def _chosen(
+    model: PreTrainedModel,
+    groups: Groups,
+    scores: Scores,
+    config: OptinConfig,
+    *,
+    starts: Sequence[Start | None],
+    held_out: Calibration | None,
+) -> Choice:
+    """How to spend the budgets; timed, if one of them is of time."""
+    choice = choose(model, groups, scores, config, starts=starts, held_out=held_out)
+    return choice if config.latency is None else in_time(model, groups, scores, config, choice)
 
 
 def _cut(
@@ -201,6 +224,7 @@ def report_of(
         params_pruned=count_parameters(pruned.model),
         bytes_dense=count_bytes(model),
         bytes_pruned=count_bytes(pruned.model),
+        **_peaks(model, pruned.model, tokens, config),
         layers=layers_of(pruned.structure),
         merges=pruned.schedule.to_json()["merges"] if pruned.schedule else {},
         left_whole=dict(groups.left_whole),
@@ -210,9 +234,18 @@ def report_of(
         refit=pruned.refit,
         divergence=pruned.divergence,
         continuations=pruned.continuations,
+        latency=None if pruned.timed is None else budgeted_latency(model, pruned.timed, tokens, config),
         calibration=None if calibration is None else {"samples": calibration.samples, **calibration.source},
         base=base,
     )
+
+
+def _peaks(model: PreTrainedModel, pruned: PreTrainedModel, tokens: int, config: OptinConfig) -> dict[str, int]:
+    """The memory of a pass, where that was asked for."""
+    if config.memory_batch_size is None:
+        return {}
+    batch = samples_of(model, config.memory_length or tokens, config.memory_batch_size)
+    return {"peak_dense": peak_bytes(model, batch), "peak_pruned": peak_bytes(pruned, batch)}
 
 
 @contextmanager

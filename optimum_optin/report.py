@@ -94,6 +94,8 @@ class PruningReport:
             seen if there are two batches or more; `None` without calibration data.
         bytes_dense: bytes of the tensors that the dense model is saved with; 0 in reports of earlier versions.
         bytes_pruned: the same of the rewritten model.
+        peak_dense: the most bytes that a pass of the dense model takes at once, if `memory` was a budget of that, or 0.
+        peak_pruned: the same of the rewritten model.
         continuations: what the pruned model writes, of language models, on the same samples; `None` for others.
         drops: what `prune(max_drop=...)` tried; `None` if the budget was given.
         evaluations: what `OptinPruner.evaluate` measured, one entry for each task and split.
@@ -130,6 +132,8 @@ class PruningReport:
     drops: Drops | None = None
     bytes_dense: int = 0
     bytes_pruned: int = 0
+    peak_dense: int = 0
+    peak_pruned: int = 0
 
     def __post_init__(self) -> None:
         read = {
@@ -176,6 +180,11 @@ class PruningReport:
             raise ValueError(f"{file} is damaged, or of a newer version of optimum-optin: {error}.") from error
         return report
 
+    def _peak(self) -> str:
+        samples, tokens = self.config["memory_batch_size"], self.config["memory_length"] or self.tokens
+        change = _change(self.peak_dense, self.peak_pruned, 1e6, "MB")
+        return f"memory of a pass of {samples} x {tokens} tokens: {change}"
+
     def _figures(self) -> list[Any]:
         return [self.drops, self.divergence, self.continuations, *self.evaluations, self.latency]
 
@@ -189,6 +198,7 @@ class PruningReport:
                 f"MACs, whole model, counted: {_change(self.macs_dense, self.macs_pruned, 1e6, 'M')}",
                 f"parameters: {_change(self.params_dense, self.params_pruned, 1e6, 'M')}",
                 *([f"bytes: {_change(self.bytes_dense, self.bytes_pruned, 1e6, 'MB')}"] if self.bytes_dense else []),
+                *([self._peak()] if self.peak_dense else []),
                 f"time: {seconds}",
                 *(str(figure) for figure in self._figures() if figure is not None),
                 *_refit_lines(self.refit),
@@ -254,6 +264,8 @@ def _check_ranges(report: PruningReport) -> None:
         ("params_pruned", 0),
         ("bytes_dense", 0),
         ("bytes_pruned", 0),
+        ("peak_dense", 0),
+        ("peak_pruned", 0),
     ):
         if getattr(report, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(report, name)}")

@@ -123,7 +123,7 @@ def test_the_form_on_disk_is_that_of_plain_dicts(tmp_path):
     report = _report(**rest)
     assert json.dumps(report.to_dict()) == json.dumps(
         {**COUNTS, "layers": LAYERS, **rest, "output_weight": None, **FIGURES, "refit": {}}
-        | {"continuations": None, "drops": None, "bytes_dense": 0, "bytes_pruned": 0}
+        | {"continuations": None, "drops": None, "bytes_dense": 0, "bytes_pruned": 0, "peak_dense": 0, "peak_pruned": 0}
     )
     assert report.to_dict()["layers"] is not report.layers
     report.save(tmp_path)

@@ -123,7 +123,8 @@ def _reader(annotation: Any) -> dict[str, Any]:
     if Sequence[str] in (annotation, *named):
         return {"type": str, "nargs": "+", "action": "extend", "metavar": "STR"}
     if Sequence[int] in named:
-        return {"type": word_or_numbers, "metavar": "STR|INT,INT,..."}
+        several = {"type": int, "nargs": "+", "metavar": "INT"}
+        return several if str not in named else {"type": word_or_numbers, "metavar": "STR|INT,INT,..."}
     if str in named and (number := {int, float} & {*named}):
         return {"type": word_or_number, "metavar": f"STR|{number.pop().__name__.upper()}"}
     kind = next(kind for kind in _TYPES if kind in named)

@@ -19,8 +19,7 @@ from ..passes.joins import Join
 from ..passes.walk import PrunedWalk, Rows
 from ..running.experts import add_to_expert, is_packed, routed, weight_of_expert
 from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
-from ..running.processes import take_from_main
-from .ridge import Regression, solve_ridge
+from .ridge import Regression, add_up_regressions, solve_ridge
 
 Walks = list[PrunedWalk | None]
 """One walk for each batch; `None` where another process has it."""
@@ -80,7 +79,7 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
     (sums,) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)])
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
-        change, shift = _solved(*sums, intercept, strength)
+        change, shift = solve_ridge(*sums, intercept, strength)
         for producer in (each for each in producers if (each.bias is not None) == intercept):
             weight = weight_of(producer).double()
             _add(producer, None, weight @ change, weight @ shift)
@@ -143,11 +142,10 @@ def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float
                 fit.add(*(part[~is_held_out] for part in rows))
             else:
                 (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-        fit.add_up()
-        held_out.add_up()
+        add_up_regressions([fit, held_out])
         if not (fit.count and held_out.count):
             continue
-        change, _ = _solved(fit, held_out, False, strength)
+        change, _ = solve_ridge(fit, held_out, False, strength)
         add_to_expert(experts, expert, change * _inverse(scale, change[:, 0])[:, None])
         for (_, _, errors, _), own in zip(found, given, strict=True):
             errors.index_add_(0, own.tokens, -(own.inputs.to(change) @ change.T).to(errors))
@@ -162,7 +160,7 @@ def _correct(
     scale: Tensor | None = None,
 ) -> None:
     """Correct errors of what a linear or convolution writes, behind a batch norm and a layer scale if there are any."""
-    weight, bias = _solved(*sums, linear.bias is not None or norm is not None, strength)
+    weight, bias = solve_ridge(*sums, linear.bias is not None or norm is not None, strength)
     places = weight_of(linear).shape[1] // max(weight.shape[1], 1)
     weight = weight.repeat_interleave(places, 1) / places  # what is told by a mean of places changes all of them alike
     if norm is not None:
@@ -242,14 +240,5 @@ def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted], earlier: Sequence
                     fit.add(*(part[~is_held_out] for part in rows))
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-    for pair in sums:
-        for each in pair:
-            each.add_up()
+    add_up_regressions([each for pair in sums for each in pair])
     return sums
-
-
-def _solved(fit: Regression, held_out: Regression, intercept: bool, strength: float | None) -> tuple[Tensor, Tensor]:
-    """What `solve_ridge` returns, the same to the last bit on every process."""
-    weight, bias = (each.contiguous() for each in solve_ridge(fit, held_out, intercept, strength))
-    take_from_main(weight, bias)
-    return weight, bias

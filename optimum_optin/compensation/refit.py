@@ -22,7 +22,7 @@ from ..passes.course import Course, Stop, find_course
 from ..passes.hooks import find_module
 from ..passes.joins import Join
 from ..passes.pauses import kept_modules
-from ..passes.starts import Start
+from ..passes.starts import Start, shared_out
 from ..passes.walk import PrunedWalk, Walk, watched
 from ..running.freezing import frozen
 from ..running.linears import weight_of
@@ -84,7 +84,7 @@ def refit(
         dense: the model before pruning; unchanged.
         pruned: models that were made from it by `rewrite`; they share one pass of the dense model.
         groups: groups of the dense model.
-        starts: from `dense_passes`; `None` for batches that other processes work on.
+        starts: from `dense_passes`, the same on every process; `None` for a batch that is not to be used.
         strength: strength of the regularisation; `None` chooses it for each linear on held-out tokens, which costs
             several times as much linear algebra.
         masks: what each of the pruned models keeps; may be `None` if no consumer writes units of another group.
@@ -108,6 +108,7 @@ def refit(
         contexts.enter_context(watched(dense, course, course.stops))
         for model, there in zip(pruned, stops, strict=True):
             contexts.enter_context(watched(model, course, there))
+        starts = shared_out(starts)
         dense_walks = [start and _kept(contexts, Walk(dense, course, start)) for start in starts]
         kept = [kept_outputs(dense, groups, each) for each in masks or [{}] * len(pruned)]
         walks_of = [

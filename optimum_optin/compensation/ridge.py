@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..passes.moments import Moments, precision_of
-from ..running.processes import add_up, process_count
+from ..passes.moments import Moments, add_up_moments, precision_of
+from ..running.processes import add_up, everyones, my_part, process_count, process_index
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -28,12 +29,13 @@ class Regression:
         cross: weighted sum of the outer products of shifted inputs and errors, shape (inputs, outputs).
         error_sum: weighted sum of the errors, shape (outputs,).
         error_squares: weighted sum of their squares.
+        knows_inputs: whether the moments are those of an earlier regression, see `of_other_errors`.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu"):
         zeros = {"dtype": torch.float64, "device": device}
         self.inputs = Moments(inputs, device, precision_of(inputs))
-        self._knows_inputs = False
+        self.knows_inputs = False
         self.cross = torch.zeros(inputs, outputs, **zeros)
         self.error_sum = torch.zeros(outputs, **zeros)
         self.error_squares = torch.zeros((), **zeros)
@@ -54,7 +56,7 @@ class Regression:
         inputs = inputs.to(self.cross.device)
         errors = errors.to(self.cross.device, torch.float32)
         weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
-        weighted = self.inputs.shifted(inputs, weights)[1] if self._knows_inputs else self.inputs.add(inputs, weights)
+        weighted = self.inputs.shifted(inputs, weights)[1] if self.knows_inputs else self.inputs.add(inputs, weights)
         self.cross += weighted.T @ errors
         self.error_sum += weights @ errors
         self.error_squares += weights.double() @ errors.square().sum(1).double()
@@ -62,19 +64,10 @@ class Regression:
     def of_other_errors(self) -> Regression:
         """Sums of the same rows and weights with other errors, which are still to be added: inputs need no new sums."""
         other = copy.copy(self)
-        other._knows_inputs = True
+        other.knows_inputs = True
         for name in ("cross", "error_sum", "error_squares"):
             setattr(other, name, torch.zeros_like(getattr(self, name)))
         return other
-
-    def add_up(self) -> None:
-        """Add the other processes' sums, in place."""
-        if process_count() > 1:
-            before = self.inputs.shift
-            if not self._knows_inputs:
-                self.inputs.add_up()
-            self.cross += (before - self.inputs.shift).outer(self.error_sum)
-            add_up(self.cross, self.error_sum, self.error_squares)
 
     def merged(self, other: Regression) -> Regression:
         """The sums over the rows of both, as a new object."""
@@ -110,6 +103,17 @@ class Regression:
         return float(loss + self.inputs.weight * bias.square().sum())
 
 
+def add_up_regressions(regressions: Sequence[Regression]) -> None:
+    """Add the other processes' sums to those of several regressions, in place, in few messages."""
+    if process_count() == 1:
+        return
+    shifts = [each.inputs.shift for each in regressions]
+    add_up_moments([each.inputs for each in regressions if not each.knows_inputs])
+    for each, before in zip(regressions, shifts, strict=True):
+        each.cross += (before - each.inputs.shift).outer(each.error_sum)
+    add_up(*(getattr(each, name) for name in ("error_sum", "error_squares", "cross") for each in regressions))
+
+
 def solve_ridge(
     fit: Regression, held_out: Regression, intercept: bool, strength: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -117,7 +121,8 @@ def solve_ridge(
 
     The strength of the pull is chosen on held-out rows: strengths are tried from the weakest on, as long as their loss
     does not grow. If no change at all loses less there, nothing is changed. The chosen strength is solved for on all
-    rows.
+    rows. Several processes, which hold the same sums, share strengths and outputs out; all get the same answer to the
+    last bit.
 
     Args:
         fit: rows to fit.
@@ -134,24 +139,44 @@ def solve_ridge(
         strength = _best_strength(fit, held_out, intercept)
         if strength is None:
             return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
-    return _solve(fit.merged(held_out), strength or _MIDDLING, intercept)
+    rows = fit.merged(held_out)
+    if process_count() == 1:
+        weight, bias = _solve(rows, strength or _MIDDLING, intercept)
+        return weight.contiguous(), bias
+    bias = torch.zeros_like(rows.error_sum)
+    weight = torch.zeros_like(rows.cross.T, memory_format=torch.contiguous_format)
+    mine = my_part(len(bias))
+    weight[mine], bias[mine] = _solve(rows, strength or _MIDDLING, intercept, mine)
+    add_up(weight, bias)  # what others solve is 0 here, so that nothing is rounded
+    return weight, bias
 
 
 def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> float | None:
-    """The strength with the least held-out loss, from the weakest on while it helps; `None` if none beats no change."""
+    """The strength with the least held-out loss, from the weakest on while it helps; `None` if none beats no change.
+
+    Each process tries one of as many strengths as there are processes.
+    """
     best, least = None, torch.inf
-    for strength in STRENGTHS:
-        loss = held_out.loss(*_solve(fit, strength, intercept))
-        if loss > least:
-            break
-        best, least = strength, loss
-    nothing = torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
-    return best if least < held_out.loss(*nothing) else None
+    for first in range(0, len(STRENGTHS), process_count()):
+        tried = STRENGTHS[first : first + process_count()]
+        mine = tried[min(process_index(), len(tried) - 1)]  # none is idle: what cannot be solved must stop all of them
+        losses = everyones(held_out.loss(*_solve(fit, mine, intercept)))
+        for strength, loss in zip(tried, losses, strict=False):
+            if loss > least:
+                return _helpful(best, least, held_out)
+            best, least = strength, loss
+    return _helpful(best, least, held_out)
 
 
-def _solve(rows: Regression, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
-    mean, error_mean = rows.inputs.mean(), rows.error_sum / rows.inputs.weight
-    cross = rows.products(centred=intercept)
+def _helpful(strength: float | None, loss: float, held_out: Regression) -> float | None:
+    """The strength, if its loss is less than that of no change."""
+    return strength if loss < float(held_out.error_squares) else None
+
+
+def _solve(rows: Regression, strength: float, intercept: bool, outputs: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """The change of weight and bias at a strength, for some of the outputs."""
+    mean, error_mean = rows.inputs.mean(), (rows.error_sum / rows.inputs.weight)[outputs]
+    cross = rows.products(centred=intercept)[:, outputs]
     squares = rows.inputs.squares(centred=intercept)
     pull = strength * squares.mean().clamp_min(0) + rows.inputs.floor() + 1e-12
     factor = rows.inputs.factor(intercept, pull)

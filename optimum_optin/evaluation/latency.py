@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..config import OptinConfig
 from ..figures import Latency
 from ..inputs.modalities import modality_of
-from ..inputs.probes import probe_batch
+from ..inputs.probes import samples_of
 from ..models.identity import device_of, dtype_of, type_of
 from ..timing.hardware import hardware
+from ..timing.ratios import Ratio
 from ..timing.side_by_side import compare_latency
 
 
@@ -29,24 +34,12 @@ def latency_entry(
         ValueError: a number that is no whole number of at least 1, more tokens than the models take, or models of
             different architectures.
     """
-    if type_of(dense) != type_of(pruned):
-        raise ValueError(
-            f"the dense model is {type_of(dense)!r}, the pruned one {type_of(pruned)!r}: compare a "
-            "model with what it was pruned from."
-        )
-    for name, value in (("tokens", tokens), ("batch_size", batch_size), ("repeats", repeats)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-    most = modality_of(dense).most_tokens(dense)
-    if most is not None and tokens > most:
-        raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
-    batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(dense, tokens).items()}
+    check_numbers(tokens=tokens, batch_size=batch_size, repeats=repeats)
+    check_pair(dense, pruned, tokens)
+    batch = samples_of(dense, tokens, batch_size)
     times = compare_latency(dense, pruned, batch, repeats)
     return Latency(
-        device=device_of(dense).type,
-        hardware=hardware(device_of(dense)),
-        threads=torch.get_num_threads(),
-        dtype=str(dtype_of(dense)).removeprefix("torch."),
+        **_machine(dense),
         batch_size=batch_size,
         tokens=tokens,
         repeats=repeats,
@@ -54,3 +47,60 @@ def latency_entry(
         pruned_ms=1e3 * times.pruned_seconds,
         speedup=times.speedup,
     )
+
+
+def budgeted_latency(model: nn.Module, timed: Ratio, tokens: int, config: OptinConfig) -> Latency:
+    """What the search for a budget of latency timed at its end, as the report's entry.
+
+    Args:
+        model: the dense model.
+        timed: the cut model's time as a part of the dense one's.
+        tokens: the calibration data's mean length.
+        config: the configuration, which says on what it was timed.
+    """
+    return Latency(
+        **_machine(model),
+        batch_size=config.latency_batch_size,
+        tokens=config.latency_length or tokens,
+        repeats=timed.turns,
+        dense_ms=1e3 * timed.base_seconds,
+        pruned_ms=1e3 * timed.seconds,
+        speedup=1 / timed.value,
+        backend=config.latency_backend,
+    )
+
+
+def _machine(model: nn.Module) -> dict[str, Any]:
+    return {
+        "device": device_of(model).type,
+        "hardware": hardware(device_of(model)),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+    }
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raise if one of these is no whole number of at least 1.
+
+    Raises:
+        ValueError: names it.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def check_pair(dense: nn.Module, pruned: nn.Module, tokens: int) -> None:
+    """Raise if two models are not to be compared on samples of this length.
+
+    Raises:
+        ValueError: models of different architectures, or more tokens than they take.
+    """
+    if type_of(dense) != type_of(pruned):
+        raise ValueError(
+            f"the dense model is {type_of(dense)!r}, the pruned one {type_of(pruned)!r}: compare a "
+            "model with what it was pruned from."
+        )
+    most = modality_of(dense).most_tokens(dense)
+    if most is not None and tokens > most:
+        raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")

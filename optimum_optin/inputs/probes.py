@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from ..discovery.find import stack_inputs
@@ -23,6 +24,11 @@ def probe_batch(model: nn.Module, tokens: int) -> Batch:
         ValueError: the model makes another number of tokens of an image, or takes fewer of a text.
     """
     return modality_of(model).probe(model, tokens)
+
+
+def samples_of(model: nn.Module, tokens: int, count: int) -> Batch:
+    """So many samples of `tokens` tokens each; see `probe_batch`."""
+    return {name: torch.cat([value] * count) for name, value in probe_batch(model, tokens).items()}
 
 
 def mean_tokens(batches: Sequence[Batch], model: nn.Module) -> int:

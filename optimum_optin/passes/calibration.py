@@ -15,10 +15,11 @@ from ..inputs.probes import mean_tokens
 from ..inputs.tokens import TokenMasks, token_masks
 from ..running.batch import Batch, same_batches, samples_in
 from ..running.freezing import frozen
-from ..running.processes import my_share
+from ..running.processes import gathered, my_share, process_count
 from ..running.randomness import generators
 from ..stages.progress import progress
-from .starts import Start, dense_pass
+from .outputs import Output
+from .starts import Start, dense_pass, starts_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Calibration:
         source: where they came from, as far as that is known (`PruningReport.calibration`).
         starts: what the dense model says about each batch, `None` for a batch that another process ran; `None`
             altogether if no pass was run yet.
+        outputs: what the dense model returned where outputs were compared, by number of the batch, as far as it is
+            kept (`search.divergence`).
     """
 
     batches: Sequence[Batch]
@@ -41,6 +44,7 @@ class Calibration:
     tokens: int
     source: Mapping[str, Any] = field(default_factory=dict)
     starts: Sequence[Start | None] | None = None
+    outputs: dict[int, Output] = field(default_factory=dict, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
@@ -60,7 +64,7 @@ class Calibration:
         """The calibration of some of the batches."""
         starts = None if self.starts is None else [self.starts[index] for index in indices]
         batches, real = ([each[index] for index in indices] for each in (self.batches, self.real))
-        return replace(self, batches=batches, real=real, starts=starts)
+        return replace(self, batches=batches, real=real, starts=starts, outputs={})
 
     def knowing(self, other: Calibration | None) -> Calibration:
         """This calibration, with the starts of another if that has the same batches."""
@@ -93,11 +97,11 @@ def dense_passes(
         wanted: indices of the batches to run; `None` for all.
 
     Returns:
-        An entry for each wanted batch, in that order; `None` where another process has it.
+        An entry for each wanted batch, in that order, on every process.
     """
     wanted = range(len(calibration)) if wanted is None else wanted
     if calibration.starts is not None:
-        return [calibration.starts[index] for index in wanted]
+        return _of_all(calibration.part(wanted))
     streams = generators(config.seed, len(calibration))
     starts: list[Start | None] = [None] * len(wanted)
     with frozen(dense):
@@ -112,4 +116,16 @@ def dense_passes(
                 temperature=config.temperature,
                 generator=streams[index],
             )
+    return _of_all(replace(calibration.part(wanted), starts=starts))
+
+
+def _of_all(calibration: Calibration) -> list[Start | None]:
+    """The starts that any process has, on all of them; they are small."""
+    starts = list(calibration.starts)
+    if process_count() == 1:
+        return starts
+    own = {name: tensor.cpu() for name, tensor in tensors_of(starts).items()}
+    for given in gathered(own):
+        taken = starts_of(given, calibration.batches, calibration.real)
+        starts = [start or other for start, other in zip(starts, taken, strict=True)]
     return starts

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..running.memory import all_finite
-from ..running.processes import add_up, process_count
+from ..running.processes import add_up, add_up_symmetric, process_count
 from ..stages.tensor_files import fill
 
 _FLOOR = 1e-5
@@ -74,11 +74,7 @@ class Moments:
 
     def add_up(self) -> None:
         """Add the other processes' sums, in place."""
-        if process_count() > 1:
-            common = torch.cat([self.total + self.weight * self.shift, self.weight[None]]).double()
-            add_up(common)
-            self.move(common[:-1] / common[-1])
-            add_up(self.count, self.weight, self.total, self.gram)
+        add_up_moments([self])
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for `restore`."""
@@ -87,7 +83,7 @@ class Moments:
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Hold the sums that `tensors` gave, before any `move`; raises a `ValueError` if they are of other shapes."""
         fill(self.tensors(), saved)
-        self._empty = not self.count
+        self.settle()
 
     def move(self, shift: Tensor) -> None:
         """Change the shift that the sums are taken about, in place."""
@@ -97,6 +93,10 @@ class Moments:
         self.gram = gram.to(self.gram)
         self.total = (total + self.weight * step).to(self.total)
         self.shift, self._empty = shift, False
+
+    def settle(self) -> None:
+        """Take the sums as they are now for all: without rows, the first that come give the shift."""
+        self._empty = not self.count
 
     def merged(self, other: Moments) -> Moments:
         """The sums over the rows of both, as a new object."""
@@ -166,6 +166,20 @@ class Moments:
         """
         spread, squares = self.squares(centred=True), self.squares(centred=False)
         return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
+
+
+def add_up_moments(moments: Sequence[Moments]) -> None:
+    """Add the other processes' sums to several, in place, in few messages."""
+    if process_count() == 1:
+        return
+    about_zero = [torch.cat([each.total + each.weight * each.shift, each.weight[None]]).double() for each in moments]
+    add_up(*about_zero)
+    for each, sums in zip(moments, about_zero, strict=True):
+        each.move(sums[:-1] / sums[-1] if sums[-1] else torch.zeros_like(each.shift))
+    add_up(*(getattr(each, name) for name in ("count", "weight", "total") for each in moments))
+    add_up_symmetric(*(each.gram for each in moments))
+    for each in moments:
+        each.settle()
 
 
 class BlockMoments:

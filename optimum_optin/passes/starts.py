@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from ..comparing.losses import probe_output
 from ..discovery.next_tokens import predicts_next_token
 from ..editing.masking import differentiable, gradients
 from ..inputs.tokens import TokenMasks
-from ..running.batch import Batch
+from ..running.batch import Batch, samples_in
 from ..running.linears import rows_written
+from ..running.processes import my_part, my_share, process_count, process_index
 from ..stages.tensor_files import below, prefixed
 from .hooks import Passage, observed, recorded
 from .outputs import Output, compared_output
@@ -61,6 +62,45 @@ def starts_of(saved: Mapping[str, Tensor], batches: Sequence[Batch], real: Seque
     for index, found in by_batch.items():
         starts[index] = Start(batches[index], real[index], below("weights/", found), int(found["seed"]))
     return starts
+
+
+def shared_out(starts: Sequence[Start | None]) -> list[Start | None]:
+    """What this process works on, of starts that all processes have; `None` in the place of what others do.
+
+    A start of which there is not one for each process is shared out by its samples: of few starts, some processes would
+    have twice as many as others.
+    """
+    count = process_count()
+    whole = len(starts) // count * count
+    mine = my_share(whole)
+    shared = [start if place in mine else None for place, start in enumerate(starts[:whole])]
+    for place, start in enumerate(starts[whole:]):
+        if start is None or not _has_samples(start):
+            shared.append(start if place == process_index() else None)
+            continue
+        samples = my_part(samples_in(start.batch))
+        shared.append(_samples_of(start, samples) if samples.start < samples.stop else None)
+    return shared
+
+
+def _has_samples(start: Start) -> bool:
+    """Whether all that is known of a batch is known sample by sample."""
+    count = samples_in(start.batch)
+    parts = [*start.batch.values(), *start.real.values()]
+    return all(each.dim() and len(each) == count for each in parts) and not any(
+        len(weight) % count for weight in start.weights.values()
+    )
+
+
+def _samples_of(start: Start, samples: slice) -> Start:
+    """The start of some of the samples of a batch."""
+    count = samples_in(start.batch)
+    weights = {}
+    for path, weight in start.weights.items():
+        windows = len(weight) // count  # those of a sample follow each other
+        weights[path] = weight[samples.start * windows : samples.stop * windows]
+    batch, real = ({name: value[samples] for name, value in each.items()} for each in (start.batch, start.real))
+    return replace(start, batch=batch, real=real, weights=weights)
 
 
 def real_rows(group: Group, source: Tensor, real: TokenMasks) -> Tensor | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.utils import logging
@@ -29,6 +27,7 @@ from ..running.facts import measured_once
 from ..running.forward import call_model
 from ..running.freezing import frozen
 from ..running.prepared import copy_of
+from .skeletons import caches_emptied, shape_of, skeleton
 
 logger = logging.get_logger(__name__)
 
@@ -56,9 +55,9 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
     def measure() -> dict[str, float]:
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
-            inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
-            with _caches_emptied(model):
-                return _added_by_units(_skeleton(model, fake), groups, inputs, repeats, fake)
+            inputs = {name: shape_of(value, fake) for name, value in batch.items()}
+            with caches_emptied(model):
+                return _added_by_units(skeleton(model, fake), groups, inputs, repeats, fake)
         except Exception as error:
             raise_interruption(error)
             logger.debug(f"MACs are counted on a copy with weights, for the model needs them to run: {error}")
@@ -86,9 +85,9 @@ def macs_of_modules(model: nn.Module, batch: Batch) -> Mapping[str, float]:
     def measure() -> dict[str, float]:
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
-            with _caches_emptied(model), fake:
-                inputs = {name: _shape_of(value, fake) for name, value in batch.items()}
-                counter = run_counted(_skeleton(model, fake), inputs)
+            with caches_emptied(model), fake:
+                inputs = {name: shape_of(value, fake) for name, value in batch.items()}
+                counter = run_counted(skeleton(model, fake), inputs)
         except Exception as error:
             raise_interruption(error)
             logger.debug(f"MACs are counted on the model itself, which needs its weights to run: {error}")
@@ -200,38 +199,6 @@ def _added_by_units(
         before, macs = macs, count()
         added |= {group.key: (macs[group.layer] - before[group.layer]) / group.parts for group in grown}
     return added
-
-
-def _skeleton(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
-    """A copy of a model whose parameters and buffers have shapes only, and which runs the forward of its class."""
-    memo: dict[int, Any] = {id(tensor): _shape_of(tensor, fake) for tensor in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, memo)
-    for module in copied.modules():
-        vars(module).pop("forward", None)  # Accelerate's moves tensors between devices
-    return copied
-
-
-@contextmanager
-def _caches_emptied(model: nn.Module) -> Iterator[None]:
-    """Afterwards, nothing is in the caches of functions of a model's classes, which all models of the process share.
-
-    Transformers keeps BEiT's places in a window there; those that a pass without values puts there are none.
-    """
-    try:
-        yield
-    finally:
-        for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
-            for member in vars(kind).values():
-                function = getattr(member, "__func__", member)  # of a static method
-                inside = inspect.getclosurevars(function).nonlocals.values() if inspect.isfunction(function) else ()
-                for each in (function, *inside):
-                    if callable(getattr(each, "cache_clear", None)):
-                        each.cache_clear()
-
-
-def _shape_of(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
-    """A tensor of the same shape that holds nothing; transformers takes it for a tracer's and does not look inside."""
-    return fake.from_tensor(tensor.detach().to("meta"))
 
 
 def _count_product_by_group(rows, weight, *args, out_shape=None, **kwargs) -> int:

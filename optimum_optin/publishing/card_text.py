@@ -178,7 +178,7 @@ def _comparison(model: nn.Module, report: PruningReport, weights: int | None) ->
         note += (
             f" Latency is the median of {latency.repeats} runs of both models in turn on "
             f"{markdown(latency.hardware)} ({markdown(latency.device)}), {latency.threads} threads, "
-            f"{markdown(latency.dtype)}."
+            f"{markdown(latency.dtype)}{'' if latency.backend == 'eager' else ', ' + markdown(latency.backend)}."
         )
     return f"{_table(('', 'dense', 'pruned', 'left'), rows)}\n\n{note}"
 

@@ -36,7 +36,11 @@ def run_model(model: nn.Module, batch: Batch) -> dict[str, Any]:
         has names of its own. Otherwise the floating-point tensors of a tuple, or the one tensor, are called by what
         their shape says (`_name_of`), each name once; numbers (a loss) are passed over.
     """
-    outputs = call_model(model, batch)
+    return named_outputs(model, call_model(model, batch))
+
+
+def named_outputs(model: nn.Module, outputs: Any) -> dict[str, Any]:
+    """What a model has returned, by name; see `run_model`."""
     named = _own_names(outputs)
     if named is None:
         named = {}
@@ -49,22 +53,32 @@ def run_model(model: nn.Module, batch: Batch) -> dict[str, Any]:
 def call_model(model: nn.Module, batch: Batch) -> Any:
     """Run a model as `run_model` does; return what it returns."""
     signature = inspect.signature(model.forward).parameters
-    inputs = {name: value for name, value in batch.items() if takes(model, name)}
-    for name, parameter in signature.items():
-        if name not in inputs and parameter.default is parameter.empty and name in _MADE_UP and "input_ids" in batch:
-            inputs[name] = _MADE_UP[name](batch["input_ids"])
-    # What a class that is not of transformers does with its `**kwargs` is unknown.
-    ours = str(inspect.unwrap(type(model).forward).__module__).startswith("transformers.")
-    options = {
-        name: value for name, value in _OPTIONS.items() if name in signature or (ours and _hands_on(model, name))
-    }
+    inputs = inputs_taken(model, batch)
     places = [name for name, parameter in signature.items() if parameter.kind is parameter.POSITIONAL_ONLY]
     given = []
     for name in places:  # positional ones, as far as there is something to give
         if name not in inputs:
             break
         given.append(inputs[name])
-    return model(*given, **{name: value for name, value in inputs.items() if name not in places}, **options)
+    named = {name: value for name, value in inputs.items() if name not in places}
+    return model(*given, **named, **call_options(model))
+
+
+def inputs_taken(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The inputs that a model is run with: those of a batch that its `forward` takes, and what `run_model` makes up."""
+    inputs = {name: value for name, value in batch.items() if takes(model, name)}
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if name not in inputs and parameter.default is parameter.empty and name in _MADE_UP and "input_ids" in batch:
+            inputs[name] = _MADE_UP[name](batch["input_ids"])
+    return inputs
+
+
+def call_options(model: nn.Module) -> dict[str, bool]:
+    """What a model is told beside its inputs: to keep no cache, and to name what it returns."""
+    signature = inspect.signature(model.forward).parameters
+    # What a class that is not of transformers does with its `**kwargs` is unknown.
+    ours = str(inspect.unwrap(type(model).forward).__module__).startswith("transformers.")
+    return {name: value for name, value in _OPTIONS.items() if name in signature or (ours and _hands_on(model, name))}
 
 
 def first_of(output: Any) -> Any:

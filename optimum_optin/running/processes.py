@@ -10,13 +10,16 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
+
+_PACKET = 2**20  # numbers that one message holds, if it has several tensors
+_BLOCKS = 8  # of rows that a symmetric matrix is sent in: nine sixteenths of it
 
 
 def state() -> PartialState:
@@ -59,6 +62,30 @@ def my_share(count: int) -> range:
     return range(here.process_index, count, here.num_processes)
 
 
+def fair_share(costs: Sequence[float]) -> list[int]:
+    """Which of several pieces of work this process does, in order, so that all are busy about as long.
+
+    Args:
+        costs: what each piece costs, in any unit, the same on every process: the dearest are handed out first.
+    """
+    here = state()
+    busy = [0.0] * here.num_processes
+    mine = []
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        process = min(range(here.num_processes), key=busy.__getitem__)
+        busy[process] += costs[index]
+        if process == here.process_index:
+            mine.append(index)
+    return sorted(mine)
+
+
+def my_part(count: int) -> slice:
+    """Which of `count` rows that lie side by side this process works on."""
+    here = state()
+    first, last = (count * place // here.num_processes for place in (here.process_index, here.process_index + 1))
+    return slice(first, last)
+
+
 def check_processes(batches: int) -> None:
     """Raise if there is not a batch for every process.
 
@@ -74,16 +101,63 @@ def check_processes(batches: int) -> None:
 
 
 def add_up(*tensors: Tensor) -> None:
-    """Add every process's tensors to those of the others, in place; returns nothing."""
-    if process_count() > 1:
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)  # Accelerate's `reduce` would copy what may be large
+    """Add every process's tensors to those of the others, in place; returns nothing.
+
+    What is small is sent together: a message costs as much as a hundred thousand numbers do.
+    """
+    if process_count() == 1:
+        return
+    for packet in _packets(tensors):
+        if len(packet) == 1 and packet[0].is_contiguous():
+            torch.distributed.all_reduce(packet[0])  # Accelerate's `reduce` would copy what may be large
+            continue
+        sent = torch.cat([tensor.reshape(-1) for tensor in packet])
+        torch.distributed.all_reduce(sent)
+        for tensor, part in zip(packet, sent.split([tensor.numel() for tensor in packet]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
 
 
-def take_from_main(*tensors: Tensor) -> None:
-    """Overwrite tensors with the main process's, in place; returns nothing."""
-    if process_count() > 1:
-        broadcast(tensors)
+def add_up_symmetric(*matrices: Tensor) -> None:
+    """`add_up` for matrices that are symmetric but for rounding: what is below the diagonal is not sent."""
+    if process_count() == 1:
+        return
+    add_up(*(block for matrix in matrices for block, _ in _upper(matrix)))
+    for matrix in matrices:
+        for block, below in _upper(matrix):
+            below.copy_(block[:, len(block) :].T)
+
+
+def everyones(value: float) -> list[float]:
+    """Every process's number, in their order, the same on all of them."""
+    if process_count() == 1:
+        return [value]
+    values = torch.zeros(process_count(), dtype=torch.float64, device=state().device)
+    values[process_index()] = value
+    add_up(values)
+    return values.tolist()
+
+
+def _packets(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """The tensors in order, those together that can be sent in one message."""
+    packet: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        alike = packet and (tensor.dtype, tensor.device) == (packet[0].dtype, packet[0].device)
+        if packet and not (alike and size + tensor.numel() <= _PACKET):
+            yield packet
+            packet, size = [], 0
+        packet.append(tensor)
+        size += tensor.numel()
+    if packet:
+        yield packet
+
+
+def _upper(matrix: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Views of blocks of rows from the diagonal on, and of what lies below each, whose transpose it equals."""
+    size = max(-(-len(matrix) // _BLOCKS), 1)
+    for first in range(0, len(matrix), size):
+        last = min(first + size, len(matrix))
+        yield matrix[first:last, first:], matrix[last:, first:last]
 
 
 def on_main(compute: Callable[[], Any]) -> Any:
@@ -93,8 +167,12 @@ def on_main(compute: Callable[[], Any]) -> Any:
 
 def first_of_all(value: Any) -> Any:
     """The first process's value that is not `None`, on every process."""
-    values = gather_object([value]) if process_count() > 1 else [value]
-    return next((each for each in values if each is not None), None)
+    return next((each for each in gathered(value) if each is not None), None)
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, in their order, on every process; tensors among them must be on the CPU."""
+    return gather_object([value]) if process_count() > 1 else [value]
 
 
 def together(compute: Callable[[], Any]) -> Any:

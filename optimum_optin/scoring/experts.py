@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..passes.hooks import Passage
-from ..passes.moments import Moments, gram, precision_of
+from ..passes.moments import Moments, add_up_moments, gram, precision_of
 from ..running.experts import neurons_of_each, routed, weight_of_expert
-from ..running.processes import add_up
+from ..running.processes import add_up, add_up_symmetric
 from ..stages.tensor_files import below, prefixed
-from .removal import Reader, removal_scores, root_of
+from .removal import Reader, order_cost, removal_scores, root_of
 
 _UNSEEN = 1e-9  # what neurons of an expert cost that was given no token, as a share of what they might
 
@@ -73,9 +73,14 @@ class ExpertSums:
 
     def add_up(self) -> None:
         """Add the other processes' sums."""
-        for each in self.inputs:
-            each.add_up()
-        add_up(*self.metrics.values(), *self.shares.values())
+        add_up_moments(self.inputs)
+        add_up_symmetric(*self.metrics.values())
+        add_up(*self.shares.values())
+
+    def order_cost(self) -> float:
+        """About how many multiplications the orders of removal take."""
+        outputs, neurons = weight_of_expert(self.module, 0).shape
+        return order_cost(outputs) + len(self.inputs) * order_cost(0, neurons)
 
     def removal_scores(self, traces: Mapping[str, float], shares: Sequence[float]) -> list[Tensor]:
         """See `removal.removal_scores`: the costs of the neurons, one expert's after the other's.

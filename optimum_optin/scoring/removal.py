@@ -78,6 +78,11 @@ def removal_scores(readers: Sequence[Reader], units: int, shares: Sequence[float
     return scores
 
 
+def order_cost(outputs: int, features: int = 0) -> float:
+    """About how many multiplications an order takes with one reader: metrics' roots, H^-1, and updates of both."""
+    return 9.0 * outputs**3 + 2.0 * features**3 + 2.0 * outputs * features**2
+
+
 class _Removal:
     """What is left of the readers of a group, after the refit: the same units in all of them.
 

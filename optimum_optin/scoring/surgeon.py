@@ -28,14 +28,14 @@ from ..passes.starts import DensePass, Start, real_rows, run_dense, starts_of, t
 from ..passes.trajectory import trajectory_features
 from ..running.experts import is_packed
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
-from ..running.processes import add_up, my_share
+from ..running.processes import add_up, add_up_symmetric, fair_share, my_share
 from ..running.randomness import generators
 from ..stages.resuming import Outcome, once, resumed
 from ..stages.tensor_files import below, prefixed
 from .experts import ExpertSums
 from .parts import parts_of, room_for
 from .registry import Scored, Terms, Totals, flattened, register_scorer, terms_of
-from .removal import Reader, removal_scores
+from .removal import Reader, order_cost, removal_scores
 
 _ORDERS = 0.2  # part of the time that orders of removal are expected to take
 
@@ -214,7 +214,8 @@ def _removal_terms(
         for name in names:
             zeros = torch.zeros(group.units, dtype=torch.float64, device=sums[group.consumers[0].path].device)
             totals.terms[name][group.key] = zeros
-    for index in resumed(my_share(len(groups)), "removal orders", "group", name="orders", sums=totals, share=share):
+    costs = [sum(sums[path].order_cost() for path in {each.path for each in group.consumers}) for group in groups]
+    for index in resumed(fair_share(costs), "removal orders", "group", name="orders", sums=totals, share=share):
         group = groups[index]
         try:
             first = sums[group.consumers[0].path]
@@ -279,7 +280,12 @@ class _Sums:
     def add_up(self) -> None:
         """Add the other processes' sums."""
         self.inputs.add_up()
-        add_up(*self.metrics.values())
+        add_up_symmetric(*self.metrics.values())
+
+    def order_cost(self) -> float:
+        """About how many multiplications the order of removal takes."""
+        outputs, features = weight_of(self.module).shape
+        return order_cost(outputs, features if isinstance(self.inputs, Moments) else 0)
 
     def reader(self, traces: Mapping[str, float], group: Group, consumer: Consumer) -> Reader:
         """What reads the units of a group, with metrics divided by their sums over all consumers."""

@@ -15,6 +15,7 @@ from ..merging.stack import token_layers
 from ..pricing.macs import token_costs
 from ..pricing.prices import prices_of
 from ..scoring import Scores
+from ..timing.ratios import Ratio
 from .depth import Sublayers, depths, without
 from .masks import COMBINATIONS, check_budget, check_kept, search, search_uniform
 from .selection import limits_of
@@ -33,12 +34,14 @@ class Choice:
         output_weight: weight of the output term that the masks come from.
         schedule: how many tokens to merge; `None` for none.
         sublayers: those that were to keep nothing.
+        timed: the cut model's time as a part of the dense one's, if there is a budget of time; see `in_time`.
     """
 
     masks: Masks
     output_weight: float
     schedule: TokenSchedule | None = None
     sublayers: Sublayers = ()
+    timed: Ratio | None = None
 
 
 def ranked(

@@ -21,6 +21,8 @@ from ..running.feature_maps import as_tokens
 from ..running.freezing import frozen
 from ..running.processes import add_up, my_share, process_count
 
+_KEPT = 2**23  # numbers of the dense model's outputs that are kept: 32 MB
+
 
 @torch.no_grad()
 def measure_divergence(
@@ -32,7 +34,7 @@ def measure_divergence(
         dense: the model before pruning.
         pruned: models that were made from it.
         groups: groups of the dense model.
-        calibration: batches to run, on the models' device.
+        calibration: batches to run, on the models' device; of the dense model, what was kept of earlier comparisons.
         held_out: see `Divergence`.
     """
     # Fewer batches than processes are not worth sharing: every process runs them all.
@@ -43,7 +45,7 @@ def measure_divergence(
             stack.enter_context(frozen(model))
         for index in my_share(len(calibration)) if shared else range(len(calibration)):
             given = groups, calibration.batches[index], calibration.real[index]
-            teacher = _output(dense, *given)
+            teacher = _dense_output(dense, *given, known=calibration.outputs, index=index)
             for model, each in zip(pruned, sums, strict=True):
                 student = _output(model, *given)
                 each.add(student.values.float(), teacher.values.float().to(student.values.device), teacher.kind)
@@ -75,6 +77,18 @@ class _Sums:
 
     def agreement(self) -> float | None:
         return self.kind.agreement(float(self.sums[0][0]), self.sums[1:])
+
+
+def _dense_output(
+    dense: nn.Module, groups: Groups, batch: Batch, real: TokenMasks, *, known: dict[int, Output], index: int
+) -> Output:
+    """The output of the dense model, which is kept for later comparisons on the same batches if it is small."""
+    if index in known:
+        return known[index]
+    output = _output(dense, groups, batch, real)
+    if output.values.numel() + sum(each.values.numel() for each in known.values()) <= _KEPT:
+        known[index] = output
+    return output
 
 
 def _output(model: nn.Module, groups: Groups, batch: Batch, real: TokenMasks) -> Output:

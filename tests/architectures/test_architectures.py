@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
-from tiny import CASES, TINY, VARIANTS, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
+from tiny import CASES, TINY, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModel
 
 from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_architectures, masked, neurons
@@ -108,19 +108,13 @@ def test_save_load_save(model_type, tmp_path):
     torch.testing.assert_close(hidden, from_classifier, atol=0, rtol=0)
 
 
-ATTENTIONS = [
-    (name, attention)
-    for name in CASES
-    for attention in ("sdpa", "eager")
-    if attention == "eager" or TINY[VARIANTS[name][0] if name in VARIANTS else name][1]._supports_sdpa
-]
+@each_architecture
+def test_counted_macs_equal_the_cost_tables(model_type):
+    """Whatever the tables say was cut is what PyTorch's flop counter misses in the rewritten model.
 
-
-@pytest.mark.parametrize(("model_type", "attention"), ATTENTIONS, ids=map(" ".join, ATTENTIONS))
-def test_counted_macs_equal_the_cost_tables(model_type, attention):
-    """Whatever the tables say was cut is what PyTorch's flop counter misses in the rewritten model."""
+    That tables are the same for both kinds of attention is a matter of `tests/pricing/test_unit_costs.py`.
+    """
     model = tiny_model(model_type)
-    model.set_attn_implementation(attention)
     pruned = _cut(model, _masks_with_empty_sublayers(find_groups(model)))
     tokens = image_tokens(model, tiny_batch(model)) if modality_of(model) is IMAGES else 10
     batch = probe_batch(model, tokens)
@@ -162,7 +156,20 @@ def test_prefix_replay_is_exact(model_type):
     assert all("forward" not in vars(module) for module in model.modules())
 
 
-@each_architecture
+# One of each kind of arithmetic around the units: norms before or after, gates, scales, shared and windowed biases.
+KINDS = [
+    "beit with both biases",
+    "bert",
+    "clip",
+    "dinov2 with SwiGLU",
+    "dinov3 with a gated MLP",
+    "modernbert",
+    "mpnet",
+]
+KINDS += ["siglip", "swin", "swinv2 with padded windows", "vit"]
+
+
+@pytest.mark.parametrize("model_type", KINDS)
 def test_gauss_newton_agrees_with_exact(model_type):
     # Weights this small make a removal a small step, where the second order is the whole of the loss.
     model = tiny_model(model_type)

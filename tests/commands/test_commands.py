@@ -21,6 +21,7 @@ from tsv import write_sst2
 from words import TEXTS, word_tokenizer
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores
+from optimum_optin.benchmarking import Benchmark
 from optimum_optin.command_line.arguments import load_config
 from optimum_optin.command_line.options import argument_texts
 from optimum_optin.commands import run
@@ -251,6 +252,17 @@ def test_benchmark_takes_the_length_from_the_report(place, capsys):
     assert _json(capsys, *arguments, "--tokens", "5", "--batch-size", "2")["tokens"] == 5
 
 
+def test_benchmark_measures_grids_and_data_and_writes_files(place, tmp_path, capsys):
+    sizes = ("--batch-size", "1", "2", "--tokens", "5", "9", "--threads", "1", "--repeats", "1", "--num-samples", "4")
+    files = ("--data", place / "texts.txt", "--output", tmp_path / "new" / "found.json")
+    found = _json(capsys, "benchmark", "--model", place / "pruned", "--dense", place / "dense", *sizes, *files)
+    assert Benchmark.load(tmp_path / "new" / "found.json").to_dict() == found["benchmark"]
+    cells = [each for each in found["benchmark"]["cells"] if each["model"] == "pruned"]
+    shapes = [(each["work"], each["batch_size"], each["samples"]) for each in cells]
+    assert shapes == [("grid", 1, 1), ("grid", 2, 2)] * 2 + [("data", 1, 4), ("data", 2, 4)]
+    assert found["speedup"] == cells[0]["speedup"]["median"]
+
+
 def test_info_reads_no_weights(place, tmp_path, capsys):
     data = _json(capsys, "info", place / "pruned")
     report = PruningReport.load(place / "pruned")
@@ -299,6 +311,7 @@ def test_figures_of_evaluate_and_benchmark_go_into_report_and_card(place, tmp_pa
     assert PruningReport.load(folder).evaluations == report.evaluations
     assert (folder / "README.md").read_text() != before  # the benchmark is gone
     latency = _json(capsys, "benchmark", *compared, "--repeats", "2", "--update")
+    assert latency.pop("benchmark")["schema"] == 1
     assert latency == {"model": str(folder), "dense": str(place / "dense"), **PruningReport.load(folder).latency}
     card = (folder / "README.md").read_text()
     assert "| glue/sst2 | validation |" in card and f"{latency['pruned_ms']:.1f} ms" in card
@@ -362,6 +375,9 @@ def nothing_sent(hub, monkeypatch):
         ("evaluate --task sts2 --model {dense}", "unknown task 'sts2'"),
         ("evaluate --task stsb --model {dense} --data-dir {glue}", "STS-B/dev.tsv"),
         ("benchmark --model {dense} --dense {dense}", "give --tokens"),
+        ("benchmark --model {pruned} --dense {dense} --variants trt", "'trt' is none of eager, compile"),
+        ("benchmark --model {pruned} --dense {dense} --output {dense}", "is a folder: name a file in it"),
+        ("benchmark --model {pruned} --dense {dense} --tokens 0", "tokens=0 must be a whole number"),
         ("info {dense}", "was not pruned with optimum-optin"),
         ("info {glue}", "config.json is missing"),
         ("info {damaged}", "structure must map group names to entries"),

@@ -2,13 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from optimum_optin.compensation import ridge
-from optimum_optin.compensation.ridge import STRENGTHS, Regression, solve_ridge
-from optimum_optin.passes import moments
+from optimum_optin.compensation.ridge import STRENGTHS, Regression, add_up_regressions, solve_ridge
+from optimum_optin.running import processes
 
 
 def _rows(count, seed=0, inputs=6, outputs=3, noise=0.1):
@@ -130,10 +131,10 @@ class Losses:
     """Held-out rows whose losses are given: of each strength from the weakest on, and of no change."""
 
     def __init__(self, losses, nothing):
-        self.losses, self.nothing = iter(losses), nothing
+        self.losses, self.error_squares = iter(losses), torch.tensor(nothing)
 
     def loss(self, weight, bias):
-        return next(self.losses) if weight.any() or bias.any() else self.nothing
+        return next(self.losses)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ class Losses:
         ([1.0, 2.0, 0.5, 0.4, 0.3, 0.2], 9.0, 1e-4),  # it stops where the loss grows
         ([3.0, 2.0, 2.0, 4.0, 1.0, 1.0], 9.0, 1e-2),  # of equal ones, the strongest
         ([3.0, 2.0, 4.0, 1.0, 1.0, 1.0], 2.0, None),  # no better than no change
-        ([3.0, 2.0, 4.0, 1.0, 1.0, 1.0], 2.1, 1e-3),
+        ([3.0, 2.0, 4.0, 1.0, 1.0, 1.0], 2.5, 1e-3),
         ([torch.inf] * 6, torch.inf, None),
     ],
 )
@@ -185,43 +186,74 @@ def test_the_sums_of_two_are_those_of_all_rows():
     assert both.count == 35
 
 
-def test_sums_of_several_processes_are_those_of_all_rows(monkeypatch):
-    """Two threads stand for processes; each adds to its sums what the other one has at the same call."""
-    meeting, said = threading.Barrier(2, timeout=20), {}
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Runs a function of a process's number on both of two; threads stand for them, and meet where they send."""
+    meeting, said, here = threading.Barrier(2, timeout=20), {}, threading.local()
 
-    def add_up(*tensors):
-        said[threading.get_ident()] = [each.clone() for each in tensors]
+    def all_reduce(tensor):
+        said[here.place] = tensor.clone()
         meeting.wait()
-        (others,) = (each for name, each in said.items() if name != threading.get_ident())
-        for tensor, other in zip(tensors, others, strict=True):
-            tensor.add_(other)
+        tensor.add_(said[1 - here.place])
         meeting.wait()
 
+    def run(compute):
+        def on(place):
+            here.place = place
+            return compute(place)
+
+        monkeypatch.setattr(
+            processes, "state", lambda: SimpleNamespace(num_processes=2, process_index=here.place, device="cpu")
+        )
+        monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(on, range(2)))
+        monkeypatch.undo()
+        return found
+
+    return run
+
+
+def test_sums_of_several_processes_are_those_of_all_rows(two_processes):
     def worked(place):
         x, errors = rows[place]
-        sums = _streamed(x, errors)
-        sums.add_up()
+        sums, empty = _streamed(x, errors), Regression(6, 3)
+        add_up_regressions([sums, empty])
         known = sums.of_other_errors()
         known.add(x, errors**2)
-        known.add_up()
-        return sums, known
+        add_up_regressions([known])
+        return sums, known, empty
 
     rows = [_rows(20), _rows(15, seed=1)]
     rows[1][0].sub_(7)
     x, errors = (torch.cat(parts) for parts in zip(*rows, strict=True))
     whole, other_whole = _streamed(x, errors), _streamed(x, errors**2)
-    for target in (ridge, moments):
-        monkeypatch.setattr(target, "process_count", lambda: 2)
-        monkeypatch.setattr(target, "add_up", add_up)
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(worked, range(2)))
+    found = two_processes(worked)
     weight, bias = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    for sums, known in found:
-        for each, expected in ((sums, whole), (known, other_whole)):
+    for sums, known, empty in found:
+        assert not empty.count and not empty.inputs.gram.any()
+        for each, expected in ((sums, whole), (known, other_whole), (sums.merged(empty), whole)):
             assert each.count == 35
             assert each.loss(weight, bias) == pytest.approx(expected.loss(weight, bias), rel=1e-4)
             for centred in (True, False):
                 torch.testing.assert_close(each.products(centred), expected.products(centred), atol=0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [None, 1e-2])
+@pytest.mark.parametrize("rows", [12, 40, 400], ids=["strong pull", "middling", "weak pull"])
+def test_several_processes_that_share_a_regression_find_what_one_finds(strength, rows, two_processes, monkeypatch):
+    solved = []
+    sums = [_streamed(*_rows(rows)), _streamed(*_rows(rows, seed=1))]
+    expected = solve_ridge(*sums, True, strength)
+    solve = ridge._solve
+    monkeypatch.setattr(ridge, "_solve", lambda *args: solved.append(args[1:]) or solve(*args))
+    one, other = two_processes(lambda place: solve_ridge(*sums, True, strength))
+    for mine, yours, each in zip(one, other, expected, strict=True):
+        assert torch.equal(mine, yours)
+        torch.testing.assert_close(mine, each, atol=1e-9, rtol=1e-9)
+    tried = [each[0] for each in solved if len(each) == 2]
+    assert sorted(each[2] for each in solved if len(each) == 3) == [slice(0, 1), slice(1, 3)]
+    assert sorted(tried) == sorted(set(tried)) and bool(tried) == (strength is None)  # none twice
 
 
 @pytest.mark.parametrize("inputs", [0, 1, 2])

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.batching import calibration_batches
 from optimum_optin.passes.calibration import calibrate, dense_passes
 from optimum_optin.passes.hooks import observed
-from optimum_optin.passes.starts import Start
+from optimum_optin.passes.starts import Start, shared_out
+from optimum_optin.running import processes
 from optimum_optin.running.batch import token_mask
 from optimum_optin.running.forward import call_model
 from optimum_optin.running.processes import state
@@ -344,5 +346,32 @@ def test_batches_of_other_processes_have_no_walk():
     refit(dense, [one], groups, [None, *starts[:5]], STRENGTH)
     refit(dense, [other], groups, starts[:5], STRENGTH)
     assert state().num_processes == 1
+    for mine, yours in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, yours, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "swin with padded windows"])
+def test_processes_share_few_starts_out_by_their_samples(model_type, monkeypatch):
+    dense = tiny_model(model_type)
+    groups = find_groups(dense)
+    batches = calibration_batches(tiny_samples(13, model=dense), dense, num_samples=13, batch_size=5)
+    starts = dense_passes(dense, groups, calibrate(dense, batches), OptinConfig())
+    starts = [*starts[1:], starts[0]]
+    assert [len(start.batch[dense.main_input_name]) for start in starts] == [5, 5, 3]
+    given = []
+    for place in range(2):
+        monkeypatch.setattr(
+            processes, "state", lambda place=place: SimpleNamespace(num_processes=2, process_index=place)
+        )
+        given.append(shared_out(starts))
+        odd = shared_out([*starts[:2], replace(starts[2], weights={"other": torch.ones(4)})])
+        assert (odd[2] is None) == (place == 1)  # what cannot be told apart by samples stays whole
+    monkeypatch.undo()
+    (first, second, part), (other_first, other_second, other_part) = given
+    assert first is starts[0] and second is None and other_first is None and other_second is starts[1]
+    assert [len(each.batch[dense.main_input_name]) for each in (part, other_part)] == [1, 2]
+    one, other = pruned_of(dense, groups), pruned_of(dense, groups)
+    refit(dense, [one], groups, starts, STRENGTH)
+    refit(dense, [other], groups, [first, other_second, part, other_part], STRENGTH)
     for mine, yours in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, yours, atol=1e-4, rtol=1e-3)

@@ -26,6 +26,7 @@ from optimum_optin.files.held import make_held, temporary_folder
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked for every kill")
 STRIDE = 11
 LONGER = {"save over another": 31, "save in the working directory": 31, "save over shards": 19, "report": 19}
+LONGER |= {"push": 19, "push of a folder": 19}
 CASES = (
     *("save", "save over another", "save over shards", "save in the working directory", "save of a plain module"),
     *("report", "scores", "push", "push of a folder"),

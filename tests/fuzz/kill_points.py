@@ -18,9 +18,10 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-import conftest
+import conftest  # noqa: F401  (offline)
 import kills
 import pytest
+import surroundings
 import torch
 from runs import CASES, prepared
 
@@ -50,7 +51,7 @@ def main(names):
     torch.set_num_threads(1)
     resuming.EVERY, resuming.SHARE = 0, 0  # every step is kept
     place = Path(tempfile.mkdtemp(prefix="kill-points-"))
-    hub = contextmanager(getattr(conftest.hub, "__wrapped__", None) or conftest.hub._get_wrapped_function())
+    hub = contextmanager(getattr(surroundings.hub, "__wrapped__", None) or surroundings.hub._get_wrapped_function())
     with pytest.MonkeyPatch.context() as patch, hub(patch, place / "hub") as server:
         found = {**kills.cases(), **kills.push_cases(server), **_work_cases()}
         for name in names or found:

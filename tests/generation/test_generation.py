@@ -83,10 +83,14 @@ WAYS = {
     "static cache": {"cache_implementation": "static"},
     "beams in a static cache": {"num_beams": 3, "cache_implementation": "static"},
 }
+SAMPLED = ("beam search", "sampling")
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", GENERATORS)
+# How a static cache is made depends on the model; how tokens are drawn, and a dynamic cache is reordered, does not.
+GENERATED = [(name, way) for name in GENERATORS for way in WAYS if name in ASSISTED or way not in SAMPLED]
+
+
+@pytest.mark.parametrize(("name", "way"), GENERATED, ids=map(" by ".join, GENERATED))
 def test_cut_generates_what_masked_does(name, way):
     """Two prompts, one of them padded at the left."""
     model, groups, masks, loaded = case(name)

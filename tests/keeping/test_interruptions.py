@@ -94,7 +94,7 @@ def test_an_error_on_the_way_out_is_no_reason_to_go_on(monkeypatch):
         finally:
             raise IndexError("half a mode")
 
-    monkeypatch.setattr(unit_costs, "_skeleton", fail)
+    monkeypatch.setattr(unit_costs, "skeleton", fail)
     with pytest.raises(KeyboardInterrupt):
         unit_costs.macs_of_modules(model, batch)
 

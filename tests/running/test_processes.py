@@ -33,11 +33,15 @@ torch.set_num_threads(1)
 state = processes.state()  # a script need not make one
 assert state.num_processes == 2
 numbers, matrix = (torch.full(shape, 1.0 + state.process_index, dtype=torch.float64) for shape in ((3,), (2, 2)))
-processes.take_from_main(numbers, matrix)
-assert numbers.eq(1).all() and matrix.eq(1).all()
-numbers += state.process_index
-processes.add_up(numbers)
-assert numbers.tolist() == [3, 3, 3]
+halves = torch.full((3,), 0.5)  # of another type, so in a message of its own
+processes.add_up(numbers, matrix.T, halves)
+assert numbers.eq(3).all() and matrix.eq(3).all() and halves.eq(1).all()
+symmetric = torch.arange(19.0) * torch.arange(19.0)[:, None] + state.process_index
+processes.add_up_symmetric(symmetric)
+assert torch.equal(symmetric, 2 * torch.arange(19.0) * torch.arange(19.0)[:, None] + 1)
+assert processes.everyones(state.process_index + 0.5) == [0.5, 1.5]
+assert processes.gathered({"of": state.process_index}) == [{"of": 0}, {"of": 1}]
+assert list(processes.fair_share([1, 2, 9, 1, 4])) == [[2], [0, 1, 3, 4]][state.process_index]
 assert processes.on_main(lambda: {"of": state.process_index}) == {"of": 0}
 for scorer, count in SCORERS.items():
     folder = Path(sys.argv[1], scorer)
@@ -138,8 +142,11 @@ def test_a_single_process_has_all_the_work_and_changes_nothing():
     assert list(processes.my_share(5)) == [0, 1, 2, 3, 4]
     tensor = torch.arange(3.0)
     processes.add_up(tensor)
-    processes.take_from_main(tensor)
+    processes.add_up_symmetric(tensor.outer(tensor))
     assert torch.equal(tensor, torch.arange(3.0))
+    assert processes.fair_share([3.0, 1.0, 2.0]) == [0, 1, 2]
+    assert processes.my_part(5) == slice(0, 5)
+    assert processes.everyones(0.5) == [0.5]
 
 
 def test_autocast_around_it_changes_nothing():

@@ -1,0 +1,8 @@
+"""Exporting: a model as a program of another runtime, checked against the model itself."""
+
+from ..programs.agreement import Agreement
+from ..programs.onnx_files import OnnxSession, quantize_int8, to_onnx
+from .export import export_model
+from .notes import Export
+
+__all__ = ["Agreement", "Export", "OnnxSession", "export_model", "quantize_int8", "to_onnx"]

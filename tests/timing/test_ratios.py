@@ -1,0 +1,73 @@
+"""Ratios of runs whose times are known."""
+
+import time
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_model
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
+
+from optimum_optin.timing import ratios, side_by_side
+from optimum_optin.timing.backends import check_backend, runner
+
+
+class _Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def run(self, times):
+        place = iter(times)
+
+        def wait():
+            self.now += next(place)
+
+        return wait
+
+
+def test_the_slower_run_takes_longer():
+    found = ratios.ratio_of(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
+    assert 1.4 < found.value < 2.2 and found.seconds > 0.02 and 0.01 < found.base_seconds < 0.02
+
+
+def test_turns_go_on_while_ratios_vary(monkeypatch):
+    clock = _Clock()
+    monkeypatch.setattr(side_by_side, "time", clock)
+    found = ratios.ratio_of(clock.run([3.0] * 99), clock.run([2.0] * 99))
+    assert (found.value, found.error, found.turns) == (1.5, 0.0, 6)
+    found = ratios.ratio_of(clock.run([1.0, 2.0, 3.0] * 99), clock.run([2.0] * 99))
+    assert found.value == 1.0 and found.turns == 24, "four rounds of six"
+    assert found.error == pytest.approx((1.5 - 0.5) / (2 * 1.96)), "of 24 ratios, the 7th and the 18th bound the median"
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch):
+    def missing():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    check_backend("eager")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"latency_backend='compile' takes a C\+\+ compiler"):
+            check_backend("compile")
+
+
+def test_a_compiled_model_runs(monkeypatch):
+    model = tiny_model().eval()
+    compiled = []
+    monkeypatch.setattr(model, "compile", lambda **options: compiled.append(options))
+    with torch.no_grad():
+        runner(model, tiny_batch(model), "compile")()
+    assert compiled == [{"dynamic": False}]
+
+
+def test_an_onnx_session_runs_one_sample():
+    pytest.importorskip("onnxruntime")
+    model = tiny_model().eval()
+    batch = {name: value[:1] for name, value in tiny_batch(model).items()}
+    check_backend("onnx")
+    with torch.no_grad():
+        found = runner(model, batch, "onnx")()
+        assert torch.allclose(found["logits"], model(**batch).logits, atol=1e-5)
