@@ -19,6 +19,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
     parser.add_argument("--samples", type=int, default=512, help="calibration reactions (default: %(default)s)")
+    parser.add_argument("--probes", type=int, default=OptinConfig.probes, help="(default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1500, help="reactions to measure on (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="of what is timed (default: %(default)s)")
     parser.add_argument("--max-drop", type=float, default=0.01, help="(default: %(default)s)")
@@ -36,7 +37,7 @@ def main():
     sweep = pruner.sweep(
         [row["text"] for row in calibration],
         arguments.budgets,
-        OptinConfig(num_samples=arguments.samples),
+        OptinConfig(num_samples=arguments.samples, probes=arguments.probes),
         evaluate=accuracy,
         max_drop=arguments.max_drop,
         batch_size=arguments.batch_size,

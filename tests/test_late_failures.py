@@ -374,7 +374,7 @@ def test_a_model_without_a_report_is_saved_by_the_command(what, place, monkeypat
     assert (place / "out/tokenizer.json").exists() and not (place / "out-scores").exists()
 
 
-@pytest.mark.parametrize("what", ["copy_of", "refit", "_divergence"])
+@pytest.mark.parametrize("what", ["copy_of", "refit", "_divergences"])
 def test_scores_of_a_pruning_that_fails_are_saved_by_the_command(what, place, monkeypatch, capsys, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(f"optimum_optin.pipeline.{what}", fails)
@@ -392,7 +392,7 @@ def test_what_fails_after_saving_costs_no_result(what, place, monkeypatch, capsy
     (place / "SST-2").mkdir()
     rows = "".join(f"{text}\t{index % 2}\n" for index, text in enumerate(TEXTS))
     (place / "SST-2/dev.tsv").write_text(f"sentence\tlabel\n{rows}")
-    monkeypatch.setattr(f"optimum_optin.pruner.{what}", fails)
+    monkeypatch.setattr(f"optimum_optin.outcome.{what}", fails)
     words = ["--evaluate", "sst2", "--data-dir", str(place), "--benchmark", "--push-to-hub", "me/small", "--json"]
     assert prune_by_command(place, place / "out", *words) == 1
     out, err = capsys.readouterr()

@@ -158,7 +158,7 @@ def _compared(model: nn.Module, folder: Path, batches: list, form: ExportFormat)
     from transformers.exporters import ExportedModel
 
     with quiet():
-        export = ExportedModel.from_pretrained(folder, device=form.device)
+        export = ExportedModel.from_pretrained(folder, device=form.device, **form.running)
     known = next(iter(export.components.values())).metadata.kwargs
     return agreement(model, lambda batch: export(**{name: batch[name] for name in known if name in batch}), batches)
 

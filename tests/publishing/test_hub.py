@@ -234,7 +234,7 @@ def test_what_else_is_refused_before_anything_is_sent(hub, pruners, monkeypatch)
 
 
 def test_of_several_processes_only_the_main_one_uploads(hub, pruners, monkeypatch):
-    monkeypatch.setattr("optimum_optin.pruner.is_main", lambda: False)
+    monkeypatch.setattr("optimum_optin.outcome.is_main", lambda: False)
     assert pruners[0].push_to_hub("me/small") is None
     assert hub.requests == []
 

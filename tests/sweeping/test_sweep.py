@@ -284,7 +284,7 @@ def test_what_is_of_another_kind_is_refused(given, scored):
 
 
 def test_a_folder_that_cannot_be_written_keeps_the_table(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr("optimum_optin.pruner.write_pruned", mock.Mock(side_effect=OSError("disk full")))
+    monkeypatch.setattr("optimum_optin.outcome.write_pruned", mock.Mock(side_effect=OSError("disk full")))
     with pytest.raises(NotSavedError, match="disk full"):
         scored[0].sweep(budgets=[0.5], scores=scored[1], save_dir=tmp_path, repeats=0)
     assert [point.folder for point in Sweep.load(tmp_path).points] == [None]
