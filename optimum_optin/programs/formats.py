@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +23,7 @@ class ExportFormat:
         extra: our extra that brings them; empty for none.
         file: the file of a whole model.
         device: what it is run on when it is checked; `None` for where it was traced.
+        running: how it is run when it is checked: options of `ExportedModel.from_pretrained`.
     """
 
     name: str
@@ -31,6 +33,7 @@ class ExportFormat:
     extra: str = ""
     file: str = ""
     device: str | None = "cpu"
+    running: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise if it cannot be written and run here.
@@ -60,13 +63,16 @@ class ExportFormat:
         return getattr(importlib.import_module(_HOME), f"{self.kind}Config")(**options)
 
 
+_IN_FULL = {"config": {"INFERENCE_PRECISION_HINT": "f32"}}  # else it takes bfloat16 where the CPU has it
 _ONNX, _OPENVINO = ("onnx", "onnxscript", "onnxruntime"), ("openvino",)
 FORMATS = {
     each.name: each
     for each in (
         ExportFormat("onnx", "exporter_onnx", "Onnx", _ONNX, "onnx", "model.onnx"),
         ExportFormat("torch-export", "exporter_dynamo", "Dynamo", file="model.pt2", device=None),
-        ExportFormat("openvino", "exporter_openvino", "OpenVINO", _OPENVINO, "openvino", "openvino_model.xml"),
+        ExportFormat(
+            "openvino", "exporter_openvino", "OpenVINO", _OPENVINO, "openvino", "openvino_model.xml", running=_IN_FULL
+        ),
     )
 }
 """Name -> format."""
