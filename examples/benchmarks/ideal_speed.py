@@ -4,8 +4,8 @@
     python examples/benchmarks/ideal_speed.py reactions --flops 0.5 --variants eager compile --threads 2
 
 Models are pruned, saved, loaded again and timed beside the dense one (`optimum_optin.benchmarking`). The ideal is one
-over the share of the whole model's MACs that the flop counter finds left at this length. `bert-base` has random weights:
-the speed does not depend on them, and no accuracy is told. One line for each cell.
+over the share of the whole model's MACs that the flop counter finds left at this length. `bert-base` has random
+weights: the speed does not depend on them, and no accuracy is told. One line for each cell.
 """
 
 import argparse
