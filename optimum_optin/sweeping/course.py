@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from ..architectures.group import Groups
 from ..config import BUDGETS, OptinConfig
-from ..figures import HubModel
+from ..figures import HubModel, Latency
 from ..passes.calibration import Calibration
 from ..pipeline import STAGES, prune_models, report_of
-from ..report import PruningReport, layers_of
+from ..report import layers_of
 from ..running.batch import digest_of
 from ..scoring import Scores
 from ..scoring.fingerprint import work_of
@@ -28,7 +28,7 @@ from .kept import Kept, by_main, metrics_of
 from .points import DENSE, Timing, dense_point, point_of
 from .room import models_at_once, parts_that_fit
 from .sweep import Sweep
-from .times import times_of
+from .times import is_timed, times_of
 from .yardsticks import Yardstick
 
 EVALUATION, TIMING = ("evaluation", 5.0), ("timing", 2.0)
@@ -104,9 +104,8 @@ def run(course: Course, budgets: Sequence[Budget], kept: Kept) -> Sweep:
             for budget in progress(walk, "evaluation", "model"):
                 by_main(lambda name=budget.name: _measure(course, yardstick, kept, name))
     with stage(TIMING[0]):
-        if course.timing is not None:
-            _time(course, [budget.name for budget in budgets], kept)
-    return by_main(lambda: _sweep(course, yardstick, budgets, kept))
+        times = _time(course, [budget.name for budget in budgets], kept)
+    return by_main(lambda: _sweep(course, yardstick, budgets, kept, times))
 
 
 def _stages(models: int) -> list[tuple[str, float]]:
@@ -154,40 +153,44 @@ def _measure(course: Course, yardstick: Yardstick, kept: Kept, name: str) -> Non
     kept.note(name, found)
 
 
-def _time(course: Course, names: Sequence[str], kept: Kept) -> None:
+def _time(course: Course, names: Sequence[str], kept: Kept) -> dict[str, Latency]:
     """Time all models in turn with the dense one; in parts, each with the dense one, where memory has no room for all.
 
     What was timed in one run before, in the same way, is not timed again.
     """
-    reports = by_main(lambda: [kept.report(name) for name in names])
-    if all(_is_timed(report, course.timing) for report in reports):
-        return
+    if course.timing is None:
+        return {}
+    times = by_main(kept.times)
+    if all(name in times and is_timed(times[name], course.timing) for name in names):
+        return times
 
-    def timed(part: Sequence[int]) -> None:
-        models = [kept.load(names[place]) for place in part]
-        for place, latency in zip(part, times_of(course.model, models, course.timing), strict=True):
-            kept.note_report(names[place], latency=latency)
+    def timed(part: Sequence[int]) -> list[Latency]:
+        return times_of(course.model, [kept.load(names[place]) for place in part], course.timing)
 
-    parts = parts_that_fit(course.model, [report.bytes_pruned for report in reports])
-    for part in progress(parts, "timing", "run"):
-        by_main(lambda part=part: timed(part))
-
-
-def _is_timed(report: PruningReport, timing: Timing) -> bool:
-    latency = report.latency
-    return latency is not None and all(getattr(latency, name) == value for name, value in vars(timing).items())
+    sizes = by_main(lambda: [kept.report(name).bytes_pruned for name in names])
+    found: list[Latency] = []
+    for part in progress(parts_that_fit(course.model, sizes), "timing", "run"):
+        found += by_main(lambda part=part: timed(part))
+    times = dict(zip(names, found, strict=True))
+    by_main(lambda: kept.note_times(times))
+    return times
 
 
-def _sweep(course: Course, yardstick: Yardstick, budgets: Sequence[Budget], kept: Kept) -> Sweep:
+def _sweep(
+    course: Course, yardstick: Yardstick, budgets: Sequence[Budget], kept: Kept, times: Mapping[str, Latency]
+) -> Sweep:
+    for budget in budgets:
+        if budget.name in times and budget.config.latency is None:  # else the report has what was timed for the budget
+            kept.note_report(budget.name, latency=times[budget.name])
     reports = [kept.report(budget.name) for budget in budgets]
     measured = [kept.noted(budget.name) for budget in budgets]
     scale = course.asked.scale(yardstick, measured)
     whole = {group.key: torch.ones(group.units, dtype=torch.bool) for group in course.groups}
     layers = layers_of(compose(structure_of_model(course.model), structure_of(course.groups, whole)))
     return Sweep(
-        dense=dense_point(reports, layers, metrics_of(yardstick.dense)),
+        dense=dense_point(reports[0], layers, metrics_of(yardstick.dense), list(times.values())),
         points=[
-            point_of(report, budget.name, budget.fields, metrics_of(found))
+            point_of(report, budget.name, budget.fields, metrics_of(found), times.get(budget.name))
             for budget, report, found in zip(budgets, reports, measured, strict=True)
         ],
         metric=scale.name,
