@@ -78,7 +78,7 @@ def identity_of(course: Course, config: OptinConfig) -> dict[str, Any]:
 
 def stages_of(models: int) -> list[tuple[str, float]]:
     """What so many models go through, as far as that is known before the data are read; see `run_of`."""
-    return [*_stages(models), (TIMING[0], models * TIMING[1])]
+    return [*_walk_stages(models), *_last_stages(models)]
 
 
 def run(course: Course, budgets: Sequence[Budget], kept: Kept) -> Sweep:
@@ -89,32 +89,33 @@ def run(course: Course, budgets: Sequence[Budget], kept: Kept) -> Sweep:
         budgets: the budgets.
         kept: where models are kept, which are there afterwards.
     """
-    missing = [budget for budget in budgets if by_main(lambda name=budget.name: _is_missing(kept, name)) is True]
+    left = by_main(lambda: [budget.name for budget in budgets if kept.report(budget.name) is None])
+    missing = [budget for budget in budgets if budget.name in left]
     refits = budgets[0].config.compensation == "ridge"
     most = models_at_once(course.model, course.groups, course.calibration, refits=refits)
     walks = [missing[first : first + most] for first in range(0, len(missing), most)]
-    plan_rest(
-        [EVALUATION, *(each for walk in walks for each in _stages(len(walk))), (TIMING[0], len(budgets) * TIMING[1])]
-    )
+    plan_rest([EVALUATION, *(each for walk in walks for each in _walk_stages(len(walk))), *_last_stages(len(budgets))])
     with stage(EVALUATION[0]):
         yardstick = _yardstick(course, kept)
     for walk in walks:
         _prune(course, walk, kept)
-        with stage(EVALUATION[0]):
-            for budget in progress(walk, "evaluation", "model"):
-                by_main(lambda name=budget.name: _measure(course, yardstick, kept, name))
+    names = by_main(lambda: [budget.name for budget in budgets if kept.noted(budget.name) is None])
+    with stage(EVALUATION[0]):
+        for name in progress(names, "evaluation", "model"):
+            by_main(lambda name=name: _measure(course, yardstick, kept, name))
     with stage(TIMING[0]):
         times = _time(course, [budget.name for budget in budgets], kept)
     return by_main(lambda: _sweep(course, yardstick, budgets, kept, times))
 
 
-def _stages(models: int) -> list[tuple[str, float]]:
+def _walk_stages(models: int) -> list[tuple[str, float]]:
     """What a walk of so many models goes through."""
-    return [(name, models * time) for name, time in (*STAGES, EVALUATION)]
+    return [(name, models * time) for name, time in STAGES]
 
 
-def _is_missing(kept: Kept, name: str) -> bool:
-    return kept.report(name) is None or kept.noted(name) is None
+def _last_stages(models: int) -> list[tuple[str, float]]:
+    """What so many models go through after all walks."""
+    return [(name, models * time) for name, time in (EVALUATION, TIMING)]
 
 
 def _yardstick(course: Course, kept: Kept) -> Yardstick:
