@@ -27,6 +27,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.8",
         "hypothesis>=6.100",
+        "matplotlib>=3.8",
         "pillow>=12",
         "pycocotools>=2.0.11",
         "sacrebleu>=2.6",

@@ -448,7 +448,7 @@ class OptinPruner(Outcome):
         Args:
             calibration: see `prune`.
             budgets: a number is a share of the FLOPs; a text has a unit that says what it is (`"50M"` parameters,
-                `"100MB"` on disk); a dict has fields of `OptinConfig` that are budgets, which all hold.
+                `"100MB"` on disk, `"20ms"`); a dict has fields of `OptinConfig` that are budgets, which all hold.
             config: all else, see `prune`; its own budgets are not used.
             scores: see `prune`.
             evaluate: what is measured. `None`: the agreement with the dense model on calibration samples that the refit

@@ -118,11 +118,7 @@ def asked_of(evaluate: Evaluate, processor: Any) -> Asked:
         raise ValueError(f"evaluate={evaluate!r:.80} must name its task: {{'task': 'glue/sst2', ...}}.")
     counts = options.pop("metric", None)
     identity = {f"evaluate {name}": _identity(value) for name, value in options.items() if name != "batch_size"}
-    try:
-        task = open_task(processor, **options)
-    except TypeError as error:  # an option that is none
-        raise ValueError(f"evaluate={evaluate!r:.80}: {error}") from error
-    return Asked(task=task, counts=counts, identity=identity)
+    return Asked(task=open_task(processor, **options), counts=counts, identity=identity)
 
 
 def _compared(_: nn.Module, divergence: Divergence | None) -> Measurement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from ..architectures.group import Groups
 from ..config import BUDGETS, OptinConfig
-from ..figures import HubModel
+from ..figures import HubModel, Latency
 from ..passes.calibration import Calibration
 from ..pipeline import STAGES, prune_models, report_of
-from ..report import PruningReport, layers_of
+from ..report import layers_of
 from ..running.batch import digest_of
 from ..scoring import Scores
 from ..scoring.fingerprint import work_of
@@ -28,7 +28,7 @@ from .kept import Kept, by_main, metrics_of
 from .points import DENSE, Timing, dense_point, point_of
 from .room import models_at_once, parts_that_fit
 from .sweep import Sweep
-from .times import times_of
+from .times import is_timed, times_of
 from .yardsticks import Yardstick
 
 EVALUATION, TIMING = ("evaluation", 5.0), ("timing", 2.0)
@@ -78,7 +78,7 @@ def identity_of(course: Course, config: OptinConfig) -> dict[str, Any]:
 
 def stages_of(models: int) -> list[tuple[str, float]]:
     """What so many models go through, as far as that is known before the data are read; see `run_of`."""
-    return [*_stages(models), (TIMING[0], models * TIMING[1])]
+    return [*_walk_stages(models), *_last_stages(models)]
 
 
 def run(course: Course, budgets: Sequence[Budget], kept: Kept) -> Sweep:
@@ -89,33 +89,33 @@ def run(course: Course, budgets: Sequence[Budget], kept: Kept) -> Sweep:
         budgets: the budgets.
         kept: where models are kept, which are there afterwards.
     """
-    missing = [budget for budget in budgets if by_main(lambda name=budget.name: _is_missing(kept, name)) is True]
+    left = by_main(lambda: [budget.name for budget in budgets if kept.report(budget.name) is None])
+    missing = [budget for budget in budgets if budget.name in left]
     refits = budgets[0].config.compensation == "ridge"
     most = models_at_once(course.model, course.groups, course.calibration, refits=refits)
     walks = [missing[first : first + most] for first in range(0, len(missing), most)]
-    plan_rest(
-        [EVALUATION, *(each for walk in walks for each in _stages(len(walk))), (TIMING[0], len(budgets) * TIMING[1])]
-    )
+    plan_rest([EVALUATION, *(each for walk in walks for each in _walk_stages(len(walk))), *_last_stages(len(budgets))])
     with stage(EVALUATION[0]):
         yardstick = _yardstick(course, kept)
     for walk in walks:
         _prune(course, walk, kept)
-        with stage(EVALUATION[0]):
-            for budget in progress(walk, "evaluation", "model"):
-                by_main(lambda name=budget.name: _measure(course, yardstick, kept, name))
+    names = by_main(lambda: [budget.name for budget in budgets if kept.noted(budget.name) is None])
+    with stage(EVALUATION[0]):
+        for name in progress(names, "evaluation", "model"):
+            by_main(lambda name=name: _measure(course, yardstick, kept, name))
     with stage(TIMING[0]):
-        if course.timing is not None:
-            _time(course, [budget.name for budget in budgets], kept)
-    return by_main(lambda: _sweep(course, yardstick, budgets, kept))
+        times = _time(course, [budget.name for budget in budgets], kept)
+    return by_main(lambda: _sweep(course, yardstick, budgets, kept, times))
 
 
-def _stages(models: int) -> list[tuple[str, float]]:
+def _walk_stages(models: int) -> list[tuple[str, float]]:
     """What a walk of so many models goes through."""
-    return [(name, models * time) for name, time in (*STAGES, EVALUATION)]
+    return [(name, models * time) for name, time in STAGES]
 
 
-def _is_missing(kept: Kept, name: str) -> bool:
-    return kept.report(name) is None or kept.noted(name) is None
+def _last_stages(models: int) -> list[tuple[str, float]]:
+    """What so many models go through after all walks."""
+    return [(name, models * time) for name, time in (EVALUATION, TIMING)]
 
 
 def _yardstick(course: Course, kept: Kept) -> Yardstick:
@@ -154,40 +154,44 @@ def _measure(course: Course, yardstick: Yardstick, kept: Kept, name: str) -> Non
     kept.note(name, found)
 
 
-def _time(course: Course, names: Sequence[str], kept: Kept) -> None:
+def _time(course: Course, names: Sequence[str], kept: Kept) -> dict[str, Latency]:
     """Time all models in turn with the dense one; in parts, each with the dense one, where memory has no room for all.
 
     What was timed in one run before, in the same way, is not timed again.
     """
-    reports = by_main(lambda: [kept.report(name) for name in names])
-    if all(_is_timed(report, course.timing) for report in reports):
-        return
+    if course.timing is None:
+        return {}
+    times = by_main(kept.times)
+    if all(name in times and is_timed(times[name], course.timing) for name in names):
+        return times
 
-    def timed(part: Sequence[int]) -> None:
-        models = [kept.load(names[place]) for place in part]
-        for place, latency in zip(part, times_of(course.model, models, course.timing), strict=True):
-            kept.note_report(names[place], latency=latency)
+    def timed(part: Sequence[int]) -> list[Latency]:
+        return times_of(course.model, [kept.load(names[place]) for place in part], course.timing)
 
-    parts = parts_that_fit(course.model, [report.bytes_pruned for report in reports])
-    for part in progress(parts, "timing", "run"):
-        by_main(lambda part=part: timed(part))
-
-
-def _is_timed(report: PruningReport, timing: Timing) -> bool:
-    latency = report.latency
-    return latency is not None and all(getattr(latency, name) == value for name, value in vars(timing).items())
+    sizes = by_main(lambda: [kept.report(name).bytes_pruned for name in names])
+    found: list[Latency] = []
+    for part in progress(parts_that_fit(course.model, sizes), "timing", "run"):
+        found += by_main(lambda part=part: timed(part))
+    times = dict(zip(names, found, strict=True))
+    by_main(lambda: kept.note_times(times))
+    return times
 
 
-def _sweep(course: Course, yardstick: Yardstick, budgets: Sequence[Budget], kept: Kept) -> Sweep:
+def _sweep(
+    course: Course, yardstick: Yardstick, budgets: Sequence[Budget], kept: Kept, times: Mapping[str, Latency]
+) -> Sweep:
+    for budget in budgets:
+        if budget.name in times and budget.config.latency is None:  # else the report has what was timed for the budget
+            kept.note_report(budget.name, latency=times[budget.name])
     reports = [kept.report(budget.name) for budget in budgets]
     measured = [kept.noted(budget.name) for budget in budgets]
     scale = course.asked.scale(yardstick, measured)
     whole = {group.key: torch.ones(group.units, dtype=torch.bool) for group in course.groups}
     layers = layers_of(compose(structure_of_model(course.model), structure_of(course.groups, whole)))
     return Sweep(
-        dense=dense_point(reports, layers, metrics_of(yardstick.dense)),
+        dense=dense_point(reports[0], layers, metrics_of(yardstick.dense), list(times.values())),
         points=[
-            point_of(report, budget.name, budget.fields, metrics_of(found))
+            point_of(report, budget.name, budget.fields, metrics_of(found), times.get(budget.name))
             for budget, report, found in zip(budgets, reports, measured, strict=True)
         ],
         metric=scale.name,

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ..figures import Measurement
+from ..figures import Latency, Measurement
 from ..files.folders import atomic_folder, write_file
 from ..files.held import TEMPORARY, held_folder
 from ..files.json_files import read_object
@@ -21,6 +21,8 @@ from ..publishing.writing import loaded_like, save_weights
 from ..report import REPORT_FILE, PruningReport
 from ..running.processes import first_of_all, is_main, together
 from ..stages.work_folder import at, working_in
+
+_TIMES = "times.json"  # which is no budget's name
 
 
 class Kept:
@@ -80,6 +82,26 @@ class Kept:
             return Measurement(metrics, content["classes"], described=content["described"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{file} is damaged ({error!r}): delete it, and that model is measured again.") from error
+
+    def note_times(self, times: Mapping[str, Latency]) -> None:
+        """Write how fast models are, all of which were timed in one run."""
+        content = {name: {**latency} for name, latency in times.items()}
+        write_file(self._place / _TIMES, json.dumps(content, indent=2) + "\n")
+
+    def times(self) -> dict[str, Latency]:
+        """How fast models are, those of the last run that timed some.
+
+        Raises:
+            ValueError: the file is damaged; names it.
+        """
+        file = self._place / _TIMES
+        if not file.is_file():
+            return {}
+        found = read_object(file)
+        try:
+            return {name: Latency.of(each) for name, each in found.items()}
+        except TypeError as error:
+            raise ValueError(f"{file} is damaged ({error}): delete it, and all models are timed again.") from error
 
     def _folder(self, name: str) -> Path:
         return self._place / name

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..figures import Divergence, plain
+from ..figures import Divergence, Latency, plain
 from ..quantities import Quantity
 from ..report import Layers, PruningReport
 
@@ -89,16 +89,16 @@ def point_of(
     name: str,
     budget: Mapping[str, Quantity],
     metrics: Mapping[str, Mapping[str, float | None]],
-    folder: str | None = None,
+    latency: Latency | None,
 ) -> SweepPoint:
     """The point of a pruned model, by its report.
 
     Args:
-        report: the report, with latency if it was timed.
+        report: the report.
         name: of the budget.
         budget: the budget.
         metrics: what was measured.
-        folder: where it was saved.
+        latency: its time beside the dense model's, if it was timed.
     """
     return SweepPoint(
         name=name,
@@ -110,24 +110,26 @@ def point_of(
         bytes=report.bytes_pruned,
         layers=report.layers,
         merges=report.merges,
-        milliseconds=report.latency and report.latency.pruned_ms,
-        speedup=report.latency and report.latency.speedup,
+        milliseconds=latency and latency.pruned_ms,
+        speedup=latency and latency.speedup,
         divergence=report.divergence,
-        folder=folder,
     )
 
 
 def dense_point(
-    reports: Sequence[PruningReport], layers: Layers, metrics: Mapping[str, Mapping[str, float | None]]
+    report: PruningReport,
+    layers: Layers,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    times: Sequence[Latency],
 ) -> SweepPoint:
     """The point of the dense model.
 
     Args:
-        reports: those of what was made from it.
+        report: that of anything that was made from it.
         layers: what each of its layers has.
         metrics: what was measured.
+        times: those of all that were timed beside it.
     """
-    report, times = reports[0], [each.latency.dense_ms for each in reports if each.latency]
     return SweepPoint(
         name=DENSE,
         budget={},
@@ -137,6 +139,6 @@ def dense_point(
         params=report.params_dense,
         bytes=report.bytes_dense,
         layers=layers,
-        milliseconds=statistics.median(times) if times else None,
+        milliseconds=statistics.median(each.dense_ms for each in times) if times else None,
         speedup=1.0 if times else None,
     )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config_values import check_integer
+from ..evaluation.latency import check_numbers, check_pair
 from ..figures import Latency
-from ..inputs.modalities import modality_of
-from ..inputs.probes import probe_batch
+from ..inputs.probes import samples_of
 from ..models.identity import device_of, dtype_of
 from ..running.freezing import frozen
 from ..timing.hardware import hardware
@@ -26,19 +26,22 @@ def check_timing(model: nn.Module, batch_size: int, tokens: int | None, repeats:
     Raises:
         ValueError: a number that is none, or more tokens than the model takes.
     """
-    check_integer("batch_size", batch_size, 1)
+    check_numbers(batch_size=batch_size)
     check_integer("repeats", repeats, 0)
     if tokens is not None:
-        check_integer("tokens", tokens, 1)
-        most = modality_of(model).most_tokens(model)
-        if most is not None and tokens > most:
-            raise ValueError(f"tokens={tokens} must be at most {most}, what the model takes.")
+        check_numbers(tokens=tokens)
+        check_pair(model, model, tokens)
 
 
 def timing_of(model: nn.Module, batch_size: int, tokens: int, repeats: int) -> Timing:
     """How a model is timed here."""
     device, dtype = device_of(model), str(dtype_of(model)).removeprefix("torch.")
     return Timing(device.type, hardware(device), torch.get_num_threads(), dtype, batch_size, tokens, repeats)
+
+
+def is_timed(latency: Latency, timing: Timing) -> bool:
+    """Whether something was timed in this way."""
+    return all(getattr(latency, name) == value for name, value in vars(timing).items())
 
 
 def times_of(dense: nn.Module, pruned: Sequence[nn.Module], timing: Timing) -> list[Latency]:
@@ -49,7 +52,7 @@ def times_of(dense: nn.Module, pruned: Sequence[nn.Module], timing: Timing) -> l
         pruned: the models, on the same device; all are in memory.
         timing: the batch, and how often.
     """
-    batch = _batch(dense, timing)
+    batch = samples_of(dense, timing.tokens, timing.batch_size)
     with torch.inference_mode(), ExitStack() as stack:
         for model in (dense, *pruned):
             stack.enter_context(frozen(model))
@@ -66,8 +69,3 @@ def times_of(dense: nn.Module, pruned: Sequence[nn.Module], timing: Timing) -> l
         )
         for seconds in others
     ]
-
-
-def _batch(dense: nn.Module, timing: Timing) -> Mapping[str, Tensor]:
-    sample = probe_batch(dense, timing.tokens)
-    return {name: torch.cat([value] * timing.batch_size) for name, value in sample.items()}

@@ -22,7 +22,7 @@ from optimum_optin.config import BUDGETS as FIELDS
 from optimum_optin.evaluation.comparison import evaluate_model
 from optimum_optin.stages import progress
 from optimum_optin.sweeping import course, room, times
-from optimum_optin.sweeping.picture import NotInstalledError
+from optimum_optin.sweeping.picture import NotInstalledError, png
 
 CONFIG = OptinConfig(probes=8)
 BUDGETS = [0.8, {"params": 0.75}, 0.4]
@@ -42,6 +42,12 @@ def place(tmp_path_factory):
     evaluate = {"task": "glue/sst2", "data_dir": write_sst2(folder / "glue")}
     sweep = pruner.sweep(TEXTS, BUDGETS, CONFIG, evaluate=evaluate, save_dir=folder / "out", repeats=2)
     return sweep, folder, pruner
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """Pictures are not drawn, which takes a second each, but for the first sweep."""
+    monkeypatch.setattr("optimum_optin.sweeping.sweep.png", lambda _: b"\x89PNG")
 
 
 @pytest.fixture(scope="module")
@@ -199,23 +205,30 @@ def test_a_killed_sweep_goes_on_and_does_only_what_is_left(scored, tmp_path, mon
     monkeypatch.setattr(room, "MOST", 1)
     (pruner, scores), budgets = scored, [0.9, 0.7, 0.5, 0.3]
     expected = pruner.sweep(budgets=budgets, scores=scores, evaluate=_neurons, repeats=0)
-    measured = []
+    cut, measured, prune = [], [], course.prune_models
 
-    def kill(model):
+    def prune_or_die(*given):
+        cut.extend(config.flops for config in given[-1])
+        if len(cut) == 3:
+            raise _KilledError
+        return prune(*given)
+
+    def neurons_or_die(model):
         measured.append(1)
-        if len(measured) == 4:  # the dense model comes first
+        if len(measured) == 4:
             raise _KilledError
         return _neurons(model)
 
-    kill.__module__, kill.__qualname__, kill.__name__ = _neurons.__module__, _neurons.__qualname__, _neurons.__name__
-    given = {"scores": scores, "evaluate": kill, "work_dir": tmp_path, "repeats": 0}
-    with pytest.raises(_KilledError):
-        pruner.sweep(budgets=budgets, **given)
-    cut, prune = [], course.prune_models
-    monkeypatch.setattr(course, "prune_models", lambda *given: cut.extend(given[-1]) or prune(*given))
+    for name in ("__module__", "__qualname__", "__name__"):
+        setattr(neurons_or_die, name, getattr(_neurons, name))
+    monkeypatch.setattr(course, "prune_models", prune_or_die)
+    given = {"scores": scores, "evaluate": neurons_or_die, "work_dir": tmp_path, "repeats": 0}
+    for _ in range(2):  # in the third walk, and when the third model is measured
+        with pytest.raises(_KilledError):
+            pruner.sweep(budgets=budgets, **given)
     found = pruner.sweep(budgets=budgets, **given)
-    assert [config.flops for config in cut] == [0.5, 0.3]
-    assert len(measured) == 4 + 2  # the dense one and two others were known
+    assert cut == [0.9, 0.7, 0.5, 0.5, 0.3]
+    assert len(measured) == 1 + 3 + 2  # the dense model, two others and one that was cut off, and what was left
     assert found == expected
     cut.clear()
     again = pruner.sweep(budgets=[0.3, 0.9], **given)
@@ -295,9 +308,9 @@ def test_a_folder_that_cannot_be_written_keeps_the_table(scored, tmp_path, monke
 
 def test_the_picture_is_one(place):
     pytest.importorskip("matplotlib")
-    sweep, _, _ = place
-    assert sweep.picture().startswith(b"\x89PNG")
+    sweep, folder, _ = place
     figure = sweep.plot()
+    assert (folder / "out/optin_sweep.png").read_bytes().startswith(b"\x89PNG\r\n")
     against, kept = figure.subfigs
     assert [axis.get_xlabel() for axis in against.axes] == [
         f"ms (dense / speed), 8 x {sweep.tokens} tokens",
@@ -313,6 +326,7 @@ def test_the_picture_is_one(place):
 
 
 def test_without_matplotlib_the_remedy_is_named_and_the_table_saved(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_optin.sweeping.sweep.png", png)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(NotInstalledError, match=r"pip install 'optimum-optin\[plots\]'"):
         place[0].plot()
@@ -320,8 +334,7 @@ def test_without_matplotlib_the_remedy_is_named_and_the_table_saved(place, tmp_p
     assert [each.name for each in tmp_path.iterdir()] == ["optin_sweep.json"]
 
 
-def test_the_card_of_a_model_that_is_saved_afterwards_shows_the_picture(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr("optimum_optin.sweeping.sweep.png", lambda _: b"\x89PNG")
+def test_the_card_of_a_model_that_is_saved_afterwards_shows_the_picture(scored, tmp_path):
     pruner, scores = OptinPruner(scored[0].model), scored[1]
     pruner.sweep(budgets=[0.5], scores=scores, save_dir=tmp_path / "all", repeats=0)
     pruner.prune(scores=scores, flops=0.4, save_dir=tmp_path / "one")
