@@ -9,6 +9,7 @@ the model reloaded from it. The dev rows choose nothing: the last epoch is what 
 """
 
 import argparse
+import random
 import tempfile
 import time
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def main():
     parser.add_argument("--model", help="Hub id or folder of the model to start from (default: the packaged MiniLM)")
     parser.add_argument("--glue-dir", type=Path, help="folder of SST-2/*.tsv and CoLA/*.tsv (default: the Hub)")
     parser.add_argument("--save-dir", type=Path, help="(default: outputs/glue/TASK)")
+    parser.add_argument("--rows", type=int, help="train rows at most, drawn with the seed (default: all)")
     parser.add_argument("--epochs", type=float, help="(default: 1 for sst2, 8 for cola)")
     parser.add_argument("--learning-rate", type=float, default=5e-5, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="(default: %(default)s)")
@@ -70,6 +72,8 @@ def main():
     logging.set_verbosity_error()
 
     train, dev = (task.load(split, arguments.glue_dir) for split in ("train", "dev"))
+    if arguments.rows is not None:
+        train = random.Random(arguments.seed).sample(train, min(arguments.rows, len(train)))
     tokenizer = AutoTokenizer.from_pretrained(start)
     set_seed(arguments.seed)  # the classifier's head is drawn at random
     labels = dict(enumerate(task.labels))

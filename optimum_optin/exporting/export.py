@@ -94,7 +94,7 @@ def export_model(
             component = next(iter(program.components.values()))
             component.program = in_int8(component.program)
             program.save_pretrained(draft)
-            quantized = _compared(model, draft, to_check_on(batches), form)
+            quantized = _compared(model, draft, batches, form)  # of whole samples: what they are cut to is odd text
             _warn_if_far(quantized, quantize, data is not None)
         made = Export(
             to=to,

@@ -68,7 +68,7 @@ def test_onnx_in_int8_from_the_command_line(folder, tmp_path, capsys):
     note = json.loads((out / "optin_export.json").read_text())
     assert {**note, "model": str(folder), "output": str(out)} == told | {"model": str(folder)}
     assert note["check"]["distance"] < 1e-5 < note["quantized"]["distance"] < 0.1
-    assert note["check"]["samples"] == note["quantized"]["samples"] >= 16
+    assert 16 <= note["quantized"]["samples"] < note["check"]["samples"]  # not of samples that were cut
     assert len({tuple(shape) for shape in note["check"]["batches"]}) >= 3
     assert note["files"]["model.onnx.data"] < note["model_bytes"]
     kept = {"LICENSE", "README.md", "config.json", "export.json", "model.onnx", "model.onnx.data", "optin_export.json"}
