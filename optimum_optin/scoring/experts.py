@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..passes.hooks import Passage
-from ..passes.moments import Moments, add_up_moments, gram, precision_of
+from ..passes.moments import Moments, add_up_moments, precision_of
+from ..passes.symmetric import gram
 from ..running.experts import neurons_of_each, routed, weight_of_expert
 from ..running.processes import add_up, add_up_symmetric
 from ..stages.tensor_files import below, prefixed

@@ -23,8 +23,9 @@ from ..discovery.next_tokens import predicts_next_token
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import Passage
-from ..passes.moments import BlockMoments, Moments, gram, precision_of
+from ..passes.moments import BlockMoments, Moments, precision_of
 from ..passes.starts import DensePass, Start, real_rows, run_dense, starts_of, tensors_of
+from ..passes.symmetric import gram
 from ..passes.trajectory import trajectory_features
 from ..running.experts import is_packed
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
