@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from optimum_optin.passes.moments import BlockMoments, Moments, cholesky
-from optimum_optin.passes.symmetric import SymmetricSum
+from optimum_optin.sums.moments import BlockMoments, Moments, cholesky
+from optimum_optin.sums.symmetric import SymmetricSum
 
 
 def _rows(count, offset, seed=0):
@@ -91,7 +91,7 @@ def test_blocks_are_those_of_the_whole_covariance(centred):
 @pytest.mark.parametrize("wide", [False, True], ids=["float64", "float32"])
 @pytest.mark.parametrize("centred", [False, True])
 def test_factor_is_that_of_the_damped_scatter(centred, wide, monkeypatch):
-    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 0 if wide else 4096)
+    monkeypatch.setattr("optimum_optin.sums.moments._WIDE", 0 if wide else 4096)
     moments = _streamed(_rows(200, 1.0))
     damping = moments.squares(centred) * 0.01
     factor = moments.factor(centred, damping)
@@ -102,7 +102,7 @@ def test_factor_is_that_of_the_damped_scatter(centred, wide, monkeypatch):
 
 
 def test_factor_is_in_float64_where_float32_does_not_do(monkeypatch):
-    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 0)
+    monkeypatch.setattr("optimum_optin.sums.moments._WIDE", 0)
     rows = _rows(200, 0.0).double()
     moments = Moments(rows.shape[1] + 1)
     moments.add(torch.cat([rows, rows[:, :1]], dim=1).float())  # one column twice: the damping alone keeps them apart
