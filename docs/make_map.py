@@ -27,7 +27,7 @@ FLOORS = (
     ("plain_modules", "image_tasks", "text_tasks", "audio_tasks"),
     ("annotations",),
     ("passes", "pricing", "storage"),
-    ("comparing", "timing"),
+    ("comparing", "sums", "timing"),
     ("inputs", "merging"),
     ("media",),
     ("discovery",),

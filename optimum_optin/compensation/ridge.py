@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..passes.moments import Moments, add_up_moments, precision_of
 from ..running.processes import add_up, everyones, my_part, process_count, process_index
+from ..sums.moments import Moments, add_up_moments, precision_of
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..passes.hooks import Passage
-from ..passes.moments import Moments, add_up_moments, gram, precision_of
 from ..running.experts import neurons_of_each, routed, weight_of_expert
 from ..running.processes import add_up, add_up_symmetric
 from ..stages.tensor_files import below, prefixed
+from ..sums.moments import Moments, add_up_moments, precision_of
+from ..sums.symmetric import gram
 from .removal import Reader, order_cost, removal_scores, root_of
 
 _UNSEEN = 1e-9  # what neurons of an expert cost that was given no token, as a share of what they might

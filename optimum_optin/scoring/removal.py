@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from ..passes.moments import cholesky
+from ..sums.moments import cholesky
 
 _DAMPING = 1e-2  # share of the mean diagonal of H
 _PARTS = 64  # a step removes a 64th part of the units that are left, at least one

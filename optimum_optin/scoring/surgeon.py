@@ -23,7 +23,6 @@ from ..discovery.next_tokens import predicts_next_token
 from ..editing.masking import gradients
 from ..passes.calibration import Calibration, calibration_of
 from ..passes.hooks import Passage
-from ..passes.moments import BlockMoments, Moments, gram, precision_of
 from ..passes.starts import DensePass, Start, real_rows, run_dense, starts_of, tensors_of
 from ..passes.trajectory import trajectory_features
 from ..running.experts import is_packed
@@ -32,6 +31,8 @@ from ..running.processes import add_up, add_up_symmetric, fair_share, my_share
 from ..running.randomness import generators
 from ..stages.resuming import Outcome, once, resumed
 from ..stages.tensor_files import below, prefixed
+from ..sums.moments import BlockMoments, Moments, precision_of
+from ..sums.symmetric import gram
 from .experts import ExpertSums
 from .parts import parts_of, room_for
 from .registry import Scored, Terms, Totals, flattened, register_scorer, terms_of

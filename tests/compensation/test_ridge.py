@@ -119,7 +119,7 @@ def test_sums_of_other_errors_are_those_of_all_rows_anew():
 def test_sums_of_wide_linears_are_in_float32_and_give_nearly_the_same(intercept, monkeypatch):
     x, errors = _rows(400)
     expected = solve_ridge(_streamed(x[80:], errors[80:]), _streamed(x[:80], errors[:80]), intercept)
-    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 4)
+    monkeypatch.setattr("optimum_optin.sums.moments._WIDE", 4)
     fit, held_out = _streamed(x[80:], errors[80:]), _streamed(x[:80], errors[:80])
     assert fit.inputs.gram.dtype == torch.float32
     for found, exact in zip(solve_ridge(fit, held_out, intercept), expected, strict=True):

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..running.memory import all_finite
 from ..running.processes import add_up, add_up_symmetric, process_count
 from ..stages.tensor_files import fill
+from .symmetric import SymmetricSum
 
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
-_BLOCK = 64  # columns that are multiplied at once
 _WIDE = 4096  # features from which on sums and factors in float64 would take more memory than many a model
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 
@@ -51,6 +51,15 @@ class Moments:
         self.gram = torch.zeros(features, features, **zeros)
         self._empty = True
 
+    @property
+    def gram(self) -> Tensor:
+        """See `Moments`."""
+        return self._products.total()
+
+    @gram.setter
+    def gram(self, total: Tensor) -> None:
+        self._products = SymmetricSum(total)
+
     def add(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Add rows of shape (rows, features), with weights of shape (rows,); `None` gives each the weight 1.
 
@@ -63,7 +72,7 @@ class Moments:
         self.count += len(rows)
         self.weight += len(rows) if weights is None else weights.sum().to(self.weight)
         self.total += weighted.sum(0)
-        self.gram += gram(weighted, shifted)
+        self._products.add(weighted, shifted)
         return weighted
 
     def shifted(self, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -230,22 +239,6 @@ class BlockMoments:
 
 def _at_least_single(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def gram(one: Tensor, other: Tensor) -> Tensor:
-    """one^T other, for factors of which it is known to be symmetric: what is below the diagonal is copied.
-
-    Args:
-        one: shape (rows, features).
-        other: `one`, with rows multiplied by any numbers.
-    """
-    features = one.shape[1]
-    product = one.new_empty(features, features)
-    for first in range(0, features, _BLOCK):
-        last = min(first + _BLOCK, features)
-        product[first:last, first:] = one[:, first:last].T @ other[:, first:]
-        product[last:, first:last] = product[first:last, last:].T
-    return product
 
 
 def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:

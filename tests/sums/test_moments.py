@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from optimum_optin.passes.moments import BlockMoments, Moments, cholesky
+from optimum_optin.sums.moments import BlockMoments, Moments, cholesky
+from optimum_optin.sums.symmetric import SymmetricSum
 
 
 def _rows(count, offset, seed=0):
@@ -90,7 +91,7 @@ def test_blocks_are_those_of_the_whole_covariance(centred):
 @pytest.mark.parametrize("wide", [False, True], ids=["float64", "float32"])
 @pytest.mark.parametrize("centred", [False, True])
 def test_factor_is_that_of_the_damped_scatter(centred, wide, monkeypatch):
-    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 0 if wide else 4096)
+    monkeypatch.setattr("optimum_optin.sums.moments._WIDE", 0 if wide else 4096)
     moments = _streamed(_rows(200, 1.0))
     damping = moments.squares(centred) * 0.01
     factor = moments.factor(centred, damping)
@@ -101,7 +102,7 @@ def test_factor_is_that_of_the_damped_scatter(centred, wide, monkeypatch):
 
 
 def test_factor_is_in_float64_where_float32_does_not_do(monkeypatch):
-    monkeypatch.setattr("optimum_optin.passes.moments._WIDE", 0)
+    monkeypatch.setattr("optimum_optin.sums.moments._WIDE", 0)
     rows = _rows(200, 0.0).double()
     moments = Moments(rows.shape[1] + 1)
     moments.add(torch.cat([rows, rows[:, :1]], dim=1).float())  # one column twice: the damping alone keeps them apart
@@ -110,3 +111,20 @@ def test_factor_is_in_float64_where_float32_does_not_do(monkeypatch):
     assert factor.dtype is torch.float64
     expected = moments.scatter(centred=True) + damping.diag()
     torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-5, atol=1e-3)  # of sums in float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_symmetric_sums_are_those_of_whole_products(dtype):
+    features, expected = 150, torch.zeros(150, 150, dtype=torch.float64)  # two blocks and a part of one
+    sums = SymmetricSum(torch.zeros(features, features, dtype=dtype))
+    for seed in range(3):
+        rows = torch.randn(20, features, generator=torch.Generator().manual_seed(seed))
+        weights = torch.rand(20, 1, generator=torch.Generator().manual_seed(seed))
+        sums.add(rows * weights, rows)
+        expected += (rows * weights).T.double() @ rows.double()
+        if seed:  # asked for in between, and changed
+            torch.testing.assert_close(sums.total().double(), expected, atol=1e-4, rtol=1e-4)
+            sums.total().add_(1)
+            expected += 1
+    assert sums.total().dtype == dtype and torch.equal(sums.total(), sums.total().T)
+    torch.testing.assert_close(sums.total().double(), expected, atol=1e-4, rtol=1e-4)
