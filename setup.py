@@ -34,6 +34,8 @@ EXTRAS = {
     "quality": ["ruff>=0.12"],
     "docs": ["hf-doc-builder>=0.5"],
     "plots": ["matplotlib>=3.8"],
+    "onnx": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
+    "openvino": ["openvino>=2026.4"],
     "detection": ["pycocotools>=2.0.11"],  # mean average precision
     "translation": ["sacrebleu>=2.6"],  # BLEU and chrF
     # What the tests run a pruned model with, if it is there.

@@ -10,6 +10,7 @@ from .architectures.stacks import Stack, heads, neurons
 from .config import OptinConfig
 from .discovery.find import find_groups
 from .editing.masking import masked
+from .exporting import Export, export_model
 from .files.folders import NotSavedError
 from .plain_modules.loading import load_pruned
 from .proving import ArchitectureProof, GroupProof, check_architecture
@@ -23,6 +24,7 @@ from .version import __version__
 
 __all__ = [
     "ArchitectureProof",
+    "Export",
     "Group",
     "GroupProof",
     "NotSavedError",
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "check_architecture",
     "convert_model",
+    "export_model",
     "find_groups",
     "heads",
     "known_architectures",

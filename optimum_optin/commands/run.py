@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from ..commands import benchmark, check, evaluate, info, plan, prune, push, recover, score
+from ..commands import benchmark, check, evaluate, export, info, plan, prune, push, recover, score
 from ..files.folders import NotSavedError
 from ..quoting import printable
 from ..running.processes import is_main
@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": plan,
     "evaluate": evaluate,
     "benchmark": benchmark,
+    "export": export,
     "info": info,
     "push": push,
     "recover": recover,

@@ -1,1 +1,8 @@
-"""Exporting: a model as one file of ONNX, PyTorch or OpenVINO, checked against the model itself."""
+"""Exporting: a model as a program of another runtime, checked against the model itself."""
+
+from .agreement import Agreement
+from .export import export_model
+from .notes import Export
+from .onnx_files import OnnxSession, quantize_int8, to_onnx
+
+__all__ = ["Agreement", "Export", "OnnxSession", "export_model", "quantize_int8", "to_onnx"]

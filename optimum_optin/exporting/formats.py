@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,18 +17,20 @@ class ExportFormat:
     Args:
         name: what users call it.
         module: where transformers has its exporter.
-        kind: the start of the names of the exporter's class and of its configuration.
+        kind: the start of the names of its exporter's class and of its configuration's.
         needs: packages that write and run it, beside PyTorch.
         extra: our extra that brings them; empty for none.
-        options: of the configuration.
+        file: the file of a whole model.
+        device: what it is run on when it is checked; `None` for where it was traced.
     """
 
     name: str
     module: str
-    kind: tuple[str, str]
+    kind: str
     needs: tuple[str, ...] = ()
     extra: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""
+    device: str | None = "cpu"
 
     def check(self) -> None:
         """Raise if it cannot be written and run here.
@@ -52,19 +53,20 @@ class ExportFormat:
 
     def exporter(self) -> Any:
         """A new exporter of transformers."""
-        return getattr(importlib.import_module(f"{_HOME}.{self.module}"), f"{self.kind[0]}Exporter")()
+        return getattr(importlib.import_module(f"{_HOME}.{self.module}"), f"{self.kind}Exporter")()
 
     def config(self, **options: Any) -> Any:
         """A configuration of that exporter."""
-        return getattr(importlib.import_module(_HOME), f"{self.kind[1]}Config")(**self.options, **options)
+        return getattr(importlib.import_module(_HOME), f"{self.kind}Config")(**options)
 
 
+_ONNX, _OPENVINO = ("onnx", "onnxscript", "onnxruntime"), ("openvino",)
 FORMATS = {
     each.name: each
     for each in (
-        ExportFormat("onnx", "exporter_onnx", ("Onnx", "Onnx"), ("onnx", "onnxscript", "onnxruntime"), "onnx"),
-        ExportFormat("torch-export", "exporter_dynamo", ("Dynamo", "Dynamo")),
-        ExportFormat("openvino", "exporter_openvino", ("OpenVINO", "OpenVINO"), ("openvino",), "openvino"),
+        ExportFormat("onnx", "exporter_onnx", "Onnx", _ONNX, "onnx", "model.onnx"),
+        ExportFormat("torch-export", "exporter_dynamo", "Dynamo", file="model.pt2", device=None),
+        ExportFormat("openvino", "exporter_openvino", "OpenVINO", _OPENVINO, "openvino", "openvino_model.xml"),
     )
 }
 """Name -> format."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..running.batch import Batch
-from .programs import exported
+from .empty import empty_values
+from .programs import exported, quiet
 
 
 def to_onnx(model: nn.Module, batch: Batch, path: str | os.PathLike) -> Path:
@@ -78,14 +79,28 @@ def quantize_int8(path: str | os.PathLike, target: str | os.PathLike) -> Path:
 
     Args:
         path: the file to quantize; unchanged.
-        target: the file to write.
+        target: the file to write; its folder must be there.
 
     Returns:
         The target.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from .programs import quiet
 
-    with quiet():
-        quantize_dynamic(os.fspath(path), os.fspath(target), weight_type=QuantType.QInt8)
+    Raises:
+        ValueError: an operator reads nothing, which ONNX Runtime makes nonsense of in 8 bits.
+    """
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    OnnxExporter.save_program(in_int8(OnnxExporter.load_program(path)), target)
     return Path(target)
+
+
+def in_int8(program: Any) -> Any:
+    """An `onnx_ir.Model` with weights in 8 bits; see `quantize_int8`."""
+    from transformers.exporters.quantizers.quantizer_onnxruntime import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    if empty := empty_values(program):
+        raise ValueError(
+            f"the graph has values with a dimension of zero, {', '.join(empty[:3])}, of which ONNX Runtime makes "
+            "nonsense in 8 bits: export without quantize."
+        )
+    with quiet():
+        return OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()).quantize(program, {}, "onnx")

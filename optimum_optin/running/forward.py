@@ -36,7 +36,11 @@ def run_model(model: nn.Module, batch: Batch) -> dict[str, Any]:
         has names of its own. Otherwise the floating-point tensors of a tuple, or the one tensor, are called by what
         their shape says (`_name_of`), each name once; numbers (a loss) are passed over.
     """
-    outputs = call_model(model, batch)
+    return named_outputs(model, call_model(model, batch))
+
+
+def named_outputs(model: nn.Module, outputs: Any) -> dict[str, Any]:
+    """What a model has returned, by name; see `run_model`."""
     named = _own_names(outputs)
     if named is None:
         named = {}

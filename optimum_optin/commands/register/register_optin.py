@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": "show what budgets would keep, from saved scores",
     "evaluate": "measure a model on a GLUE task",
     "benchmark": "measure a pruned model against the dense one: speed, memory, size",
+    "export": "export a model to ONNX, torch.export or OpenVINO, and check the export",
     "info": "show what a pruned folder holds, without loading weights",
     "push": "upload a pruned folder to the Hub",
     "recover": "finish a save to a folder that was killed, and delete what it left",
