@@ -225,7 +225,7 @@ def test_bad_input_is_refused_before_anything_is_measured(options, error, messag
 
 def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(table, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    with pytest.raises(ImportError, match="'onnx' needs onnxruntime, not installed here: pip install onnx onnxscript"):
+    with pytest.raises(ImportError, match="'onnx' needs onnxruntime, not installed here: pip install 'optimum-optin"):
         run_benchmark(tiny_model(), tiny_model(), tokens=8, variants=["onnx"])
     monkeypatch.setattr("optimum_optin.benchmarking.plot.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'optimum-optin\[plots\]'"):
