@@ -101,8 +101,8 @@ def _distance(expected: Sequence[Tensor], found: Sequence[Tensor], classes: bool
     if not classes and rows > 1 and len(widths) == 1 and max(widths.pop(), default=1) > 1:
         # What all rows have in common tells none from another, and is large in hidden states.
         middle = torch.cat(list(expected)).mean(0)
-    differences = sum(float((other - one).square().sum()) for one, other in zip(expected, found, strict=True))
-    size = sum(float((one - middle).square().sum()) for one in expected)
+    differences = sum(float((other - one).double().square().sum()) for one, other in zip(expected, found, strict=True))
+    size = sum(float((one - middle).double().square().sum()) for one in expected)
     return (differences / max(size, _TINY)) ** 0.5
 
 

@@ -83,14 +83,15 @@ def made_up(model: nn.Module, batch_size: int, tokens: int, seed: int = 0) -> di
 
 
 def with_padding(batch: Batch) -> dict[str, Tensor] | None:
-    """A batch of texts with every other sample cut to two thirds of its tokens; `None` where nothing can be padded."""
+    """A batch of texts with every other sample, or the only one, cut to two thirds; `None` where nothing is padded."""
     mask = batch.get("attention_mask")
     if mask is None or mask.dim() != 2 or mask.shape != batch.get("input_ids", mask).shape or mask.shape[1] < 3:
         return None
+    rows, cut = slice(1, None, 2) if len(mask) > 1 else slice(None), mask.shape[1] // 3
     gone = torch.zeros_like(mask, dtype=torch.bool)
-    gone[1::2, -(mask.shape[1] // 3) :] = True
+    gone[rows, -cut:] = True
     ends = {"input_ids": batch["input_ids"].clone()}
-    ends["input_ids"][1::2, -(mask.shape[1] // 3) - 1] = batch["input_ids"][1::2, -1]
+    ends["input_ids"][rows, -cut - 1] = batch["input_ids"][rows, -1]
     return {**batch, **ends, "attention_mask": mask.masked_fill(gone, 0)}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from ..keeping.interruption import raise_interruption
 from ..models.identity import device_of, is_of_transformers
@@ -99,7 +101,8 @@ def make(variant: Variant, which: str, model: nn.Module, folder: Path, job: Job)
     """
     form = Form(model=which, variant=variant.name)
     try:
-        return _made(variant, form, model, folder, job)
+        with _quiet():
+            return _made(variant, form, model, folder, job)
     except Exception as error:  # exporters and compilers fail in many ways, and the other forms are worth measuring
         raise_interruption(error)
         if variant.name == EAGER:
@@ -133,6 +136,18 @@ def _made(variant: Variant, form: Form, model: nn.Module, folder: Path, job: Job
         load_seconds=statistics.median(loads) if of_disk else None,
     )
     return Made(variant, form, runner, peaks)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars of transformers for every model that is saved and loaded."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _timed_load(load: Callable[[], Runner]) -> tuple[float, Runner]:

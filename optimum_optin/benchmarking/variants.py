@@ -150,7 +150,7 @@ def _word(dtype: torch.dtype) -> str:
 
 _ONNX = {
     "needs": ("onnx", "onnxscript", "onnxruntime"),
-    "install": "pip install onnx onnxscript onnxruntime",
+    "install": "pip install 'optimum-optin[onnx]'",
     "made": WRITTEN,
 }
 

@@ -182,7 +182,10 @@ def test_made_up_texts_hold_no_special_tokens_and_can_be_padded():
     special = {model.config.pad_token_id, model.config.bos_token_id}
     assert batch["input_ids"].shape == (3, 12) and special.isdisjoint(batch["input_ids"].flatten().tolist())
     assert len(set(batch["input_ids"].flatten().tolist())) > 10
-    assert with_padding(batch)["attention_mask"].sum(1).tolist() == [12, 8, 12]
+    padded = with_padding(batch)
+    assert padded["attention_mask"].sum(1).tolist() == [12, 8, 12]
+    assert padded["input_ids"][1, 7] == batch["input_ids"][1, 11], "the end of a text stays at its end"
+    assert with_padding({name: value[:1] for name, value in batch.items()})["attention_mask"].sum() == 8
 
 
 def test_an_onnx_file_is_run_by_its_names(tmp_path):
@@ -225,7 +228,7 @@ def test_bad_input_is_refused_before_anything_is_measured(options, error, messag
 
 def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(table, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    with pytest.raises(ImportError, match="'onnx' needs onnxruntime, not installed here: pip install onnx onnxscript"):
+    with pytest.raises(ImportError, match="'onnx' needs onnxruntime, not installed here: pip install 'optimum-optin"):
         run_benchmark(tiny_model(), tiny_model(), tokens=8, variants=["onnx"])
     monkeypatch.setattr("optimum_optin.benchmarking.plot.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'optimum-optin\[plots\]'"):
