@@ -157,6 +157,9 @@ VARIANTS = {
     "dinov3 with a gated MLP": ("dinov3_vit", None, {"use_gated_mlp": True, "key_bias": True}),
 }
 CASES = [*sorted(TINY), *VARIANTS]
+# One of each kind of arithmetic around the units: norms before or after, gates, scales, shared and windowed biases.
+KINDS = ["beit with both biases", "bert", "clip", "dinov2 with SwiGLU", "dinov3 with a gated MLP", "modernbert"]
+KINDS += ["mpnet", "siglip", "swin", "swinv2 with padded windows", "vit"]
 
 
 def tiny_model(model_type="bert", base=False, model_class=None, seed=0, **changes):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
-from tiny import CASES, TINY, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
+from tiny import CASES, KINDS, TINY, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModel
 
 from optimum_optin import OptinConfig, OptinPruner, Stack, find_groups, known_architectures, masked, neurons
@@ -154,19 +154,6 @@ def test_prefix_replay_is_exact(model_type):
             with replayed(model, layers, prefix):
                 torch.testing.assert_close(output_of(model, batch), naive, atol=0, rtol=0)
     assert all("forward" not in vars(module) for module in model.modules())
-
-
-# One of each kind of arithmetic around the units: norms before or after, gates, scales, shared and windowed biases.
-KINDS = [
-    "beit with both biases",
-    "bert",
-    "clip",
-    "dinov2 with SwiGLU",
-    "dinov3 with a gated MLP",
-    "modernbert",
-    "mpnet",
-]
-KINDS += ["siglip", "swin", "swinv2 with padded windows", "vit"]
 
 
 @pytest.mark.parametrize("model_type", KINDS)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import CASES, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
+from tiny import CASES, KINDS, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForSequenceClassification
 from walks import walked_to
 
@@ -122,8 +122,12 @@ def test_errors_are_what_a_pre_norm_stream_lacks(model_type, layers, norm, role)
     torch.testing.assert_close(errors, streams[0] - streams[1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", CASES, ids=CASES)
-@pytest.mark.parametrize("empty", [False, True], ids=["some", "whole sublayers"])
+REFITTED = [(name, False) for name in CASES] + [(name, True) for name in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "empty"), REFITTED, ids=[f"{name}{', whole' * gone}" for name, gone in REFITTED]
+)
 def test_fresh_data_come_closer_to_the_dense_outputs(model_type, empty):
     before = after = 0
     for seed in range(2):  # by chance, a removal may hurt the outputs of one model little

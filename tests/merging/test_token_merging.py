@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CASES, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
+from tiny import CASES, KINDS, load, output_of, random_masks, tiny_batch, tiny_model, tiny_samples
 from transformers import AutoModelForImageClassification
 
 from optimum_optin import OptinConfig, OptinPruner, PruningReport, Scores, find_groups, register_scorer
@@ -115,8 +115,10 @@ def test_all_tokens_are_back_at_the_end(model_type):
     assert hidden[0].shape == hidden[1].shape
 
 
-@each_family
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+COUNTED = [(name, "sdpa") for name in FAMILIES] + [(name, "eager") for name in FAMILIES if name in KINDS]
+
+
+@pytest.mark.parametrize(("model_type", "attention"), COUNTED, ids=map(" ".join, COUNTED))
 def test_pruned_and_merging_models_reload_equal_and_cost_what_is_counted(model_type, attention, tmp_path):
     model = tiny_model(model_type)
     model.set_attn_implementation(attention)
