@@ -76,7 +76,7 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
     inputs = weight_of(producers[0]).shape[1]
     if inputs > WIDEST:  # a guess at each of so many inputs does not fit into memory
         return []
-    (sums,) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)])
+    (sums,) = _sums(walks, stop, [_Wanted(producers[0], inputs, PrunedWalk.input_errors)], strength)
     # BEiT's key projection has no bias beside others that have one: each gets the guess that it can hold.
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = solve_ridge(*sums, intercept, strength)
@@ -96,7 +96,7 @@ def _refit_convolutions(
     for path, producer in producers.items():
         rows_of = partial(PrunedWalk.map_errors, path=path, norm=norms.get(path), rectified=bool(earlier))
         wanted.append(_Wanted(producer, len(weight_of(producer)), rows_of, places_of(producer)))
-    found = _sums(walks, stop, wanted, earlier)
+    found = _sums(walks, stop, wanted, strength, earlier)
     for (path, producer), sums in zip(producers.items(), found, strict=True):
         _correct(producer, sums, strength, norm=norms.get(path))
     return found
@@ -115,7 +115,8 @@ def _refit_consumer(
     consumer = pruned.get_submodule(stop.path)
     rows_of = partial(PrunedWalk.output_errors, rectified=bool(earlier))
     places = places_of(consumer, channel_width(stop.group, stop.consumer))
-    found = _sums(walks, stop, [_Wanted(consumer, len(weight_of(consumer)), rows_of, places)], earlier)
+    wanted = [_Wanted(consumer, len(weight_of(consumer)), rows_of, places)]
+    found = _sums(walks, stop, wanted, strength, earlier)
     norm = stop.consumer.norm and pruned.get_submodule(stop.consumer.norm)
     _correct(consumer, *found, strength, norm=norm, scale=None if join is None else join.scale)
     return found
@@ -222,8 +223,13 @@ class _Wanted:
         return rows[0].unflatten(-1, (-1, self.places)).mean(-1), *rows[1:]
 
 
-def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted], earlier: Sequence[Sums] = ()) -> list[Sums]:
-    """For each regression that is wanted, the sums of all walks' rows; with those of the same rows and other errors."""
+def _sums(
+    walks: Walks, stop: Stop, wanted: Sequence[_Wanted], strength: float | None, earlier: Sequence[Sums] = ()
+) -> list[Sums]:
+    """For each regression that is wanted, the sums of all walks' rows; with those of the same rows and other errors.
+
+    Where the strength is given, no row is held out to choose it.
+    """
     sums = [(fit.of_other_errors(), held_out.of_other_errors()) for fit, held_out in earlier]
     sums = sums or [each.sums() for each in wanted]
     for index, walk in enumerate(walks):
@@ -234,11 +240,13 @@ def _sums(walks: Walks, stop: Stop, wanted: Sequence[_Wanted], earlier: Sequence
                 rows = each.rows(walk, stop)
                 if rows is None:
                     continue
-                if len(walks) == 1:
+                if strength is not None:
+                    fit.add(*rows)
+                elif len(walks) == 1:
                     is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
                     held_out.add(*(part[is_held_out] for part in rows))
                     fit.add(*(part[~is_held_out] for part in rows))
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-    add_up_regressions([each for pair in sums for each in pair])
+    add_up_regressions([each for pair in sums for each in (pair if strength is None else pair[:1])])
     return sums

@@ -139,7 +139,7 @@ def solve_ridge(
         strength = _best_strength(fit, held_out, intercept)
         if strength is None:
             return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
-    rows = fit.merged(held_out)
+    rows = fit.merged(held_out) if held_out.count else fit
     if process_count() == 1:
         weight, bias = _solve(rows, strength or _MIDDLING, intercept)
         return weight.contiguous(), bias
