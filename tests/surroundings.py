@@ -37,17 +37,16 @@ def pytest_runtest_protocol(item, nextitem):
     yield
     if nextitem is None or nextitem.path != item.path:
         _MEMORY.known.clear()
-        if not gc.get_freeze_count():  # a test of interruptions has thawed it
-            _freeze()
+        _freeze()
 
 
 def pytest_collection_finish():
-    """Everything is imported by now, and is not to be looked at again."""
+    """Most is imported by now."""
     _freeze()
 
 
 def _freeze():
-    """Keep the garbage collector from what was imported: it looks at all objects after every Ctrl-C of a test."""
+    """Keep the garbage collector from what is there to stay: it looks at all the rest after every Ctrl-C of a test."""
     gc.collect()
     gc.freeze()
 

@@ -49,6 +49,12 @@ def test_heads_and_neurons_of_all_stacks_are_scored(name, pruners):
     assert {role: count for role, count in found.items() if "channels" not in role} == HEADS_AND_NEURONS[name]
 
 
+def test_heads_whose_number_the_class_fixes_are_left_whole(pruners):
+    """Mask2Former's self-attention reshapes to the hidden width."""
+    reasons = find_groups(pruners("mask2former").model).left_whole.values()
+    assert any("it does not run (RuntimeError: shape '[" in each for each in reasons)
+
+
 @pytest.mark.parametrize("name", HEADS_AND_NEURONS)
 def test_outputs_of_a_head_are_compared(name, pruners):
     divergence = pruners(name).report.divergence

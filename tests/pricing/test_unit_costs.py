@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from accelerate import dispatch_model
-from tiny import CASES, tiny_batch, tiny_model
+from tiny import CASES, KINDS, tiny_batch, tiny_model
 from transformers import BertForSequenceClassification
 
 from optimum_optin import Stack, find_groups, neurons
@@ -49,8 +49,10 @@ def _formula(model, groups, tokens):
     return macs
 
 
-@each_architecture
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+ATTENTIONS = [(name, "sdpa") for name in CASES] + [(name, "eager") for name in KINDS]
+
+
+@pytest.mark.parametrize(("model_type", "attention"), ATTENTIONS, ids=map(" ".join, ATTENTIONS))
 def test_units_cost_what_the_formulas_say(model_type, attention):
     model = tiny_model(model_type)
     if model._supports_sdpa:
@@ -85,7 +87,7 @@ def test_every_unit_costs_the_same(model_type):
             assert whole - count_macs(cut, batch) == gone
 
 
-@each_architecture
+@pytest.mark.parametrize("model_type", KINDS)
 def test_a_unit_costs_the_same_where_it_is_the_last(model_type):
     model = tiny_model(model_type)
     tokens = _tokens(model)
