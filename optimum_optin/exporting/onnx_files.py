@@ -63,8 +63,7 @@ class OnnxSession:
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The outputs by the names that the graph has (`output` of a module that returns one tensor); inputs that it does
-        not read are left out.
+        """The outputs by the graph's names (`output` of a module that returns one tensor); other inputs are left out.
 
         Raises:
             ValueError: an input that it reads is not there.
