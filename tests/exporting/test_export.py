@@ -104,6 +104,13 @@ def test_a_plain_module_as_torch_export(tmp_path):
         export_model(module, tmp_path / "out", "torch-export", data=pixels)
 
 
+def test_openvino_computes_in_float32_when_it_is_checked(tmp_path):
+    needs("openvino")
+    pixels = {"pixels": torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    made = export_model(perturbed(Pictures()), tmp_path / "out", "openvino", data=pixels)
+    assert made.check.distance < 1e-5 and set(made.files) == {"openvino_model.bin", "openvino_model.xml"}
+
+
 class Different(nn.Module):
     """Does something else when it is exported."""
 
