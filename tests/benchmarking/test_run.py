@@ -52,8 +52,8 @@ def test_speeds_that_are_known_are_found(monkeypatch):
 
 def test_a_drifting_machine_slows_neighbours_alike(monkeypatch):
     machine = Machine(monkeypatch)
-    dense = machine.form(lambda: 0.25 * (1 + machine.now / 1000), "dense")
-    pruned = machine.form(lambda: 0.125 * (1 + machine.now / 1000), "pruned")
+    dense = machine.form(lambda: 0.25 * (1 + machine.now / 200), "dense")
+    pruned = machine.form(lambda: 0.125 * (1 + machine.now / 200), "pruned")
     work = Work("grid", [{"x": torch.zeros(4)}], batch_size=4, tokens=1)
     found = timed_cells([dense, pruned], work, repeats=30)
     assert found[0].p95_ms > 1.05 * found[0].p50_ms
