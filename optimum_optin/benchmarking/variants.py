@@ -156,10 +156,10 @@ _ONNX = {
 
 # The same operations in another order differ by rounding in float32, some 1e-6, which layers add up to 1e-4 at most.
 _REORDERED = Tolerance(distance=1e-3, agreement=0.99)
-# 8 bits of significand are an error of 2^-9 in each number, which layers add up to some 2 %.
+# 8 bits of significand are an error of 2^-9 in each number, which layers add up to 2 % at most.
 _BF16 = Tolerance(distance=0.1, agreement=0.95)
-# Steps of 1/127 of the largest number are an error of some 1 % in each product, which layers add up to some 10 %.
-_INT8 = Tolerance(distance=0.3, agreement=0.9)
+# Steps of 1/127 of the largest number are an error of some 1 % in each product, which layers add up to some 5 %.
+_INT8 = Tolerance(distance=0.2, agreement=0.9)
 
 VARIANTS = {
     each.name: each

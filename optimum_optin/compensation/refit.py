@@ -108,7 +108,8 @@ def refit(
         contexts.enter_context(watched(dense, course, course.stops))
         for model, there in zip(pruned, stops, strict=True):
             contexts.enter_context(watched(model, course, there))
-        starts = shared_out(starts)
+        # Of a single batch, every fifth row chooses the strengths, and parts would take others for these.
+        starts = shared_out(starts, by_samples=len(starts) > 1 or strength is not None)
         dense_walks = [start and _kept(contexts, Walk(dense, course, start)) for start in starts]
         kept = [kept_outputs(dense, groups, each) for each in masks or [{}] * len(pruned)]
         walks_of = [

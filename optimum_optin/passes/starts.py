@@ -64,18 +64,22 @@ def starts_of(saved: Mapping[str, Tensor], batches: Sequence[Batch], real: Seque
     return starts
 
 
-def shared_out(starts: Sequence[Start | None]) -> list[Start | None]:
+def shared_out(starts: Sequence[Start | None], by_samples: bool = True) -> list[Start | None]:
     """What this process works on, of starts that all processes have; `None` in the place of what others do.
 
     A start of which there is not one for each process is shared out by its samples: of few starts, some processes would
     have twice as many as others.
+
+    Args:
+        starts: from `dense_passes`.
+        by_samples: whether it may be.
     """
     count = process_count()
     whole = len(starts) // count * count
     mine = my_share(whole)
     shared = [start if place in mine else None for place, start in enumerate(starts[:whole])]
     for place, start in enumerate(starts[whole:]):
-        if start is None or not _has_samples(start):
+        if start is None or not by_samples or not _has_samples(start):
             shared.append(start if place == process_index() else None)
             continue
         samples = my_part(samples_in(start.batch))

@@ -24,7 +24,8 @@ def empty_values(program: Any) -> list[str]:
 
 
 def _of_torch(program: Any) -> Iterator[str]:
-    for node in program.graph.nodes:
+    # A parameter that nothing reads (of PyTorch's multi-head attention without heads) is none of the graph's work.
+    for node in (each for each in program.graph.nodes if each.op != "placeholder" or each.users):
         values = node.meta.get("val")
         for value in values if isinstance(values, (tuple, list)) else (values,):
             if isinstance(value, Tensor) and any(isinstance(size, int) and size == 0 for size in value.shape):

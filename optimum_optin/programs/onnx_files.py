@@ -58,14 +58,12 @@ class OnnxSession:
             setattr(settings, name, value)
         if threads is not None:
             settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-            # Threads that wait for the next call by spinning take the time of whatever runs in between.
-            settings.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = onnxruntime.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])
         self.inputs = [each.name for each in self.session.get_inputs()]
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The outputs by name; inputs that the graph does not read are left out.
+        """The outputs by the graph's names (`output` of a module that returns one tensor); other inputs are left out.
 
         Raises:
             ValueError: an input that it reads is not there.

@@ -56,10 +56,10 @@ class PlainHeads(nn.MultiheadAttention):
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """What heads read, shape (batch, queries, heads * width), and their weights (batch, heads, queries, keys)."""
-        if not self.num_heads:
-            return query[..., :0], query.new_zeros(len(query), 0, query.shape[1], key.shape[1])
+    ) -> tuple[Tensor, Tensor | None]:
+        """What heads write, shape (batch, queries, heads * width), and their weights (batch, heads, queries, keys)."""
+        if not self.num_heads:  # a linear without inputs reads how many tokens there are, and nothing else
+            return (query if hasattr(self.out_proj, "hold") else query[..., :0]), None
         packed = self.in_proj_weight
         separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         matrices = separate if packed is None else packed.chunk(3)

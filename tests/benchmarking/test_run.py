@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -21,34 +20,54 @@ from optimum_optin.benchmarking.turns import timed_cells
 from optimum_optin.timing.machine import cpus
 
 
-def sleeper(seconds, model, variant="eager"):
-    runner = SimpleNamespace(feed=lambda batch: batch["x"], run=lambda feed: time.sleep(seconds * len(feed)))
-    return SimpleNamespace(form=Form(model=model, variant=variant), runner=runner, peaks={})
+class Machine:
+    """A clock, and forms of known speed that let it go on."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr("optimum_optin.timing.side_by_side.time", clock)
+
+    def form(self, seconds, model, variant="eager"):
+        """A form that takes so many seconds for each sample, or what a function says."""
+        runner = SimpleNamespace(feed=lambda batch: len(batch["x"]), run=lambda samples: self._work(seconds, samples))
+        return SimpleNamespace(form=Form(model=model, variant=variant), runner=runner, peaks={})
+
+    def _work(self, seconds, samples):
+        self.now += samples * (seconds() if callable(seconds) else seconds)
 
 
-def test_speeds_that_are_known_are_found():
-    batches = [{"x": torch.zeros(1)}, {"x": torch.zeros(3)}]
-    work = Work("data", batches, batch_size=3, tokens=5.0)
-    entries = [sleeper(0.004, "dense"), sleeper(0.002, "pruned"), sleeper(0.001, "pruned", "fast")]
+def test_speeds_that_are_known_are_found(monkeypatch):
+    machine = Machine(monkeypatch)
+    work = Work("data", [{"x": torch.zeros(1)}, {"x": torch.zeros(3)}], batch_size=3, tokens=5.0)
+    entries = [machine.form(0.25, "dense"), machine.form(0.125, "pruned"), machine.form(0.0625, "pruned", "fast")]
     dense, pruned, fast = timed_cells(entries, work, repeats=6)
-    assert 1.5 < pruned.speedup.median < 2.2 and pruned.speedup == pruned.speedup_over_eager
-    assert fast.speedup is None and 2.5 < fast.speedup_over_eager.median < 4.5
+    assert (pruned.speedup.median, pruned.speedup.low, pruned.speedup.high) == (2, 2, 2)
+    assert pruned.speedup == pruned.speedup_over_eager and pruned.noise is None and pruned.runs == 6
+    assert fast.speedup is None and fast.speedup_over_eager.median == 4
     assert dense.speedup is None and dense.speedup_over_eager is None
-    assert dense.samples == 4 and dense.p50_ms >= 16 and dense.p95_ms >= dense.p50_ms
-    assert dense.samples_per_second == pytest.approx(4e3 / dense.p50_ms)
-    assert dense.tokens_per_second == pytest.approx(5 * dense.samples_per_second)
+    assert (dense.samples, dense.p50_ms, dense.p95_ms) == (4, 1000, 1000)
+    assert (dense.samples_per_second, dense.tokens_per_second) == (4, 20)
+
+
+def test_a_drifting_machine_slows_neighbours_alike(monkeypatch):
+    machine = Machine(monkeypatch)
+    dense = machine.form(lambda: 0.25 * (1 + machine.now / 200), "dense")
+    pruned = machine.form(lambda: 0.125 * (1 + machine.now / 200), "pruned")
+    work = Work("grid", [{"x": torch.zeros(4)}], batch_size=4, tokens=1)
+    found = timed_cells([dense, pruned], work, repeats=30)
+    assert found[0].p95_ms > 1.05 * found[0].p50_ms
+    assert found[1].speedup.median == pytest.approx(2, abs=0.02) and found[1].noise is None
 
 
 def test_noisy_cells_take_more_turns_and_say_so(monkeypatch):
-    clock = iter(torch.rand(1000, generator=torch.Generator().manual_seed(0)).tolist())
-    monkeypatch.setattr(
-        "optimum_optin.benchmarking.turns.times_in_turn", lambda runs, *_, **__: [[next(clock)] for _ in runs]
-    )
+    machine = Machine(monkeypatch)
+    drawn = iter(torch.rand(1000, generator=torch.Generator().manual_seed(0)).tolist())
     work = Work("grid", [{"x": torch.zeros(1)}], batch_size=1, tokens=1)
-    dense, pruned = timed_cells([sleeper(0, "dense"), sleeper(0, "pruned")], work, repeats=6)
+    forms = [machine.form(lambda: next(drawn), model) for model in ("dense", "pruned")]
+    dense, pruned = timed_cells(forms, work, repeats=6)
     assert (dense.runs, pruned.runs) == (18, 18)
-    assert "known to" in pruned.noise
-    assert dense.noise is None
+    assert "known to" in pruned.noise and dense.noise is None
 
 
 @pytest.fixture(scope="module")

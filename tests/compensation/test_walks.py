@@ -366,6 +366,7 @@ def test_processes_share_few_starts_out_by_their_samples(model_type, monkeypatch
         given.append(shared_out(starts))
         odd = shared_out([*starts[:2], replace(starts[2], weights={"other": torch.ones(4)})])
         assert (odd[2] is None) == (place == 1)  # what cannot be told apart by samples stays whole
+        assert shared_out(starts[:1], by_samples=False) == [None if place else starts[0]]
     monkeypatch.undo()
     (first, second, part), (other_first, other_second, other_part) = given
     assert first is starts[0] and second is None and other_first is None and other_second is starts[1]

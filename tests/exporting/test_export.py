@@ -7,16 +7,18 @@ import pytest
 import torch
 from tiny import load, tiny_batch, tiny_model
 from torch import nn
-from toys import Pictures, perturbed
+from toys import Pictures, TorchEncoder, perturbed
 from words import TEXTS, word_tokenizer
 
-from optimum_optin import OptinConfig
+from optimum_optin import OptinConfig, find_groups
 from optimum_optin.commands.run import run
+from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.exporting import OnnxSession, export_model
 from optimum_optin.exporting.samples import made_up_batches, to_check_on, traced
 from optimum_optin.programs.agreement import agreement, real_part
 from optimum_optin.programs.empty import empty_values
+from optimum_optin.programs.exported import exported
 from optimum_optin.programs.formats import FORMATS
 from optimum_optin.readiness import proved_groups
 from optimum_optin.storage.record import record_structure
@@ -100,6 +102,13 @@ def test_a_plain_module_as_torch_export(tmp_path):
     (tmp_path / "out" / "optin_export.json").unlink()
     with pytest.raises(FileExistsError, match="give a new folder"):
         export_model(module, tmp_path / "out", "torch-export", data=pixels)
+
+
+def test_openvino_computes_in_float32_when_it_is_checked(tmp_path):
+    needs("openvino")
+    pixels = {"pixels": torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    made = export_model(perturbed(Pictures()), tmp_path / "out", "openvino", data=pixels)
+    assert made.check.distance < 1e-5 and set(made.files) == {"openvino_model.bin", "openvino_model.xml"}
 
 
 class Different(nn.Module):
@@ -197,3 +206,17 @@ def test_values_without_elements_are_found():
     with torch.no_grad():
         program = torch.export.export(Nothing(), (torch.ones(2, 4),))
     assert any("linear" in each for each in empty_values(program))
+
+
+@torch.no_grad()
+def test_pytorchs_attention_without_heads_leaves_nothing_empty():
+    """A slice of no channels went into its graph, of which ONNX Runtime then made one that did not run."""
+    model, batch = perturbed(TorchEncoder()), {"token_ids": torch.arange(12).view(2, 6)}
+    groups = find_groups(model, {"token_ids": batch["token_ids"][:1]})
+    masks = {group.key: torch.ones(group.units, dtype=torch.bool) for group in groups}
+    masks["layers.1.heads"][:] = False
+    with masked(model, groups, masks):
+        expected = model(**batch)
+    rewrite(model, groups, masks)
+    torch.testing.assert_close(model(**batch), expected, rtol=1e-5, atol=1e-5)
+    assert not empty_values(exported(model, batch, "torch-export").program)

@@ -149,6 +149,23 @@ def test_what_does_not_fit_into_memory_together_is_timed_and_pruned_in_parts(sco
     assert room.models_at_once(model, groups, calibration, refits=True) in (1, 2)  # what passes hold counts
 
 
+def test_a_budget_of_time_may_be_among_them_and_its_report_keeps_what_it_was_timed_with(
+    clock_of, tmp_path, monkeypatch
+):
+    clock = clock_of()
+    monkeypatch.setattr(times, "run_once", lambda model, batch: clock.runner(model, batch, "eager")())
+    pruner = OptinPruner(tiny_model(intermediate_size=256))
+    config = replace(CONFIG, search="ranked", latency_batch_size=4)
+    given = {"evaluate": clock.seconds, "save_dir": tmp_path, "repeats": 1, "batch_size": 2}
+    sweep = pruner.sweep(tiny_samples(16), [{"latency": 0.7}, 0.9], config, **given)
+    took = sweep.value(sweep.points[0]) / sweep.value(sweep.dense)
+    assert 0.66 < took < 0.722
+    reports = [PruningReport.load(point.folder) for point in sweep.points]
+    assert reports[0].latency.speedup == pytest.approx(1 / took)
+    assert [report.latency.batch_size for report in reports] == [4, 2]
+    assert [point.speedup for point in sweep.points] == pytest.approx([1 / took, reports[1].latency.speedup])
+
+
 # The smallest that holds
 
 
