@@ -71,8 +71,6 @@ def interrupted_everywhere(work, models, how="signal", visits=1, chosen=lambda n
     finally:
         tracing.end(tracer)
         HeldPass._run = start
-        if not tracing.answer:
-            gc.unfreeze()
     if tracing.answer:
         gc.collect()  # nothing may come to itself later
         more = compared(before, seen(models), "")
