@@ -134,7 +134,7 @@ def test_a_single_file_is_written_whole_and_not_through_links(folder, monkeypatc
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_file(folder / "notes.txt", "newer")
     assert (folder / "notes.txt").read_text() == "new" and not list(folder.glob(".*"))
