@@ -39,6 +39,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--glue-dir")
     parser.add_argument("--image-dir")
+    parser.add_argument("--checkpoint", help="fine-tuned model, for all but bert-base, reactions and sentences")
     parser.add_argument("--out", type=Path, help="append one JSON line for each cell")
     arguments = parser.parse_args()
     for name in arguments.models:
@@ -59,7 +60,7 @@ def load(name, arguments):
         torch.manual_seed(0)
         rows = torch.randint(1000, 30_000, (arguments.samples, 128)).tolist()
         return OptinPruner(BertForSequenceClassification(BertConfig()).eval()), [{"input_ids": row} for row in rows]
-    task = load_task(name, arguments.glue_dir, image_dir=arguments.image_dir)
+    task = load_task(name, arguments.glue_dir, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
     return task.pruner, task.calibration
 
 
