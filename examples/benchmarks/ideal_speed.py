@@ -20,8 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.benchmarking import run_benchmark
 from optimum_optin.benchmarking.cells import DENSE, PRUNED
-from optimum_optin.inputs.modalities import modality_of
 from optimum_optin.inputs.probes import probe_batch
+from optimum_optin.models.identity import main_input_of
 from optimum_optin.pricing.macs import count_macs
 
 RANDOM = "bert-base"
@@ -70,7 +70,7 @@ def cells(pruner, calibration, scores, flops, arguments):
     with tempfile.TemporaryDirectory() as folder:
         made = pruner.prune(calibration, scores=scores, flops=flops, save_dir=Path(folder) / "pruned")
         pruned = type(made).from_pretrained(Path(folder) / "pruned").eval()
-    fixed = modality_of(dense).usual_tokens is not None  # images are as large as they are
+    fixed = main_input_of(dense) == "pixel_values"  # images are as large as they are
     for tokens in [scores.tokens] if fixed else arguments.tokens:
         batch = probe_batch(dense, tokens)
         ideal = count_macs(dense, batch) / count_macs(pruned, batch)
