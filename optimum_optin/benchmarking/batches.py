@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..inputs.batching import check_batches
 from ..inputs.decoder_inputs import IDS, with_decoder_inputs
 from ..inputs.modalities import modality_of
-from ..inputs.probes import mean_tokens, probe_batch
+from ..inputs.probes import mean_tokens, samples_of
 from ..models.identity import config_of, device_of, main_input_of
 from ..reading.samples import draw
 from ..running.batch import Batch, samples_in, token_mask
@@ -60,7 +60,7 @@ def made_up(model: nn.Module, batch_size: int, tokens: int, seed: int = 0) -> di
     Raises:
         ValueError: see `probe_batch`.
     """
-    batch = {name: torch.cat([value] * batch_size) for name, value in probe_batch(model, tokens).items()}
+    batch = samples_of(model, tokens, batch_size)
     config = config_of(model)
     if config is None:  # the example of a module is its user's
         return batch

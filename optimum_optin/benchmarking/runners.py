@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..models.identity import device_of, dtype_of, is_of_transformers
+from ..plain_modules.weights import write_weights
 from ..programs.onnx_files import OnnxSession, quantize_int8, to_onnx
 from ..running.batch import Batch
 from ..running.forward import call_model, call_options, inputs_taken, run_model
@@ -104,7 +105,7 @@ def write_model(model: nn.Module, folder: Path) -> None:
     if is_of_transformers(model):
         model.save_pretrained(folder)
     else:
-        torch.save(model.state_dict(), folder / "weights.pt")
+        write_weights(model, folder / "model.safetensors", {})
 
 
 def loader_of(

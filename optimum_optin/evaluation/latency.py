@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,8 +9,8 @@ from ..config import OptinConfig
 from ..figures import Latency
 from ..inputs.modalities import modality_of
 from ..inputs.probes import samples_of
-from ..models.identity import device_of, dtype_of, type_of
-from ..timing.hardware import hardware
+from ..models.identity import type_of
+from ..timing.machine import setting_of
 from ..timing.ratios import Ratio
 from ..timing.side_by_side import compare_latency
 
@@ -39,7 +36,7 @@ def latency_entry(
     batch = samples_of(dense, tokens, batch_size)
     times = compare_latency(dense, pruned, batch, repeats)
     return Latency(
-        **_machine(dense),
+        **setting_of(dense),
         batch_size=batch_size,
         tokens=tokens,
         repeats=repeats,
@@ -59,7 +56,7 @@ def budgeted_latency(model: nn.Module, timed: Ratio, tokens: int, config: OptinC
         config: the configuration, which says on what it was timed.
     """
     return Latency(
-        **_machine(model),
+        **setting_of(model),
         batch_size=config.latency_batch_size,
         tokens=config.latency_length or tokens,
         repeats=timed.turns,
@@ -68,15 +65,6 @@ def budgeted_latency(model: nn.Module, timed: Ratio, tokens: int, config: OptinC
         speedup=1 / timed.value,
         backend=config.latency_backend,
     )
-
-
-def _machine(model: nn.Module) -> dict[str, Any]:
-    return {
-        "device": device_of(model).type,
-        "hardware": hardware(device_of(model)),
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype_of(model)).removeprefix("torch."),
-    }
 
 
 def check_numbers(**numbers: int) -> None:

@@ -89,6 +89,12 @@ def apart(groups: Groups) -> Groups:
     return replace(groups, members=tuple(group for group in groups if group.key not in keys))
 
 
+def joined(groups: Groups) -> Groups:
+    """The groups that are not `apart`."""
+    keys = overlapping(groups)
+    return replace(groups, members=tuple(group for group in groups if group.key in keys))
+
+
 def overlapping_weights(model: nn.Module, groups: Groups, batch: Batch) -> list[Weight]:
     """The weights of overlapping groups, with their MACs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from ..inputs.probes import probe_batch, samples_of
 from ..merging.schedule import TokenSchedule
 from ..quantities import amount_of
 from .macs import cost_tables, count_macs, dense_cost, kept_cost, matching_cost, total_cost
-from .overlaps import overlapping
+from .overlaps import joined, overlapping
 from .peaks import peak_bytes
 from .stairs import climbed, on_stairs
 from .tensors import bytes_by_name, parameters_by_name, tensor_tables
@@ -117,18 +117,18 @@ def _latency(model: nn.Module, groups: Groups, tokens: int, config: OptinConfig)
     """Seconds, measured; where groups overlap, they follow MACs."""
     timed = timetable_of(model, groups, tokens, config)
     dense, alone = timed.seconds, timed.tables()
-    joined = replace(groups, members=tuple(group for group in groups if group.key not in alone))
-    macs, per_mac = total_cost(model, joined, tokens), 0.0
-    if len(joined):
-        half = {group.key: group.every_other() for group in joined}
-        per_mac = timed.saved * dense / (macs - total_cost(model, joined, tokens, None, half))
-    linear = {key: table * per_mac for key, table in cost_tables(model, joined, tokens).items()}
+    overlapped = joined(groups)
+    macs, per_mac = total_cost(model, overlapped, tokens), 0.0
+    if len(overlapped):
+        half = {group.key: group.every_other() for group in overlapped}
+        per_mac = timed.saved * dense / (macs - total_cost(model, overlapped, tokens, None, half))
+    linear = {key: table * per_mac for key, table in cost_tables(model, overlapped, tokens).items()}
     tables = {key: on_stairs(table, timed.multiple) for key, table in linear.items()} | alone
 
     def cost_of(masks: Masks) -> float:
         gone = dense_cost(alone) - kept_cost(alone, {key: masks[key] for key in alone})
-        wider = {group.key: group.first(climbed(int(masks[group.key].sum()), timed.multiple)) for group in joined}
-        return dense - gone - per_mac * (macs - total_cost(model, joined, tokens, None, wider))
+        wider = {group.key: group.first(climbed(int(masks[group.key].sum()), timed.multiple)) for group in overlapped}
+        return dense - gone - per_mac * (macs - total_cost(model, overlapped, tokens, None, wider))
 
     limit = amount_of("latency", config.latency, dense)
-    return Price("latency", tables, dense - dense_cost(tables), dense, limit, cost_of, not len(joined))
+    return Price("latency", tables, dense - dense_cost(tables), dense, limit, cost_of, not len(overlapped))

@@ -20,7 +20,6 @@ class Stairs:
         groups: keys of its groups.
         units: numbers of units that were measured, ascending; the first is 0, the last all.
         shares: of the dense model's time, for all groups together, more than with none left; the first is 0.
-        errors: of these.
         multiple: numbers of units between two multiples of it take as long as the higher one; those below the first do
             not.
     """
@@ -28,7 +27,6 @@ class Stairs:
     groups: tuple[str, ...]
     units: tuple[int, ...]
     shares: tuple[float, ...]
-    errors: tuple[float, ...]
     multiple: int = 1
 
     def table(self) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from ..timing.backends import Run, runner
 from ..timing.ratios import Ratio, ratio_of
 from .kinds import Kind, kinds_of, masks_at
 from .macs import total_cost
-from .overlaps import apart, overlapping
+from .overlaps import apart, joined
 from .stairs import Stairs
 
 _POINTS = 8  # parts of all units that are measured, of a kind
@@ -90,11 +90,11 @@ def measure(model: nn.Module, groups: Groups, tokens: int, batch: Batch, backend
             for kind in kinds
         ]
         saved, multiple = 0.0, 1
-        joined = replace(groups, members=tuple(group for group in groups if group.key in overlapping(groups)))
-        if len(joined):
-            ratio = cuts.against_dense(joined, {group.key: group.every_other() for group in joined})
+        overlapped = joined(groups)
+        if len(overlapped):
+            ratio = cuts.against_dense(overlapped, {group.key: group.every_other() for group in overlapped})
             saved = max(1 - ratio.value, _LEAST_SAVED)
-            multiple = _joined_multiple(joined, cuts, tokens, saved)
+            multiple = _joined_multiple(overlapped, cuts, tokens, saved)
         return Timetable(cuts.seconds(), tuple(stairs), saved, multiple, cuts.noise())
 
 
@@ -169,13 +169,12 @@ def _stairs(kind: Kind, ratios: Mapping[int, Ratio], cuts: Cuts) -> Stairs:
     group = kind[0]
     units = [*ratios, group.units]
     times = [*(each.value for each in ratios.values()), 1.0]
-    errors = [*(each.error for each in ratios.values()), 0.0]
     if units[0]:  # it cannot lose all: what none would take lies on the line through the least
         slope = (times[1] - times[0]) / (units[1] - units[0])
-        units, times, errors = [0, *units], [times[0] - slope * units[0], *times], [errors[0], *errors]
+        units, times = [0, *units], [times[0] - slope * units[0], *times]
     shares = tuple(time - times[0] for time in times)
     keys = tuple(each.key for each in kind)
-    return Stairs(keys, tuple(units), shares, tuple(errors), _multiple(kind, units, cuts))
+    return Stairs(keys, tuple(units), shares, _multiple(kind, units, cuts))
 
 
 def _multiple(kind: Kind, measured: Sequence[int], cuts: Cuts) -> int:
@@ -194,25 +193,25 @@ def _multiple(kind: Kind, measured: Sequence[int], cuts: Cuts) -> int:
     return alignment * group.parts if alignment > 1 else 1
 
 
-def _joined_multiple(joined: Groups, cuts: Cuts, tokens: int, at_half: float) -> int:
+def _joined_multiple(groups: Groups, cuts: Cuts, tokens: int, at_half: float) -> int:
     """The smallest number that widths of overlapping groups have to be a multiple of to save time as they save MACs.
 
     Args:
-        joined: the groups.
+        groups: the groups.
         cuts: of the model.
         tokens: see `cost_tables`.
         at_half: share of the time that a cut to half saves.
     """
-    dense = total_cost(cuts.model, joined, tokens)
+    dense = total_cost(cuts.model, groups, tokens)
 
     def gone(masks: Masks) -> float:
-        return 1 - total_cost(cuts.model, joined, tokens, None, masks) / dense
+        return 1 - total_cost(cuts.model, groups, tokens, None, masks) / dense
 
-    worth = at_half / gone({group.key: group.every_other() for group in joined})  # time for MACs
-    most = min(group.units // group.parts for group in joined) // 2
+    worth = at_half / gone({group.key: group.every_other() for group in groups})  # time for MACs
+    most = min(group.units // group.parts for group in groups) // 2
     for alignment in (each for each in _ALIGNMENTS if each < most):
-        masks = {group.key: group.first(group.units - alignment * group.parts) for group in joined}
-        ratio = cuts.against_dense(joined, masks)
+        masks = {group.key: group.first(group.units - alignment * group.parts) for group in groups}
+        ratio = cuts.against_dense(groups, masks)
         if 1 - ratio.value + 2 * ratio.error > _WORTH * worth * gone(masks):
             return alignment
     return max(each for each in _ALIGNMENTS if each <= max(most, 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +20,12 @@ from ..config import OptinConfig
 from ..files.folders import write_file
 from ..files.json_files import read_object
 from ..inputs.probes import samples_of
-from ..models.identity import attention_of, device_of, dtype_of, type_of
+from ..models.identity import attention_of, type_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.processes import on_main
 from ..timing.backends import check_backend
-from ..timing.hardware import hardware
+from ..timing.machine import cpus, setting_of
 from ..version import __version__
 from .timetable import Timetable, measure
 
@@ -139,13 +138,9 @@ def _name(model: nn.Module, groups: Groups, batch: Batch, config: OptinConfig) -
 
 def _machine(model: nn.Module) -> dict[str, Any]:
     """All that times depend on besides the model's shapes."""
-    device = device_of(model)
     return {
-        "device": device.type,
-        "hardware": hardware(device),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        **setting_of(model),
+        "cores": cpus(),
         "attention": attention_of(model),
         "python": platform.python_version(),
         "torch": torch.__version__,

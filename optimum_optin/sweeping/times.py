@@ -13,9 +13,8 @@ from ..config_values import check_integer
 from ..evaluation.latency import check_numbers, check_pair
 from ..figures import Latency
 from ..inputs.probes import samples_of
-from ..models.identity import device_of, dtype_of
 from ..running.freezing import frozen
-from ..timing.hardware import hardware
+from ..timing.machine import setting_of
 from ..timing.side_by_side import run_once, times_in_turn
 from .points import Timing
 
@@ -35,8 +34,7 @@ def check_timing(model: nn.Module, batch_size: int, tokens: int | None, repeats:
 
 def timing_of(model: nn.Module, batch_size: int, tokens: int, repeats: int) -> Timing:
     """How a model is timed here."""
-    device, dtype = device_of(model), str(dtype_of(model)).removeprefix("torch.")
-    return Timing(device.type, hardware(device), torch.get_num_threads(), dtype, batch_size, tokens, repeats)
+    return Timing(**setting_of(model), batch_size=batch_size, tokens=tokens, repeats=repeats)
 
 
 def is_timed(latency: Latency, timing: Timing) -> bool:
@@ -59,10 +57,9 @@ def times_of(dense: nn.Module, pruned: Sequence[nn.Module], timing: Timing) -> l
         runs = [lambda model=model: run_once(model, batch) for model in (dense, *pruned)]
         # Nothing comes between the runs, not even a progress bar: what it would slow is always the same model.
         first, *others = times_in_turn(runs, timing.repeats)
-    settings = {name: getattr(timing, name) for name in timing.__dataclass_fields__}
     return [
         Latency(
-            **settings,
+            **vars(timing),
             dense_ms=1e3 * statistics.median(first),
             pruned_ms=1e3 * statistics.median(seconds),
             speedup=statistics.median(one / other for one, other in zip(first, seconds, strict=True)),

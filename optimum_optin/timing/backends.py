@@ -13,9 +13,6 @@ from ..programs.onnx_files import OnnxSession, to_onnx
 from ..running.batch import samples_in
 from .side_by_side import run_once
 
-BACKENDS = ("eager", "compile", "onnx")
-"""PyTorch as it is, `torch.compile`, and ONNX Runtime on the CPU."""
-
 Run = Callable[[], None]
 
 
@@ -47,7 +44,7 @@ def runner(model: nn.Module, batch: Mapping[str, Tensor], backend: str) -> Run:
         model: the model, in evaluation mode, which is compiled in place; call it without gradients, though not in
             inference mode.
         batch: its inputs.
-        backend: one of `BACKENDS`.
+        backend: a `latency_backend` of `OptinConfig`.
     """
     if backend == "compile":
         torch._dynamo.reset()  # it counts the variants of all models of a class together, and gives up at some number

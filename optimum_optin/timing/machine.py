@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
+from torch import nn
 
+from ..models.identity import device_of, dtype_of
 from ..version import __version__
 from .hardware import hardware
 
@@ -62,6 +65,17 @@ def this_machine(device: torch.device) -> Machine:
         load=_load(),
         versions={"python": platform.python_version(), "optimum-optin": __version__, **_versions()},
     )
+
+
+def setting_of(model: nn.Module) -> dict[str, Any]:
+    """What a model's times depend on besides its shapes, as reports tell it: device, hardware, threads and dtype."""
+    device = device_of(model)
+    return {
+        "device": device.type,
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+    }
 
 
 def cpus() -> int:
