@@ -55,7 +55,7 @@ def test_every_method_keeps_the_share_that_was_asked_for(harness, method):
         else harness.masks(method, 0.7)
     )
     assert 0.6 < harness.share(masks) <= 0.7
-    cut = harness.cut(method, 0.7, False)
+    ((cut, _),) = harness.cuts(method, [0.7], False)
     sizes = causal.block_parameters(cut) / causal.block_parameters(harness.model)
     assert sizes == pytest.approx(harness.share(masks), abs=0.03), "norms and FLAP's biases are no units"
 
@@ -73,7 +73,7 @@ def test_flaps_bias_keeps_the_mean_of_what_a_consumer_writes(harness):
 
 @torch.no_grad()
 def test_whole_layers_go_where_they_change_least(harness):
-    cut = harness.cut("shortgpt", 0.75, False)
+    ((cut, _),) = harness.cuts("shortgpt", [0.75], False)
     least = min(harness.inputs.influence, key=harness.inputs.influence.get)
     kept = [number for number in range(4) if f"layers.{number}" != least]
     hidden = harness.model.model.embed_tokens(PROMPTS)
