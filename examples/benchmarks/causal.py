@@ -142,9 +142,19 @@ class Harness:
         self.text = text
         batches = calibration_batches([text], self.model, pruner.processor, seed=config.seed, **options)
         self.calibration = calibrate(self.model, batches)
-        self.groups = proved_groups(self.model, config)
-        self.inputs = Inputs(self.model, self.groups, self.calibration)
-        self.sizes = {group.key: self._unit_size(group) for group in self.groups}
+
+    @cached_property
+    def groups(self) -> Groups:
+        return proved_groups(self.model, self.config)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return Inputs(self.model, self.groups, self.calibration)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, float]:
+        """Parameters of a unit of each group."""
+        return {group.key: self._unit_size(group) for group in self.groups}
 
     @cached_property
     def scores(self) -> Scores:

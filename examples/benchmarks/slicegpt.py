@@ -137,7 +137,7 @@ def _step(
 
 def _principal(inputs: Iterable[Tensor], width: int) -> Tensor:
     """The first principal directions of inputs, about zero as in the paper; shape (channels, width)."""
-    moment = sum(each.flatten(0, -2).T.double() @ each.flatten(0, -2).double() for each in inputs)
+    moment = sum((each.flatten(0, -2).T @ each.flatten(0, -2)).double() for each in inputs)
     return torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :width]
 
 
