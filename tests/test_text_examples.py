@@ -15,6 +15,7 @@ from optimum_optin.running.batch import samples_in
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 import causal
+import slicegpt
 
 PROMPTS = torch.randint(5, 25, (2, 8), generator=torch.Generator().manual_seed(0))
 
@@ -87,3 +88,56 @@ def test_whole_layers_go_where_they_change_least(harness):
     expected = harness.model.lm_head(harness.model.model.norm(hidden))
     torch.testing.assert_close(cut(PROMPTS).logits, expected, rtol=1e-4, atol=1e-4)
     assert causal.written(cut, PROMPTS, 4).shape == (2, 12)
+
+
+@torch.no_grad()
+def test_slicing_nothing_changes_nothing(harness):
+    cut = slicegpt.sliced(harness.model, list(harness.calibration), width=32)
+    torch.testing.assert_close(cut(PROMPTS).logits, harness.model(PROMPTS).logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(causal.written(cut, PROMPTS, 4), causal.written(harness.model, PROMPTS, 4))
+
+
+@torch.no_grad()
+def test_a_sliced_model_is_the_dense_one_with_every_blocks_stream_projected(harness):
+    """The oracle stays in the dense model's basis, and projects the stream between the blocks."""
+    cut = slicegpt.sliced(
+        harness.model, list(harness.calibration), width=16
+    )  # calibration texts have 18 different tokens
+    core, hidden = harness.model.model, harness.model.model.embed_tokens(PROMPTS)
+    samples = [core.embed_tokens(batch["input_ids"]) for batch in harness.calibration]
+    norms = [norm for layer in core.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    for number, norm in enumerate([*norms, core.norm]):
+        rows = torch.cat([each / each.square().mean(-1, keepdim=True).add(1e-6).sqrt() for each in samples]).flatten(
+            0, 1
+        )
+        directions = torch.linalg.svd(rows.double(), full_matrices=False).Vh[:16].float()
+        hidden, samples = hidden @ directions.T @ directions, [each @ directions.T @ directions for each in samples]
+        if norm is core.norm:
+            break
+        layer = core.layers[number // 2]
+
+        def block(stream, layer=layer, norm=norm):
+            if norm is layer.post_attention_layernorm:
+                return layer.mlp(norm(stream))
+            turned = core.rotary_emb(stream, torch.arange(stream.shape[1])[None])
+            return layer.self_attn(norm(stream), position_embeddings=turned)[0]
+
+        hidden, samples = hidden + block(hidden), [each + block(each) for each in samples]
+    expected = harness.model.lm_head(core.norm(hidden))
+    torch.testing.assert_close(cut(PROMPTS).logits, expected, rtol=1e-3, atol=1e-3)
+    assert (expected - harness.model(PROMPTS).logits).abs().max() > 0.1, "something was cut"
+
+
+@torch.no_grad()
+def test_a_sliced_models_cache_is_that_of_whole_passes(harness):
+    cut = harness.cut("slicegpt", 0.8, False)
+    texts = causal.written(cut, PROMPTS, 4)
+    for length in range(8, 12):
+        assert torch.equal(cut(texts[:, :length]).logits[:, -1].argmax(-1), texts[:, length])
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.7, 0.5])
+def test_slices_are_the_widest_within_the_budget(harness, budget):
+    batches, width = list(harness.calibration), slicegpt.width_within(harness.model, budget)
+    sizes = [causal.block_parameters(slicegpt.sliced(harness.model, batches, each)) for each in (width, width + 1)]
+    assert sizes[0] <= budget * causal.block_parameters(harness.model) < sizes[1]

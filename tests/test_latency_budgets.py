@@ -1,0 +1,59 @@
+"""The benchmark of budgets of latency: both of its models take as long, and are timed where the budget says."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model
+from words import TEXTS, word_tokenizer
+
+from optimum_optin import OptinPruner
+from optimum_optin.programs.onnx_files import OnnxSession
+from optimum_optin.timing.side_by_side import WARM_UP
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+import latency_budgets
+import tasks
+
+
+def test_both_models_take_the_time_that_was_asked_for(clock_of, monkeypatch):
+    clock = clock_of()
+    monkeypatch.setattr(latency_budgets, "runner", clock.runner)
+    measured = []
+    task = tasks.Task(
+        OptinPruner(tiny_model(), word_tokenizer()),
+        TEXTS,
+        "size",
+        None,
+        {"test": lambda model: measured.append(model) or 50},
+        None,
+    )
+    options = Namespace(latency=0.8, batch_size=2, backend="eager", samples=8, repeats=6)
+    line = latency_budgets.compared(task, 0, options)
+    for found, model in zip((line["by latency"], line["by flops"]), measured, strict=True):
+        exactly = clock.seconds(model) / clock.dense
+        assert found["share of the time"] == pytest.approx(exactly, abs=1e-4)
+        assert found["between"] == [found["share of the time"]] * 2
+        assert exactly == pytest.approx(0.8, rel=0.05) and found["test"] == 50
+
+
+def test_both_models_are_timed_in_onnx_runtime(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    ran = []
+    call = OnnxSession.__call__
+    monkeypatch.setattr(OnnxSession, "__call__", lambda self, batch: ran.append(self) or call(self, batch))
+    model = tiny_model()
+    clock = latency_budgets.Clock(model, 7, batch_size=1, backend="onnx", repeats=6)
+    assert {value.shape[:2] for value in clock.batch.values()} == {(1, 7)}
+    share, milliseconds = clock.time(tiny_model(num_hidden_layers=1), rounds=2)
+    assert ran == [ran[0], ran[1]] * (WARM_UP + 12) and ran[0] is not ran[1]
+    assert share.runs == 12 and milliseconds > 0
+
+
+def test_the_distance_of_an_export_is_told(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    assert latency_budgets.onnx_distance(tiny_model(), 7) < 1e-5
+    call = OnnxSession.__call__
+    monkeypatch.setattr(OnnxSession, "__call__", lambda *given: {name: 2 * each for name, each in call(*given).items()})
+    assert latency_budgets.onnx_distance(tiny_model(), 7) == pytest.approx(1, abs=1e-4)
