@@ -9,8 +9,9 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .
 quickstart: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/quickstart.py
 
+# Compiled files are kept, wherever Python is told not to: workers, other processes and the next run take them.
 test: $(VENV)/installed $(VENV)/neighbours-installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers.utils import logging
 
 from ..architectures.group import Groups, Masks
 from ..editing.surgery import rewrite
-from ..keeping.interruption import raise_interruption
 from ..running.batch import Batch
 from ..running.forward import call_model
 from ..running.freezing import frozen
-from ..running.prepared import copy_of
-from .skeletons import caches_emptied, placed_shape_of, skeleton
-
-logger = logging.get_logger(__name__)
+from .skeletons import by_shapes, placed_shape_of
 
 
 def peak_bytes(model: nn.Module, batch: Batch, groups: Groups | None = None, masks: Masks | None = None) -> int:
@@ -38,21 +32,13 @@ def peak_bytes(model: nn.Module, batch: Batch, groups: Groups | None = None, mas
         groups: its groups, if some units are to be taken away.
         masks: what is kept of them.
     """
-    try:
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with caches_emptied(model):
-            inputs = {name: placed_shape_of(value, fake) for name, value in batch.items()}
-            return _peak(_cut(skeleton(model, fake, placed_shape_of), groups, masks), inputs, fake)
-    except Exception as error:
-        raise_interruption(error)
-        logger.debug(f"memory is counted on a copy with weights, for the model needs them to run: {error}")
-        return _peak(_cut(copy_of(model), groups, masks), batch, nullcontext())
 
+    def measure(copied: nn.Module, inputs: Batch, running: AbstractContextManager) -> int:
+        if groups is not None and masks is not None:
+            rewrite(copied, groups, masks)
+        return _peak(copied, inputs, running)
 
-def _cut(copied: nn.Module, groups: Groups | None, masks: Masks | None) -> nn.Module:
-    if groups is not None and masks is not None:
-        rewrite(copied, groups, masks)
-    return copied
+    return by_shapes(model, batch, measure, placed_shape_of)
 
 
 @torch.no_grad()

@@ -5,11 +5,44 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.utils import logging
+
+from ..keeping.interruption import raise_interruption
+from ..running.batch import Batch
+from ..running.prepared import copy_of
+
+logger = logging.get_logger(__name__)
+Found = TypeVar("Found")
+
+
+def by_shapes(
+    model: nn.Module,
+    batch: Batch,
+    measure: Callable[[nn.Module, Batch, AbstractContextManager], Found],
+    shape: Callable[[Tensor, FakeTensorMode], Tensor] | None = None,
+) -> Found:
+    """What is measured of a skeleton, or of a copy with weights if the model's forward looks at what tensors hold.
+
+    Args:
+        model: the model; unchanged.
+        batch: its inputs.
+        measure: takes a copy that it may change, its inputs, and the context to run that copy in.
+        shape: see `skeleton`.
+    """
+    try:
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        inputs = {name: (shape or shape_of)(value, fake) for name, value in batch.items()}
+        with caches_emptied(model):
+            return measure(skeleton(model, fake, shape), inputs, fake)
+    except Exception as error:
+        raise_interruption(error)
+        logger.debug(f"{type(model).__name__} is measured on a copy with weights, which it needs to run: {error}")
+        return measure(copy_of(model), batch, nullcontext())
 
 
 def skeleton(model: nn.Module, fake: FakeTensorMode, shape: Callable[..., Tensor] | None = None) -> nn.Module:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from transformers.utils import logging
 
 from ..architectures.group import Groups
 from ..editing.surgery import take_units
-from ..keeping.interruption import raise_interruption
 from ..media.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
 from ..merging.stack import token_layers
@@ -26,10 +25,7 @@ from ..running.experts import is_packed
 from ..running.facts import measured_once
 from ..running.forward import call_model
 from ..running.freezing import frozen
-from ..running.prepared import copy_of
-from .skeletons import caches_emptied, shape_of, skeleton
-
-logger = logging.get_logger(__name__)
+from .skeletons import by_shapes
 
 
 def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) -> dict[str, float]:
@@ -53,15 +49,7 @@ def unit_macs(model: nn.Module, groups: Groups, batch: Batch, repeats: int = 1) 
     """
 
     def measure() -> dict[str, float]:
-        try:
-            fake = FakeTensorMode(allow_non_fake_inputs=True)
-            inputs = {name: shape_of(value, fake) for name, value in batch.items()}
-            with caches_emptied(model):
-                return _added_by_units(skeleton(model, fake), groups, inputs, repeats, fake)
-        except Exception as error:
-            raise_interruption(error)
-            logger.debug(f"MACs are counted on a copy with weights, for the model needs them to run: {error}")
-            return _added_by_units(copy_of(model), groups, batch, repeats, nullcontext())
+        return by_shapes(model, batch, partial(_added_by_units, groups=groups, repeats=repeats))
 
     shapes = tuple((name, tuple(value.shape)) for name, value in batch.items())
     macs = measured_once(model, ("MACs of units", tuple(group.key for group in groups), shapes, repeats), measure)
@@ -83,17 +71,7 @@ def macs_of_modules(model: nn.Module, batch: Batch) -> Mapping[str, float]:
     """
 
     def measure() -> dict[str, float]:
-        try:
-            fake = FakeTensorMode(allow_non_fake_inputs=True)
-            with caches_emptied(model), fake:
-                inputs = {name: shape_of(value, fake) for name, value in batch.items()}
-                counter = run_counted(skeleton(model, fake), inputs)
-        except Exception as error:
-            raise_interruption(error)
-            logger.debug(f"MACs are counted on the model itself, which needs its weights to run: {error}")
-            counter = run_counted(model, batch)
-        counts = counter.get_flop_counts().items()
-        return {path.partition(".")[2]: sum(operations.values()) / 2 for path, operations in counts}
+        return by_shapes(model, batch, _by_module)
 
     shapes = tuple((name, tuple(value.shape)) for name, value in batch.items())
     return measured_once(model, ("MACs of modules", shapes), measure)
@@ -168,8 +146,15 @@ def _stop(module: nn.Module, args: tuple, output: Any) -> None:
     raise _Stopped
 
 
+def _by_module(copied: nn.Module, batch: Batch, running: AbstractContextManager) -> dict[str, float]:
+    """Path of a module -> MACs that it does in a pass."""
+    with running:
+        counts = run_counted(copied, batch).get_flop_counts().items()
+    return {path.partition(".")[2]: sum(operations.values()) / 2 for path, operations in counts}
+
+
 def _added_by_units(
-    copied: nn.Module, groups: Groups, batch: Batch, repeats: int, running: AbstractContextManager
+    copied: nn.Module, batch: Batch, running: AbstractContextManager, groups: Groups, repeats: int
 ) -> dict[str, float]:
     """Group key -> MACs that its layer does more with the first unit of each part there twice, by unit. One role after
     the other grows."""

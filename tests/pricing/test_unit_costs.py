@@ -133,7 +133,7 @@ class Looking(BertForSequenceClassification):
 
 def test_a_model_that_looks_at_its_inputs_is_counted_with_weights(monkeypatch):
     said = []
-    monkeypatch.setattr("optimum_optin.pricing.unit_costs.logger.debug", said.append)
+    monkeypatch.setattr("optimum_optin.pricing.skeletons.logger.debug", said.append)
     model, plain = tiny_model(model_class=Looking), tiny_model()
     costs = cost_tables(model, find_groups(model), 10)
     assert len(said) == 1 and "on a copy with weights" in said[0]
