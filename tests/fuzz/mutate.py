@@ -2,8 +2,7 @@
 
     python tests/fuzz/mutate.py masks ridge --sample 40 --seed 0 --out /tmp/mutants.jsonl
 
-Each mutant runs in a fork of a process that has imported whatever does not import its file, so that it costs no import of
-torch.
+Each mutant runs in a fork of a process that has imported whatever does not import its file, torch above all.
 cosmic-ray starts an interpreter for each; mutmut leaves decorated functions and constants alone and draws no sample.
 """
 
@@ -81,15 +80,30 @@ _SURGEON = [
         "scores_in_parts_are_those_of_one_pass",
     )
 ]
+_SEARCH = [
+    f"search/test_search.py::test_{name}"
+    for name in (
+        "the_whole_budget_keeps_everything",
+        "ties_go_to_the_earlier_unit",
+        "models_of_one_kind_of_unit",
+        "budget_below_the_minimum_is_refused_with_the_minimum",
+        "all_of_any_roles_fits_the_whole_budget",
+        "beyond_the_combinations_that_are_tried_the_best_is_missed_by_one_unit_at_most",
+        "of_equal_totals_the_one_with_more_heads_is_taken_then_more_of_the_next_role_by_name",
+        "a_role_without_units_and_a_budget_of_nothing",
+        "numbers_that_are_no_scores_are_refused",
+        "a_result_below_the_floors_is_an_error",
+    )
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
-    "search/masks": ["search/test_edges.py", "search/test_within.py", _BEFORE],
+    "search/masks": ["search/test_edges.py", *_SEARCH],
     "search/ranking": ["search/test_edges.py", "search/test_within.py", _BEFORE],
     "search/limits": ["search/test_edges.py", *_LIMITS, _BEFORE],
     "search/selection": ["search/test_selection.py", "search/test_limits.py"],
     "search/depth": ["search/test_edges.py"],
     "pricing/overlaps": ["pricing/test_overlaps.py"],
-    "search/candidates": ["search/test_trials.py", "search/test_depth.py", "pricing/test_overlaps.py"],
+    "search/candidates": ["search/test_candidates.py", "test_data.py"],
     "search/trials": ["search/test_trials.py", "search/test_depth.py"],
     "search/divergence": ["search/test_trials.py"],
     "pricing/macs": ["pricing/test_unit_costs.py", "pricing/test_overlaps.py"],
@@ -147,7 +161,7 @@ def mutants(source: str) -> list[tuple[int, str, str]]:
 
 
 def _code(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """Nodes that do something, with the one above: no annotations, docstrings, messages of errors or logs, `strict=`."""
+    """Nodes that do something, with the one above: no annotations, docstrings, `strict=`, texts of errors or logs."""
     for owner in ast.walk(tree):
         for child in ast.iter_child_nodes(owner):
             child.owner = owner
