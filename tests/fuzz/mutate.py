@@ -90,9 +90,24 @@ _SEARCH = [
         "all_of_any_roles_fits_the_whole_budget",
         "beyond_the_combinations_that_are_tried_the_best_is_missed_by_one_unit_at_most",
         "of_equal_totals_the_one_with_more_heads_is_taken_then_more_of_the_next_role_by_name",
+        "a_model_without_units_keeps_none",
         "a_role_without_units_and_a_budget_of_nothing",
         "numbers_that_are_no_scores_are_refused",
         "a_result_below_the_floors_is_an_error",
+    )
+]
+_TRIALS = [
+    f"search/test_trials.py::test_{name}"
+    for name in ("no_cut_is_tried_twice", "the_least_divergent_schedule_wins", "a_cut_that_overflows_loses")
+]
+_DIVERGENCE = [
+    f"search/test_trials.py::test_{name}"
+    for name in (
+        "without_a_head_hidden_states_are_compared_padding_excluded",
+        "a_classifier_diverges_by_kl_and_agrees_by_class",
+        "the_same_model_does_not_diverge",
+        "one_number_has_no_variance_to_explain",
+        "token_level_logits_count_every_real_token",
     )
 ]
 # Source file -> the tests that are its own, the fast ones first.
@@ -102,10 +117,14 @@ FILES = {
     "search/limits": ["search/test_edges.py", *_LIMITS, _BEFORE],
     "search/selection": ["search/test_selection.py", "search/test_limits.py"],
     "search/depth": ["search/test_edges.py"],
+    "search/in_time": ["search/test_timed_again.py", "test_data.py"],
+    "pricing/stairs": ["pricing/test_stairs.py", "test_data.py"],
+    "timing/ratios": ["timing/test_ratios.py::test_turns_go_on_while_ratios_vary", "test_data.py"],
+    "timing/speedups": ["timing/test_speedups.py", "test_data.py"],
     "pricing/overlaps": ["pricing/test_overlaps.py"],
     "search/candidates": ["search/test_candidates.py", "test_data.py"],
-    "search/trials": ["search/test_trials.py", "search/test_depth.py"],
-    "search/divergence": ["search/test_trials.py"],
+    "search/trials": ["search/test_choose.py", *_TRIALS],
+    "search/divergence": ["search/test_divergence.py", *_DIVERGENCE],
     "pricing/macs": ["pricing/test_unit_costs.py", "pricing/test_overlaps.py"],
     "pricing/tensors": ["pricing/test_tensors.py"],
     "pricing/prices": ["pricing/test_prices.py"],
