@@ -2,7 +2,7 @@
 
     python tests/fuzz/mutate.py masks ridge --sample 40 --seed 0 --out /tmp/mutants.jsonl
 
-Each mutant runs in a fork of a process that has imported all but this package, so that it costs no import of torch.
+Each mutant runs in a fork of a process that has imported whatever does not import its file, torch above all.
 cosmic-ray starts an interpreter for each; mutmut leaves decorated functions and constants alone and draws no sample.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib
 import importlib.machinery
 import json
@@ -17,11 +18,14 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "optimum_optin"
 TESTS = ROOT / "tests"
 
 # Of the tests by brute force, which take a minute, those that are fast.
@@ -49,26 +53,87 @@ _STRUCTURE = [
         "an_entry_without_a_group_is_refused",
     )
 ]
+_WITHIN = [
+    "search/test_edges.py::test_where_units_cost_less_than_their_sum_the_budget_is_spent_all_the_same",
+    "search/test_edges.py::test_a_sum_that_does_not_pay_for_the_least_is_raised",
+    *(
+        f"search/test_within.py::test_{name}"
+        for name in (
+            "a_budget_that_another_one_implies_changes_nothing",
+            "what_is_best_under_one_budget_is_taken_where_the_other_holds",
+            "budgets_are_mixed_by_their_shares_and_those_that_are_not_spent_weigh_less",
+            "all_of_several_budgets_hold_and_little_is_missed",
+        )
+    ),
+]
+_SURGEON = [
+    f"scoring/test_surgeon.py::test_{name}"
+    for name in (
+        "groups_that_share_a_consumer_are_scored_together",
+        "sums_take_as_many_bytes_as_parts_are_made_by",
+        "covariances_are_of_real_tokens_and_metrics_share_one_scale",
+        "loops_share_the_time_and_what_they_gather_can_be_restored",
+        "starts_are_of_the_first_pass_over_the_data",
+        "activations_that_work_in_place_change_no_score",
+        "a_language_model_is_ordered_by_its_output_and_all_its_tokens_weigh_the_same",
+        "a_unit_that_another_can_replace_costs_little",
+        "scores_in_parts_are_those_of_one_pass",
+    )
+]
+_SEARCH = [
+    f"search/test_search.py::test_{name}"
+    for name in (
+        "the_whole_budget_keeps_everything",
+        "ties_go_to_the_earlier_unit",
+        "models_of_one_kind_of_unit",
+        "budget_below_the_minimum_is_refused_with_the_minimum",
+        "all_of_any_roles_fits_the_whole_budget",
+        "beyond_the_combinations_that_are_tried_the_best_is_missed_by_one_unit_at_most",
+        "of_equal_totals_the_one_with_more_heads_is_taken_then_more_of_the_next_role_by_name",
+        "a_model_without_units_keeps_none",
+        "a_role_without_units_and_a_budget_of_nothing",
+        "numbers_that_are_no_scores_are_refused",
+        "a_result_below_the_floors_is_an_error",
+    )
+]
+_TRIALS = [
+    f"search/test_trials.py::test_{name}"
+    for name in ("no_cut_is_tried_twice", "the_least_divergent_schedule_wins", "a_cut_that_overflows_loses")
+]
+_DIVERGENCE = [
+    f"search/test_trials.py::test_{name}"
+    for name in (
+        "without_a_head_hidden_states_are_compared_padding_excluded",
+        "a_classifier_diverges_by_kl_and_agrees_by_class",
+        "the_same_model_does_not_diverge",
+        "one_number_has_no_variance_to_explain",
+        "token_level_logits_count_every_real_token",
+    )
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
-    "search/masks": ["search/test_edges.py", "search/test_within.py", _BEFORE],
+    "search/masks": ["search/test_edges.py", *_SEARCH],
     "search/ranking": ["search/test_edges.py", "search/test_within.py", _BEFORE],
     "search/limits": ["search/test_edges.py", *_LIMITS, _BEFORE],
     "search/selection": ["search/test_selection.py", "search/test_limits.py"],
     "search/depth": ["search/test_edges.py"],
+    "search/in_time": ["search/test_timed_again.py", "test_data.py"],
+    "pricing/stairs": ["pricing/test_stairs.py", "test_data.py"],
+    "timing/ratios": ["timing/test_ratios.py::test_turns_go_on_while_ratios_vary", "test_data.py"],
+    "timing/speedups": ["timing/test_speedups.py", "test_data.py"],
     "pricing/overlaps": ["pricing/test_overlaps.py"],
-    "search/candidates": ["search/test_trials.py", "search/test_depth.py", "pricing/test_overlaps.py"],
-    "search/trials": ["search/test_trials.py", "search/test_depth.py"],
-    "search/divergence": ["search/test_trials.py"],
+    "search/candidates": ["search/test_candidates.py", "test_data.py"],
+    "search/trials": ["search/test_choose.py", *_TRIALS],
+    "search/divergence": ["search/test_divergence.py", *_DIVERGENCE],
     "pricing/macs": ["pricing/test_unit_costs.py", "pricing/test_overlaps.py"],
     "pricing/tensors": ["pricing/test_tensors.py"],
     "pricing/prices": ["pricing/test_prices.py"],
-    "search/within": ["search/test_within.py", "search/test_edges.py"],
+    "search/within": _WITHIN,
     "pricing/unit_costs": ["pricing/test_unit_costs.py"],
     "compensation/ridge": ["compensation/test_ridge.py"],
     "compensation/refit": ["compensation/test_compensation.py", "compensation/test_walks.py"],
     "scoring/removal": ["scoring/test_isotonic.py", "scoring/test_removal.py"],
-    "scoring/surgeon": ["scoring/test_surgeon.py"],
+    "scoring/surgeon": _SURGEON,
     "comparing/losses": ["comparing/test_losses.py", "passes/test_output_kinds.py"],
     "merging/matching": ["merging/test_merging.py"],
     "merging/schedule": ["merging/test_merging.py"],
@@ -115,7 +180,7 @@ def mutants(source: str) -> list[tuple[int, str, str]]:
 
 
 def _code(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """Nodes that do something, with the one above: no annotations, docstrings, messages of errors or logs."""
+    """Nodes that do something, with the one above: no annotations, docstrings, `strict=`, texts of errors or logs."""
     for owner in ast.walk(tree):
         for child in ast.iter_child_nodes(owner):
             child.owner = owner
@@ -132,6 +197,8 @@ def _says_nothing(node: ast.AST, owner: ast.AST | None) -> bool:
     if isinstance(owner, (ast.arg, ast.AnnAssign)) and node is owner.annotation:
         return True
     if isinstance(owner, (ast.FunctionDef, ast.AsyncFunctionDef)) and node is owner.returns:
+        return True
+    if isinstance(owner, ast.keyword) and owner.arg == "strict":  # zip(..., strict=True) says that lengths are equal
         return True
     if isinstance(owner, ast.Raise) or isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom)):
         return True
@@ -200,7 +267,7 @@ def _other_values(value: object) -> list[object]:
 
 def _changed_calls(node: ast.Call, put: object) -> Iterator[tuple[str, object]]:
     for place in range(len(node.keywords)):
-        if node.keywords[place].arg is not None:
+        if node.keywords[place].arg not in (None, "strict"):
             yield put(node, "keywords", node.keywords[:place] + node.keywords[place + 1 :])
     name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
     field = "id" if isinstance(node.func, ast.Name) else "attr"
@@ -230,7 +297,7 @@ def _replaced(node: ast.AST, owner: ast.AST, other: ast.AST, before: str) -> tup
     return said, lambda: value.__setitem__(place, node)
 
 
-def _forked(source: Path, text: str | None, tests: list[str], limit: float, report: int | None = None) -> str:
+def _forked(source: Path, text: str, tests: list[str], limit: float, report: int | None = None) -> str:
     """The outcome of the tests in a fork in which a source file has this text: survived, killed, or too slow."""
     child = os.fork()
     if child == 0:
@@ -251,58 +318,88 @@ def _forked(source: Path, text: str | None, tests: list[str], limit: float, repo
     return "too slow"
 
 
-def _run(source: Path, text: str | None, tests: list[str], report: int | None) -> int:
-    sys.dont_write_bytecode = True
+def _run(source: Path, text: str, tests: list[str], report: int | None) -> int:
     if report is None:
+        sys.dont_write_bytecode = True
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
-    if text is not None:
-        original = importlib.machinery.SourceFileLoader.get_code
+    original = importlib.machinery.SourceFileLoader.get_code
 
-        def get_code(loader: importlib.machinery.SourceFileLoader, name: str) -> object:
-            if Path(loader.path).resolve() == source:
-                return compile(text, loader.path, "exec")
-            return original(loader, name)
+    def get_code(loader: importlib.machinery.SourceFileLoader, name: str) -> object:
+        if Path(loader.path).resolve() == source:
+            return compile(text, loader.path, "exec")
+        return original(loader, name)
 
-        importlib.machinery.SourceFileLoader.get_code = get_code
+    importlib.machinery.SourceFileLoader.get_code = get_code
+    _tie()
     import pytest
 
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=short"]
     code = int(pytest.main([*options, *tests]))
     if report is not None:
-        os.write(report, json.dumps([name for name in sys.modules if not _ours(name)]).encode())
+        others = [name for name in sys.modules if not _of_tests(name) and name.partition(".")[0] != PACKAGE.name]
+        os.write(report, json.dumps(others).encode())
     return code
 
 
-def _ours(name: str) -> bool:
-    module = sys.modules[name]
-    file = getattr(module, "__file__", None) or ""
-    return (file.startswith(str(ROOT)) and ".venv" not in file) or "optin" in name or name in ("__main__", "conftest")
+def _of_tests(name: str) -> bool:
+    file = getattr(sys.modules[name], "__file__", None) or ""
+    return file.startswith(str(TESTS)) or name in ("__main__", "conftest")
 
 
 def _preload(source: Path, tests: list[str]) -> float:
-    """Import all that the tests import but this package; return how long they take."""
+    """Import all that the tests import, but tests and what imports the source; return how long they take."""
+    mutated = _module_name(source)
+    sys.modules[mutated] = None  # importing it fails, and so does importing whatever imports it
+    names = [_module_name(path) for path in sorted(PACKAGE.rglob("*.py")) if path.stem not in ("__init__", "__main__")]
+    packages = [_module_name(path.parent) for path in sorted(PACKAGE.rglob("__init__.py"))]
+    empty = []
+    for name in packages:  # one that imports the source is held open for its other modules
+        if name == PACKAGE.name or not _import_each([name]):
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = [str(ROOT / name.replace(".", "/"))]
+            empty.append(name)
+    _import_each(names)
+    for name in [mutated, *empty]:
+        del sys.modules[name]
     reader, writer = os.pipe()
-    import threading
-
     chunks: list[bytes] = []
     start = time.monotonic()
     thread = threading.Thread(target=lambda: chunks.extend(iter(lambda: os.read(reader, 65536), b"")))
     thread.start()
-    outcome = _forked(source, None, tests, 600, writer)
+    outcome = _forked(source, ast.unparse(ast.parse(source.read_text(encoding="utf-8"))), tests, 600, writer)
     os.close(writer)
     thread.join()
     if outcome != "survived":
         raise SystemExit(f"{source.name}: its tests fail without a fault: {outcome}")
-    for name in json.loads(b"".join(chunks)):
+    _import_each(json.loads(b"".join(chunks)))
+    gc.freeze()  # else forks copy whatever a collection looks at
+    return time.monotonic() - start
+
+
+def _import_each(names: Iterable[str]) -> bool:
+    """Import what can be imported; return whether all of it could."""
+    every = True
+    for name in names:
         try:
             importlib.import_module(name)
         except Exception:  # it is imported when it is needed
-            continue
-    for name in [name for name in sys.modules if name.startswith("optimum_optin")]:
-        raise SystemExit(f"{name} was imported by another package: mutants would not be seen")
-    return time.monotonic() - start
+            every = False
+    return every
+
+
+def _module_name(source: Path) -> str:
+    return ".".join(source.resolve().relative_to(ROOT).with_suffix("").parts)
+
+
+def _tie() -> None:
+    """Import the package, and make the modules that were imported without it attributes of their packages."""
+    importlib.import_module(PACKAGE.name)
+    for name, module in list(sys.modules.items()):
+        package, _, last = name.rpartition(".")
+        if package.partition(".")[0] == PACKAGE.name and not hasattr(importlib.import_module(package), last):
+            setattr(sys.modules[package], last, module)
 
 
 def main() -> None:
@@ -315,18 +412,20 @@ def main() -> None:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(TESTS)]
+    _import_each(["torch", "transformers", "pytest", "hypothesis"])
     names = arguments.names or [""]
     for file, own in FILES.items():
         if any(name in file for name in names):
-            _test(file, [str(TESTS / each) for each in own], arguments)
+            child = os.fork()  # what one file needs to be imported anew is not what another one does
+            if child == 0:
+                _test(file, [str(TESTS / each) for each in own], arguments)
+                return
+            os.waitpid(child, 0)
 
 
 def _test(file: str, tests: list[str], arguments: argparse.Namespace) -> None:
-    source = (ROOT / "optimum_optin" / f"{file}.py").resolve()
-    _preload(source, tests)
-    start = time.monotonic()
-    assert _forked(source, None, tests, 600) == "survived"
-    needed = time.monotonic() - start
+    source = (PACKAGE / f"{file}.py").resolve()
+    needed = _preload(source, tests)
     every = mutants(source.read_text(encoding="utf-8"))
     if arguments.line:
         every = [each for each in every if each[0] in arguments.line]

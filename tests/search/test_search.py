@@ -144,7 +144,9 @@ def test_beyond_the_combinations_that_are_tried_the_best_is_missed_by_one_unit_a
         assert best - max(float(score.max()) for score in scores.values()) <= gained(found, scores) <= best + 1e-6
 
 
-def test_of_equal_totals_the_one_with_more_heads_is_taken_then_more_of_the_next_role_by_name():
+@pytest.mark.parametrize("at_once", [5, masks._AT_ONCE])
+def test_of_equal_totals_the_one_with_more_heads_is_taken_then_more_of_the_next_role_by_name(at_once, monkeypatch):
+    monkeypatch.setattr(masks, "_AT_ONCE", at_once)
     roles = ["neurons", "channels", "heads", "experts"]
     costs = {f"layers.0.{role}": torch.arange(5.0) for role in roles}
     scores = {key: torch.ones(4) for key in costs}
@@ -154,6 +156,11 @@ def test_of_equal_totals_the_one_with_more_heads_is_taken_then_more_of_the_next_
             "heads": 4,
             "experts": 2,
         }  # channels are as many as neurons, and fill the rest
+
+
+@pytest.mark.parametrize("find", [search, search_uniform])
+def test_a_model_without_units_keeps_none(find):
+    assert find({}, {}, 1.0) == {}
 
 
 @pytest.mark.parametrize("find", [search, search_uniform])

@@ -96,7 +96,7 @@ def test_what_is_best_under_one_budget_is_taken_where_the_other_holds(limits, wh
 
 def test_budgets_are_mixed_by_their_shares_and_those_that_are_not_spent_weigh_less():
     prices, asked, weighed, masks = _asked(1, (30.0, 30.0))
-    assert len(weighed) > 1 and any(masks is each for each in weighed)
+    assert len(weighed) == 6 and any(masks is each for each in weighed)
     scores, _ = problem(1, heads=(3, 2), neurons=(6, 5))
     assert gained(masks, scores) == max(gained(each, scores) for each in weighed)
     mixed = []
@@ -121,9 +121,8 @@ def test_budgets_are_mixed_by_their_shares_and_those_that_are_not_spent_weigh_le
     assert weights[0] == pytest.approx([0.5, 0.5])
     for before, after, found in zip(weights, weights[1:], weighed, strict=False):
         shares = [price.cost_of(found) / price.limit for price in prices]
-        fuller = shares.index(max(shares))
-        if shares[0] != pytest.approx(shares[1]):
-            assert after[fuller] > before[fuller]
+        moved = [weight * share**8 for weight, share in zip(before, shares, strict=True)]
+        assert after == pytest.approx([each / sum(moved) for each in moved], rel=1e-4)
     assert len({tuple(weight) for weight in weights}) > 1
 
 
