@@ -130,7 +130,7 @@ def test_a_sliced_model_is_the_dense_one_with_every_blocks_stream_projected(harn
 
 @torch.no_grad()
 def test_a_sliced_models_cache_is_that_of_whole_passes(harness):
-    cut = harness.cut("slicegpt", 0.8, False)
+    ((cut, _),) = harness.cuts("slicegpt", [0.8], False)
     texts = causal.written(cut, PROMPTS, 4)
     for length in range(8, 12):
         assert torch.equal(cut(texts[:, :length]).logits[:, -1].argmax(-1), texts[:, length])
