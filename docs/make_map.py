@@ -38,7 +38,6 @@ FLOORS = (
         "annotated",
         "architectures",
         "running",
-        "files",
         "figures",
         "hub_id",
         "moved",
@@ -47,7 +46,8 @@ FLOORS = (
         "reasons",
         "version",
     ),
-    ("config_values", "keeping", "models"),
+    ("keeping",),
+    ("config_values", "files", "models"),
 )
 
 

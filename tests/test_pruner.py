@@ -529,24 +529,6 @@ def test_modules_that_cannot_be_sliced_are_refused_before_scoring(change, messag
             work(TEXTS)
 
 
-def test_offloaded_weights_are_named(pruner, tmp_path):
-    scores = pruner.score(TEXTS)
-    layers = {"bert.encoder": "cpu", "bert.pooler": "cpu", "classifier": "cpu"}
-    pruner.model.save_pretrained(tmp_path / "dense")
-    model = type(pruner.model).from_pretrained(
-        tmp_path / "dense", device_map={"bert.embeddings": "disk"} | layers, offload_folder=tmp_path / "offloaded"
-    )
-    offloaded = OptinPruner(model, word_tokenizer(), FAST)
-    for work in (
-        lambda: offloaded.prune(TEXTS),
-        lambda: offloaded.score(TEXTS),
-        lambda: offloaded.prune(scores=scores),
-        lambda: offloaded.plan(scores),
-    ):
-        with pytest.raises(ValueError, match="is offloaded: load the model into memory"):
-            work()
-
-
 def test_scores_that_share_memory_are_saved(pruner, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_SCORERS", dict(registry._SCORERS))
 

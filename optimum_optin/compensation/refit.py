@@ -26,6 +26,7 @@ from ..passes.starts import Start, shared_out
 from ..passes.walk import PrunedWalk, Walk, watched
 from ..running.freezing import frozen
 from ..running.linears import weight_of
+from ..running.prepared import set_apart
 from ..running.processes import first_of_all
 from ..stages.progress import progress
 from .corrections import refit_at
@@ -99,6 +100,8 @@ def refit(
     """
     if masks is None:
         _check_outputs(dense, pruned, groups)
+    for model in pruned:  # weights are changed in place
+        set_apart(model, dense, tables=False)
     with ExitStack() as contexts:
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))

@@ -16,6 +16,7 @@ from torch import nn
 
 from .guards import guard
 from .interruption import close_left_open, interruption_in, uninterrupted
+from .offloaded import take_in
 from .snapshot import Snapshot
 from .turns import Turn, my_turn
 
@@ -27,6 +28,7 @@ Function = TypeVar("Function", bound=Callable)
 def kept(*models: nn.Module) -> Iterator[None]:
     """Keep models as they are: hooks, modes, attributes, tensors and configs are the same on exit, on Ctrl-C, too.
 
+    Inside, weights that were offloaded to files are there, as pages of these (`offloaded.py`).
     One thread at a time is inside; another one waits, and its forward passes of these very models are refused.
     """
     with my_turn() as turn:
@@ -58,6 +60,8 @@ def put_back(model: nn.Module, turn: Turn, *, whole: bool) -> Iterator[None]:
         try:
             guard(model)
             turn.models.append(model)
+            if whole:  # or modules and tensors would not come back to their places
+                take_in(model)
             turn.deliver()
             yield
         except BaseException as error:

@@ -37,7 +37,7 @@ def reload_problem(model: nn.Module, groups: Iterable[Group], sample: Batch) -> 
         sample: inputs to compare outputs on.
     """
     groups = list(groups)
-    cut = copy_of(model).eval()
+    cut = copy_of(model, apart=False).eval()
     masks = {group.key: _half(group) for group in groups}
     rewrite(cut, groups, masks)
     try:

@@ -21,10 +21,10 @@ def copy_of(model: nn.Module, *, apart: bool = True) -> nn.Module:
 
     Args:
         model: the model.
-        apart: whether the copy has weights of its own throughout. Otherwise it shares the tables of embeddings, a large
-            part of a small language model, which stay as they are: for work that ends, or until `set_apart`.
+        apart: whether the copy has weights of its own. Otherwise it shares all parameters that a cut does not replace
+            by smaller ones, and takes no memory for them: for work that leaves weights as they are, or `set_apart`.
     """
-    copied = copy.deepcopy(model, {} if apart else {id(table): table for table in _tables(model)})
+    copied = copy.deepcopy(model, {} if apart else {id(each): each for each in model.parameters()})
     unguard(copied)
     unprepare(copied)
     if (example := example_of(model)) is not None:
@@ -32,18 +32,22 @@ def copy_of(model: nn.Module, *, apart: bool = True) -> nn.Module:
     return copied
 
 
-def set_apart(model: nn.Module, other: nn.Module) -> None:
-    """Give a copy its own tables of embeddings, in place, where it shares them; tied weights stay tied."""
-    shared = {id(parameter) for parameter in model.parameters()}
-    tables = (table for table in _tables(other) if id(table) in shared)
-    own = {id(table): nn.Parameter(table.detach().clone(), table.requires_grad) for table in tables}
+def set_apart(model: nn.Module, other: nn.Module, *, tables: bool = True) -> None:
+    """Give a copy its own parameters, in place, where it shares them; tied weights stay tied.
+
+    Args:
+        model: the copy.
+        other: what it is a copy of.
+        tables: whether those of embeddings as well, a large part of a small language model: a refit leaves them as
+            they are.
+    """
+    left = set() if tables else {id(each.weight) for each in other.modules() if isinstance(each, nn.Embedding)}
+    shared = {id(each) for each in other.parameters()} - left
+    own: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            module._parameters[name] = own.get(id(parameter), parameter)
-
-
-def _tables(model: nn.Module) -> list[nn.Parameter]:
-    return [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+            if id(parameter) in shared:
+                module._parameters[name] = own.setdefault(id(parameter), copy.deepcopy(parameter))
 
 
 def unprepare(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from ..architectures.group import Groups, Masks
 from ..config import SCORING_FIELDS, OptinConfig
 from ..discovery.find import find_groups, is_declared
 from ..inputs.probes import probe_batch
+from ..keeping.doors import keeping
 from ..merging.hooks import merges_tokens
 from ..passes.calibration import Calibration
 from ..passes.outputs import has_head
@@ -119,6 +120,7 @@ class Scores:
             for term, by_group in self.terms.items()
         }
 
+    @keeping("model")
     def check(self, model: nn.Module, config: OptinConfig | None = None, groups: Groups | None = None) -> None:
         """Raise if the scores are of another model, were computed with another configuration, or are no scores.
 

@@ -59,16 +59,21 @@ def load_model(model: str | os.PathLike, task: str | None, **kwargs) -> PreTrain
 
 
 def check_loaded(model: nn.Module) -> None:
-    """Raise if some of the weights are not in memory.
+    """Raise if a weight has no values, though those that were offloaded to files are there while a model is `kept`.
 
     Raises:
-        ValueError: names the first of them.
+        ValueError: names the first of them, and says what to do.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+        if not parameter.is_meta:
+            continue
+        if any("_hf_hook" in vars(module) for module in model.modules()):
             raise ValueError(
-                f"weight {name} is offloaded: load the model into memory, e.g. device_map='auto' on a GPU."
+                f"weight {name} is offloaded, and the model does not run on the CPU alone: load it with "
+                "device_map='cpu', which leaves weights in their files until they are used, or with a device_map that "
+                "has room for all of them."
             )
+        raise ValueError(f"weight {name} is on the meta device, without values: load the model's weights first.")
 
 
 def model_class(model: str | os.PathLike, task: str | None, **kwargs) -> type:

@@ -255,10 +255,17 @@ def test_a_pruned_model_shares_no_weight_with_the_dense_one(kind):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_copy_that_is_not_apart_holds_the_tables_of_the_model():
+def test_a_copy_that_is_not_apart_holds_the_weights_of_the_model_until_it_is_set_apart():
     model = tiny_model()
     copied = copy_of(model, apart=False)
-    shared = [name for name, each in copied.named_parameters() if each is model.get_parameter(name)]
-    assert shared and all("embeddings" in name for name in shared)
+
+    def shared():
+        return {name for name, each in copied.named_parameters() if each is model.get_parameter(name)}
+
+    assert shared() == {name for name, _ in model.named_parameters()}
+    set_apart(copied, model, tables=False)
+    tables = {name for name, _ in model.named_parameters() if "embeddings.weight" in name}
+    assert tables and shared() == tables
     set_apart(copied, model)
-    assert not [name for name, each in copied.named_parameters() if each is model.get_parameter(name)]
+    assert not shared()
+    assert all(torch.equal(value, copied.state_dict()[name]) for name, value in model.state_dict().items())
