@@ -18,24 +18,27 @@ import tasks
 
 
 def test_both_models_take_the_time_that_was_asked_for(clock_of, monkeypatch):
+    pytest.importorskip("onnxruntime")
     clock = clock_of()
+    monkeypatch.setattr(latency_budgets, "HALVINGS", 4)
     monkeypatch.setattr(latency_budgets, "runner", clock.runner)
     measured = []
     task = tasks.Task(
-        OptinPruner(tiny_model(), word_tokenizer()),
+        OptinPruner(tiny_model(num_hidden_layers=2), word_tokenizer()),
         TEXTS,
         "size",
         None,
         {"test": lambda model: measured.append(model) or 50},
         None,
     )
-    options = Namespace(latency=0.8, batch_size=2, backend="eager", samples=8, repeats=6)
+    options = Namespace(latency=0.8, batch_size=2, backend="onnx", samples=8, repeats=6)
     line = latency_budgets.compared(task, 0, options)
     for found, model in zip((line["by latency"], line["by flops"]), measured, strict=True):
         exactly = clock.seconds(model) / clock.dense
         assert found["share of the time"] == pytest.approx(exactly, abs=1e-4)
         assert found["between"] == [found["share of the time"]] * 2
         assert exactly == pytest.approx(0.8, rel=0.05) and found["test"] == 50
+        assert found["off"] < 1e-5
 
 
 def test_both_models_are_timed_in_onnx_runtime(monkeypatch):
