@@ -18,6 +18,7 @@ from torch import nn
 from ..models.identity import device_of, dtype_of
 from ..running.batch import Batch
 from ..running.prepared import copy_of
+from ..timing.backends import check_compiler
 from .agreement import Tolerance
 from .cells import EAGER
 from .runners import Runner, loader_of, write_model, write_onnx, write_onnx_int8
@@ -111,20 +112,7 @@ def _write_bf16(model: nn.Module, folder: Path, batch: Batch, threads: int) -> C
 
 
 def _check_compiler(model: nn.Module) -> None:
-    """Raise if `torch.compile` does not work here, found by compiling something small."""
-    sample = torch.ones(2, 2, device=device_of(model))
-    try:
-        torch.compile(_small)(sample)
-    except Exception as error:  # whatever a compiler that is not there ends in
-        raise ValueError(
-            f"the variant 'compile' does not work here ({type(error).__name__}: {str(error).splitlines()[0]:.200}): "
-            "torch.compile takes a C++ compiler (g++) and Python's headers on the CPU, and triton on a GPU; or leave "
-            "'compile' out."
-        ) from error
-
-
-def _small(x: torch.Tensor) -> torch.Tensor:
-    return (x + 1).relu().sum()
+    check_compiler("the variant 'compile'", "leave 'compile' out", device_of(model))
 
 
 def _check_float32(name: str, model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from ..config import OptinConfig
 from ..files.folders import write_file
 from ..files.json_files import read_object
 from ..inputs.probes import samples_of
-from ..models.identity import attention_of, type_of
+from ..models.identity import attention_of, device_of, type_of
 from ..running.batch import Batch
 from ..running.facts import measured_once
 from ..running.processes import on_main
@@ -63,7 +63,7 @@ def timetable_of(model: nn.Module, groups: Groups, tokens: int, config: OptinCon
     Raises:
         ValueError: the backend cannot run, times vary too much to say anything, or see `probe_batch`.
     """
-    check_backend(config.latency_backend)
+    check_backend(config.latency_backend, device_of(model))
     batch = timed_batch(model, tokens, config)
     name, machine = _name(model, groups, batch, config), _machine(model)
     file = Path(constants.HF_HOME) / "optimum_optin" / "timetables" / f"{name}.json"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files.held import temporary_folder
+from ..keeping.interruption import raise_interruption
 from ..programs.formats import format_named
 from ..programs.onnx_files import OnnxSession, to_onnx
 from ..running.batch import samples_in
@@ -16,25 +17,43 @@ from .side_by_side import run_once
 Run = Callable[[], None]
 
 
-def check_backend(name: str) -> None:
+def check_backend(name: str, device: torch.device) -> None:
     """Raise if a backend cannot run here.
 
     Raises:
-        ValueError: there is no C++ compiler for `torch.compile`.
+        ValueError: `torch.compile` does not work on the device.
         ImportError: a package is not installed; says which, and how to install it.
     """
     if name == "onnx":
         format_named("onnx").check()
-    if name == "compile" and not torch.cuda.is_available():
-        from torch._inductor.cpp_builder import get_cpp_compiler
+    if name == "compile":
+        check_compiler("latency_backend='compile'", "take 'eager'", device)
 
-        try:
-            get_cpp_compiler()
-        except RuntimeError as error:
-            raise ValueError(
-                "latency_backend='compile' takes a C++ compiler, which torch.compile does not find: install one, such "
-                "as g++, or take 'eager'."
-            ) from error
+
+def check_compiler(asked: str, otherwise: str, device: torch.device) -> None:
+    """Raise if `torch.compile` does not work on a device, found by compiling something small.
+
+    Args:
+        asked: what takes it, for the error.
+        otherwise: what to do without it.
+        device: where it is to work.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        torch.compile(_small)(torch.ones(2, 2, device=device))
+    except Exception as error:  # whatever a compiler that is not there ends in
+        raise_interruption(error)
+        said = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{asked} does not work here ({type(error).__name__}: {said:.200}): torch.compile takes a C++ compiler "
+            f"(g++) and Python's headers on the CPU, and triton on a GPU; or {otherwise}."
+        ) from error
+
+
+def _small(x: Tensor) -> Tensor:
+    return (x + 1).relu().sum()
 
 
 def runner(model: nn.Module, batch: Mapping[str, Tensor], backend: str) -> Run:

@@ -11,7 +11,7 @@ from toys import Bottlenecks, perturbed, pixels
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.inputs.probes import probe_batch
-from optimum_optin.pricing import peaks
+from optimum_optin.pricing import skeletons
 from optimum_optin.pricing.peaks import peak_bytes
 from optimum_optin.pricing.prices import prices_of
 
@@ -52,7 +52,7 @@ def test_what_is_counted_on_shapes_is_what_real_tensors_take(name, monkeypatch):
     def fail(*_):
         raise RuntimeError("no shapes")
 
-    monkeypatch.setattr(peaks, "skeleton", fail)
+    monkeypatch.setattr(skeletons, "skeleton", fail)
     assert peak_bytes(model, batch, groups, masks) == counted
 
 

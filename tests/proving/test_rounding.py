@@ -22,11 +22,12 @@ def deep(layers):
 
 
 def test_rounding_adds_up_over_layers(monkeypatch):
-    model = deep(24)
-    proof = prove(model, find_groups(model))
+    model = deep(12)
+    groups = find_groups(model)
+    proof = prove(model, groups)
     assert proof.proved and proof.largest < proof.rounding
     monkeypatch.setattr(cuts, "_ADDED_UP", 0)
-    proof = prove(model, find_groups(model))
+    proof = prove(model, groups)
     problem = next(each.cut for each in proof.groups if each.cut)
     assert "e-05 of its size off" in problem
 
