@@ -110,6 +110,22 @@ _DIVERGENCE = [
         "token_level_logits_count_every_real_token",
     )
 ]
+_OVERLAPS = [
+    f"pricing/test_overlaps.py::test_{name}"
+    for name in (
+        "what_multiplies_nothing_costs_nothing",
+        "units_cost_what_goes_with_them_from_the_dense_model",
+        "what_is_left_is_what_is_counted",
+    )
+]
+_TIMETABLE = [
+    f"pricing/test_timetables.py::test_{name}"
+    for name in ("a_cut_model_takes_what_its_price_says", "where_groups_overlap_time_follows_macs")
+]
+_PRICES = [
+    "pricing/test_peaks.py::test_a_budget_of_the_memory_of_a_pass_prices_the_cut_model",
+    *_TIMETABLE,
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
     "search/masks": ["search/test_edges.py", *_SEARCH],
@@ -121,13 +137,17 @@ FILES = {
     "pricing/stairs": ["pricing/test_stairs.py", "test_data.py"],
     "timing/ratios": ["timing/test_ratios.py::test_turns_go_on_while_ratios_vary", "test_data.py"],
     "timing/speedups": ["timing/test_speedups.py", "test_data.py"],
-    "pricing/overlaps": ["pricing/test_overlaps.py"],
+    "pricing/overlaps": [*_OVERLAPS, "test_data.py"],
     "search/candidates": ["search/test_candidates.py", "test_data.py"],
     "search/trials": ["search/test_choose.py", *_TRIALS],
     "search/divergence": ["search/test_divergence.py", *_DIVERGENCE],
     "pricing/macs": ["pricing/test_unit_costs.py", "pricing/test_overlaps.py"],
     "pricing/tensors": ["pricing/test_tensors.py"],
-    "pricing/prices": ["pricing/test_prices.py"],
+    "pricing/prices": ["pricing/test_prices.py", *_PRICES, "test_data.py"],
+    "pricing/timetable": ["pricing/test_timetable.py", *_TIMETABLE, "test_data.py"],
+    "pricing/timetables": ["pricing/test_timetables.py"],
+    "sums/moments": ["sums/test_moments.py"],
+    "sums/symmetric": ["sums/test_moments.py"],
     "search/within": _WITHIN,
     "pricing/unit_costs": ["pricing/test_unit_costs.py"],
     "compensation/ridge": ["compensation/test_ridge.py"],
