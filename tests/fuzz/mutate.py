@@ -126,6 +126,14 @@ _PRICES = [
     "pricing/test_peaks.py::test_a_budget_of_the_memory_of_a_pass_prices_the_cut_model",
     *_TIMETABLE,
 ]
+_RATIOS = [
+    f"timing/test_ratios.py::test_{name}"
+    for name in (
+        "turns_go_on_while_ratios_vary",
+        "turns_go_on_while_the_error_is_above_a_hundredth",
+        "a_round_takes_four_tenths_of_a_second_in_6_to_40_turns",
+    )
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
     "search/masks": ["search/test_edges.py", *_SEARCH],
@@ -135,7 +143,7 @@ FILES = {
     "search/depth": ["search/test_edges.py"],
     "search/in_time": ["search/test_timed_again.py", "test_data.py"],
     "pricing/stairs": ["pricing/test_stairs.py", "test_data.py"],
-    "timing/ratios": ["timing/test_ratios.py::test_turns_go_on_while_ratios_vary", "test_data.py"],
+    "timing/ratios": [*_RATIOS, "test_data.py"],
     "timing/speedups": ["timing/test_speedups.py", "test_data.py"],
     "pricing/overlaps": [*_OVERLAPS, "test_data.py"],
     "search/candidates": ["search/test_candidates.py", "test_data.py"],
