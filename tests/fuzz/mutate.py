@@ -134,6 +134,14 @@ _RATIOS = [
         "a_round_takes_four_tenths_of_a_second_in_6_to_40_turns",
     )
 ]
+_REFIT = [
+    f"compensation/test_walks.py::test_{name}"
+    for name in (
+        "batches_of_other_processes_have_no_walk",
+        "groups_that_data_do_not_reach_are_left_and_those_without_a_join_are_named",
+        "an_interrupted_refit_leaves_no_hooks_and_no_passes",
+    )
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
     "search/masks": ["search/test_edges.py", *_SEARCH],
@@ -159,7 +167,7 @@ FILES = {
     "search/within": _WITHIN,
     "pricing/unit_costs": ["pricing/test_unit_costs.py"],
     "compensation/ridge": ["compensation/test_ridge.py"],
-    "compensation/refit": ["compensation/test_compensation.py", "compensation/test_walks.py"],
+    "compensation/refit": ["compensation/test_refit.py", *_REFIT],
     "scoring/removal": ["scoring/test_isotonic.py", "scoring/test_removal.py"],
     "scoring/surgeon": _SURGEON,
     "comparing/losses": ["comparing/test_losses.py", "passes/test_output_kinds.py"],
