@@ -161,7 +161,7 @@ FILES = {
     "pricing/tensors": ["pricing/test_tensors.py"],
     "pricing/prices": ["pricing/test_prices.py", *_PRICES, "test_data.py"],
     "pricing/timetable": ["pricing/test_timetable.py", *_TIMETABLE, "test_data.py"],
-    "pricing/timetables": ["pricing/test_timetables.py"],
+    "pricing/timetables": ["pricing/test_kept_timetables.py"],
     "sums/moments": ["sums/test_moments.py"],
     "sums/symmetric": ["sums/test_moments.py"],
     "search/within": _WITHIN,
@@ -449,14 +449,12 @@ def main() -> None:
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(TESTS)]
     _import_each(["torch", "transformers", "pytest", "hypothesis"])
-    names = arguments.names or [""]
-    for file, own in FILES.items():
-        if any(name in file for name in names):
-            child = os.fork()  # what one file needs to be imported anew is not what another one does
-            if child == 0:
-                _test(file, [str(TESTS / each) for each in own], arguments)
-                return
-            os.waitpid(child, 0)
+    for file in dict.fromkeys(file for name in arguments.names or [""] for file in FILES if name in file):
+        child = os.fork()  # what one file needs to be imported anew is not what another one does
+        if child == 0:
+            _test(file, [str(TESTS / each) for each in FILES[file]], arguments)
+            return
+        os.waitpid(child, 0)
 
 
 def _test(file: str, tests: list[str], arguments: argparse.Namespace) -> None:
