@@ -142,6 +142,16 @@ _REFIT = [
         "an_interrupted_refit_leaves_no_hooks_and_no_passes",
     )
 ]
+_SMALLEST = [
+    f"test_smallest.py::test_{name}"
+    for name in (
+        "six_budgets_halve_what_is_left_between_the_least_and_all",
+        "where_nothing_loses_so_little_the_least_loss_is_named",
+        "a_loss_that_is_no_number_is_refused",
+        "a_configuration_without_a_budget_keeps_everything",
+        "what_makes_no_sense_is_refused_before_scoring",
+    )
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
     "search/masks": ["search/test_edges.py", *_SEARCH],
@@ -162,6 +172,9 @@ FILES = {
     "pricing/prices": ["pricing/test_prices.py", *_PRICES, "test_data.py"],
     "pricing/timetable": ["pricing/test_timetable.py", *_TIMETABLE, "test_data.py"],
     "pricing/timetables": ["pricing/test_kept_timetables.py"],
+    "smallest": [*_SMALLEST, "test_data.py"],
+    "sweeping/budgets": ["sweeping/test_points.py", "test_data.py"],
+    "sweeping/points": ["sweeping/test_points.py", "test_data.py"],
     "sums/moments": ["sums/test_moments.py"],
     "sums/symmetric": ["sums/test_moments.py"],
     "search/within": _WITHIN,
