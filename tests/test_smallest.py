@@ -1,15 +1,17 @@
 """`prune(max_drop=...)` against all budgets, and what it refuses."""
 
+import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from language_models import language_model
 from tiny import tiny_model, tiny_samples
 
-from optimum_optin import OptinConfig, OptinPruner, PruningReport
-from optimum_optin.smallest import TRIALS
+from optimum_optin import OptinConfig, OptinPruner, PruningReport, smallest
+from optimum_optin.smallest import TRIALS, Allowance, prune_within, without_budget
 from optimum_optin.text_tasks import held_out_perplexity
 
 CONFIG = OptinConfig(probes=8, search="ranked")
@@ -112,3 +114,70 @@ def test_what_makes_no_sense_is_refused_before_scoring(given, message, monkeypat
     monkeypatch.setattr("optimum_optin.pruner.score", None)
     with pytest.raises(ValueError, match=message):
         OptinPruner(tiny_model()).prune(tiny_samples(16), CONFIG, **given)
+
+
+class _Yardstick:
+    def __init__(self, losses):
+        self.losses = losses
+
+    def measure(self, model, divergence):
+        assert divergence == "divergence"
+        return model
+
+    def drop(self, flops):
+        return self.losses(flops)
+
+
+@pytest.fixture
+def bisected(monkeypatch):
+    """Run `prune_within` where a model cut to a share of the MACs loses what a function says; nothing is cut."""
+
+    def run(losses, most, *, least=0.2, config=CONFIG):
+        monkeypatch.setattr(smallest, "yardstick_of", lambda *_: _Yardstick(losses))
+        monkeypatch.setattr(smallest, "fixed_schedule", lambda model, groups, config, tokens: ("schedule", tokens))
+
+        def least_budget(model, groups, tokens, config, schedule):
+            assert (tokens, schedule) == (9, ("schedule", 9))
+            return least
+
+        monkeypatch.setattr(smallest, "least_budget", least_budget)
+        monkeypatch.setattr(
+            smallest, "prune_model", lambda *given: SimpleNamespace(model=given[-1].flops, divergence="divergence")
+        )
+        scores = SimpleNamespace(tokens=9)
+        return prune_within("model", "groups", scores, None, config, allowed=Allowance(most))
+
+    return run
+
+
+@pytest.mark.parametrize("edge", [0.21, 0.3, 0.5, 0.6, 0.61, 0.9, 0.98])
+def test_six_budgets_halve_what_is_left_between_the_least_and_all(bisected, edge):
+    """Losses that fall as more is kept, and are what is allowed at an edge."""
+    pruned, config, drops = bisected(lambda flops: 1 - flops, 1 - edge)
+    low, high, expected = 0.2, 1.0, []
+    for _ in range(6):
+        expected.append((low + high) / 2)
+        low, high = (low, expected[-1]) if 1 - expected[-1] <= 1 - edge else (expected[-1], high)
+    assert [each.flops for each in drops.tried] == expected
+    assert [each.drop for each in drops.tried] == [1 - flops for flops in expected]
+    assert pruned.model == config.flops == high == min(flops for flops in expected if 1 - flops <= 1 - edge)
+    assert (drops.metric, drops.most) == ("agreement", 1 - edge)
+    assert config == dataclasses.replace(CONFIG, flops=high)
+
+
+def test_where_nothing_loses_so_little_the_least_loss_is_named(bisected):
+    with pytest.raises(ValueError, match=r"max_drop=0\.1 .*: agreement drops by 0\.5125 at flops=0\.9875, which loses"):
+        bisected(lambda flops: 1.5 - flops, 0.1)
+    with pytest.raises(ValueError, match=r"drops by 0\.6 at flops=0\.6000, which loses least"):
+        bisected(lambda flops: flops, 0.1)
+
+
+@pytest.mark.parametrize("none", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_refused(bisected, none):
+    with pytest.raises(ValueError, match=r"agreement of the model pruned to flops=0\.6 is no finite number"):
+        bisected(lambda flops: none, 0.1)
+
+
+def test_a_configuration_without_a_budget_keeps_everything():
+    config = without_budget(OptinConfig(params=0.5, memory=0.4, probes=3))
+    assert config == OptinConfig(flops=1.0, probes=3) and config.params is config.memory is config.latency is None

@@ -36,10 +36,6 @@ class Clock:
         self.dense = took if self.dense is None else self.dense
         return (self.dense - self.helped * (self.dense - took)) * (1 + self.slow * odd)
 
-    def _size(self, weight):
-        stairs = (math.ceil(size / self.multiple) * self.multiple for size in weight.shape[:2])
-        return math.prod([*stairs, *weight.shape[2:]])
-
     def runner(self, model, batch, backend):
         took = self.seconds(model)
 

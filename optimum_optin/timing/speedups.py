@@ -73,11 +73,9 @@ def quantile(values: Sequence[float], share: float) -> float:
 def _bounds(ordered: Sequence[float]) -> tuple[float, float]:
     """The ranks between which the median lies: how many values are below it is a matter of tossing coins."""
     count = len(ordered)
-    outside, rank = 0.0, 0
-    while rank < count // 2:
-        outside += 2 * math.comb(count, rank) / 2**count
-        if outside > 1 - _COVERED:
-            break
+    outside, rank = 2 / 2**count, 0
+    while outside <= 1 - _COVERED:
         rank += 1
+        outside += 2 * math.comb(count, rank) / 2**count
     rank = max(rank, 1)
     return ordered[rank - 1], ordered[count - rank]

@@ -110,6 +110,48 @@ _DIVERGENCE = [
         "token_level_logits_count_every_real_token",
     )
 ]
+_OVERLAPS = [
+    f"pricing/test_overlaps.py::test_{name}"
+    for name in (
+        "what_multiplies_nothing_costs_nothing",
+        "units_cost_what_goes_with_them_from_the_dense_model",
+        "what_is_left_is_what_is_counted",
+    )
+]
+_TIMETABLE = [
+    f"pricing/test_timetables.py::test_{name}"
+    for name in ("a_cut_model_takes_what_its_price_says", "where_groups_overlap_time_follows_macs")
+]
+_PRICES = [
+    "pricing/test_peaks.py::test_a_budget_of_the_memory_of_a_pass_prices_the_cut_model",
+    *_TIMETABLE,
+]
+_RATIOS = [
+    f"timing/test_ratios.py::test_{name}"
+    for name in (
+        "turns_go_on_while_ratios_vary",
+        "turns_go_on_while_the_error_is_above_a_hundredth",
+        "a_round_takes_four_tenths_of_a_second_in_6_to_40_turns",
+    )
+]
+_REFIT = [
+    f"compensation/test_walks.py::test_{name}"
+    for name in (
+        "batches_of_other_processes_have_no_walk",
+        "groups_that_data_do_not_reach_are_left_and_those_without_a_join_are_named",
+        "an_interrupted_refit_leaves_no_hooks_and_no_passes",
+    )
+]
+_SMALLEST = [
+    f"test_smallest.py::test_{name}"
+    for name in (
+        "six_budgets_halve_what_is_left_between_the_least_and_all",
+        "where_nothing_loses_so_little_the_least_loss_is_named",
+        "a_loss_that_is_no_number_is_refused",
+        "a_configuration_without_a_budget_keeps_everything",
+        "what_makes_no_sense_is_refused_before_scoring",
+    )
+]
 # Source file -> the tests that are its own, the fast ones first.
 FILES = {
     "search/masks": ["search/test_edges.py", *_SEARCH],
@@ -119,19 +161,26 @@ FILES = {
     "search/depth": ["search/test_edges.py"],
     "search/in_time": ["search/test_timed_again.py", "test_data.py"],
     "pricing/stairs": ["pricing/test_stairs.py", "test_data.py"],
-    "timing/ratios": ["timing/test_ratios.py::test_turns_go_on_while_ratios_vary", "test_data.py"],
+    "timing/ratios": [*_RATIOS, "test_data.py"],
     "timing/speedups": ["timing/test_speedups.py", "test_data.py"],
-    "pricing/overlaps": ["pricing/test_overlaps.py"],
+    "pricing/overlaps": [*_OVERLAPS, "test_data.py"],
     "search/candidates": ["search/test_candidates.py", "test_data.py"],
     "search/trials": ["search/test_choose.py", *_TRIALS],
     "search/divergence": ["search/test_divergence.py", *_DIVERGENCE],
     "pricing/macs": ["pricing/test_unit_costs.py", "pricing/test_overlaps.py"],
     "pricing/tensors": ["pricing/test_tensors.py"],
-    "pricing/prices": ["pricing/test_prices.py"],
+    "pricing/prices": ["pricing/test_prices.py", *_PRICES, "test_data.py"],
+    "pricing/timetable": ["pricing/test_timetable.py", *_TIMETABLE, "test_data.py"],
+    "pricing/timetables": ["pricing/test_kept_timetables.py"],
+    "smallest": [*_SMALLEST, "test_data.py"],
+    "sweeping/budgets": ["sweeping/test_points.py", "test_data.py"],
+    "sweeping/points": ["sweeping/test_points.py", "test_data.py"],
+    "sums/moments": ["sums/test_moments.py"],
+    "sums/symmetric": ["sums/test_moments.py"],
     "search/within": _WITHIN,
     "pricing/unit_costs": ["pricing/test_unit_costs.py"],
     "compensation/ridge": ["compensation/test_ridge.py"],
-    "compensation/refit": ["compensation/test_compensation.py", "compensation/test_walks.py"],
+    "compensation/refit": ["compensation/test_refit.py", *_REFIT],
     "scoring/removal": ["scoring/test_isotonic.py", "scoring/test_removal.py"],
     "scoring/surgeon": _SURGEON,
     "comparing/losses": ["comparing/test_losses.py", "passes/test_output_kinds.py"],
@@ -413,14 +462,12 @@ def main() -> None:
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(TESTS)]
     _import_each(["torch", "transformers", "pytest", "hypothesis"])
-    names = arguments.names or [""]
-    for file, own in FILES.items():
-        if any(name in file for name in names):
-            child = os.fork()  # what one file needs to be imported anew is not what another one does
-            if child == 0:
-                _test(file, [str(TESTS / each) for each in own], arguments)
-                return
-            os.waitpid(child, 0)
+    for file in dict.fromkeys(file for name in arguments.names or [""] for file in FILES if name in file):
+        child = os.fork()  # what one file needs to be imported anew is not what another one does
+        if child == 0:
+            _test(file, [str(TESTS / each) for each in FILES[file]], arguments)
+            return
+        os.waitpid(child, 0)
 
 
 def _test(file: str, tests: list[str], arguments: argparse.Namespace) -> None:

@@ -8,8 +8,10 @@ from toys import Bottlenecks, Pictures, perturbed, pixels
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
 from optimum_optin.editing.surgery import rewrite
+from optimum_optin.pricing import overlaps
 from optimum_optin.pricing.macs import cost_tables, count_macs, dense_cost, total_cost
-from optimum_optin.pricing.overlaps import apart, overlapping
+from optimum_optin.pricing.overlaps import apart, overlapping, overlapping_weights
+from optimum_optin.pricing.unit_costs import macs_of_modules
 
 MODULES = {"in a chain": Pictures, "around a stream": Bottlenecks}
 TOKENS = {"in a chain": 16 * 16, "around a stream": 8 * 8}
@@ -46,6 +48,25 @@ def test_units_cost_what_goes_with_them_from_the_dense_model():
         left = total_cost(model, groups, tokens, masks={group.key: mask})
         assert float(tables[group.key][1]) == pytest.approx(total_cost(model, groups, tokens) - left)
     assert dense_cost(tables) > total_cost(model, groups, tokens)  # which is why a search must count
+
+
+def test_what_multiplies_nothing_costs_nothing(monkeypatch):
+    model = OptinPruner.from_model(perturbed(Bottlenecks()), pixels()).model
+    groups = find_groups(model)
+    counted = macs_of_modules(model, pixels())
+    whole = overlapping_weights(model, groups, pixels())
+    for path in counted:
+        monkeypatch.setattr(overlaps, "macs_of_modules", lambda *_, gone=path: {**counted, gone: 0})
+        without = overlapping_weights(model, groups, pixels())
+        monkeypatch.setattr(
+            overlaps, "macs_of_modules", lambda *_, gone=path: {key: counted[key] for key in counted if key != gone}
+        )
+        assert overlapping_weights(model, groups, pixels()) == without
+        lost = [one.amount for one, other in zip(whole, without, strict=True) if one != other]
+        assert lost in ([], [counted[path]])
+    monkeypatch.setattr(overlaps, "macs_of_modules", lambda *_: {})
+    with pytest.raises(ValueError, match=f"{min(overlapping(groups))} costs nothing: no module that holds"):
+        overlapping_weights(model, groups, pixels())
 
 
 @pytest.mark.parametrize("flops", [0.8, 0.5, 0.3])

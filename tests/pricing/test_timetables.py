@@ -1,7 +1,6 @@
 """Timetables, against a clock that goes by the shapes of models."""
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
@@ -73,7 +72,8 @@ def test_widths_that_are_no_faster_are_not_chosen(clock_of):
     assert clock.seconds(cut) <= price.limit * (1 + 1e-4)
 
 
-def test_a_timetable_is_kept_for_this_machine_alone(clock_of, monkeypatch, caplog):
+def test_a_timetable_is_measured_once_for_each_number_of_threads(clock_of, monkeypatch, caplog):
+    """What else is kept, and for what: `test_kept_timetables.py`."""
     clock, model = clock_of(), tiny_model()
     config, groups = OptinConfig(latency=0.5), find_groups(model)
     first = timetable_of(model, groups, 9, config)
@@ -81,18 +81,10 @@ def test_a_timetable_is_kept_for_this_machine_alone(clock_of, monkeypatch, caplo
     assert timetable_of(model, groups, 9, config) is first
     again = copy.deepcopy(model)
     assert timetable_of(again, groups, 9, config) == first and clock.passes == passes > 0
-    (file,) = (Path(constants.HF_HOME) / "optimum_optin/timetables").iterdir()
     monkeypatch.setattr(timetables.torch, "get_num_threads", lambda: 7)
     assert timetable_of(again, groups, 9, config).seconds == pytest.approx(first.seconds)
     assert clock.passes == 2 * passes
     assert "of another machine or set-up (threads 1, now 7): it is measured again" in caplog.text
-    for damage in ("{", "{}", json.dumps({"machine": {}, "timetable": {"stairs": [{"units": []}]}})):
-        file.write_text(damage)
-        assert timetable_of(copy.deepcopy(model), groups, 9, config).seconds == pytest.approx(first.seconds)
-    assert clock.passes == 5 * passes and caplog.text.count("cannot be read") == 3
-    for other in ({"latency_batch_size": 2}, {"latency_length": 12}):
-        timetable_of(again, groups, 9, OptinConfig(latency=0.5, **other))
-    assert len(list(file.parent.iterdir())) == 3
 
 
 def test_times_that_vary_are_told_and_not_kept(clock_of, caplog):
@@ -105,12 +97,3 @@ def test_times_that_vary_are_told_and_not_kept(clock_of, caplog):
     other = tiny_model()
     with pytest.raises(ValueError, match=r"vary too much to keep a budget of latency: by ±\d+% .*OMP_NUM_THREADS"):
         timetable_of(other, find_groups(other), 9, OptinConfig(latency=0.5))
-
-
-def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(clock_of, monkeypatch, tmp_path, caplog):
-    clock_of()
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
-    model = tiny_model()
-    assert timetable_of(model, find_groups(model), 9, OptinConfig(latency=0.5)).seconds > 0
-    assert "could not be kept" in caplog.text

@@ -42,6 +42,35 @@ def test_turns_go_on_while_ratios_vary(monkeypatch):
     assert found.error == pytest.approx((1.5 - 0.5) / (2 * 1.96)), "of 24 ratios, the 7th and the 18th bound the median"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "turns"), [(2.0, 6), (0.065, 6), (0.055, 7), (0.02, 20), (0.011, 36), (0.009, 40), (0.0, 40)]
+)
+def test_a_round_takes_four_tenths_of_a_second_in_6_to_40_turns(seconds, turns, monkeypatch):
+    clock, ran = _Clock(), []
+    monkeypatch.setattr(side_by_side, "time", clock)
+
+    def run(name, took):
+        ran.append(name)
+        clock.now += took
+
+    found = ratios.ratio_of(lambda: run("cut", 0.5), lambda: run("dense", seconds or 1e-12))
+    assert found.turns == turns
+    assert (found.seconds, found.base_seconds) == pytest.approx((0.5, seconds), abs=1e-9)
+    assert ran.count("cut") == 1 + turns, "one pass warms it up"
+    assert ran.count("dense") == side_by_side.WARM_UP + 1 + 1 + turns
+
+
+@pytest.mark.parametrize(("off", "rounds"), [(0.003, 1), (0.019, 1), (0.021, 4), (0.03, 4)])
+def test_turns_go_on_while_the_error_is_above_a_hundredth(off, rounds, monkeypatch):
+    """Bounds of six ratios are the least and the most, which are 1.96 errors off the median each."""
+    clock = _Clock()
+    monkeypatch.setattr(side_by_side, "time", clock)
+    found = ratios.ratio_of(clock.run([1.0, *[1.0 - off, 1.0 + off] * 99]), clock.run([1.0] * 99))
+    assert found.turns == 6 * rounds
+    assert found.error == pytest.approx(off / 1.96, rel=0.05)
+    assert (found.value, found.seconds, found.base_seconds) == pytest.approx((1, 1, 1))
+
+
 def test_a_compiler_that_is_missing_is_named(monkeypatch):
     def missing(function):
         raise InvalidCxxCompiler

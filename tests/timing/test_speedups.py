@@ -1,5 +1,6 @@
 """Ratios of runs that took turns: their bounds hold in as many draws as they say, and noise is called noise."""
 
+import math
 import statistics
 
 import pytest
@@ -37,6 +38,8 @@ def test_runs_of_one_turn_are_compared_with_each_other():
     [
         ([1.0] * 5, "5 runs are too few, 6 are needed"),
         ([1.0, 1.05] * 4, None),
+        ([1.0, 1.18] * 4, None),
+        ([1.0, 1.28] * 4, "known to ± 12% only"),
         ([1.0, 2.0] * 4, "known to ± 33% only"),
     ],
 )
@@ -44,6 +47,17 @@ def test_what_says_nothing_says_so(times, noise):
     found = speedup_of([1.0] * len(times), times)
     assert found.noise == noise
     assert statistics.median([1 / each for each in times]) == found.median
+
+
+@pytest.mark.parametrize("runs", [1, 2, 5, 6, 7, 8, 9, 15, 24, 40, 101])
+def test_bounds_are_the_narrowest_that_hold_in_95_percent_of_coin_tosses(runs):
+    """Against the sum of all chances that so few ratios are below the median, or above it."""
+    found = speedup_of([float(each) for each in range(1, runs + 1)], [1.0] * runs)
+    below = [2 * sum(math.comb(runs, each) for each in range(rank)) / 2**runs for rank in range(1, runs // 2 + 2)]
+    rank = max([1, *(rank for rank, chance in enumerate(below, start=1) if chance <= 0.05)])
+    assert (found.low, found.high) == (rank, runs + 1 - rank)
+    assert found.spread == pytest.approx((quantile(range(1, runs + 1), 0.75) * 2 / (runs + 1) - 1) * 2)
+    assert str(found) == f"{(runs + 1) / 2:.2f}x ({rank:.2f} to {runs + 1 - rank:.2f})"
 
 
 def test_quantiles_are_those_of_torch():
