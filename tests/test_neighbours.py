@@ -192,7 +192,8 @@ def check_onnx_int8(model, path, batch):
         name for name, dims in shapes.items() if any(d.HasField("dim_value") and d.dim_value == 0 for d in dims)
     ]
     quantization = pytest.importorskip("onnxruntime.quantization")
-    quantization.quantize_dynamic(path, path.with_suffix(".int8.onnx"))
+    # In 7 bits: sums of products of 8 bits saturate on CPUs without VNNI, and are off by up to 40 % for MPNet.
+    quantization.quantize_dynamic(path, path.with_suffix(".int8.onnx"), reduce_range=True)
     session = onnxruntime.InferenceSession(path.with_suffix(".int8.onnx"), providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})
     expected = logits_of(model, batch)
