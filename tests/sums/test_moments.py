@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimum_optin.sums.moments import BlockMoments, Moments, cholesky
-from optimum_optin.sums.symmetric import SymmetricSum
+from optimum_optin.sums.symmetric import SymmetricSum, gram
 
 
 def _rows(count, offset, seed=0):
@@ -128,3 +128,11 @@ def test_symmetric_sums_are_those_of_whole_products(dtype):
             expected += 1
     assert sums.total().dtype == dtype and torch.equal(sums.total(), sums.total().T)
     torch.testing.assert_close(sums.total().double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("features", [1, 64, 65, 150])
+def test_one_product_is_that_of_all_rows(features):
+    rows, weights = torch.randn(20, features, dtype=torch.float64), torch.rand(20, 1, dtype=torch.float64)
+    product = gram(rows * weights, rows)
+    torch.testing.assert_close(product, (rows * weights).T @ rows)
+    assert torch.equal(product, product.T)
