@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from optimum_optin.sums.moments import BlockMoments, Moments, cholesky
-from optimum_optin.sums.symmetric import SymmetricSum
+from optimum_optin.sums import moments as module
+from optimum_optin.sums.moments import BlockMoments, Moments, add_up_moments, cholesky, precision_of
+from optimum_optin.sums.symmetric import SymmetricSum, gram
 
 
 def _rows(count, offset, seed=0):
@@ -48,9 +49,9 @@ def test_merged_sums_are_those_of_both(sizes):
     torch.testing.assert_close(merged.mean(), mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(merged.scatter(centred=True), centred, rtol=1e-5, atol=1e-3)
     assert int(merged.count) == sum(sizes)
-    for each, (shift, gram) in zip(parts, before, strict=True):
+    for each, (shift, products) in zip(parts, before, strict=True):
         assert torch.equal(each.shift, shift)
-        assert torch.equal(each.gram, gram)
+        assert torch.equal(each.gram, products)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -2e5])
@@ -86,6 +87,41 @@ def test_blocks_are_those_of_the_whole_covariance(centred):
     whole = moved.T @ moved / len(rows)
     expected = torch.stack([whole[at : at + 3, at : at + 3] for at in range(0, 12, 3)])
     torch.testing.assert_close(sums.covariance(centred), expected)
+    torch.testing.assert_close(sums.total.flatten(), rows.sum(0))
+    assert sums.weight == 50 and {each.dtype for each in sums.tensors().values()} == {torch.float64}
+    again = BlockMoments(4, 3)
+    again.restore({name: value.clone() for name, value in sums.tensors().items()})
+    assert torch.equal(again.covariance(centred), sums.covariance(centred))
+    with pytest.raises(ValueError):
+        BlockMoments(3, 4).restore(sums.tensors())
+
+
+def test_sums_of_processes_are_taken_about_the_mean_of_all(monkeypatch):
+    """Of two processes with the same rows; one of the sums is of no rows on either."""
+    rows = _rows(50, 1e3)
+    sums, empty = _streamed(rows), Moments(5)
+    scatter = sums.scatter(centred=True)
+    monkeypatch.setattr(module, "process_count", lambda: 2)
+    for name in ("add_up", "add_up_symmetric"):
+        monkeypatch.setattr(module, name, lambda *each: [tensor.mul_(2) for tensor in each])
+    add_up_moments([sums, empty])
+    assert sums.count == sums.weight == 100 and empty.count == 0
+    torch.testing.assert_close(sums.shift, rows.double().mean(0), rtol=1e-7, atol=0)
+    torch.testing.assert_close(sums.mean(), rows.double().mean(0), rtol=1e-7, atol=0)
+    torch.testing.assert_close(sums.scatter(centred=True), 2 * scatter, rtol=1e-6, atol=1e-6)
+    empty.add(rows)
+    torch.testing.assert_close(empty.scatter(centred=True), scatter, rtol=1e-6, atol=1e-6)
+
+
+def test_one_process_has_nothing_to_add_up(monkeypatch):
+    sums = _streamed(_rows(20, 1e3))
+    before = {name: value.clone() for name, value in sums.tensors().items()}
+    sums.add_up()
+    assert all(torch.equal(value, before[name]) for name, value in sums.tensors().items())
+
+
+def test_sums_of_more_than_4096_features_are_in_float32():
+    assert [precision_of(features) for features in (4096, 4097)] == [torch.float64, torch.float32]
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["float64", "float32"])
@@ -128,3 +164,11 @@ def test_symmetric_sums_are_those_of_whole_products(dtype):
             expected += 1
     assert sums.total().dtype == dtype and torch.equal(sums.total(), sums.total().T)
     torch.testing.assert_close(sums.total().double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("features", [1, 64, 65, 150])
+def test_one_product_is_that_of_all_rows(features):
+    rows, weights = torch.randn(20, features, dtype=torch.float64), torch.rand(20, 1, dtype=torch.float64)
+    product = gram(rows * weights, rows)
+    torch.testing.assert_close(product, (rows * weights).T @ rows)
+    assert torch.equal(product, product.T)

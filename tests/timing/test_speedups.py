@@ -41,6 +41,8 @@ def test_runs_of_one_turn_are_compared_with_each_other():
         ([1.0, 1.18] * 4, None),
         ([1.0, 1.28] * 4, "known to ± 12% only"),
         ([1.0, 2.0] * 4, "known to ± 33% only"),
+        ([*[1.0] * 7, 0.5], "known to ± 100% only"),
+        ([*[1.0] * 7, 2.0], "known to ± 50% only"),
     ],
 )
 def test_what_says_nothing_says_so(times, noise):
