@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,6 +14,7 @@ from ..sums.moments import cholesky
 _DAMPING = 1e-2  # share of the mean diagonal of H
 _PARTS = 64  # a step removes a 64th part of the units that are left, at least one
 _CANDIDATES = 4  # and chooses them among four times as many
+_ROWS = 256  # of a matrix that are copied at once
 _COMPACT = 0.8  # removed units lose their places when fewer than this share are left
 
 
@@ -23,16 +24,16 @@ class Reader:
 
     Args:
         weight: W, shape (outputs, inputs).
-        covariance: H of its inputs, shape (inputs, inputs), whose type is that of all that is computed with it; or,
-            where there are too many, only its blocks along the diagonal, shape (blocks, block, block): then no unit is
-            expected to take over from another.
+        covariance: H of its inputs, shape (inputs, inputs), whose type is that of all that is computed with it, or a
+            function that makes it, so that it need not stay in memory; or, where there are too many, only its blocks
+            along the diagonal, shape (blocks, block, block): then no unit is expected to take over from another.
         metrics: one or more Gamma at its outputs, each positive semi-definite, of shape (outputs, outputs).
         columns: which inputs are the units'; those of a unit follow each other.
         roots: `root_of` each metric, if that is known: it is the same for many readers.
     """
 
     weight: Tensor
-    covariance: Tensor
+    covariance: Tensor | Callable[[], Tensor]
     metrics: Sequence[Tensor]
     columns: slice = field(default_factory=lambda: slice(None))
     roots: Sequence[Tensor] | None = None
@@ -94,7 +95,7 @@ class _Removal:
         self.shares = torch.tensor(shares, dtype=torch.float64, device=device)
         self.units = torch.arange(units, device=device)
         self.alive = torch.ones_like(self.units, dtype=torch.bool)
-        self.parts = [(_Left if reader.covariance.dim() == 2 else _Alone).of(reader, units) for reader in readers]
+        self.parts = [(_Alone if _is_in_blocks(reader) else _Left).of(reader, units) for reader in readers]
 
     def cheapest(self, count: int) -> tuple[Tensor, Tensor]:
         """The next `count` units to remove, one after another: their places, and costs of shape (metrics, count).
@@ -149,12 +150,10 @@ class _Left:
 
     @classmethod
     def of(cls, reader: Reader, units: int) -> _Left:
-        covariance = reader.covariance
-        weight = reader.weight.to(covariance)
+        make = reader.covariance.clone if isinstance(reader.covariance, Tensor) else reader.covariance
         roots = [root_of(metric.double()) for metric in reader.metrics] if reader.roots is None else reader.roots
-        roots = [root.to(covariance) for root in roots]
-        damping = (_DAMPING * covariance.diagonal().mean().clamp_min(1e-12)).expand(len(covariance))
-        inverse = torch.cholesky_inverse(cholesky(covariance, damping))
+        inverse = torch.cholesky_inverse(cholesky(make, _DAMPING))
+        weight, roots = reader.weight.to(inverse), [root.to(inverse) for root in roots]
         left = torch.cat([root.T @ weight for root in roots])[:, reader.columns]
         inverse = inverse[reader.columns, reader.columns]  # the other inputs stay, and take over as well
         return cls(left, inverse, [root.shape[1] for root in roots], left.shape[1] // units)
@@ -162,7 +161,10 @@ class _Left:
     def at(self, places: Tensor) -> _Left:
         """That of some units alone, as a copy."""
         columns = self._columns(places)
-        return replace(self, weight=self.weight[:, columns], inverse=self.inverse[columns][:, columns])
+        inverse = self.inverse.new_empty(len(columns), len(columns))
+        for rows, part in zip(columns.split(_ROWS), inverse.split(_ROWS), strict=True):
+            part.copy_(self.inverse[rows][:, columns])
+        return replace(self, weight=self.weight[:, columns], inverse=inverse)
 
     def remove(self, places: Tensor) -> None:
         """Remove S, in place: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1."""
@@ -232,6 +234,10 @@ class _Alone:
     def costs(self) -> Tensor:
         """Cost of removing each unit, shape (metrics, units)."""
         return self.fixed
+
+
+def _is_in_blocks(reader: Reader) -> bool:
+    return isinstance(reader.covariance, Tensor) and reader.covariance.dim() == 3
 
 
 def _costs(parts: Sequence[_Left | _Alone]) -> Tensor:

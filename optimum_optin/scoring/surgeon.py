@@ -291,6 +291,9 @@ class _Sums:
     def reader(self, traces: Mapping[str, float], group: Group, consumer: Consumer) -> Reader:
         """What reads the units of a group, with metrics divided by their sums over all consumers."""
         metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
-        covariance = self.inputs.covariance(self.centred)
-        covariance = covariance.to(precision_of(covariance.shape[-1]))
+        if isinstance(self.inputs, Moments):
+            features = len(self.inputs.total)
+            covariance = partial(self.inputs.covariance, self.centred, precision_of(features))
+        else:
+            covariance = self.inputs.covariance(self.centred)
         return Reader(weight_of(self.module), covariance, metrics, features_of(self.module, group.inputs_of(consumer)))

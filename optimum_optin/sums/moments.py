@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .symmetric import SymmetricSum
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
 _WIDE = 4096  # features from which on sums and factors in float64 would take more memory than many a model
+_ROWS = 256  # of a matrix that are in float64 at once, where the whole of it need not be
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 
 
@@ -98,9 +99,13 @@ class Moments:
         """Change the shift that the sums are taken about, in place."""
         step = self.shift - shift
         total = self.total.double()
-        gram = self.gram.to(torch.float64, copy=True).addr_(total, step).addr_(step, total + self.weight * step)
-        self.gram = gram.to(self.gram)
-        self.total = (total + self.weight * step).to(self.total)
+        moved, gram = total + self.weight * step, self.gram
+        other = torch.empty_like(gram)  # a copy may hold the same sums
+        for first in range(0, len(gram), _ROWS):
+            rows = slice(first, first + _ROWS)
+            other[rows] = gram[rows].to(torch.float64, copy=True).addr_(total[rows], step).addr_(step[rows], moved)
+        self.gram = other
+        self.total = moved.to(self.total)
         self.shift, self._empty = shift, False
 
     def settle(self) -> None:
@@ -113,8 +118,9 @@ class Moments:
             return copy.copy(other)
         both, moved = copy.copy(self), copy.copy(other)
         moved.move(self.shift)
-        for name in ("count", "weight", "total", "gram"):
+        for name in ("count", "weight", "total"):
             setattr(both, name, getattr(self, name) + getattr(moved, name))
+        both.gram = moved.gram.add_(self.gram)  # a matrix of its own, by now
         return both
 
     def mean(self) -> Tensor:
@@ -161,11 +167,24 @@ class Moments:
             damping = damping * 10
         return factor
 
-    def covariance(self, centred: bool) -> Tensor:
-        """`scatter` with its `floor`, per weight."""
-        covariance = self.scatter(centred)
-        covariance.diagonal().add_(self.floor())
-        return covariance.div_(self.weight)
+    def covariance(self, centred: bool, dtype: torch.dtype = torch.float64) -> Tensor:
+        """`scatter` with its `floor`, per weight; computed in float64, some rows at a time, as a new matrix.
+
+        Args:
+            centred: see `scatter`.
+            dtype: its type.
+        """
+        about_shift, mean, floor = self.total.double() / self.weight, self.mean(), self.floor()
+        gram, covariance = self.gram, self.gram.new_empty(self.gram.shape, dtype=dtype)
+        for first in range(0, len(gram), _ROWS):
+            rows = slice(first, first + _ROWS)
+            part = gram[rows].to(torch.float64, copy=True)
+            part.addr_(-self.weight * about_shift[rows], about_shift)
+            if not centred:
+                part.addr_(self.weight * mean[rows], mean)
+            part.diagonal(offset=first).add_(floor[rows])
+            covariance[rows] = part.div_(self.weight)
+        return covariance
 
     def floor(self) -> Tensor:
         """What to add to the diagonal of `scatter` to keep it invertible, shape (features,), float64.
@@ -241,18 +260,21 @@ def _at_least_single(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
+def cholesky(make: Callable[[], Tensor], share: float) -> Tensor:
     """The Cholesky factor of a matrix plus a damping of its diagonal, raised tenfold until there is one.
 
     Args:
-        matrix: positive semi-definite but for rounding, shape (n, n).
-        damping: above 0, shape (n,).
+        make: makes the matrix, positive semi-definite but for rounding, shape (n, n), anew each time: the factor takes
+            its place.
+        share: damping, as a share of the mean diagonal.
 
     Raises:
         ValueError: a number is not finite.
     """
-    while (factor := _factored(matrix.clone(), damping)) is None:
-        damping = damping * 10
+    matrix = make()
+    damping = (share * matrix.diagonal().mean().clamp_min(1e-12)).expand(len(matrix))
+    while (factor := _factored(matrix, damping)) is None:
+        damping, matrix = damping * 10, make()
     return factor
 
 

@@ -51,7 +51,7 @@ def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch)
     def ones(readers, units, shares):
         (reader,) = readers
         assert shares == [1.0, 1.0], "both terms weigh the same"
-        asked.append((reader.covariance, reader.metrics))
+        asked.append((reader.covariance(), reader.metrics))
         return [torch.ones(units).double() for _ in reader.metrics]
 
     def spied(*args, **options):
@@ -94,7 +94,7 @@ def test_what_fills_up_windows_does_not_count(model_type, monkeypatch):
     asked = []
 
     def ones(readers, units, shares):
-        asked.append(readers[0].covariance)
+        asked.append(readers[0].covariance())
         return [torch.ones(units).double() for _ in readers[0].metrics]
 
     monkeypatch.setattr("optimum_optin.scoring.surgeon.removal_scores", ones)

@@ -70,11 +70,33 @@ def test_a_far_offset_does_not_raise_the_floor_above_the_spread():
 
 def test_damping_is_raised_until_there_is_a_factor():
     matrix = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)  # has an eigenvalue of -1
-    factor = cholesky(matrix, torch.full((2,), 0.05, dtype=torch.float64))
+    factor = cholesky(matrix.clone, 0.05)  # of a mean diagonal of 1: 0.05, 0.5, 5
     expected = matrix + 5 * torch.eye(2, dtype=torch.float64)
     torch.testing.assert_close(factor @ factor.T, expected)
     with pytest.raises(ValueError, match="not finite"):
-        cholesky(matrix * torch.inf, torch.ones(2, dtype=torch.float64))
+        cholesky((matrix * torch.inf).clone, 1.0)
+
+
+@pytest.mark.parametrize("features", [3, module._ROWS, 2 * module._ROWS + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_covariance_is_to_the_last_bit_what_all_of_it_at_once_gives(features, dtype, centred):
+    rows = torch.randn(40, features, generator=torch.Generator().manual_seed(1)) + 3
+    sums = _streamed(rows, dtype=torch.float32)
+    expected = sums.scatter(centred)
+    expected.diagonal().add_(sums.floor())
+    assert torch.equal(sums.covariance(centred, dtype), expected.div_(sums.weight).to(dtype))
+
+
+@pytest.mark.parametrize("features", [3, 2 * module._ROWS + 5])
+def test_sums_that_are_merged_are_others(features):
+    first, second = torch.randn(2, 30, features, generator=torch.Generator().manual_seed(1)).unbind()
+    one, other = _streamed(first, dtype=torch.float32), _streamed(second + 2, dtype=torch.float32)
+    before = [sums.gram.clone() for sums in (one, other)]
+    step, total = other.shift - one.shift, other.total.double()
+    moved = before[1].double().addr(total, step).addr(step, total + other.weight * step).float()
+    assert torch.equal(one.merged(other).gram, before[0] + moved)
+    assert torch.equal(one.gram, before[0]) and torch.equal(other.gram, before[1])
 
 
 @pytest.mark.parametrize("centred", [True, False])
