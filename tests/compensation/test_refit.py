@@ -97,6 +97,9 @@ def test_what_a_relu_reads_is_refitted_in_rounds_and_all_else_once(pictures, opt
     done = []
 
     def refit_at(pruned, stop, walks, strength, *, join, earlier=None):
+        earlier_ones = {path for path, _ in done} - {stop.path}
+        for walk in walks:
+            assert not earlier_ones & {*walk.dense.targets, *walk.dense.sources}, "memory holds what is still needed"
         done.append((stop.path, earlier))
         return stop.path
 

@@ -113,6 +113,7 @@ _DIVERGENCE = [
 _OVERLAPS = [
     f"pricing/test_overlaps.py::test_{name}"
     for name in (
+        "groups_overlap_where_they_own_two_dimensions_of_one_weight",
         "what_multiplies_nothing_costs_nothing",
         "units_cost_what_goes_with_them_from_the_dense_model",
         "what_is_left_is_what_is_counted",
@@ -163,7 +164,7 @@ FILES = {
     "pricing/stairs": ["pricing/test_stairs.py", "test_data.py"],
     "timing/ratios": [*_RATIOS, "test_data.py"],
     "timing/speedups": ["timing/test_speedups.py", "test_data.py"],
-    "pricing/overlaps": [*_OVERLAPS, "test_data.py"],
+    "pricing/overlaps": [*_OVERLAPS, "pricing/test_tensors.py", "test_data.py"],
     "search/candidates": ["search/test_candidates.py", "test_data.py"],
     "search/trials": ["search/test_choose.py", *_TRIALS],
     "search/divergence": ["search/test_divergence.py", *_DIVERGENCE],

@@ -1,16 +1,19 @@
 """Costs of groups that overlap: what is left of every weight, against PyTorch's counter on models that were cut."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from toys import Bottlenecks, Pictures, perturbed, pixels
 
 from optimum_optin import OptinConfig, OptinPruner, find_groups
+from optimum_optin.architectures.group import Groups
 from optimum_optin.editing.surgery import rewrite
 from optimum_optin.pricing import overlaps
 from optimum_optin.pricing.macs import cost_tables, count_macs, dense_cost, total_cost
-from optimum_optin.pricing.overlaps import apart, overlapping, overlapping_weights
+from optimum_optin.pricing.overlaps import apart, joined, overlapping, overlapping_weights
 from optimum_optin.pricing.unit_costs import macs_of_modules
 
 MODULES = {"in a chain": Pictures, "around a stream": Bottlenecks}
@@ -48,6 +51,26 @@ def test_units_cost_what_goes_with_them_from_the_dense_model():
         left = total_cost(model, groups, tokens, masks={group.key: mask})
         assert float(tables[group.key][1]) == pytest.approx(total_cost(model, groups, tokens) - left)
     assert dense_cost(tables) > total_cost(model, groups, tokens)  # which is why a search must count
+
+
+def test_groups_overlap_where_they_own_two_dimensions_of_one_weight(monkeypatch):
+    """By hand: `a` is between x and y, of `b` only z owns a dimension."""
+    model = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(3, 5)})
+    dims = {
+        "a.weight": {0: {"x": 1.0}, 1: {"y": 2.0}},
+        "a.bias": {0: {"x": 1.0}, 1: {"z": 1.0}},
+        "b.weight": {0: {"z": 1.0}},
+    }
+    members = (SimpleNamespace(key=key, units=units) for key, units in {"x": 2, "y": 2, "z": 5}.items())
+    groups = Groups(tuple(members), {}, {})
+    monkeypatch.setattr(overlaps, "_dims", lambda _: dims)
+    monkeypatch.setattr(overlaps, "macs_of_modules", lambda *_: {"a": 80.0, "b": 90.0})
+    assert overlapping(groups) == {"x", "y"}
+    assert [each.key for each in joined(groups)] == ["x", "y"] and [each.key for each in apart(groups)] == ["z"]
+    (weight,) = overlapping_weights(model, groups, {})
+    assert weight.amount == 80
+    masks = {"x": torch.tensor([True, False]), "y": torch.tensor([True, True])}
+    assert weight.left(masks) == 40 and weight.of_unit("x") == weight.of_unit("y") == 40
 
 
 def test_what_multiplies_nothing_costs_nothing(monkeypatch):
