@@ -96,7 +96,7 @@ def quantize_int8(path: str | os.PathLike, target: str | os.PathLike) -> Path:
 def in_int8(program: Any) -> Any:
     """An `onnx_ir.Model` with weights in int8; see `quantize_int8`.
 
-    Weights keep to 7 of the 8 bits: on CPUs without VNNI, ONNX Runtime adds products of 8 bits in 16, and sums saturate.
+    Weights keep to 7 of the 8 bits: without VNNI, ONNX Runtime adds products of 8 bits in 16, and sums saturate.
     """
     from transformers.exporters.quantizers.quantizer_onnxruntime import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
