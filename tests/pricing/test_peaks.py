@@ -64,6 +64,7 @@ def test_a_budget_of_the_memory_of_a_pass_prices_the_cut_model(make):
     (price,) = prices_of(model, groups, tokens, config, None)
     batch = {name: torch.cat([value] * 4) for name, value in probe_batch(model, tokens).items()}
     assert price.dense == peak_bytes(model, batch) and price.limit == 0.8 * price.dense and not price.sums
+    assert price.fixed == price.dense - sum(float(table[-1]) for table in price.tables.values())
     masks = random_masks(groups)
     assert price.cost_of(masks) == peak_bytes(model, batch, groups, masks)
 
