@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from optimum_optin import convert_model, find_groups
 from optimum_optin.keeping.doors import keeping, kept
 from optimum_optin.keeping.snapshot import Snapshot
-from optimum_optin.pricing import unit_costs
+from optimum_optin.pricing import skeletons, unit_costs
 from optimum_optin.running.freezing import frozen
 from optimum_optin.storage import record
 from optimum_optin.storage.structure import structure_of
@@ -94,7 +94,7 @@ def test_an_error_on_the_way_out_is_no_reason_to_go_on(monkeypatch):
         finally:
             raise IndexError("half a mode")
 
-    monkeypatch.setattr(unit_costs, "skeleton", fail)
+    monkeypatch.setattr(skeletons, "skeleton", fail)
     with pytest.raises(KeyboardInterrupt):
         unit_costs.macs_of_modules(model, batch)
 

@@ -64,7 +64,7 @@ def test_a_model_is_measured_once_in_memory_and_once_on_disk(measured):
 
 
 def test_other_batches_lengths_backends_and_shapes_have_files_of_their_own(measured, monkeypatch):
-    monkeypatch.setattr(timetables, "check_backend", lambda backend: None)
+    monkeypatch.setattr(timetables, "check_backend", lambda *_: None)
     others = ({"latency_batch_size": 2}, {"latency_length": 12}, {"latency_backend": "onnx"})
     _found()
     for number, other in enumerate(others, start=2):
@@ -95,7 +95,7 @@ def test_the_batch_is_of_the_mean_length_or_the_configured_one():
 
 
 def test_a_backend_that_cannot_run_is_told_first(measured, monkeypatch):
-    def refuse(backend):
+    def refuse(backend, device):
         raise ValueError(f"{backend} is not installed")
 
     monkeypatch.setattr(timetables, "check_backend", refuse)
