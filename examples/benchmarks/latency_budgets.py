@@ -72,10 +72,10 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="append the lines to a file, too")
     arguments = parser.parse_args()
-    check_backend(arguments.backend)
     task = load_task(
         arguments.model, arguments.glue_dir, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir
     )
+    check_backend(arguments.backend, task.pruner.model.device)
     print("dense", measured(task, task.pruner.model), flush=True)
     for seed in arguments.seeds:
         line = {"seed": seed, "backend": arguments.backend, "batch_size": arguments.batch_size}

@@ -236,12 +236,10 @@ class _Files:
         return self._at(file, 0, dtype, tuple(entry["shape"])) if is_same else None
 
     def _at(self, file: Path, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        if 0 in shape:
-            return torch.empty(shape, dtype=dtype)
-        if file not in self._maps:
+        if file not in self._maps and 0 not in shape:  # a file without a byte cannot be mapped
             with open(file, "rb") as opened:
                 self._maps[file] = _mapped(opened.fileno())
-        return torch.frombuffer(self._maps[file], dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+        return _tensor_at(self._maps.get(file), start, dtype, shape)
 
 
 def _mapped(descriptor: int) -> mmap.mmap:
@@ -249,6 +247,13 @@ def _mapped(descriptor: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
     return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _UNBOUNDED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _tensor_at(pages: mmap.mmap | None, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor whose numbers are pages; one without numbers takes none."""
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
 
 
 def _converted(model: nn.Module, wanted: Mapping[Place, _Offloaded]) -> dict[Place, Tensor]:
@@ -268,11 +273,6 @@ def _converted(model: nn.Module, wanted: Mapping[Place, _Offloaded]) -> dict[Pla
             pages = _mapped(file.fileno())
         known = dict(known)
         for place, each in missing.items():
-            shape = each.tensor.shape
-            known[place] = (
-                torch.empty(shape, dtype=each.tensor.dtype)
-                if 0 in shape
-                else torch.frombuffer(pages, dtype=each.tensor.dtype, count=shape.numel(), offset=starts[place])
-            ).view(shape)
+            known[place] = _tensor_at(pages, starts[place], each.tensor.dtype, tuple(each.tensor.shape))
         _CONVERTED[model] = {place: known[place] for place in wanted}
     return {place: known[place] for place in wanted}

@@ -42,7 +42,7 @@ def by_shapes(
     except Exception as error:
         raise_interruption(error)
         logger.debug(f"{type(model).__name__} is measured on a copy with weights, which it needs to run: {error}")
-        return measure(copy_of(model), batch, nullcontext())
+        return measure(copy_of(model, apart=False), batch, nullcontext())
 
 
 def skeleton(model: nn.Module, fake: FakeTensorMode, shape: Callable[..., Tensor] | None = None) -> nn.Module:

@@ -63,7 +63,6 @@ def timetable_of(model: nn.Module, groups: Groups, tokens: int, config: OptinCon
     Raises:
         ValueError: the backend cannot run, times vary too much to say anything, or see `probe_batch`.
     """
-    check_backend(config.latency_backend, device_of(model))
     batch = timed_batch(model, tokens, config)
     name, machine = _name(model, groups, batch, config), _machine(model)
     file = Path(constants.HF_HOME) / "optimum_optin" / "timetables" / f"{name}.json"
@@ -77,7 +76,11 @@ def timetable_of(model: nn.Module, groups: Groups, tokens: int, config: OptinCon
             _write(file, machine, found)
         return found
 
-    return measured_once(model, ("timetable", name, *machine.items()), lambda: on_main(find))
+    def find_once() -> Timetable:
+        check_backend(config.latency_backend, device_of(model))  # by every process, and not at each price
+        return on_main(find)
+
+    return measured_once(model, ("timetable", name, *machine.items()), find_once)
 
 
 def _check_noise(noise: float) -> None:
