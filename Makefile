@@ -4,14 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 
-.PHONY: quickstart test quality style benchmarks clean
+# Compiled files are kept, wherever Python is told not to: workers, other processes and the next run take them.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
+
+.PHONY: quickstart test test-all quality style benchmarks clean
 
 quickstart: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/quickstart.py
 
-# Compiled files are kept, wherever Python is told not to: workers, other processes and the next run take them.
 test: $(VENV)/installed $(VENV)/neighbours-installed
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
+	$(PYTEST) --quick
+
+# With the tests that tests/slow.txt names: three times as long.
+test-all: $(VENV)/installed $(VENV)/neighbours-installed
+	$(PYTEST)
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
