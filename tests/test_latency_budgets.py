@@ -1,8 +1,9 @@
 """The benchmark of budgets of latency: both of its models take as long, and are timed where the budget says."""
 
+import json
 import sys
-from argparse import Namespace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 from tiny import tiny_model
@@ -17,12 +18,9 @@ import latency_budgets
 import tasks
 
 
-def test_both_models_take_the_time_that_was_asked_for(clock_of, monkeypatch):
+def test_both_models_take_the_time_that_was_asked_for(clock_of, monkeypatch, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
-    clock = clock_of()
-    monkeypatch.setattr(latency_budgets, "HALVINGS", 4)
-    monkeypatch.setattr(latency_budgets, "runner", clock.runner)
-    measured = []
+    clock, measured, compared = clock_of(), [], []
     task = tasks.Task(
         OptinPruner(tiny_model(num_hidden_layers=2), word_tokenizer()),
         TEXTS,
@@ -31,14 +29,24 @@ def test_both_models_take_the_time_that_was_asked_for(clock_of, monkeypatch):
         {"test": lambda model: measured.append(model) or 50},
         None,
     )
-    options = Namespace(latency=0.8, batch_size=2, backend="onnx", samples=8, repeats=6)
-    line = latency_budgets.compared(task, 0, options)
-    for found, model in zip((line["by latency"], line["by flops"]), measured, strict=True):
+    monkeypatch.setattr(latency_budgets, "load_task", create_autospec(tasks.load_task, return_value=task))
+    monkeypatch.setattr(latency_budgets, "HALVINGS", 4)
+    monkeypatch.setattr(latency_budgets, "runner", clock.runner)
+    monkeypatch.setattr(latency_budgets, "onnx_distance", lambda model, tokens: compared.append(model) or 0.25)
+    options = "--latency 0.8 --batch-size 2 --backend onnx --samples 8 --repeats 6 --seeds 3"
+    file = tmp_path / "lines"
+    monkeypatch.setattr(sys, "argv", ["latency_budgets.py", "reactions", *options.split(), "--out", str(file)])
+    latency_budgets.main()
+    assert capsys.readouterr().out.splitlines() == ["dense {'test': 50}", file.read_text().strip()]
+    line, (dense, *models) = json.loads(file.read_text()), measured
+    assert (line["seed"], line["backend"], line["batch_size"]) == (3, "onnx", 2)
+    assert dense is task.pruner.model and compared == models
+    for found, model in zip((line["by latency"], line["by flops"]), models, strict=True):
         exactly = clock.seconds(model) / clock.dense
         assert found["share of the time"] == pytest.approx(exactly, abs=1e-4)
         assert found["between"] == [found["share of the time"]] * 2
         assert exactly == pytest.approx(0.8, rel=0.05) and found["test"] == 50
-        assert found["off"] < 1e-5
+        assert found["off"] == 0.25
 
 
 def test_both_models_are_timed_in_onnx_runtime(monkeypatch):
@@ -46,7 +54,7 @@ def test_both_models_are_timed_in_onnx_runtime(monkeypatch):
     ran = []
     call = OnnxSession.__call__
     monkeypatch.setattr(OnnxSession, "__call__", lambda self, batch: ran.append(self) or call(self, batch))
-    model = tiny_model()
+    model = tiny_model(num_hidden_layers=1)
     clock = latency_budgets.Clock(model, 7, batch_size=1, backend="onnx", repeats=6)
     assert {value.shape[:2] for value in clock.batch.values()} == {(1, 7)}
     share, milliseconds = clock.time(tiny_model(num_hidden_layers=1), rounds=2)
@@ -58,4 +66,4 @@ def test_the_distance_of_an_export_is_told(monkeypatch):
     pytest.importorskip("onnxruntime")
     call = OnnxSession.__call__
     monkeypatch.setattr(OnnxSession, "__call__", lambda *given: {name: 2 * each for name, each in call(*given).items()})
-    assert latency_budgets.onnx_distance(tiny_model(), 7) == pytest.approx(1, abs=1e-4)
+    assert latency_budgets.onnx_distance(tiny_model(num_hidden_layers=1), 7) == pytest.approx(1, abs=1e-5)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..architectures.group import Group, Groups, attribute
 
 Kind = Sequence[Group]
-"""Groups of one role and stack whose tensors have the same shapes."""
+"""Groups of one role and stack that own as much of tensors of the same shapes."""
 
 
 def kinds_of(model: nn.Module, groups: Groups) -> list[Kind]:
@@ -25,7 +25,10 @@ def kinds_of(model: nn.Module, groups: Groups) -> list[Kind]:
     found: dict[tuple, list[Group]] = defaultdict(list)
     for group in groups:
         blocks = (*group.cut.writes, *group.cut.reads)
-        shapes = tuple((re.sub(r"\d+", "0", part.tensor), *attribute(model, part.tensor).shape) for part in blocks)
+        shapes = tuple(
+            (re.sub(r"\d+", "0", part.tensor), part.dim, part.widths, attribute(model, part.tensor).shape)
+            for part in blocks
+        )
         found[group.role, group.units, group.parts, shapes].append(group)
     return list(found.values())
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..architectures.group import Groups
+from ..architectures.group import Group, Groups
 from ..editing.surgery import take_units
 from ..media.vision import image_tokens, usual_image
 from ..merging.hooks import check_mergeable, detach_merging
@@ -25,6 +26,7 @@ from ..running.experts import is_packed
 from ..running.facts import measured_once
 from ..running.forward import call_model
 from ..running.freezing import frozen
+from .kinds import Kind, kinds_of
 from .skeletons import by_shapes
 
 
@@ -157,7 +159,7 @@ def _added_by_units(
     copied: nn.Module, batch: Batch, running: AbstractContextManager, groups: Groups, repeats: int
 ) -> dict[str, float]:
     """Group key -> MACs that its layer does more with the first unit of each part there twice, by unit. One role after
-    the other grows."""
+    the other grows, and of each kind the first group."""
     detach_merging(copied)
     if attention_of(copied) not in ("sdpa", "eager", None):
         copied.set_attn_implementation("eager")  # the counter does not know all kernels
@@ -167,23 +169,56 @@ def _added_by_units(
         first, *_, last = map(copied.get_submodule, groups.layers.values())
         first.register_forward_pre_hook(lambda module, args: (args[0].repeat(1, repeats, 1), *args[1:]))
         last.register_forward_hook(_stop)  # a head that makes maps of tokens has no image of so many
-
-    def count() -> dict[str, int]:
-        with running:
-            flops = run_counted(copied, batch).get_flop_counts()
-        paths = {layer: f"{type(copied).__name__}.{path}".removesuffix(".") for layer, path in groups.layers.items()}
-        return {layer: sum(flops.get(path, {}).values()) // 2 for layer, path in paths.items()}
-
+    if not len(groups):
+        return {}
+    macs, returned = _until(copied, batch, running, groups.layers)
+    kinds = _kinds_of(copied, groups, macs)
+    grown_layers = {first.layer for first, *_ in kinds}
+    most = max((place for place, layer in enumerate(returned, 1) if layer in grown_layers), default=math.inf)
     added: dict[str, float] = {}
-    macs = count() if len(groups) else {}
     for role in dict.fromkeys(group.role for group in groups):
-        grown = groups.of_role(role)
-        for group in grown:
+        grown = [kind for kind in kinds if kind[0].role == role]
+        for group, *_ in grown:
             in_parts = torch.arange(group.units).view(group.parts, -1)
             take_units(copied, group, torch.cat([in_parts, in_parts[:, :1]], 1).flatten())
-        before, macs = macs, count()
-        added |= {group.key: (macs[group.layer] - before[group.layer]) / group.parts for group in grown}
+        before, (macs, _) = macs, _until(copied, batch, running, groups.layers, most)
+        for kind in grown:
+            path = groups.layers[kind[0].layer]
+            each = (macs.get(path, 0) - before.get(path, 0)) / kind[0].parts
+            added |= {group.key: each for group in kind}
     return added
+
+
+def _until(
+    copied: nn.Module, batch: Batch, running: AbstractContextManager, layers: Mapping[str, str], most: float = math.inf
+) -> tuple[dict[str, float], list[str]]:
+    """See `_by_module`, and layers in the order in which they return; the pass ends after so many of these."""
+    returned: list[str] = []
+
+    def note(layer: str, module: nn.Module, args: tuple, output: Any) -> None:
+        returned.append(layer)
+        if len(returned) == most:
+            raise _Stopped
+
+    with ExitStack() as hooks:
+        for layer, path in layers.items():
+            hooks.callback(copied.get_submodule(path).register_forward_hook(partial(note, layer)).remove)
+        return _by_module(copied, batch, running), returned
+
+
+def _kinds_of(model: nn.Module, groups: Groups, macs: Mapping[str, float]) -> list[Kind]:
+    """The groups whose units cost the same: they are of a kind, and their layers do the same, module by module.
+
+    What a unit costs is made of the sizes of tensors and of the rows that they are multiplied by.
+    """
+    found: dict[Hashable, list[Group]] = defaultdict(list)
+    for kind in kinds_of(model, groups):
+        for group in kind:
+            path = groups.layers[group.layer]
+            prefix = path and f"{path}."
+            done = {name[len(path) :]: count for name, count in macs.items() if f"{name}.".startswith(prefix)}
+            found[kind[0].key, frozenset(done.items())].append(group)
+    return list(found.values())
 
 
 def _count_product_by_group(rows, weight, *args, out_shape=None, **kwargs) -> int:

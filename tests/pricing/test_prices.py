@@ -1,6 +1,7 @@
 """Prices of several budgets, against models that were cut."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from optimum_optin.merging.schedule import TokenSchedule
 from optimum_optin.pricing.macs import count_macs, dense_cost, matching_cost
 from optimum_optin.pricing.prices import Price, prices_of
 from optimum_optin.pricing.tensors import count_bytes, count_parameters
+from optimum_optin.pricing.timetable import Timetable
 
 MODELS = {  # and how many tokens a sample has
     "bert": (tiny_model, 9),
@@ -66,6 +68,35 @@ def test_merging_tokens_costs_and_saves_macs_alone():
     kept = sum(float(flops.tables[key][int(mask.sum())]) for key, mask in masks.items())
     assert flops.cost_of(masks) == pytest.approx(flops.fixed + kept)
     assert params.cost_of(masks) < params.dense
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_seconds_of_overlapping_groups_are_shares_of_the_macs_that_half_of_them_save(multiple, monkeypatch):
+    make, tokens = MODELS["stream"]
+    model = make()
+    groups, batch = find_groups(model), probe_batch(model, tokens)
+    timed = Timetable(seconds=8.0, stairs=(), saved=0.25, multiple=multiple, noise=0.0)
+    monkeypatch.setattr("optimum_optin.pricing.prices.timetable_of", lambda *_: timed)
+    (price,) = prices_of(model, groups, tokens, OptinConfig(latency=0.7), None)
+
+    def saved(masks):
+        """MACs."""
+        cut = copy.deepcopy(model)
+        rewrite(cut, groups, masks)
+        return count_macs(model, batch) - count_macs(cut, batch)
+
+    half = {group.key: torch.arange(group.units) % 2 == 0 for group in groups}
+    per_mac = 0.25 * 8 / saved(half)
+    assert price.cost_of(half) == pytest.approx(6)
+    masks = random_masks(groups, share=0.7)
+    wider = {key: torch.arange(len(mask)) < math.ceil(mask.sum() / multiple) * multiple for key, mask in masks.items()}
+    assert any(wider[key].sum() > mask.sum() for key, mask in masks.items()) == (multiple > 1)
+    assert price.cost_of(masks) == pytest.approx(8 - per_mac * saved(wider))
+    for group in groups:
+        whole = {each.key: torch.ones(each.units, dtype=torch.bool) for each in groups}
+        of_one = per_mac * saved({**whole, group.key: torch.arange(group.units) > 0})
+        assert float(price.tables[group.key][-1]) == pytest.approx(group.units * of_one)
+    assert price.fixed + dense_cost(price.tables) == pytest.approx(price.dense) and price.dense == 8 and not price.sums
 
 
 def test_a_budget_holds_what_is_more_by_rounding_alone():

@@ -8,6 +8,7 @@ import torch
 from accelerate import dispatch_model
 from tiny import CASES, KINDS, tiny_batch, tiny_model
 from transformers import BertForSequenceClassification
+from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
 
 from optimum_optin import Stack, find_groups, neurons
 from optimum_optin.architectures import registry
@@ -122,6 +123,49 @@ def test_nothing_of_the_model_runs_or_changes(monkeypatch):
 def _only_without_weights(self, input):
     assert self.weight.is_meta and input.is_meta
     return torch.nn.functional.linear(input, self.weight, self.bias)
+
+
+class Halving(BertLayer):
+    """Sees every other token."""
+
+    def forward(self, hidden_states, attention_mask=None, *args, **kwargs):
+        return super().forward(hidden_states[:, ::2], None, *args, **kwargs)
+
+
+class Looping(BertEncoder):
+    """Runs all layers twice."""
+
+    def forward(self, hidden_states, **kwargs):
+        return super().forward(super().forward(hidden_states, **kwargs).last_hidden_state, **kwargs)
+
+
+def _halving(model):
+    for layer in model.bert.encoder.layer[1:]:
+        layer.__class__ = Halving
+
+
+def _looping(model):
+    model.bert.encoder.__class__ = Looping
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens", "runs", "passes"),
+    [
+        (lambda model: None, (10, 10, 10), 1, 3 + 1 + 1),
+        (_halving, (10, 5, 3), 1, 3 + 3 + 3),
+        (_looping, (10, 10, 10), 2, 6 + 4 + 4),
+    ],
+    ids=["layers that do the same", "layers that see fewer tokens", "layers that run twice"],
+)
+def test_one_layer_of_a_kind_is_counted_and_passes_end_behind_it(change, tokens, runs, passes, monkeypatch):
+    model, ran, forward = tiny_model("bert"), [], BertLayer.forward
+    change(model)
+    monkeypatch.setattr(BertLayer, "forward", lambda *args, **kwargs: ran.append(args[0]) or forward(*args, **kwargs))
+    costs = cost_tables(model, find_groups(model), 10)
+    for layer, seen in enumerate(tokens):
+        assert float(costs[f"layers.{layer}.heads"][1]) == runs * (4 * seen * 32 * 8 + 2 * seen**2 * 8)
+        assert float(costs[f"layers.{layer}.neurons"][1]) == runs * 2 * seen * 32
+    assert len(ran) == passes
 
 
 class Looking(BertForSequenceClassification):
