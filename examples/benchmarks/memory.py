@@ -3,14 +3,19 @@
     python examples/benchmarks/memory.py                        # the shape of Llama-3.2-1B, bfloat16, 16 x 256 tokens
     python examples/benchmarks/memory.py --layers 4             # fewer layers of the same
     python examples/benchmarks/memory.py --scale 0.5            # half of its widths
+    python examples/benchmarks/memory.py --offload              # with weights that Accelerate leaves on disk
 
 Weights and tokens are random: they cost what real ones do. A stage's peak is the largest resident memory of the
-process while it runs, what was there before included; Linux only.
+process while it runs, what was there before included. Pages of files are part of it, though the system drops them when
+it needs the room; what is anonymous, it cannot drop. Linux only.
 """
 
 import argparse
 import json
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +23,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimum_optin import OptinConfig, OptinPruner
+
+EVERY = 0.02  # seconds between two looks at what has no high-water mark
 
 
 def resident(name: str) -> float:
@@ -27,12 +34,42 @@ def resident(name: str) -> float:
 
 
 @contextmanager
+def most_seen(name: str) -> Iterator[list[float]]:
+    """The largest of a line of the status, by a look at it every now and then, as the one number of a list."""
+    seen, over = [resident(name)], threading.Event()
+
+    def look():
+        while not over.wait(EVERY):
+            seen[0] = max(seen[0], resident(name))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
 def stage(name: str, found: dict):
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     started = time.perf_counter()
-    yield
-    found[name] = {"seconds": round(time.perf_counter() - started, 1), "peak_gb": round(resident("VmHWM"), 2)}
+    with most_seen("RssAnon") as anonymous:
+        yield
+    found[name] = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_gb": round(resident("VmHWM"), 2),
+        "anonymous_gb": round(anonymous[0], 2),
+    }
     print(name, json.dumps(found[name]), flush=True)
+
+
+def offloaded(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
+    """The same model, saved and loaded again with all of its weights on disk."""
+    model.save_pretrained(folder / "dense")
+    options = {"dtype": model.dtype, "device_map": {"": "disk"}, "offload_folder": folder / "offloaded"}
+    return type(model).from_pretrained(folder / "dense", **options).eval()
 
 
 def main():
@@ -44,8 +81,14 @@ def main():
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--offload", action="store_true", help="leave the weights on disk, in the folder of TMPDIR")
     parser.add_argument("--out", type=Path, help="append one JSON line")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(arguments, Path(folder))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
     heads = max(4, round(32 * arguments.scale) // 4 * 4)
     shape = LlamaConfig(
         hidden_size=64 * heads,
@@ -64,6 +107,8 @@ def main():
     model = LlamaForCausalLM(shape).eval()
     torch.set_default_dtype(torch.float32)
     found["weights_gb"] = round(sum(each.nbytes for each in model.parameters()) / 1e9, 2)
+    if arguments.offload:
+        model = offloaded(model, folder)
     found["loaded_gb"] = round(resident("VmRSS"), 2)
     print(json.dumps(found), flush=True)
     config = OptinConfig(

@@ -163,7 +163,8 @@ def _correct(
     """Correct errors of what a linear or convolution writes, behind a batch norm and a layer scale if there are any."""
     weight, bias = solve_ridge(*sums, linear.bias is not None or norm is not None, strength)
     places = weight_of(linear).shape[1] // max(weight.shape[1], 1)
-    weight = weight.repeat_interleave(places, 1) / places  # what is told by a mean of places changes all of them alike
+    if places > 1:  # what is told by a mean of places changes all of them alike
+        weight = weight.repeat_interleave(places, 1) / places
     if norm is not None:
         scale = _slope(norm) if scale is None else _slope(norm) * scale.to(norm.running_var)
     if scale is not None:

@@ -128,6 +128,7 @@ def refit(
                     sums = refit_at(model, stop, walks, strength, join=join)
                     for _ in range(rounds - 1 if stop.paths <= course.rectified else 0):
                         refit_at(model, stop, walks, strength, join=join, earlier=sums)
+                    del sums  # or they would be in memory beside the next ones
                     for walk in filter(None, walks):
                         walk.leave(stop)
             for walk in filter(None, dense_walks):

@@ -14,6 +14,7 @@ from ..sums.moments import Moments, add_up_moments, precision_of
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _MIDDLING = 1e-2
+_ROWS = 256  # of a matrix that are in float64 at once, where the whole of it need not be
 
 
 class Regression:
@@ -73,7 +74,9 @@ class Regression:
         """The sums over the rows of both, as a new object."""
         both = copy.copy(self)
         both.inputs = self.inputs.merged(other.inputs)
-        both.cross = self.cross + other.cross + (other.inputs.shift - both.inputs.shift).outer(other.error_sum)
+        both.cross, steps = self.cross + other.cross, other.inputs.shift - both.inputs.shift
+        for part, step in zip(both.cross.split(_ROWS), steps.split(_ROWS), strict=True):
+            part.add_(step.outer(other.error_sum))
         both.error_sum = self.error_sum + other.error_sum
         both.error_squares = self.error_squares + other.error_squares
         return both
@@ -89,17 +92,26 @@ class Regression:
         """
         return self.inputs.scatter(centred), self.products(centred)
 
-    def products(self, centred: bool) -> Tensor:
-        """Weighted sum of the outer products of inputs with errors, shape (inputs, outputs), float64."""
+    def products(self, centred: bool, outputs: slice = slice(None), dtype: torch.dtype = torch.float64) -> Tensor:
+        """Weighted sum of the outer products of inputs with errors, shape (inputs, outputs), for LAPACK.
+
+        Args:
+            centred: whether to subtract their mean from the inputs.
+            outputs: which of the errors.
+            dtype: its type; it is computed in float64.
+        """
         origin = self.inputs.mean() if centred else torch.zeros_like(self.inputs.shift)
-        return self.cross + (self.inputs.shift - origin).outer(self.error_sum)
+        steps, cross, errors = self.inputs.shift - origin, self.cross[:, outputs], self.error_sum[outputs]
+        products = torch.empty(cross.T.shape, dtype=dtype, device=cross.device).mT
+        for part, rows, step in zip(*(each.split(_ROWS) for each in (products, cross, steps)), strict=True):
+            part.copy_(rows + step.outer(errors))
+        return products
 
     def loss(self, weight: Tensor, bias: Tensor) -> float:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
         bias = bias + weight @ self.inputs.shift  # the sums are of shifted inputs
         loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
-        alike = weight.to(self.inputs.gram)  # which may be in float32, see `precision_of`
-        loss = loss + ((alike @ self.inputs.gram) * alike).sum() + 2 * bias @ (weight @ self.inputs.total.double())
+        loss = loss + self.inputs.squares_of(weight) + 2 * bias @ (weight @ self.inputs.total.double())
         return float(loss + self.inputs.weight * bias.square().sum())
 
 
@@ -176,10 +188,14 @@ def _helpful(strength: float | None, loss: float, held_out: Regression) -> float
 def _solve(rows: Regression, strength: float, intercept: bool, outputs: slice = slice(None)) -> tuple[Tensor, Tensor]:
     """The change of weight and bias at a strength, for some of the outputs."""
     mean, error_mean = rows.inputs.mean(), (rows.error_sum / rows.inputs.weight)[outputs]
-    cross = rows.products(centred=intercept)[:, outputs]
     squares = rows.inputs.squares(centred=intercept)
     pull = strength * squares.mean().clamp_min(0) + rows.inputs.floor() + 1e-12
     factor = rows.inputs.factor(intercept, pull)
-    weight = torch.cholesky_solve(cross.to(factor), factor).T.double()
+    weight = rows.products(intercept, outputs, factor.dtype)
+    # In place, where `cholesky_solve` copies both.
+    torch.linalg.solve_triangular(factor, weight, upper=False, out=weight)
+    torch.linalg.solve_triangular(factor.mT, weight, upper=True, out=weight)
+    del factor
+    weight = weight.T.double()
     bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)
     return weight, bias

@@ -8,6 +8,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls types: those of weights, most usual first, and then others."""
+
 _BEFORE_NOTES = '{"__metadata__":'
 _MOST_OF_HEADER = 100_000_000  # of a header, as safetensors has it
 
@@ -16,7 +30,7 @@ class Form(NamedTuple):
     """What a tensor is like.
 
     Args:
-        dtype: its type, as safetensors calls it (`"F32"`).
+        dtype: its type, as safetensors calls it (`DTYPE_NAMES`).
         shape: its shape.
     """
 

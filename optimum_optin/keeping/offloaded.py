@@ -17,20 +17,10 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
 from torch import Tensor, nn
 
-from ..files.tensor_headers import Header, read_header
+from ..files.tensor_headers import DTYPE_NAMES, Header, read_header
 
 # What Accelerate puts on a model that it has spread; one that is worked on, and copies of it, are ordinary ones.
 _ADDED = ("hf_device_map", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa")
-_NAMES = {  # of types, in safetensors files; others are read by Accelerate
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 # Else Linux maps no file for writing, not even to pages of one's own, that is larger than memory and swap.
 _UNBOUNDED = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _ALIGNED = 64  # bytes
@@ -221,14 +211,14 @@ class _Files:
         return str(file), state.st_mtime_ns, state.st_size
 
     def tensor(self, file: Path, name: str, dtype: torch.dtype) -> Tensor | None:
-        """A tensor of a safetensors file; `None` if it is of another type there."""
+        """A tensor of a safetensors file; `None` if it is of another type there, or of one that we have no name for."""
         if file not in self._headers:
             self._headers[file] = read_header(file)
         header = self._headers[file]
         if name not in header.forms:
             raise ValueError(f"{file} does not hold {name} any more: load the model again.")
         form, (start, _) = header.forms[name], header.places[name]
-        return self._at(file, start, dtype, form.shape) if form.dtype == _NAMES.get(dtype) else None
+        return self._at(file, start, dtype, form.shape) if form.dtype == DTYPE_NAMES.get(dtype) else None
 
     def raw(self, file: Path, entry: Mapping[str, Any], dtype: torch.dtype) -> Tensor | None:
         """The tensor of a file that Accelerate wrote; `None` if it is of another type there."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, ModelCard
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
@@ -17,6 +16,7 @@ from ..files.exchange import NOTE_FILE, check_whole
 from ..files.folders import atomic_folder
 from ..files.json_files import read_object
 from ..files.model_files import PICTURES, are_weights, left_over
+from ..files.tensor_headers import DTYPE_NAMES, read_header
 from ..plain_modules.structure_file import WEIGHTS_FILE, read_structure
 from ..report import REPORT_FILE, PruningReport, commit_title
 from ..scoring import SCORES_FOLDER, Scores
@@ -204,16 +204,8 @@ def _stand_in(folder: Path) -> nn.Module:
     """A module of the class and precision of the one in a folder, whose code is not here: a card needs no more."""
     kind = read_structure(folder / STRUCTURE_FILE).kind
     module = type(kind, (nn.Module,), {})()
-    file = folder / WEIGHTS_FILE
-    try:
-        with safe_open(file, framework="pt") as weights:
-            types = {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:  # it does not say which file
-        raise ValueError(f"the weights in {file} are damaged: {error}.") from error
-    precision = next((each for name, each in _PRECISIONS.items() if name in types), torch.float32)
+    types = {form.dtype for form in read_header(folder / WEIGHTS_FILE).forms.values()}
+    found = (each for each, name in DTYPE_NAMES.items() if each.is_floating_point and name in types)
+    precision = next(found, torch.float32)
     module.register_parameter("weight", nn.Parameter(torch.empty(0, dtype=precision)))
     return module
-
-
-# As safetensors calls them.
-_PRECISIONS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}

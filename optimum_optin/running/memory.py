@@ -20,5 +20,7 @@ def all_finite(values: Tensor) -> bool:
     """Whether none of a tensor's numbers is NaN or infinite, without a copy of it."""
     if not values.numel() or not values.is_floating_point():
         return bool(values.isfinite().all())
+    if values.dim() == 2 and not values.is_contiguous():
+        values = values.mT  # what lies column by column, `aminmax` would copy
     least, largest = values.aminmax()  # NaN if there is one
     return bool(least.isfinite() & largest.isfinite())

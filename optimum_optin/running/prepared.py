@@ -7,7 +7,7 @@ that function, which may well run the original.
 from __future__ import annotations
 
 import copy
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -54,7 +54,8 @@ def unprepare(model: nn.Module) -> None:
     """Let every module run its class's own `forward` again, as far as we know how, in place; returns nothing.
 
     The wrappers of Accelerate for mixed precision (`Accelerator.prepare`, `Trainer`) and of torch.compile are removed.
-    Accelerate's hooks stay, as a model spread over devices needs them.
+    Accelerate's hooks stay, as a model spread over devices needs them. The `to` and `cuda` that it puts on such a model
+    to warn do not: a copy's would move the original.
     """
     for module in model.modules():
         attributes = vars(module)
@@ -66,6 +67,8 @@ def unprepare(model: nn.Module) -> None:
             attributes.pop("forward", None)
         else:
             attributes["forward"] = forward
+        for name in [name for name, each in attributes.items() if _is_around_own(module, name, each)]:
+            del attributes[name]
 
 
 def check_prepared(model: nn.Module) -> None:
@@ -106,3 +109,9 @@ def _is_own(module: nn.Module, forward: Any) -> bool:
         own = own.__wrapped__
         chain.append(own)
     return isinstance(forward, MethodType) and forward.__func__ in chain
+
+
+def _is_around_own(module: nn.Module, name: str, value: Any) -> bool:
+    """Whether an attribute is a function around the method that it hides. Functions are not copied with an object."""
+    method = getattr(value, "__wrapped__", None) if isinstance(value, FunctionType) else None
+    return isinstance(method, MethodType) and method.__func__ is getattr(type(module), name, None)

@@ -8,6 +8,7 @@ the share of its tokens in the squares of the gradients. What is sent little, or
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from ..running.experts import neurons_of_each, routed, weight_of_expert
 from ..running.processes import add_up, add_up_symmetric
 from ..stages.tensor_files import below, prefixed
 from ..sums.moments import Moments, add_up_moments, precision_of
-from ..sums.symmetric import gram
+from ..sums.symmetric import gram, numbers_of
 from .removal import Reader, order_cost, removal_scores, root_of
 
 _UNSEEN = 1e-9  # what neurons of an expert cost that was given no token, as a share of what they might
@@ -41,7 +42,7 @@ class ExpertSums:
     def size(module: nn.Module) -> int:
         """Bytes of the sums."""
         outputs, neurons = weight_of_expert(module, 0).shape
-        return 4 * (2 * outputs**2 + module.num_experts * neurons**2)
+        return 4 * (2 * outputs**2 + module.num_experts * numbers_of(neurons))
 
     def add_gradients(self, term: str, gradients: Tensor, passage: Passage, real: Tensor | None) -> None:
         """Add the gradients at the real tokens, shape (real, channels)."""
@@ -103,9 +104,10 @@ class ExpertSums:
             weight, seen = weight_of_expert(self.module, expert), int(moments.count) > 0
             neurons = weight.shape[1]
             precision = precision_of(neurons)
-            covariance = moments.covariance(centred=False) if seen else torch.eye(neurons, device=self.device)
+            alike = partial(torch.eye, neurons, dtype=precision, device=self.device)
+            covariance = partial(moments.covariance, False, precision) if seen else alike
             parts = [float(self.shares[name][expert]) / whole[name] if seen else _UNSEEN for name in traces]
-            reader = Reader(weight, covariance.to(precision), metrics, roots=roots)
+            reader = Reader(weight, covariance, metrics, roots=roots)
             order = [share * max(part, 1e-12) for share, part in zip(shares, parts, strict=True)]
             scores = removal_scores([reader], neurons, order)
             by_expert.append([score * part for score, part in zip(scores, parts, strict=True)])

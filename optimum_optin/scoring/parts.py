@@ -9,12 +9,12 @@ from torch import nn
 
 from ..architectures.group import Group, Groups
 
-_LEAST = 2**30  # bytes of sums that a machine is taken to have room for
+_LEAST = 2**29  # bytes of sums that a machine is taken to have room for
 
 
 def room_for(model: nn.Module) -> int:
-    """Bytes that sums may take: half of what the model does, and a gigabyte at least."""
-    return max(_LEAST, sum(parameter.nbytes for parameter in model.parameters()) // 2)
+    """Bytes that sums may take: a third of what the model does, and half a gigabyte at least."""
+    return max(_LEAST, sum(parameter.nbytes for parameter in model.parameters()) // 3)
 
 
 def parts_of(groups: Groups, sizes: Mapping[str, int], most: int) -> list[Groups]:

@@ -152,7 +152,8 @@ class _Left:
     def of(cls, reader: Reader, units: int) -> _Left:
         make = reader.covariance.clone if isinstance(reader.covariance, Tensor) else reader.covariance
         roots = [root_of(metric.double()) for metric in reader.metrics] if reader.roots is None else reader.roots
-        inverse = torch.cholesky_inverse(cholesky(make, _DAMPING))
+        factor = cholesky(make, _DAMPING)
+        inverse = torch.cholesky_inverse(factor, out=factor)
         weight, roots = reader.weight.to(inverse), [root.to(inverse) for root in roots]
         left = torch.cat([root.T @ weight for root in roots])[:, reader.columns]
         inverse = inverse[reader.columns, reader.columns]  # the other inputs stay, and take over as well

@@ -32,7 +32,7 @@ from ..running.randomness import generators
 from ..stages.resuming import Outcome, once, resumed
 from ..stages.tensor_files import below, prefixed
 from ..sums.moments import BlockMoments, Moments, precision_of
-from ..sums.symmetric import gram
+from ..sums.symmetric import gram, numbers_of
 from .experts import ExpertSums
 from .parts import parts_of, room_for
 from .registry import Scored, Terms, Totals, flattened, register_scorer, terms_of
@@ -103,6 +103,7 @@ def _score_part(
         batch, real = calibration.batches[index], calibration.real[index]
         ran = run_dense(model, groups, batch, real, rows=config.rows, generator=generator)
         start = _add_probe(gathered.sums, gathered.traces, ran, config.temperature, generator)
+        del ran  # or what layers returned would be in memory while orders are found
         if probe < len(calibration):
             gathered.starts[index] = start
     for each in gathered.sums.values():
@@ -150,7 +151,7 @@ def _size(model: nn.Module, group: Group, consumer: Consumer) -> int:
         return ExpertSums.size(module)
     outputs, features = weight_of(model.get_submodule(consumer.path)).shape
     places = places_of(model.get_submodule(consumer.path), channel_width(group, consumer))
-    return 4 * (2 * outputs**2 + (features**2 if places == 1 else 2 * features * places))
+    return 4 * (2 * outputs**2 + (numbers_of(features) if places == 1 else 2 * features * places))
 
 
 def _add_probe(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..running.memory import all_finite
-from ..running.processes import add_up, add_up_symmetric, process_count
+from ..running.processes import add_up, process_count
 from ..stages.tensor_files import fill
-from .symmetric import SymmetricSum
+from .symmetric import Band, SymmetricSum, whole
 
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
 _WIDE = 4096  # features from which on sums and factors in float64 would take more memory than many a model
-_ROWS = 256  # of a matrix that are in float64 at once, where the whole of it need not be
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 
 
@@ -40,7 +39,7 @@ class Moments:
         weight: sum of their weights.
         shift: what is subtracted from every row, shape (features,).
         total: weighted sum of the shifted rows, shape (features,).
-        gram: weighted sum of their outer products, shape (features, features).
+        products: weighted sum of their outer products.
     """
 
     def __init__(self, features: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64):
@@ -49,17 +48,8 @@ class Moments:
         self.weight = torch.zeros((), dtype=torch.float64, device=device)
         self.shift = torch.zeros(features, dtype=torch.float64, device=device)
         self.total = torch.zeros(features, **zeros)
-        self.gram = torch.zeros(features, features, **zeros)
+        self.products = SymmetricSum(features, **zeros)
         self._empty = True
-
-    @property
-    def gram(self) -> Tensor:
-        """See `Moments`."""
-        return self._products.total()
-
-    @gram.setter
-    def gram(self, total: Tensor) -> None:
-        self._products = SymmetricSum(total)
 
     def add(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Add rows of shape (rows, features), with weights of shape (rows,); `None` gives each the weight 1.
@@ -73,7 +63,7 @@ class Moments:
         self.count += len(rows)
         self.weight += len(rows) if weights is None else weights.sum().to(self.weight)
         self.total += weighted.sum(0)
-        self._products.add(weighted, shifted)
+        self.products.add(weighted, shifted)
         return weighted
 
     def shifted(self, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -88,7 +78,8 @@ class Moments:
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for `restore`."""
-        return {name: getattr(self, name) for name in ("count", "weight", "shift", "total", "gram")}
+        sums = {name: getattr(self, name) for name in ("count", "weight", "shift", "total")}
+        return sums | {"products": self.products.packed}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Hold the sums that `tensors` gave, before any `move`; raises a `ValueError` if they are of other shapes."""
@@ -97,30 +88,31 @@ class Moments:
 
     def move(self, shift: Tensor) -> None:
         """Change the shift that the sums are taken about, in place."""
-        step = self.shift - shift
-        total = self.total.double()
-        moved, gram = total + self.weight * step, self.gram
-        other = torch.empty_like(gram)  # a copy may hold the same sums
-        for first in range(0, len(gram), _ROWS):
-            rows = slice(first, first + _ROWS)
-            other[rows] = gram[rows].to(torch.float64, copy=True).addr_(total[rows], step).addr_(step[rows], moved)
-        self.gram = other
-        self.total = moved.to(self.total)
-        self.shift, self._empty = shift, False
+        total = self._moved_total(shift)
+        for (_, band), (_, moved) in zip(self.products.bands(), self.moved(shift), strict=True):
+            band.copy_(moved)
+        self.total, self.shift, self._empty = total.to(self.total), shift, False
+
+    def moved(self, shift: Tensor) -> Iterator[Band]:
+        """The `products` about another shift, as new tensors, float64."""
+        step, before, after = self.shift - shift, self.total.double(), self._moved_total(shift)
+        for rows, band in self.products.bands():
+            moved, rest = band.to(torch.float64, copy=True), slice(rows.start, None)
+            # Not by `addr_`, which rounds some columns in another way.
+            yield rows, moved.add_(step[rows].outer(before[rest])).add_(after[rows].outer(step[rest]))
 
     def settle(self) -> None:
         """Take the sums as they are now for all: without rows, the first that come give the shift."""
         self._empty = not self.count
 
     def merged(self, other: Moments) -> Moments:
-        """The sums over the rows of both, as a new object."""
+        """The sums over the rows of both, to be read while neither changes."""
         if self._empty:
-            return copy.copy(other)
-        both, moved = copy.copy(self), copy.copy(other)
-        moved.move(self.shift)
-        for name in ("count", "weight", "total"):
-            setattr(both, name, getattr(self, name) + getattr(moved, name))
-        both.gram = moved.gram.add_(self.gram)  # a matrix of its own, by now
+            return other
+        both = copy.copy(self)
+        both.count, both.weight = self.count + other.count, self.weight + other.weight
+        both.total = self.total + other._moved_total(self.shift).to(self.total)
+        both.products = _Both(self, other)
         return both
 
     def mean(self) -> Tensor:
@@ -128,21 +120,18 @@ class Moments:
         return self.shift + self.total / self.weight
 
     def scatter(self, centred: bool, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Weighted sum of the rows' outer products, shape (features, features).
+        """Weighted sum of the rows' outer products, shape (features, features), as a new matrix for LAPACK.
 
         Args:
             centred: whether to subtract the mean from the rows.
             dtype: its type.
         """
-        about_shift, mean = (self.total.double() / self.weight).to(dtype), self.mean().to(dtype)
-        weight = self.weight.to(dtype)
-        scatter = self.gram.to(dtype, copy=True)  # then in place: of wide linears, copies fill memory
-        scatter.addr_(-weight * about_shift, about_shift)
-        return scatter if centred else scatter.addr_(weight * mean, mean)
+        return self._whole(self._scattered(centred, dtype), dtype)
 
     def squares(self, centred: bool) -> Tensor:
         """The diagonal of `scatter`, shape (features,), float64."""
-        spread = self.gram.diagonal().double() - self.total.double().square() / self.weight
+        diagonal = torch.cat([self.total[:0], *(band.diagonal() for _, band in self.products.bands())]).double()
+        spread = diagonal - self.total.double().square() / self.weight
         return spread if centred else spread + self.weight * self.mean().square()
 
     def factor(self, centred: bool, damping: Tensor) -> Tensor:
@@ -168,23 +157,20 @@ class Moments:
         return factor
 
     def covariance(self, centred: bool, dtype: torch.dtype = torch.float64) -> Tensor:
-        """`scatter` with its `floor`, per weight; computed in float64, some rows at a time, as a new matrix.
+        """`scatter` with its `floor`, per weight; computed in float64, some rows at a time, as a new matrix for LAPACK.
 
         Args:
             centred: see `scatter`.
             dtype: its type.
         """
-        about_shift, mean, floor = self.total.double() / self.weight, self.mean(), self.floor()
-        gram, covariance = self.gram, self.gram.new_empty(self.gram.shape, dtype=dtype)
-        for first in range(0, len(gram), _ROWS):
-            rows = slice(first, first + _ROWS)
-            part = gram[rows].to(torch.float64, copy=True)
-            part.addr_(-self.weight * about_shift[rows], about_shift)
-            if not centred:
-                part.addr_(self.weight * mean[rows], mean)
-            part.diagonal(offset=first).add_(floor[rows])
-            covariance[rows] = part.div_(self.weight)
-        return covariance
+        floor = self.floor()
+
+        def bands() -> Iterator[Band]:
+            for rows, band in self._scattered(centred, torch.float64):
+                band.diagonal().add_(floor[rows])
+                yield rows, band.div_(self.weight)
+
+        return self._whole(bands(), dtype)
 
     def floor(self) -> Tensor:
         """What to add to the diagonal of `scatter` to keep it invertible, shape (features,), float64.
@@ -194,6 +180,46 @@ class Moments:
         """
         spread, squares = self.squares(centred=True), self.squares(centred=False)
         return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
+
+    def squares_of(self, weight: Tensor) -> Tensor:
+        """Weighted sum over the shifted rows of ||weight row||^2, float64; its shape is (outputs, features)."""
+        total, weight = torch.zeros_like(self.weight), weight.to(self.total)
+        for rows, band in self.products.bands():
+            twice = 2 * band.triu(1)
+            twice.diagonal().add_(band.diagonal())
+            total += (weight[:, rows] @ twice).mul_(weight[:, rows.start :]).sum(dtype=torch.float64)
+        return total
+
+    def _scattered(self, centred: bool, dtype: torch.dtype) -> Iterator[Band]:
+        """The bands of `scatter`."""
+        about_shift, mean = (self.total.double() / self.weight).to(dtype), self.mean().to(dtype)
+        weight = self.weight.to(dtype)
+        for rows, band in self.products.bands():
+            moved, rest = band.to(dtype, copy=True), slice(rows.start, None)
+            moved -= about_shift[rows].outer(weight * about_shift[rest])
+            if not centred:
+                moved += mean[rows].outer(weight * mean[rest])
+            yield rows, moved
+
+    def _moved_total(self, shift: Tensor) -> Tensor:
+        """The `total` about another shift, float64."""
+        return self.total.double() + self.weight * (self.shift - shift)
+
+    def _whole(self, bands: Iterator[Band], dtype: torch.dtype) -> Tensor:
+        return whole(bands, len(self.total), self.total.device, dtype)
+
+
+class _Both:
+    """The `products` of two, about the shift of the first; they are added whenever they are read."""
+
+    def __init__(self, one: Moments, other: Moments):
+        self._one, self._other = one, other
+
+    def bands(self) -> Iterator[Band]:
+        """See `SymmetricSum`; not to be changed."""
+        mine, others = self._one.products.bands(), self._other.moved(self._one.shift)
+        for (rows, band), (_, moved) in zip(mine, others, strict=True):
+            yield rows, moved.to(band).add_(band)
 
 
 def add_up_moments(moments: Sequence[Moments]) -> None:
@@ -205,7 +231,7 @@ def add_up_moments(moments: Sequence[Moments]) -> None:
     for each, sums in zip(moments, about_zero, strict=True):
         each.move(sums[:-1] / sums[-1] if sums[-1] else torch.zeros_like(each.shift))
     add_up(*(getattr(each, name) for name in ("count", "weight", "total") for each in moments))
-    add_up_symmetric(*(each.gram for each in moments))
+    add_up(*(each.products.packed for each in moments))
     for each in moments:
         each.settle()
 
@@ -280,6 +306,8 @@ def cholesky(make: Callable[[], Tensor], share: float) -> Tensor:
 
 def _factored(matrix: Tensor, damping: Tensor) -> Tensor | None:
     """The Cholesky factor of a matrix plus a damping of its diagonal, in its place; `None` if there is none.
+
+    LAPACK copies a matrix that is not given column by column, as `whole` makes it.
 
     Raises:
         ValueError: a number is not finite.

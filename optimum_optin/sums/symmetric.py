@@ -1,22 +1,42 @@
-"""Sums of products that are known to be symmetric: what is below the diagonal is copied, when it is asked for."""
+"""Sums of products that are known to be symmetric: what is below the diagonal takes no memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+import torch
 from torch import Tensor
 
-_BLOCK = 64  # columns that are multiplied at once
+_BLOCK = 64  # rows that are multiplied at once
+
+Band = tuple[slice, Tensor]
+"""Some rows of a symmetric matrix, and their numbers from the diagonal on, shape (rows, features - first row). Those
+below the diagonal, in the square that they begin with, may be anything."""
 
 
 class SymmetricSum:
     """A sum of products one^T other, each of them symmetric.
 
     Args:
-        total: what the sum is at first, shape (features, features), symmetric; it is added to in place.
+        features: how many rows and columns it has.
+        device: where to keep it.
+        dtype: its type.
+
+    Attributes:
+        packed: all its numbers, in one row: band after band.
     """
 
-    def __init__(self, total: Tensor):
-        self._total = total
-        self._copied = True  # whether what is below the diagonal is as it must be
+    def __init__(self, features: int, device: torch.device | str, dtype: torch.dtype):
+        self._features = features
+        self.packed = torch.zeros(numbers_of(features), device=device, dtype=dtype)
+
+    def bands(self) -> Iterator[Band]:
+        """All rows, some at a time, to be changed in place."""
+        start = 0
+        for rows in _blocks(self._features):
+            shape = rows.stop - rows.start, self._features - rows.start
+            yield rows, self.packed[start : start + shape[0] * shape[1]].view(shape)
+            start += shape[0] * shape[1]
 
     def add(self, one: Tensor, other: Tensor) -> None:
         """Add a product, computed in the type of its factors.
@@ -25,31 +45,38 @@ class SymmetricSum:
             one: shape (rows, features).
             other: `one`, with rows multiplied by any numbers.
         """
-        for first, last in _blocks(len(self._total)):
-            above, columns = self._total[first:last, first:], one[:, first:last].T
-            if above.dtype == one.dtype:  # in place: a product of this size is large, and gone at once
-                above.addmm_(columns, other[:, first:])
+        for rows, band in self.bands():
+            columns, rest = one[:, rows].T, other[:, rows.start :]
+            if band.dtype == one.dtype:  # in place: a product of this size is large, and gone at once
+                band.addmm_(columns, rest)
             else:
-                above += columns @ other[:, first:]
-        self._copied = False
+                band.add_(columns @ rest)
 
-    def total(self) -> Tensor:
-        """The sum, shape (features, features), which may be changed in place."""
-        if not self._copied:
-            for first, last in _blocks(len(self._total)):
-                self._total[last:, first:last] = self._total[first:last, last:].T
-                block = self._total[first:last, first:last]
-                block.copy_(block.triu() + block.triu(1).T)
-            self._copied = True
-        return self._total
+
+def numbers_of(features: int) -> int:
+    """How many numbers a `SymmetricSum` keeps."""
+    return sum((rows.stop - rows.start) * (features - rows.start) for rows in _blocks(features))
+
+
+def whole(bands: Iterable[Band], features: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """A symmetric matrix of its bands, shape (features, features), column by column: so LAPACK works in its place."""
+    matrix = torch.empty(features, features, device=device, dtype=dtype).mT
+    for rows, band in bands:
+        square, rest = band.split([len(band), band.shape[1] - len(band)], dim=1)
+        matrix[rows, rows] = square.triu() + square.triu(1).mT
+        matrix[rows.stop :, rows] = rest.mT
+        matrix[rows, rows.stop :] = rest
+    return matrix
 
 
 def gram(one: Tensor, other: Tensor) -> Tensor:
     """one^T other; see `SymmetricSum.add`."""
-    sums = SymmetricSum(one.new_zeros(one.shape[1], one.shape[1]))
+    features = one.shape[1]
+    sums = SymmetricSum(features, one.device, one.dtype)
     sums.add(one, other)
-    return sums.total()
+    return whole(sums.bands(), features, one.device, one.dtype)
 
 
-def _blocks(features: int) -> list[tuple[int, int]]:
-    return [(first, min(first + _BLOCK, features)) for first in range(0, features, _BLOCK)]
+def _blocks(features: int) -> Iterator[slice]:
+    for first in range(0, features, _BLOCK):
+        yield slice(first, min(first + _BLOCK, features))

@@ -315,8 +315,8 @@ def test_sums_of_wide_patches_stay_in_memory():
     """The refit of a 3 x 3 convolution of 512 channels: the sums that it holds at once, in bytes."""
     inputs = 512 * 9
     sums = ridge.Regression(inputs, 512, "meta")
-    held = sum(each.numel() * each.element_size() for each in (sums.inputs.gram, sums.cross))
-    assert 2 * held < 0.5e9  # two are summed, one to fit and one to choose by
+    held = sum(each.numel() * each.element_size() for each in (sums.inputs.products.packed, sums.cross))
+    assert 2 * held < 0.15e9  # two are summed, one to fit and one to choose by
 
 
 CONFIGS = {

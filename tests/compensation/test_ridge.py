@@ -10,6 +10,7 @@ import torch
 from optimum_optin.compensation import ridge
 from optimum_optin.compensation.ridge import STRENGTHS, Regression, add_up_regressions, solve_ridge
 from optimum_optin.running import processes
+from optimum_optin.timing.peaks import PeakMeter
 
 
 def _rows(count, seed=0, inputs=6, outputs=3, noise=0.1):
@@ -121,7 +122,7 @@ def test_sums_of_wide_linears_are_in_float32_and_give_nearly_the_same(intercept,
     expected = solve_ridge(_streamed(x[80:], errors[80:]), _streamed(x[:80], errors[:80]), intercept)
     monkeypatch.setattr("optimum_optin.sums.moments._WIDE", 4)
     fit, held_out = _streamed(x[80:], errors[80:]), _streamed(x[:80], errors[:80])
-    assert fit.inputs.gram.dtype == torch.float32
+    assert fit.inputs.products.packed.dtype == torch.float32
     for found, exact in zip(solve_ridge(fit, held_out, intercept), expected, strict=True):
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-3)
         assert found.dtype == torch.float64
@@ -231,7 +232,7 @@ def test_sums_of_several_processes_are_those_of_all_rows(two_processes):
     found = two_processes(worked)
     weight, bias = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     for sums, known, empty in found:
-        assert not empty.count and not empty.inputs.gram.any()
+        assert not empty.count and not empty.inputs.products.packed.any()
         for each, expected in ((sums, whole), (known, other_whole), (sums.merged(empty), whole)):
             assert each.count == 35
             assert each.loss(weight, bias) == pytest.approx(expected.loss(weight, bias), rel=1e-4)
@@ -263,3 +264,21 @@ def test_few_inputs_are_fitted_like_many(inputs):
     expected, shift = _direct(x[:, :inputs], errors, 1e-2, True) if inputs else (torch.zeros(3, 0), errors.mean(0))
     torch.testing.assert_close(weight, expected.double(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(bias, shift.double(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_solution_takes_half_a_matrix_for_each_of_both_sums_and_one_to_solve():
+    """Beside them, numbers of inputs times outputs; all in float64."""
+    inputs, outputs = 2000, 50
+    mixed = torch.randn(5, inputs)
+
+    def solved():
+        sums = Regression(inputs, outputs), Regression(inputs, outputs)
+        for each in sums:
+            x = torch.randn(40, 5) @ mixed
+            each.add(x, x[:, :outputs])
+        assert solve_ridge(*sums, True)[0].any()
+
+    peak = PeakMeter(torch.device("cpu")).peak(solved)
+    if peak is None:
+        pytest.skip("nobody tells how much memory is taken")
+    assert peak / (8 * inputs**2) < 0.5 + 0.5 + 1 + 0.35

@@ -7,7 +7,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from optimum_optin.files.tensor_headers import forms_in, read_header, read_headers, tensors_digest, write_notes
+from optimum_optin.files.tensor_headers import (
+    DTYPE_NAMES,
+    forms_in,
+    read_header,
+    read_headers,
+    tensors_digest,
+    write_notes,
+)
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -34,6 +41,12 @@ def test_it_is_what_safetensors_reads(file):
     content = file.read_bytes()
     for name, (start, stop) in header.places.items():
         assert content[start:stop] == TENSORS[name].reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPE_NAMES, ids=str)
+def test_types_have_the_names_that_safetensors_writes(dtype, tmp_path):
+    save_file({"a": torch.ones(2, dtype=dtype)}, tmp_path / "model.safetensors")
+    assert read_header(tmp_path / "model.safetensors").forms["a"].dtype == DTYPE_NAMES[dtype]
 
 
 def test_metadata_are_written_in_one_order(file):

@@ -1,11 +1,13 @@
 """Models that others prepared or wrapped: what is pruned is the model itself."""
 
 import functools
+import gc
 import types
+import weakref
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, dispatch_model
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.state import AcceleratorState
 from decoders import generator
@@ -66,6 +68,12 @@ def _bound(model):
     model.forward = types.MethodType(type(model).forward, model)
 
 
+def _spread(model):
+    """What device_map="auto" makes of a model over several devices; here they are all the CPU."""
+    devices = {name: "cpu" for name, module in model.named_modules() if not [*module.children()]}
+    dispatch_model(model, devices, main_device="cpu", force_hooks=True)
+
+
 PREPARED = [
     _accelerate,
     _accelerate_twice,
@@ -75,6 +83,7 @@ PREPARED = [
     _compiled_layer_forward,
     _compiled_in_place,
     _bound,
+    _spread,
 ]
 
 
@@ -99,6 +108,21 @@ def test_a_prepared_model_gives_what_the_plain_one_gives(prepare, tmp_path):
         now = vars(model.get_submodule(path))
         assert all(now[name] is value for name, value in attributes.items()), path
     assert torch.equal(output_of(model, batch), output)
+
+
+@pytest.mark.parametrize("prepare", [_accelerate_and_a_hook, _bound, _spread])
+def test_a_copy_has_nothing_of_the_model_that_it_was_made_from(prepare):
+    """Or what moves the copy would move the model, and what runs the copy would run that."""
+    model = tiny_model()
+    prepare(model)
+    to = model.to
+    copied = copy_of(model)
+    assert copied.to(torch.float64) is copied and copied.dtype == torch.float64
+    assert model.to == to and model.dtype == torch.float32
+    gone = weakref.ref(model)
+    del model, to
+    gc.collect()
+    assert gone() is None
 
 
 def test_measured_is_the_model_itself():

@@ -1,11 +1,14 @@
 """The order of removal and its costs against brute-force refits."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
-from optimum_optin.scoring.removal import _DAMPING, Reader, _pool, removal_scores, root_of
+from optimum_optin.scoring.removal import _DAMPING, Reader, _Left, _pool, removal_scores, root_of
+from optimum_optin.sums.moments import Moments
+from optimum_optin.timing.peaks import PeakMeter
 
 
 def _problem(units, width, seed=0):
@@ -247,3 +250,21 @@ def test_a_root_of_a_metric_gives_it_back_but_for_what_rounding_left_below_nothi
     below = vectors @ torch.diag(torch.tensor([-1e-3, *values[1:]], dtype=torch.float64)) @ vectors.T
     above = vectors @ torch.diag(torch.tensor([0.0, *values[1:]], dtype=torch.float64)) @ vectors.T
     torch.testing.assert_close(root_of(below) @ root_of(below).T, above)
+
+
+def test_what_is_inverted_takes_the_memory_of_one_matrix():
+    """Its factor and its inverse take the place of the covariance."""
+    units, drawn = 2000, torch.Generator().manual_seed(0)
+    sums = Moments(units, dtype=torch.float32)
+    sums.add(torch.randn(100, units, generator=drawn))
+    weight, metric = torch.randn(8, units, generator=drawn), torch.eye(8, dtype=torch.float64)
+    reader = Reader(weight, partial(sums.covariance, True, torch.float64), [metric])
+    covariance = sums.covariance(True)
+    covariance.diagonal().add_(_DAMPING * covariance.diagonal().mean())
+    expected = torch.linalg.inv(covariance)
+    meter, left = PeakMeter(torch.device("cpu")), []
+    peak = meter.peak(lambda: left.append(_Left.of(reader, units)))
+    torch.testing.assert_close(left[0].inverse, expected)
+    if peak is None:
+        pytest.skip("nobody tells how much memory is taken")
+    assert peak / (8 * units**2) < 1.3

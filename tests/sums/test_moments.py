@@ -5,7 +5,8 @@ import torch
 
 from optimum_optin.sums import moments as module
 from optimum_optin.sums.moments import BlockMoments, Moments, add_up_moments, cholesky, precision_of
-from optimum_optin.sums.symmetric import SymmetricSum, gram
+from optimum_optin.sums.symmetric import _BLOCK, SymmetricSum, gram, numbers_of, whole
+from optimum_optin.timing.peaks import PeakMeter
 
 
 def _rows(count, offset, seed=0):
@@ -20,6 +21,10 @@ def _streamed(rows, weights=None, dtype=torch.float64):
         part = slice(start, start + 7)
         moments.add(rows[part], None if weights is None else weights[part])
     return moments
+
+
+def _gram(sums):
+    return whole(sums.products.bands(), len(sums.total), "cpu", sums.total.dtype)
 
 
 def _expected(rows, weights):
@@ -43,7 +48,7 @@ def test_streamed_sums_are_those_of_all_rows(offset, dtype):
 def test_merged_sums_are_those_of_both(sizes):
     one, other = _rows(sizes[0], 1e3), _rows(sizes[1], 2e3, seed=1)
     parts = _streamed(one), _streamed(other)
-    before = [(each.shift.clone(), each.gram.clone()) for each in parts]
+    before = [(each.shift.clone(), _gram(each)) for each in parts]
     merged = parts[0].merged(parts[1])
     mean, centred, _ = _expected(torch.cat([one, other]), torch.ones(sum(sizes)))
     torch.testing.assert_close(merged.mean(), mean, rtol=1e-6, atol=1e-6)
@@ -51,7 +56,7 @@ def test_merged_sums_are_those_of_both(sizes):
     assert int(merged.count) == sum(sizes)
     for each, (shift, products) in zip(parts, before, strict=True):
         assert torch.equal(each.shift, shift)
-        assert torch.equal(each.gram, products)
+        assert torch.equal(_gram(each), products)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -2e5])
@@ -77,26 +82,51 @@ def test_damping_is_raised_until_there_is_a_factor():
         cholesky((matrix * torch.inf).clone, 1.0)
 
 
-@pytest.mark.parametrize("features", [3, module._ROWS, 2 * module._ROWS + 5])
+@pytest.mark.parametrize("features", [3, _BLOCK, 2 * _BLOCK + 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("centred", [True, False])
-def test_a_covariance_is_to_the_last_bit_what_all_of_it_at_once_gives(features, dtype, centred):
+def test_scatter_and_covariance_are_to_the_last_bit_what_all_of_it_at_once_gives(features, dtype, centred):
+    """Below the diagonal, which is what LAPACK reads."""
+
+    def at_once(dtype):
+        weight, about_shift, mean = (each.to(dtype) for each in (sums.weight, sums.total / sums.weight, sums.mean()))
+        scatter = _gram(sums).to(dtype) - (weight * about_shift).outer(about_shift)
+        return scatter if centred else scatter + (weight * mean).outer(mean)
+
     rows = torch.randn(40, features, generator=torch.Generator().manual_seed(1)) + 3
-    sums = _streamed(rows, dtype=torch.float32)
-    expected = sums.scatter(centred)
-    expected.diagonal().add_(sums.floor())
-    assert torch.equal(sums.covariance(centred, dtype), expected.div_(sums.weight).to(dtype))
+    sums = _streamed(rows, dtype=torch.float64)
+    covariance = at_once(torch.float64)
+    covariance.diagonal().add_(sums.floor())
+    covariance = covariance.div_(sums.weight).to(dtype)
+    for found, expected in (
+        (sums.scatter(centred, dtype), at_once(dtype)),
+        (sums.covariance(centred, dtype), covariance),
+    ):
+        assert torch.equal(found.tril(), expected.tril())
+        assert torch.equal(found, found.T) and found.dtype == dtype
 
 
-@pytest.mark.parametrize("features", [3, 2 * module._ROWS + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squares_of_a_weight_are_those_of_what_it_makes_of_all_rows(dtype):
+    rows, weights = torch.randn(40, 2 * _BLOCK + 5, generator=torch.Generator().manual_seed(1)), torch.rand(40)
+    sums, weight = _streamed(rows, weights, dtype), torch.randn(3, rows.shape[1], dtype=torch.float64)
+    written = (rows.double() - sums.shift) @ weight.T
+    expected = weights.double() @ written.square().sum(1)
+    torch.testing.assert_close(sums.squares_of(weight), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("features", [3, 2 * _BLOCK + 5])
 def test_sums_that_are_merged_are_others(features):
     first, second = torch.randn(2, 30, features, generator=torch.Generator().manual_seed(1)).unbind()
     one, other = _streamed(first, dtype=torch.float32), _streamed(second + 2, dtype=torch.float32)
-    before = [sums.gram.clone() for sums in (one, other)]
+    before = [_gram(sums) for sums in (one, other)]
     step, total = other.shift - one.shift, other.total.double()
-    moved = before[1].double().addr(total, step).addr(step, total + other.weight * step).float()
-    assert torch.equal(one.merged(other).gram, before[0] + moved)
-    assert torch.equal(one.gram, before[0]) and torch.equal(other.gram, before[1])
+    moved = (before[1].double() + total.outer(step) + step.outer(total + other.weight * step)).float()
+    merged = _gram(one.merged(other))
+    assert torch.equal(merged.tril(), (before[0] + moved).tril()) and torch.equal(merged, merged.T)
+    assert torch.equal(_gram(one), before[0]) and torch.equal(_gram(other), before[1])
+    other.move(one.shift)
+    assert torch.equal(_gram(other).tril(), moved.tril())
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -124,8 +154,7 @@ def test_sums_of_processes_are_taken_about_the_mean_of_all(monkeypatch):
     sums, empty = _streamed(rows), Moments(5)
     scatter = sums.scatter(centred=True)
     monkeypatch.setattr(module, "process_count", lambda: 2)
-    for name in ("add_up", "add_up_symmetric"):
-        monkeypatch.setattr(module, name, lambda *each: [tensor.mul_(2) for tensor in each])
+    monkeypatch.setattr(module, "add_up", lambda *each: [tensor.mul_(2) for tensor in each])
     add_up_moments([sums, empty])
     assert sums.count == sums.weight == 100 and empty.count == 0
     torch.testing.assert_close(sums.shift, rows.double().mean(0), rtol=1e-7, atol=0)
@@ -174,18 +203,26 @@ def test_factor_is_in_float64_where_float32_does_not_do(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_symmetric_sums_are_those_of_whole_products(dtype):
     features, expected = 150, torch.zeros(150, 150, dtype=torch.float64)  # two blocks and a part of one
-    sums = SymmetricSum(torch.zeros(features, features, dtype=dtype))
+    sums = SymmetricSum(features, "cpu", dtype)
     for seed in range(3):
         rows = torch.randn(20, features, generator=torch.Generator().manual_seed(seed))
         weights = torch.rand(20, 1, generator=torch.Generator().manual_seed(seed))
         sums.add(rows * weights, rows)
         expected += (rows * weights).T.double() @ rows.double()
         if seed:  # asked for in between, and changed
-            torch.testing.assert_close(sums.total().double(), expected, atol=1e-4, rtol=1e-4)
-            sums.total().add_(1)
+            total = whole(sums.bands(), features, "cpu", dtype)
+            torch.testing.assert_close(total.double(), expected, atol=1e-4, rtol=1e-4)
+            sums.packed.add_(1)
             expected += 1
-    assert sums.total().dtype == dtype and torch.equal(sums.total(), sums.total().T)
-    torch.testing.assert_close(sums.total().double(), expected, atol=1e-4, rtol=1e-4)
+    total = whole(sums.bands(), features, "cpu", dtype)
+    assert torch.equal(total, total.T) and total.mT.is_contiguous()
+    torch.testing.assert_close(total.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("features", [0, 1, _BLOCK, 10 * _BLOCK])
+def test_half_of_the_numbers_are_kept(features):
+    kept = len(SymmetricSum(features, "cpu", torch.float32).packed)
+    assert kept == numbers_of(features) <= (features + _BLOCK) * features / 2
 
 
 @pytest.mark.parametrize("features", [1, 64, 65, 150])
@@ -194,3 +231,23 @@ def test_one_product_is_that_of_all_rows(features):
     product = gram(rows * weights, rows)
     torch.testing.assert_close(product, (rows * weights).T @ rows)
     assert torch.equal(product, product.T)
+
+
+def _matrices(work, features):
+    """How many matrices of features x features in float64 are in memory at most while something is done."""
+    peak = PeakMeter(torch.device("cpu")).peak(work)
+    if peak is None:
+        pytest.skip("nobody tells how much memory is taken")
+    return peak / (8 * features**2)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_factor_takes_the_memory_of_one_matrix(centred):
+    features = 2000  # 32 MB
+    sums = Moments(features)
+    sums.add(torch.randn(50, features))
+    damping = sums.squares(centred)
+    assert _matrices(lambda: sums.factor(centred, damping), features) < 1.3
+    both = sums.merged(sums)
+    assert _matrices(lambda: both.factor(centred, damping), features) < 1.3
+    assert _matrices(lambda: sums.squares_of(torch.ones(3, features)), features) < 0.2
