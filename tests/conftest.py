@@ -1,7 +1,7 @@
 """Settings of the whole suite: offline, quiet, deterministic. What tests need besides is in `surroundings.py`.
 
-`--quick` leaves out the tests that `slow.txt` names; `--write-slow`, for a run of all tests, writes that file anew: what
-takes more than a 3,000th of the run, where a quicker case of the same test is left, or more than a 600th in any case.
+`--quick` leaves out the tests that `slow.txt` names; `--write-slow`, for a run of all tests, writes that file anew: it
+names what takes more than a 3,000th of the run, where a quicker case of the same test stays, or more than a 600th.
 """
 
 import os

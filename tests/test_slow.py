@@ -7,7 +7,8 @@ from conftest import SLOW, slow_tests
 
 def test_of_each_test_a_case_is_left_unless_it_takes_very_long():
     calls = {"a[1]": 4, "a[2]": 3, "a[3]": 4, "b": 3, "c[1]": 3, "c[2]": 0.5, "d": 20, "e": 5962.5}
-    assert slow_tests([(test, "call", seconds) for test, seconds in calls.items()]) == ["a[1]", "a[3]", "c[1]", "d", "e"]
+    parts = [(test, "call", seconds) for test, seconds in calls.items()]
+    assert slow_tests(parts) == ["a[1]", "a[3]", "c[1]", "d", "e"]
 
 
 def test_what_one_case_makes_for_others_is_left_out_with_them():
