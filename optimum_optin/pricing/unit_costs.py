@@ -173,8 +173,8 @@ def _added_by_units(
         return {}
     macs, returned = _until(copied, batch, running, groups.layers)
     kinds = _kinds_of(copied, groups, macs)
-    grown_layers = {first.layer for first, *_ in kinds}
-    most = max((place for place, layer in enumerate(returned, 1) if layer in grown_layers), default=math.inf)
+    places = {layer: place for place, layer in enumerate(returned, 1)}
+    most = max(places.get(first.layer, math.inf) for first, *_ in kinds)  # the pass may end in the last layer
     added: dict[str, float] = {}
     for role in dict.fromkeys(group.role for group in groups):
         grown = [kind for kind in kinds if kind[0].role == role]

@@ -2,7 +2,7 @@
 
 import re
 
-from conftest import SLOW, slow_tests
+from slow_tests import SLOW, slow_tests
 
 
 def test_of_each_test_a_case_is_left_unless_it_takes_very_long():
