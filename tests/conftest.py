@@ -5,7 +5,7 @@
 
 import os
 
-from slow_tests import SLOW, slow_tests
+from slow_tests import SLOW, shared_fixtures, slow_tests
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -28,10 +28,15 @@ def pytest_collection_modifyitems(config, items):
         slow = set(SLOW.read_text(encoding="utf-8").splitlines())
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in slow])
         items[:] = [item for item in items if item.nodeid not in slow]
+    if config.getoption("write_slow"):
+        for item in items:
+            item.user_properties.append(("shared", shared_fixtures(item)))
 
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("write_slow"):
-        parts = [each for reports in terminalreporter.stats.values() for each in reports if hasattr(each, "duration")]
-        slow = slow_tests([(part.nodeid, part.when, part.duration) for part in parts])
-        SLOW.write_text("".join(f"{test}\n" for test in slow), encoding="utf-8")
+        reports = [
+            each for some in terminalreporter.stats.values() for each in some if hasattr(each, "user_properties")
+        ]
+        parts = [(each.nodeid, dict(each.user_properties)["shared"], each.when, each.duration) for each in reports]
+        SLOW.write_text("".join(f"{test}\n" for test in slow_tests(parts)), encoding="utf-8")

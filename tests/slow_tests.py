@@ -7,29 +7,40 @@ SLOW = Path(__file__).with_name("slow.txt")
 _SLOW, _VERY_SLOW = 1 / 3000, 1 / 600
 
 
-def slow_tests(parts):
-    """The tests to leave out of a quick run, given what each takes: its name, `setup`, `call` or `teardown`, seconds.
+def shared_fixtures(item):
+    """The fixtures of a test that are made once for several."""
+    definitions = item._fixtureinfo.name2fixturedefs
+    return sorted(name for name, found in definitions.items() if found[-1].scope in ("class", "module"))
 
-    The first case of a test may make what all others take: then all go. So do cases by one name in one file.
+
+def slow_tests(parts):
+    """The tests to leave out of a quick run.
+
+    The first test may make what others take: a fixture that takes very long goes with all its tests, and what a case
+    takes very long for with the cases by its name in its file.
+
+    Args:
+        parts: of a run of all tests: name, its `shared_fixtures`, `setup`, `call` or `teardown`, seconds.
     """
     whole = sum(seconds for *_, seconds in parts)
-    taken, made = Counter(), Counter()
-    for test, when, seconds in parts:
+    taken, fixtures = Counter(), {}
+    for test, shared, _, seconds in parts:
         taken[test] += seconds
-        if when == "setup":
-            made[_function(test)] = max(made[_function(test)], seconds)
+        fixtures[test] = {(_file(test), name) for name in shared}
     quickest = {}
     for test in sorted(taken, key=taken.get):
-        quickest.setdefault(_function(test), test)
-    very = {test for test in taken if max(taken[test], made[_function(test)]) > _VERY_SLOW * whole}
-    alike = {_case(test) for test in very if "[" in test and taken[test] > 2 * _VERY_SLOW * whole}
+        quickest.setdefault(test.partition("[")[0], test)
     slow = {test for test in taken if taken[test] > _SLOW * whole and test not in quickest.values()}
-    return sorted(slow | very | {test for test in taken if _case(test) in alike})
+    slow |= {test for test in taken if taken[test] > _VERY_SLOW * whole}
+    alike = {_case(test) for test in slow if "[" in test and taken[test] > 2 * _VERY_SLOW * whole}
+    setups = [test for test, _, when, seconds in parts if when == "setup" and seconds > _VERY_SLOW * whole]
+    made = set().union(*(fixtures[test] for test in setups))
+    return sorted(slow | {test for test in taken if _case(test) in alike or fixtures[test] & made})
 
 
-def _function(test):
-    return test.partition("[")[0]
+def _file(test):
+    return test.partition("::")[0]
 
 
 def _case(test):
-    return test.partition("::")[0], test.partition("[")[2]
+    return _file(test), test.partition("[")[2]
