@@ -132,7 +132,7 @@ class Moments:
         """The diagonal of `scatter`, shape (features,), float64."""
         diagonal = torch.cat([self.total[:0], *(band.diagonal() for _, band in self.products.bands())]).double()
         spread = diagonal - self.total.double().square() / self.weight
-        return spread if centred else spread + self.weight * self.mean().square()
+        return spread if centred else self._about_zero(spread)
 
     def factor(self, centred: bool, damping: Tensor) -> Tensor:
         """The Cholesky factor of `scatter` plus a damping of its diagonal, which is raised until there is one.
@@ -178,7 +178,8 @@ class Moments:
         It is a small part of the mean square (capped by the spread, so that a far offset does not count), and what
         rounding may leave of a constant feature.
         """
-        spread, squares = self.squares(centred=True), self.squares(centred=False)
+        spread = self.squares(centred=True)  # of merged sums, this adds all products
+        squares = self._about_zero(spread)
         return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
 
     def squares_of(self, weight: Tensor) -> Tensor:
@@ -200,6 +201,10 @@ class Moments:
             if not centred:
                 moved += mean[rows].outer(weight * mean[rest])
             yield rows, moved
+
+    def _about_zero(self, spread: Tensor) -> Tensor:
+        """The `squares` that are not centred, of those that are."""
+        return spread + self.weight * self.mean().square()
 
     def _moved_total(self, shift: Tensor) -> Tensor:
         """The `total` about another shift, float64."""
