@@ -25,6 +25,7 @@ from ..passes.pauses import kept_modules
 from ..passes.starts import Start, shared_out
 from ..passes.walk import PrunedWalk, Walk, watched
 from ..running.freezing import frozen
+from ..running.half_precision import float_products
 from ..running.linears import weight_of
 from ..running.prepared import set_apart
 from ..running.processes import first_of_all
@@ -105,6 +106,7 @@ def refit(
     with ExitStack() as contexts:
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))
+            contexts.enter_context(float_products(model))
             contexts.enter_context(kept_modules(model))
         course = _course(dense, groups, starts).within((dense, *pruned))
         stops = [[stop for stop in course.stops if has_stop(model, stop)] for model in pruned]

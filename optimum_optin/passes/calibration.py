@@ -15,6 +15,7 @@ from ..inputs.probes import mean_tokens
 from ..inputs.tokens import TokenMasks, token_masks
 from ..running.batch import Batch, same_batches, samples_in
 from ..running.freezing import frozen
+from ..running.half_precision import float_products
 from ..running.processes import gathered, my_share, process_count
 from ..running.randomness import generators
 from ..stages.progress import progress
@@ -104,7 +105,7 @@ def dense_passes(
         return _of_all(calibration.part(wanted))
     streams = generators(config.seed, len(calibration))
     starts: list[Start | None] = [None] * len(wanted)
-    with frozen(dense):
+    with frozen(dense), float_products(dense):
         for place in progress(my_share(len(wanted)), "token weights", "batch"):
             index = wanted[place]
             starts[place] = dense_pass(

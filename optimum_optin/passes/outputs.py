@@ -17,6 +17,7 @@ from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
+from ..running.half_precision import float_products
 from .trajectory import Rows
 
 
@@ -64,7 +65,7 @@ def compared_output(model: nn.Module, batch: Batch, rows: Rows) -> Output | None
 def has_head(model: nn.Module, batch: Batch) -> bool:
     """Whether the model ends in a task's head, found by running it on a batch."""
     rows = {stack: token_rows(mask) for stack, mask in token_masks(model, batch).items()}
-    with frozen(model):
+    with frozen(model), float_products(model):
         output = compared_output(model, batch, rows)
     return output is not None and output.of_head
 

@@ -21,6 +21,7 @@ from ..passes.calibration import Calibration
 from ..passes.outputs import has_head
 from ..passes.starts import starts_of, tensors_of
 from ..running.freezing import frozen
+from ..running.half_precision import float_products
 from ..running.memory import all_finite
 from ..running.processes import check_processes, is_main, wait
 from ..stages.progress import stage
@@ -239,7 +240,7 @@ def score(
     identity = fingerprint(model, find_groups(model))
     work = {} if work_dir is None else work_of(model, groups, calibration, config)
     with working_in(work_dir, work) as clock:
-        with frozen(model), stage("scores"):
+        with frozen(model), float_products(model), stage("scores"):
             scored = once("scores", partial(_scored, model, groups, calibration, config))
             # Without a head, no trial cut can tell how many tokens to merge, so none are.
             merging = merges_tokens(model, config) and has_head(model, calibration[0])

@@ -19,6 +19,7 @@ from ..passes.trajectory import hidden_states, layer_rows
 from ..running.batch import Batch
 from ..running.feature_maps import as_tokens
 from ..running.freezing import frozen
+from ..running.half_precision import float_products
 from ..running.processes import add_up, my_share, process_count
 
 _KEPT = 2**23  # numbers of the dense model's outputs that are kept: 32 MB
@@ -43,6 +44,7 @@ def measure_divergence(
     with ExitStack() as stack:
         for model in (dense, *pruned):
             stack.enter_context(frozen(model))
+            stack.enter_context(float_products(model))
         for index in my_share(len(calibration)) if shared else range(len(calibration)):
             given = groups, calibration.batches[index], calibration.real[index]
             teacher = _dense_output(dense, *given, known=calibration.outputs, index=index)
