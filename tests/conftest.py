@@ -4,7 +4,9 @@
 """
 
 import os
+from pathlib import Path
 
+import pytest
 from slow_tests import SLOW, shared_fixtures, slow_tests
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start, 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="without the tests that tests/slow.txt names")
     parser.addoption("--write-slow", action="store_true", help="write tests/slow.txt by what this run takes")
+
+
+def pytest_configure(config):
+    part = config.getoption("quick") or config.getoption("keyword") or config.getoption("markexpr")
+    if config.getoption("write_slow") and (part or [Path(each).resolve() for each in config.args] != [SLOW.parent]):
+        raise pytest.UsageError("--write-slow needs a run of all tests: pytest --write-slow tests")
 
 
 def pytest_sessionstart(session):

@@ -7,7 +7,7 @@ from slow_tests import SLOW, shared_fixtures, slow_tests
 
 
 def test_of_each_test_a_case_is_left_unless_it_takes_very_long():
-    calls = {"a[1]": 4, "a[2]": 3, "a[3]": 4, "b": 3, "c[1]": 3, "c[2]": 0.5, "d": 20, "e": 5962.5}
+    calls = {"a[1]": 4, "a[2]": 3, "a[3]": 4, "b": 3, "c[1]": 3, "c[2]": 0.5, "d": 13, "e": 9_969.5}
     parts = [(test, [], "call", seconds) for test, seconds in calls.items()]
     assert slow_tests(parts) == ["a[1]", "a[3]", "c[1]", "d", "e"]
 
@@ -16,8 +16,8 @@ def test_what_one_test_makes_for_others_is_left_out_with_them():
     fixture = [("x::a[1]", ["made"], "setup", 20), ("x::b", ["made"], "call", 1), ("y::b", ["made"], "call", 1)]
     case = [
         ("x::b[3]", [], "call", 40),
-        ("x::c[3]", [], "call", 1),
-        ("x::c[4]", [], "call", 1),
+        ("x::c[3]", [], "call", 0.3),
+        ("x::c[4]", [], "call", 0.3),
         ("y::c[3]", [], "call", 1),
     ]
     assert slow_tests([*fixture, *case, ("z", [], "call", 5000)]) == ["x::a[1]", "x::b", "x::b[3]", "x::c[3]", "z"]
