@@ -1,7 +1,8 @@
 """Models in half precision on a CPU that has no kernels for it: their products are taken in float32.
 
-PyTorch multiplies bfloat16 and float16 on any CPU, but where neither the CPU nor oneDNN knows them, by plain loops: with
-AVX2 alone, a linear takes 5 times as long as in float32, and its backward pass 35 times.
+PyTorch multiplies bfloat16 and float16 on any CPU, but by plain loops where oneDNN has no kernels. On one with AVX2 and no
+more, a linear from 2,048 to 8,192 features takes 5 times as long as in float32, and its backward pass 270 times, for 256
+tokens in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _OTHERS = {
 
 @contextmanager
 def float_products(model: nn.Module) -> Iterator[None]:
-    """Take the products of a model's half-precision tensors in float32, if they are on a CPU that has no kernels for them.
+    """Take products of a model's half-precision tensors in float32, if they are on a CPU without kernels for them.
 
     Sums are those of float32, and results are rounded to the tensors' own type, as half-precision kernels do it too.
     Of a weight, a part at a time is held in float32. Not for what times the model, since users run it without.

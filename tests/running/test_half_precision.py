@@ -64,9 +64,10 @@ class Multiplied(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-@pytest.fixture
-def no_kernels(monkeypatch):
+@pytest.fixture(params=[40, 1 << 22], ids=["in parts", "whole"])
+def no_kernels(request, monkeypatch):
     monkeypatch.setattr(half_precision, "_has_kernels", lambda dtype: False)
+    monkeypatch.setattr(half_precision, "_WIDE", request.param)
 
 
 def run(module, inputs, dtype, grad):
@@ -81,9 +82,7 @@ def run(module, inputs, dtype, grad):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("grad", [True, False], ids=["gradient", "inference"])
-@pytest.mark.parametrize("wide", [40, 1 << 22], ids=["in parts", "whole"])
-def test_results_are_those_of_float32_rounded(no_kernels, monkeypatch, dtype, name, grad, wide):
-    monkeypatch.setattr(half_precision, "_WIDE", wide)
+def test_results_are_those_of_float32_rounded(no_kernels, dtype, name, grad):
     module, shape = MODULES[name]
     half = copy.deepcopy(module).to(dtype)
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -112,6 +111,7 @@ def test_kernels_are_as_onednn_says():
     assert tuple(map(half_precision._has_kernels, DTYPES)) == supported
 
 
+@pytest.mark.parametrize("no_kernels", [1 << 22], indirect=True)
 def test_no_stage_multiplies_in_half_precision(no_kernels):
     """Scores, the search's trials, the refit, and the divergence."""
     config = OptinConfig(flops=0.6, batch_size=8)
