@@ -35,8 +35,8 @@ class OptinConfig:
         memory_batch_size: samples of the pass that `memory` is about; `None` for what is on disk.
         memory_length: tokens of each of them; `None` takes the calibration data's mean.
         latency: budget of the time of one forward pass on this machine, with as many threads as PyTorch has now: a
-            share, or such as `"20ms"`. What units take is measured on cut copies of the model (docs/source/guides/
-            latency.mdx), and the cut model is timed at the end.
+            share, or such as `"20ms"`. What units take is measured on cut copies of the model
+            (docs/source/guides/latency.mdx), and the cut model is timed at the end.
         latency_batch_size: samples of the pass that `latency` is about.
         latency_length: tokens of each of them; `None` takes the calibration data's mean.
         latency_backend: what runs the pass: `"eager"`, PyTorch as it is; `"compile"`, `torch.compile`; `"onnx"`, ONNX

@@ -192,7 +192,7 @@ class OptinPruner(Outcome):
 
         Args:
             dataset_name: Hub id (`"nyu-mll/glue:sst2"` names its configuration, too), local folder, local file (CSV,
-                TSV, JSON, JSONL, Parquet, text, an image), or a loader's name (`"csv"`, `"json"`, ...) with
+                TSV, JSON, JSONL, Parquet, text, an image, a sound), or a loader's name (`"csv"`, `"json"`, ...) with
                 `data_files=`. A path that exists is taken as a path.
             config_name: the data set's configuration, e.g. `"sst2"` of `"glue"`.
             split: split to draw from. Take train, never the split that you evaluate on.
@@ -228,7 +228,8 @@ class OptinPruner(Outcome):
     @keeping("self")
     def check(self, config: OptinConfig | None = None) -> None:
         """Raise if the model cannot be pruned as configured; no data are needed, for one sample is made up. `score` and
-        `prune` begin with it, `plan` with what takes no pass of the model. `check_architecture` tells more.
+        `prune` begin with it, `plan` with what takes no pass, or of a model without a row with all of it.
+        `check_architecture` tells more.
 
         Args:
             config: configuration to take instead of the pruner's own.

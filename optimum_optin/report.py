@@ -46,8 +46,8 @@ class PruningPlan:
         layers: what each layer keeps.
         merges: layer -> pairs of tokens merged after it; empty if none are.
         predicted: term -> what removal is expected to lose by the scores (`Scores.removed`).
-        budgets: what was asked for: `"flops"`, `"params"`, `"memory"` -> share, or number with a unit.
-        kept: of these, how many parameters and bytes the model would have.
+        budgets: what was asked for: `"flops"`, `"params"`, `"memory"`, `"latency"` -> share, or number with a unit.
+        kept: of these, how many parameters and bytes the model would have, and how many seconds a pass would take.
     """
 
     flops_requested: float | None
@@ -105,8 +105,9 @@ class PruningReport:
         refit: what was different with the refit of some groups, by key; others were refitted to the residual stream, or
             nothing was refitted.
 
-    Those from `divergence` on but `refit` are dataclasses of `optimum_optin.figures`. They may be given as dicts, and
-    can be read like dicts: `report.latency["speedup"]`.
+    `divergence`, `continuations`, `drops`, `latency`, `calibration`, `base` and the entries of `evaluations` are
+    dataclasses of `optimum_optin.figures`. They may be given as dicts, and can be read like dicts:
+    `report.latency["speedup"]`.
     """
 
     flops_requested: float | None

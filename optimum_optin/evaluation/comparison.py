@@ -134,18 +134,19 @@ def evaluate_model(
         task: `"glue/sst2"` and the like, `"image-classification"`, `"semantic-segmentation"`, `"object-detection"`,
             `"perplexity"`, `"multiple-choice"`, `"summarization"`, `"translation"`, `"automatic-speech-recognition"` or
             `"audio-classification"`.
-        data: of images, sounds and perplexity, a `datasets.Dataset` or the name of a data set on the Hub, instead of
-            `data_dir`; of perplexity, a list of strings, too.
+        data: of all tasks but GLUE, a `datasets.Dataset` or the name of a data set on the Hub, instead of `data_dir`;
+            of perplexity, a list of strings, too, and of questions and pairs of texts, a list of rows.
         data_dir: local folder; for GLUE in its TSV layout (`SST-2/dev.tsv`, ...), which `None` takes from the Hub, for
-            images as docs/source/guides/evaluation.mdx shows, for perplexity with text files; or one such file.
+            images as docs/source/guides/evaluation.mdx shows, for perplexity with text files, for questions and pairs
+            of texts with rows; or one such file.
         split: split to measure on; `None` takes validation, or what there is.
         batch_size: samples per forward pass; it does not change the figures.
         max_samples: samples to draw at most, with a fixed seed, or the first blocks of a text; `None` takes all.
-        **options: of the task: of images, `labels`, the names of the model's classes if its config has none; of
-            segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`; of perplexity, `block_size`
-            and `stride`, see `Perplexity`; of speech recognition, `exact`, see `SpeechRecognition`; of summarization
-            and translation, `text_columns` and `max_new_tokens`, see `Summarization`; of translation, `tokenize`, see
-            `Translation`.
+        **options: of the task: of images and classes of sounds, `labels`, the names of the model's classes if its
+            config has none; of segmentation, `ignore_index` and `reduce_labels`, see `SemanticSegmentation`; of
+            perplexity, `block_size` and `stride`, see `Perplexity`; of speech recognition, `exact`, see
+            `SpeechRecognition`; of summarization and translation, `text_columns` and `max_new_tokens`, see
+            `Summarization`; of translation, `tokenize`, see `Translation`.
 
     Returns:
         `{"task": "image-classification", "dataset": "photos", "split": "validation", "samples": 500, "metrics":

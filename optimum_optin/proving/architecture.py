@@ -41,7 +41,7 @@ from .verdict import ArchitectureProof, GroupProof
 def check_architecture(model: nn.Module, sample: Batch | None = None, *, reload: bool = False) -> ArchitectureProof:
     """Prove that a model can be pruned as its row says, or as it was traced, or say why it cannot.
 
-    Some ten passes of one sample and a copy that holds what is cut; the model is the same afterwards. `OptinPruner`
+    Some sixteen passes of one sample and a copy that holds what is cut; the model is the same afterwards. `OptinPruner`
     does the same before it scores or prunes.
 
     Args:

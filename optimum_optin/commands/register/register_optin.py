@@ -15,7 +15,7 @@ COMMANDS = {
     "score": "score a model's units and save the scores, for any number of budgets",
     "plan": "show what budgets would keep, from saved scores",
     "sweep": "prune a model to many budgets, and measure and time each",
-    "evaluate": "measure a model on a GLUE task",
+    "evaluate": "measure a model on a task of texts, images or sounds",
     "benchmark": "measure a pruned model against the dense one: speed, memory, size",
     "export": "export a model to ONNX, torch.export or OpenVINO, and check the export",
     "info": "show what a pruned folder holds, without loading weights",
