@@ -356,5 +356,6 @@ CONFIG_FILE = "optin_config.json"
 
 SCORING_FIELDS = (
     *("scorer", "num_samples", "batch_size", "max_length", "block_size", "probes", "rows", "temperature", "seed"),
+    "gqa_units",
 )
 """Fields that the scores depend on; the others may change between prunings from the same scores."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..command_line.arguments import add_config, add_model, load_config, load_pruner
-from ..config import CHOSEN
+from ..command_line.arguments import CONFIG_FIELDS, add_config, add_model, load_config, load_pruner
+from ..command_line.options import word_or_number
+from ..config import BUDGETS, CHOSEN
 from ..scoring import Scores
 
 
@@ -16,12 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flops",
         dest="budgets",
-        type=float,
+        type=word_or_number,
         nargs="+",
-        metavar="FLOAT",
-        help="budgets: shares of the layers' MACs to keep; default: that of the scores' configuration",
+        metavar="STR|FLOAT",
+        help="budgets: shares of the layers' MACs to keep, or amounts such as 6.5GMACs; default: those of the scores' "
+        "configuration",
     )
-    add_config(parser, ("output_weight", "merging", "depth", "min_heads", "min_neurons", *CHOSEN))
+    others = (name for name in CONFIG_FIELDS if name != "flops" and name.startswith(BUDGETS))
+    chosen = "output_weight", "layout", "merging", "depth", "min_heads", "min_neurons", *CHOSEN
+    add_config(parser, (*others, *chosen))
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict, str]:

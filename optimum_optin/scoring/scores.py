@@ -152,14 +152,14 @@ class Scores:
             probe_batch(model, self.tokens)
         except ValueError as error:
             raise ValueError(f"these scores are for samples that the model does not take: {error}") from error
-        check_terms((self if is_declared(model) else self.of(groups)).terms, groups, "these scores")
-        check_merges(self.merges, groups.layers, "these scores")
         for name in SCORING_FIELDS if config else ():
             if getattr(config, name) != getattr(self.config, name):
                 raise ValueError(
                     f"these scores were computed with {name}={getattr(self.config, name)!r}, the configuration "
                     f"asks for {getattr(config, name)!r}: score again, or leave {name} as it was."
                 )
+        check_terms((self if is_declared(model) else self.of(groups)).terms, groups, "these scores")
+        check_merges(self.merges, groups.layers, "these scores")
 
     def of(self, groups: Groups) -> Scores:
         """The scores of these groups alone: what else was scored may be left whole with another configuration."""

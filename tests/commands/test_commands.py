@@ -236,6 +236,18 @@ def test_plan_takes_several_budgets(place, capsys):
     assert [plan["flops_requested"] for plan in _json(capsys, *arguments)["plans"]] == [0.6]
 
 
+def test_plan_takes_amounts_other_budgets_and_layouts(place, capsys):
+    arguments = ("plan", place / "dense", "--scores", place / "scores")
+    share, amount = _json(capsys, *arguments, "--flops", "0.7", "0.1MMACs")["plans"]
+    assert amount["flops_requested"] is None and amount["budgets"] == {"flops": "0.1MMACs"}
+    assert 0 < amount["flops_achieved"] < share["flops_achieved"]
+    (by_parameters,) = _json(capsys, *arguments, "--params", "0.8")["plans"]
+    assert by_parameters["budgets"] == {"params": 0.8}
+    (both,) = _json(capsys, *arguments, "--flops", "0.9", "--params", "0.8", "--layout", "uniform")["plans"]
+    assert both["budgets"] == {"flops": 0.9, "params": 0.8}
+    assert len({roles["neurons"]["kept"] for roles in both["layers"].values()}) == 1
+
+
 def test_evaluate_measures_what_prune_reported(place, capsys):
     report = PruningReport.load(place / "pruned").evaluations[0]["metrics"]["accuracy"]
     for model, which in (("pruned", "pruned"), ("dense", "dense")):

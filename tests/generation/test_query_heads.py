@@ -148,3 +148,10 @@ def test_the_search_finds_the_best_of_each_part(seed, stay):
 def test_a_model_whose_heads_share_nothing_is_refused(name):
     with pytest.raises(ValueError, match="gqa_units='query_heads' is for models in which several query heads share"):
         OptinPruner(generator(name), config=CONFIG).check()
+
+
+def test_scores_of_the_other_kind_are_refused_by_name():
+    pruner = OptinPruner(generator("smollm"), config=dataclasses.replace(CONFIG, gqa_units="kv_heads"))
+    scores = pruner.score(tiny_samples())
+    with pytest.raises(ValueError, match="computed with gqa_units='kv_heads', the configuration asks for 'query_heads'"):
+        pruner.plan(scores, config=CONFIG)
