@@ -1,8 +1,8 @@
 """Models in half precision on a CPU that has no kernels for it: their products are taken in float32.
 
-PyTorch multiplies bfloat16 and float16 on any CPU, but by plain loops where oneDNN has no kernels. On one with AVX2 and no
-more, a linear from 2,048 to 8,192 features takes 5 times as long as in float32, and its backward pass 270 times, for 256
-tokens in bfloat16.
+PyTorch multiplies bfloat16 and float16 on any CPU, but by plain loops where oneDNN has no kernels. On one with AVX2
+and no more, a linear from 2,048 to 8,192 features takes 5 times as long as in float32 for 256 tokens in bfloat16, and
+its backward pass 270 times.
 """
 
 from __future__ import annotations
