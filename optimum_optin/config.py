@@ -70,8 +70,9 @@ class OptinConfig:
             by merging, where the family allows it and trial cuts (`search="measured"`, a model with a head) choose it;
             numbers are the pairs to merge after each layer, 0 after the last (`--merging 4,4,2,0`).
         depth: how many whole sublayers, an attention or a feed-forward network each, go before single units do, those
-            that lose least for their MACs by the scores; they do not run any more. `"auto"` tries none, a few of them
-            and whole layers by trial cuts (`search="measured"`, a model with a head); `"none"` takes single units only.
+            that lose least, by the scores, for their share of the first budget (MACs, parameters, ...); they do not run
+            any more. `"auto"` tries none, a few of them and whole layers by trial cuts (`search="measured"`, a model
+            with a head); `"none"` takes single units only.
         gqa_units: what a head is where several query heads share a key-value head (grouped-query attention, found by
             tracing): `"kv_heads"` takes a key-value head with its queries; `"query_heads"` takes single query heads, of
             which each key-value head keeps equally many, and all key-value heads stay.
