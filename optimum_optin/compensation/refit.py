@@ -19,13 +19,13 @@ from ..architectures.group import EXPERT_NEURONS, Group, Groups, Masks, consumer
 from ..config import OptinConfig
 from ..passes.calibration import Calibration, dense_passes
 from ..passes.course import Course, Stop, find_course
+from ..passes.half_precision import float_products
 from ..passes.hooks import find_module
 from ..passes.joins import Join
 from ..passes.pauses import kept_modules
 from ..passes.starts import Start, shared_out
 from ..passes.walk import PrunedWalk, Walk, watched
 from ..running.freezing import frozen
-from ..running.half_precision import float_products
 from ..running.linears import weight_of
 from ..running.prepared import set_apart
 from ..running.processes import first_of_all

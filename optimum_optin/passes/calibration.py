@@ -15,10 +15,10 @@ from ..inputs.probes import mean_tokens
 from ..inputs.tokens import TokenMasks, token_masks
 from ..running.batch import Batch, same_batches, samples_in
 from ..running.freezing import frozen
-from ..running.half_precision import float_products
 from ..running.processes import gathered, my_share, process_count
 from ..running.randomness import generators
 from ..stages.progress import progress
+from .half_precision import float_products
 from .outputs import Output
 from .starts import Start, dense_pass, starts_of, tensors_of
 

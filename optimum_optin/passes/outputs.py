@@ -17,7 +17,7 @@ from ..models.identity import config_of
 from ..running.batch import Batch
 from ..running.forward import logits_of, run_model
 from ..running.freezing import frozen
-from ..running.half_precision import float_products
+from .half_precision import float_products
 from .trajectory import Rows
 
 

@@ -18,10 +18,10 @@ from ..inputs.probes import probe_batch
 from ..keeping.doors import keeping
 from ..merging.hooks import merges_tokens
 from ..passes.calibration import Calibration
+from ..passes.half_precision import float_products
 from ..passes.outputs import has_head
 from ..passes.starts import starts_of, tensors_of
 from ..running.freezing import frozen
-from ..running.half_precision import float_products
 from ..running.memory import all_finite
 from ..running.processes import check_processes, is_main, wait
 from ..stages.progress import stage

@@ -13,13 +13,13 @@ from ..comparing.losses import REAL, OutputKind, output_distance
 from ..figures import Divergence
 from ..inputs.tokens import TokenMasks, token_rows
 from ..passes.calibration import Calibration
+from ..passes.half_precision import float_products
 from ..passes.hooks import recorded
 from ..passes.outputs import Output, compared_output
 from ..passes.trajectory import hidden_states, layer_rows
 from ..running.batch import Batch
 from ..running.feature_maps import as_tokens
 from ..running.freezing import frozen
-from ..running.half_precision import float_products
 from ..running.processes import add_up, my_share, process_count
 
 _KEPT = 2**23  # numbers of the dense model's outputs that are kept: 32 MB

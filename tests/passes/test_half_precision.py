@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin.passes import half_precision
+from optimum_optin.passes.half_precision import float_products
 from optimum_optin.pipeline import prune_model
 from optimum_optin.readiness import proved_groups
-from optimum_optin.running import half_precision
-from optimum_optin.running.half_precision import float_products
 
 DTYPES = [torch.bfloat16, torch.float16]
 
