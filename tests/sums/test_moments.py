@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from memory_taken import matrices_taken
 
 from optimum_optin.sums import moments as module
 from optimum_optin.sums.moments import BlockMoments, Moments, add_up_moments, cholesky, precision_of
 from optimum_optin.sums.symmetric import _BLOCK, SymmetricSum, gram, numbers_of, whole
-from optimum_optin.timing.peaks import PeakMeter
 
 
 def _rows(count, offset, seed=0):
@@ -233,21 +233,13 @@ def test_one_product_is_that_of_all_rows(features):
     assert torch.equal(product, product.T)
 
 
-def _matrices(work, features):
-    """How many matrices of features x features in float64 are in memory at most while something is done."""
-    peak = PeakMeter(torch.device("cpu")).peak(work)
-    if peak is None:
-        pytest.skip("nobody tells how much memory is taken")
-    return peak / (8 * features**2)
-
-
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_factor_takes_the_memory_of_one_matrix(centred):
     features = 2000  # 32 MB
     sums = Moments(features)
     sums.add(torch.randn(50, features))
     damping = sums.squares(centred)
-    assert _matrices(lambda: sums.factor(centred, damping), features) < 1.3
+    assert matrices_taken(lambda: sums.factor(centred, damping), features) < 1.3
     both = sums.merged(sums)
-    assert _matrices(lambda: both.factor(centred, damping), features) < 1.3
-    assert _matrices(lambda: sums.squares_of(torch.ones(3, features)), features) < 0.2
+    assert matrices_taken(lambda: both.factor(centred, damping), features) < 1.3
+    assert matrices_taken(lambda: sums.squares_of(torch.ones(3, features)), features) < 0.2
