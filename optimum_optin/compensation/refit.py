@@ -106,8 +106,8 @@ def refit(
     with ExitStack() as contexts:
         for model in (dense, *pruned):
             contexts.enter_context(frozen(model))
-            contexts.enter_context(float_products(model))
             contexts.enter_context(kept_modules(model))
+        contexts.enter_context(float_products(dense))
         course = _course(dense, groups, starts).within((dense, *pruned))
         stops = [[stop for stop in course.stops if has_stop(model, stop)] for model in pruned]
         contexts.enter_context(watched(dense, course, course.stops))

@@ -44,7 +44,7 @@ def measure_divergence(
     with ExitStack() as stack:
         for model in (dense, *pruned):
             stack.enter_context(frozen(model))
-            stack.enter_context(float_products(model))
+        stack.enter_context(float_products(dense))
         for index in my_share(len(calibration)) if shared else range(len(calibration)):
             given = groups, calibration.batches[index], calibration.real[index]
             teacher = _dense_output(dense, *given, known=calibration.outputs, index=index)
