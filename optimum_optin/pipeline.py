@@ -131,7 +131,6 @@ def prune_models(
             pruned, masks = [cuts[place][0] for place in smaller], [choices[place].masks for place in smaller]
             notes = refit(model, pruned, groups, starts, masks=masks)
     for (pruned, _), choice in zip(cuts, choices, strict=True):
-        set_apart(pruned, model)  # now that the refit's sums are gone
         if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
             merge_tokens_of(pruned, choice.schedule)
     models = [pruned for pruned, _ in cuts]
@@ -139,6 +138,8 @@ def prune_models(
         divergences = _divergences(model, models, groups, held_out, apart=fit != others)
     with _timed(seconds, "continuations"):
         continuations = [_continuations(model, pruned, held_out, apart=fit != others) for pruned in models]
+    for pruned in models:
+        set_apart(pruned, model)  # the last that they share: a table of embeddings is large
     if all(each is None for each in continuations):
         del seconds["continuations"]
     part = {name: each / len(configs) for name, each in seconds.items()}

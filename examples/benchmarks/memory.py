@@ -4,6 +4,7 @@
     python examples/benchmarks/memory.py --layers 4             # fewer layers of the same
     python examples/benchmarks/memory.py --scale 0.5            # half of its widths
     python examples/benchmarks/memory.py --offload              # with weights that Accelerate leaves on disk
+    python examples/benchmarks/memory.py --drawn                # cut and refit alone, by scores that are drawn
 
 Weights and tokens are random: they cost what real ones do. A stage's peak is the largest resident memory of the
 process while it runs, what was there before included. Pages of files are part of it, though the system drops them when
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from optimum_optin import OptinConfig, OptinPruner
+from optimum_optin import OptinConfig, OptinPruner, register_scorer
 
 EVERY = 0.02  # seconds between two looks at what has no high-water mark
 
@@ -65,6 +66,12 @@ def stage(name: str, found: dict):
     print(name, json.dumps(found[name]), flush=True)
 
 
+@register_scorer("drawn")
+def drawn(model, groups, calibration, config):
+    generator = torch.Generator().manual_seed(0)
+    return {"output": {group.key: torch.rand(group.units, generator=generator) for group in groups}}
+
+
 def offloaded(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
     """The same model, saved and loaded again with all of its weights on disk."""
     model.save_pretrained(folder / "dense")
@@ -82,6 +89,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--offload", action="store_true", help="leave the weights on disk, in the folder of TMPDIR")
+    parser.add_argument("--drawn", action="store_true", help="draw the scores: what cut and refit take does not change")
     parser.add_argument("--out", type=Path, help="append one JSON line")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -116,6 +124,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         num_samples=arguments.samples,
         batch_size=arguments.batch_size,
         search="ranked",
+        scorer="drawn" if arguments.drawn else "surgeon",
         probes=1,  # one for every minibatch
     )
     drawn = torch.randint(shape.vocab_size, (arguments.samples, arguments.tokens)).tolist()

@@ -6,12 +6,15 @@ features, so that E[(r . J)^2] = ||J||^2: the Gauss-Newton form of the loss (see
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..running.memory import at_least_single
+
+_PART = 2**21  # logits whose divergences are computed at once: 8 MB for each number of one
 _ROUNDING = 1e-12  # share of the mean square that float32 may leave as variance of constant outputs
 
 
@@ -51,7 +54,8 @@ def probe_manifold(features: Tensor, generator: torch.Generator) -> Tensor:
 class OutputKind(Protocol):
     """What must be known of a kind of output; for a new kind, one such class is all there is to add.
 
-    Outputs are float32. Their first dimension is rows (samples or tokens), which are compared one by one.
+    Outputs are of any floating-point type, and computed with in float32 at least. Their first dimension is rows
+    (samples or tokens), which are compared one by one.
     """
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -106,14 +110,15 @@ class _Real:
     """Numbers, shape (rows, channels); they agree by the share of the teacher's variance that the student explains."""
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        return (student - teacher).square().sum(-1).mean()
+        return (at_least_single(student) - at_least_single(teacher)).square().sum(-1).mean()
 
     def shaped(self, noise: Tensor, output: Tensor, temperature: float) -> Tensor:
         return noise
 
     def sums(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
         squares = teacher.double().square().sum()
-        return (student - teacher).square().sum().double(), squares, teacher.double().sum(0)
+        errors = at_least_single(student) - at_least_single(teacher)
+        return errors.square().sum().double(), squares, teacher.double().sum(0)
 
     def agreement(self, rows: float, sums: Sequence[Tensor]) -> float | None:
         error, squares = float(sums[0]), float(sums[1])
@@ -137,7 +142,7 @@ def output_distance(student: Tensor, teacher: Tensor, temperature: float, kind: 
     Returns:
         A scalar, at least 0.
     """
-    return kind.distance(student.float(), teacher.float(), temperature)
+    return kind.distance(student, teacher, temperature)
 
 
 def probe_output(output: Tensor, temperature: float, kind: OutputKind, generator: torch.Generator) -> Tensor:
@@ -162,14 +167,33 @@ def probe_output(output: Tensor, temperature: float, kind: OutputKind, generator
 
 
 def class_divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL divergence of the softmax of logits at a temperature, for each row; shapes (rows, classes) -> (rows,)."""
-    return _divergences(*((logits / temperature).log_softmax(-1) for logits in (student, teacher)))
+    """KL divergence of the softmax of logits at a temperature, for each row; shapes (rows, classes) -> (rows,).
+
+    The logits may be of any floating-point type; float32 has to hold a part of the rows alone, as of a vocabulary, the
+    distance of a thousand rows takes gigabytes.
+    """
+
+    def divergences(*logits: Tensor) -> Tensor:
+        return _divergences(*((each / temperature).log_softmax(-1) for each in logits))
+
+    return _by_parts(divergences, student, teacher)
 
 
 def switch_divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL divergence of independent sigmoids at a temperature, summed over those of a row; as above."""
-    both = (torch.stack([logits, -logits], dim=-1) for logits in (student / temperature, teacher / temperature))
-    return _divergences(*map(torch.nn.functional.logsigmoid, both))
+
+    def divergences(*logits: Tensor) -> Tensor:
+        both = (torch.stack([each, -each], dim=-1) / temperature for each in logits)
+        return _divergences(*map(torch.nn.functional.logsigmoid, both))
+
+    return _by_parts(divergences, student, teacher)
+
+
+def _by_parts(divergences: Callable[[Tensor, Tensor], Tensor], *logits: Tensor) -> Tensor:
+    """Divergences of some rows at a time."""
+    rows = max(1, _PART // max(1, logits[0][:1].numel()))
+    parts = zip(*(each.split(rows) for each in logits), strict=True)
+    return torch.cat([divergences(*map(at_least_single, part)) for part in parts])
 
 
 def _divergences(log_student: Tensor, log_teacher: Tensor) -> Tensor:

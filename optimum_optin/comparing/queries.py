@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..running.memory import at_least_single
 from .losses import BINARY, CATEGORICAL, class_divergences, switch_divergences
 
 _LEAST_SIDE = 0.01  # of a box, as a share of the image: what is smaller is compared as if it were as large
@@ -57,7 +58,7 @@ class QueryKind:
     place: Place
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        (classes, places), (sure, true) = self.split(student), self.split(teacher)
+        (classes, places), (sure, true) = (self.split(at_least_single(each)) for each in (student, teacher))
         divergences = class_divergences if self.exclusive else switch_divergences
         rows = divergences(classes, sure, temperature) * temperature**2
         return (rows + self.objects(sure) * self.place.distances(places, true, temperature)).mean()
@@ -69,7 +70,7 @@ class QueryKind:
         return torch.cat([kind.shaped(for_classes, classes, temperature), placed], dim=1)
 
     def sums(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        return self.place.sums(self, student, teacher)
+        return self.place.sums(self, at_least_single(student), at_least_single(teacher))
 
     def agreement(self, rows: float, sums: Sequence[Tensor]) -> float | None:
         compared, agreeing = map(float, sums)

@@ -1,4 +1,4 @@
-"""Memory: how its end is told, and a look at large tensors that takes none."""
+"""Memory: how its end is told, a look at large tensors that takes none, and the type that sums need at least."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def all_finite(values: Tensor) -> bool:
         values = values.mT  # what lies column by column, `aminmax` would copy
     least, largest = values.aminmax()  # NaN if there is one
     return bool(least.isfinite() & largest.isfinite())
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """Values in float32, or in their own type where that is wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -50,7 +50,7 @@ def measure_divergence(
             teacher = _dense_output(dense, *given, known=calibration.outputs, index=index)
             for model, each in zip(pruned, sums, strict=True):
                 student = _output(model, *given)
-                each.add(student.values.float(), teacher.values.float().to(student.values.device), teacher.kind)
+                each.add(student.values, teacher.values.to(student.values.device), teacher.kind)
     if shared:
         for each in sums:
             each.add_up()

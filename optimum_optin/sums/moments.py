@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..running.memory import all_finite
+from ..running.memory import all_finite, at_least_single
 from ..running.processes import add_up, process_count
 from ..stages.tensor_files import fill
 from .symmetric import Band, SymmetricSum, whole
@@ -58,7 +58,7 @@ class Moments:
             The rows, shifted and weighted, of the same shape, float32.
         """
         if self._empty and len(rows):
-            self.shift, self._empty = _at_least_single(rows).mean(0).double(), False
+            self.shift, self._empty = at_least_single(rows).mean(0).double(), False
         shifted, weighted = self.shifted(rows, weights)
         self.count += len(rows)
         self.weight += len(rows) if weights is None else weights.sum().to(self.weight)
@@ -68,7 +68,7 @@ class Moments:
 
     def shifted(self, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows as they are summed, float32: shifted, and shifted and weighted; nothing is added."""
-        rows = _at_least_single(rows)
+        rows = at_least_single(rows)
         shifted = (rows - self.shift.to(rows)).float()
         return shifted, shifted if weights is None else shifted * weights.to(shifted)[:, None]
 
@@ -285,10 +285,6 @@ class BlockMoments:
         """The blocks, shape (blocks, size, size), float64; `centred` subtracts the mean from the rows."""
         blocks, mean = self.gram / self.weight, self.total / self.weight
         return blocks - mean[:, :, None] * mean[:, None] if centred else blocks
-
-
-def _at_least_single(rows: Tensor) -> Tensor:
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def cholesky(make: Callable[[], Tensor], share: float) -> Tensor:

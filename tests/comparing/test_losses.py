@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from memory_taken import memory_taken
 
 from optimum_optin.comparing.losses import (
     BINARY,
@@ -116,3 +117,27 @@ def test_distances_of_real_numbers_are_summed_over_channels_and_averaged_over_ro
     student, teacher = torch.randn(2, 5, 3)
     expected = sum(float((one - other).square().sum()) for one, other in zip(student, teacher, strict=True)) / 5
     assert float(output_distance(student, teacher, 7.0, REAL)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [CATEGORICAL, BINARY, REAL])
+def test_distances_of_outputs_in_half_precision_are_those_in_float32(kind, dtype):
+    student, teacher = torch.randn(2, 30, 7).to(dtype)
+    of_floats = output_distance(student.float(), teacher.float(), 2.0, kind)
+    assert torch.equal(output_distance(student, teacher, 2.0, kind), of_floats)
+    for one, other in zip(kind.sums(student, teacher), kind.sums(student.float(), teacher.float()), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [CATEGORICAL, BINARY])
+def test_distances_of_some_rows_at_a_time_are_those_of_all(kind, monkeypatch):
+    student, teacher = torch.randn(2, 30, 7)
+    at_once = output_distance(student, teacher, 2.0, kind)
+    monkeypatch.setattr("optimum_optin.comparing.losses._PART", 50)  # seven rows
+    assert torch.equal(output_distance(student, teacher, 2.0, kind), at_once)
+
+
+def test_the_distance_of_a_vocabulary_takes_less_memory_than_its_outputs_in_float32():
+    student, teacher = torch.randn(2, 300, 100_000).bfloat16()
+    taken = memory_taken(lambda: output_distance(student, teacher, 1.0, CATEGORICAL))
+    assert taken < 4 * (student.numel() + teacher.numel())  # all rows at once take three times as much
