@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint .ci/constraints.txt
 
 # Compiled files are kept, wherever Python is told not to: workers, other processes and the next run take them.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
+TESTS := -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python $(TESTS)
 
-.PHONY: quickstart test test-all quality style benchmarks clean
+.PHONY: quickstart test test-all coverage quality style benchmarks clean
 
 quickstart: $(VENV)/installed $(VENV)/demo-installed
 	$(BIN)/python examples/quickstart.py
@@ -19,6 +20,14 @@ test: $(VENV)/installed $(VENV)/neighbours-installed
 # With the tests that tests/slow.txt names: four times as long.
 test-all: $(VENV)/installed $(VENV)/neighbours-installed
 	$(PYTEST)
+
+# What share of lines and branches all tests run, and which they do not; longer than test-all.
+coverage: $(VENV)/installed $(VENV)/neighbours-installed
+	$(INSTALL) coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
