@@ -1,11 +1,12 @@
 """How much of the ideal speed a cut reaches: the speedup of a pruned model, as a share of what its MACs promise.
 
-    python examples/benchmarks/ideal_speed.py bert-base reactions fashion-vit
+    python examples/benchmarks/ideal_speed.py bert-base dinov2-small reactions fashion-vit
     python examples/benchmarks/ideal_speed.py reactions --flops 0.5 --variants eager compile --threads 2
 
 Models are pruned, saved, loaded again and timed beside the dense one (`optimum_optin.benchmarking`). The ideal is one
-over the share of the whole model's MACs that the flop counter finds left at this length. `bert-base` has random
-weights: the speed does not depend on them, and no accuracy is told. One line for each cell.
+over the share of the whole model's MACs that the flop counter finds left at this length. `bert-base` and
+`dinov2-small` have random weights: no accuracy is told, and how fast a cut is does not depend on which units are left.
+One line for each cell.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from tasks import TASKS, load_task
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, Dinov2Config, Dinov2ForImageClassification
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.benchmarking import run_benchmark
@@ -24,12 +25,23 @@ from optimum_optin.inputs.probes import probe_batch
 from optimum_optin.models.identity import main_input_of
 from optimum_optin.pricing.macs import count_macs
 
-RANDOM = "bert-base"
+
+def bert_base(samples):
+    rows = torch.randint(1000, 30_000, (samples, 128)).tolist()
+    return BertForSequenceClassification(BertConfig()), [{"input_ids": row} for row in rows]
+
+
+def dinov2_small(samples):
+    shape = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=224)  # 12 layers, patches of 14 pixels
+    return Dinov2ForImageClassification(shape), [{"pixel_values": image} for image in torch.randn(samples, 3, 224, 224)]
+
+
+RANDOM = {"bert-base": bert_base, "dinov2-small": dinov2_small}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", choices=(RANDOM, *TASKS))
+    parser.add_argument("models", nargs="+", choices=(*RANDOM, *TASKS))
     parser.add_argument("--flops", type=float, nargs="+", default=[0.6, 0.5])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128], help="of texts")
@@ -39,7 +51,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--glue-dir")
     parser.add_argument("--image-dir")
-    parser.add_argument("--checkpoint", help="fine-tuned model, for all but bert-base, reactions and sentences")
+    parser.add_argument("--checkpoint", help="fine-tuned model, for tasks that need one")
     parser.add_argument("--out", type=Path, help="append one JSON line for each cell")
     arguments = parser.parse_args()
     for name in arguments.models:
@@ -56,10 +68,10 @@ def main():
 
 def load(name, arguments):
     """A pruner and its calibration samples."""
-    if name == RANDOM:
+    if name in RANDOM:
         torch.manual_seed(0)
-        rows = torch.randint(1000, 30_000, (arguments.samples, 128)).tolist()
-        return OptinPruner(BertForSequenceClassification(BertConfig()).eval()), [{"input_ids": row} for row in rows]
+        model, calibration = RANDOM[name](arguments.samples)
+        return OptinPruner(model.eval()), calibration
     task = load_task(name, arguments.glue_dir, checkpoint=arguments.checkpoint, image_dir=arguments.image_dir)
     return task.pruner, task.calibration
 
