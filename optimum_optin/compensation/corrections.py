@@ -19,6 +19,8 @@ from ..passes.joins import Join
 from ..passes.walk import PrunedWalk, Rows
 from ..running.experts import add_to_expert, is_packed, routed, weight_of_expert
 from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
+from ..running.memory import give_back
+from ..sums.moments import precision_of
 from .ridge import Regression, add_up_regressions, solve_ridge
 
 Walks = list[PrunedWalk | None]
@@ -213,7 +215,10 @@ class _Wanted:
 
     def sums(self) -> tuple[Regression, Regression]:
         """Empty sums, to fit and held out."""
-        sizes = weight_of(self.linear).shape[1] // self.places, self.outputs, self.linear.weight.device
+        inputs = weight_of(self.linear).shape[1] // self.places
+        if precision_of(inputs) is not torch.float64:
+            give_back()  # such sums are large, and a run of hours has left holes between what is in use
+        sizes = inputs, self.outputs, self.linear.weight.device
         return Regression(*sizes), Regression(*sizes)
 
     def rows(self, walk: PrunedWalk, stop: Stop) -> Rows | None:

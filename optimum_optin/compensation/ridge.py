@@ -14,7 +14,8 @@ from ..sums.moments import Moments, add_up_moments, precision_of
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _MIDDLING = 1e-2
-_ROWS = 256  # of a matrix that are in float64 at once, where the whole of it need not be
+_COMBINATIONS = 128  # of outputs, which strengths are tried on
+_ROWS = 256  # of a matrix that are worked on at once: its sums are large, and so are copies
 
 
 class Regression:
@@ -27,7 +28,8 @@ class Regression:
 
     Attributes:
         inputs: moments of the inputs.
-        cross: weighted sum of the outer products of shifted inputs and errors, shape (inputs, outputs).
+        cross: weighted sum of the outer products of shifted inputs and errors, shape (inputs, outputs), in the type of
+            the inputs' sums.
         error_sum: weighted sum of the errors, shape (outputs,).
         error_squares: weighted sum of their squares.
         knows_inputs: whether the moments are those of an earlier regression, see `of_other_errors`.
@@ -37,7 +39,7 @@ class Regression:
         zeros = {"dtype": torch.float64, "device": device}
         self.inputs = Moments(inputs, device, precision_of(inputs))
         self.knows_inputs = False
-        self.cross = torch.zeros(inputs, outputs, **zeros)
+        self.cross = torch.zeros(inputs, outputs, dtype=precision_of(inputs), device=device)
         self.error_sum = torch.zeros(outputs, **zeros)
         self.error_squares = torch.zeros((), **zeros)
 
@@ -58,7 +60,8 @@ class Regression:
         errors = errors.to(self.cross.device, torch.float32)
         weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
         weighted = self.inputs.shifted(inputs, weights)[1] if self.knows_inputs else self.inputs.add(inputs, weights)
-        self.cross += weighted.T @ errors
+        for part, columns in zip(self.cross.split(_ROWS), weighted.T.split(_ROWS), strict=True):
+            part.add_(columns @ errors)
         self.error_sum += weights @ errors
         self.error_squares += weights.double() @ errors.square().sum(1).double()
 
@@ -70,16 +73,36 @@ class Regression:
             setattr(other, name, torch.zeros_like(getattr(self, name)))
         return other
 
+    def of_combinations(self, signs: Tensor) -> Regression:
+        """The regression of combinations of the errors, as a new object with the same inputs; see `_signs`.
+
+        Args:
+            signs: how much of each output is in each combination, shape (outputs, combinations), float64.
+        """
+        other = copy.copy(self)
+        other.cross = torch.cat([part.double() @ signs for part in self.cross.split(_ROWS)])
+        other.error_sum = self.error_sum @ signs
+        return other
+
     def merged(self, other: Regression) -> Regression:
         """The sums over the rows of both, as a new object."""
         both = copy.copy(self)
         both.inputs = self.inputs.merged(other.inputs)
-        both.cross, steps = self.cross + other.cross, other.inputs.shift - both.inputs.shift
-        for part, step in zip(both.cross.split(_ROWS), steps.split(_ROWS), strict=True):
-            part.add_(step.outer(other.error_sum))
+        both.cross = self.cross + other.cross
+        both.move_cross(other.inputs.shift - both.inputs.shift, other.error_sum)
         both.error_sum = self.error_sum + other.error_sum
         both.error_squares = self.error_squares + other.error_squares
         return both
+
+    def move_cross(self, steps: Tensor, error_sum: Tensor) -> None:
+        """Take the part of `cross` that has this sum of errors about another shift, in place.
+
+        Args:
+            steps: the shift that it is about, less the other one, shape (inputs,).
+            error_sum: sum of its errors, shape (outputs,).
+        """
+        for part, step in zip(self.cross.split(_ROWS), steps.split(_ROWS), strict=True):
+            part.add_(step.outer(error_sum))
 
     def normal_equations(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Weighted sums of the outer products of inputs with inputs, and of inputs with errors; float64.
@@ -110,7 +133,8 @@ class Regression:
     def loss(self, weight: Tensor, bias: Tensor) -> float:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
         bias = bias + weight @ self.inputs.shift  # the sums are of shifted inputs
-        loss = self.error_squares - 2 * (weight.T * self.cross).sum() - 2 * bias @ self.error_sum
+        parts = zip(weight.T.split(_ROWS), self.cross.split(_ROWS), strict=True)
+        loss = self.error_squares - 2 * sum((one * other).sum() for one, other in parts) - 2 * bias @ self.error_sum
         loss = loss + self.inputs.squares_of(weight) + 2 * bias @ (weight @ self.inputs.total.double())
         return float(loss + self.inputs.weight * bias.square().sum())
 
@@ -122,7 +146,7 @@ def add_up_regressions(regressions: Sequence[Regression]) -> None:
     shifts = [each.inputs.shift for each in regressions]
     add_up_moments([each.inputs for each in regressions if not each.knows_inputs])
     for each, before in zip(regressions, shifts, strict=True):
-        each.cross += (before - each.inputs.shift).outer(each.error_sum)
+        each.move_cross(before - each.inputs.shift, each.error_sum)
     add_up(*(getattr(each, name) for name in ("error_sum", "error_squares", "cross") for each in regressions))
 
 
@@ -166,8 +190,11 @@ def solve_ridge(
 def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> float | None:
     """The strength with the least held-out loss, from the weakest on while it helps; `None` if none beats no change.
 
-    Each process tries one of as many strengths as there are processes.
+    Each process tries one of as many strengths as there are processes. Of many outputs, losses are estimated.
     """
+    if len(fit.error_sum) > _COMBINATIONS:
+        signs = _signs(fit.error_sum)
+        fit, held_out = fit.of_combinations(signs), held_out.of_combinations(signs)
     best, least = None, torch.inf
     for first in range(0, len(STRENGTHS), process_count()):
         tried = STRENGTHS[first : first + process_count()]
@@ -178,6 +205,16 @@ def _best_strength(fit: Regression, held_out: Regression, intercept: bool) -> fl
                 return _helpful(best, least, held_out)
             best, least = strength, loss
     return _helpful(best, least, held_out)
+
+
+def _signs(outputs: Tensor) -> Tensor:
+    """Random signs S over the root of their number, shape (outputs, combinations): E[S S^T] = I.
+
+    So the sum of squares of combinations S^T e is that of the errors e, in expectation, and exactly that for errors of
+    a single output, however large. All processes draw the same.
+    """
+    signs = torch.randint(2, (len(outputs), _COMBINATIONS), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return signs.to(outputs) / _COMBINATIONS**0.5
 
 
 def _helpful(strength: float | None, loss: float, held_out: Regression) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from ..running.memory import give_back
 
 _STATUS, _RESTART = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -24,7 +25,7 @@ class PeakMeter:
         self._on_cuda = device.type == "cuda"
         self._device = device
         gc.collect()  # what is freed later would hide a peak
-        _give_back()
+        give_back()
         self._before = torch.cuda.memory_allocated(device) if self._on_cuda else _resident("VmRSS")
 
     def peak(self, run: Callable[[], object]) -> int | None:
@@ -34,19 +35,11 @@ class PeakMeter:
             run()
             torch.cuda.synchronize(self._device)
             return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
-        _give_back()
+        give_back()
         restarted = _restart()
         run()
         peak = _resident("VmHWM") if restarted else None
         return None if peak is None or self._before is None else max(0, peak - self._before)
-
-
-def _give_back() -> None:
-    """Let the C library give back what is free, so that a peak is not hidden in it."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library than glibc
-        return
 
 
 def _restart() -> bool:

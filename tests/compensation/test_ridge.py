@@ -154,6 +154,31 @@ def test_strengths_a_decade_apart_are_tried_while_the_loss_does_not_grow(losses,
     assert ridge._best_strength(_streamed(*_rows(40)), Losses(losses, nothing), True) == best
 
 
+@pytest.mark.parametrize("rows", [12, 40, 400], ids=["strong pull", "middling", "weak pull"])
+def test_strengths_of_many_outputs_are_chosen_on_combinations_of_them(rows, monkeypatch):
+    assert ridge._COMBINATIONS < 300
+    fit, held_out = (_streamed(*_rows(rows, seed, outputs=300, noise=1.0)) for seed in (0, 1))
+    found, tried = solve_ridge(fit, held_out, True), ridge._best_strength(fit, held_out, True)
+    monkeypatch.setattr(ridge, "_COMBINATIONS", 300)
+    assert tried == ridge._best_strength(fit, held_out, True)
+    for one, other in zip(found, solve_ridge(fit, held_out, True), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_combinations_lose_what_all_outputs_lose_on_average_and_exactly_for_a_single_one():
+    x, errors = _rows(40, outputs=300, noise=3.0)
+    alone = torch.zeros_like(errors)
+    alone[:, 7] = errors[:, 7]
+    signs = ridge._signs(errors[0].double())
+    for each, tolerance in ((errors, 0.1), (alone, 1e-9)):
+        sums = _streamed(x, each)
+        mixed = sums.of_combinations(signs)
+        nothing = float(sums.error_squares)
+        lost, expected = (one.loss(*ridge._solve(one, 1.0, True)) - nothing for one in (mixed, sums))
+        assert lost == pytest.approx(expected, rel=tolerance)
+    torch.testing.assert_close(signs @ signs.T, torch.eye(300).double(), atol=0.5, rtol=0)
+
+
 @pytest.mark.parametrize("intercept", [True, False], ids=["bias", "no bias"])
 def test_a_strength_that_is_given_is_taken_and_without_a_choice_a_middling_one(intercept):
     (x, errors), (held_x, held_errors) = _rows(40), _rows(30, seed=1)
@@ -242,8 +267,12 @@ def test_sums_of_several_processes_are_those_of_all_rows(two_processes):
 
 @pytest.mark.parametrize("strength", [None, 1e-2])
 @pytest.mark.parametrize("rows", [12, 40, 400], ids=["strong pull", "middling", "weak pull"])
-def test_several_processes_that_share_a_regression_find_what_one_finds(strength, rows, two_processes, monkeypatch):
+@pytest.mark.parametrize("combinations", [2, 3], ids=["of many outputs", "of few"])
+def test_several_processes_that_share_a_regression_find_what_one_finds(
+    strength, rows, combinations, two_processes, monkeypatch
+):
     solved = []
+    monkeypatch.setattr(ridge, "_COMBINATIONS", combinations)
     sums = [_streamed(*_rows(rows)), _streamed(*_rows(rows, seed=1))]
     expected = solve_ridge(*sums, True, strength)
     solve = ridge._solve
