@@ -21,11 +21,13 @@ test: $(VENV)/installed $(VENV)/neighbours-installed
 test-all: $(VENV)/installed $(VENV)/neighbours-installed
 	$(PYTEST)
 
-# What share of lines and branches all tests run, and which they do not; longer than test-all.
+# What share of lines and branches all tests run, and which they do not; longer than test-all. Refits run in greenlets,
+# which are slow to follow: some rooms do that.
 coverage: $(VENV)/installed $(VENV)/neighbours-installed
 	$(INSTALL) coverage
 	$(BIN)/coverage erase
 	$(BIN)/coverage run $(TESTS)
+	$(BIN)/coverage run --concurrency=thread,greenlet $(TESTS)/compensation tests/passes
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
