@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint .ci/constraints.txt
 
 # Compiled files are kept, wherever Python is told not to: workers, other processes and the next run take them.
-TESTS := -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
-PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python $(TESTS)
+WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest $(WORKERS) tests
 
 .PHONY: quickstart test test-all coverage quality style benchmarks clean
 
@@ -26,8 +26,8 @@ test-all: $(VENV)/installed $(VENV)/neighbours-installed
 coverage: $(VENV)/installed $(VENV)/neighbours-installed
 	$(INSTALL) coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run $(TESTS)
-	$(BIN)/coverage run --concurrency=thread,greenlet $(TESTS)/compensation tests/passes
+	$(BIN)/coverage run -m pytest $(WORKERS) tests
+	$(BIN)/coverage run --concurrency=thread,greenlet -m pytest $(WORKERS) tests/compensation tests/passes
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

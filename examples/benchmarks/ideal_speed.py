@@ -5,8 +5,7 @@
 
 Models are pruned, saved, loaded again and timed beside the dense one (`optimum_optin.benchmarking`). The ideal is one
 over the share of the whole model's MACs that the flop counter finds left at this length. `bert-base` and
-`dinov2-small` have random weights: no accuracy is told, and how fast a cut is does not depend on which units are left.
-One line for each cell.
+`dinov2-small` have random weights: no accuracy is told. One line for each cell.
 """
 
 import argparse

@@ -67,7 +67,7 @@ def stage(name: str, found: dict):
 
 
 @register_scorer("drawn")
-def drawn(model, groups, calibration, config):
+def drawn_scores(model, groups, calibration, config):
     generator = torch.Generator().manual_seed(0)
     return {"output": {group.key: torch.rand(group.units, generator=generator) for group in groups}}
 
@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--offload", action="store_true", help="leave the weights on disk, in the folder of TMPDIR")
-    parser.add_argument("--drawn", action="store_true", help="draw the scores: what cut and refit take does not change")
+    parser.add_argument("--drawn", action="store_true", help="draw the scores, to measure cut and refit alone")
     parser.add_argument("--out", type=Path, help="append one JSON line")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +124,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         num_samples=arguments.samples,
         batch_size=arguments.batch_size,
         search="ranked",
-        scorer="drawn" if arguments.drawn else "surgeon",
+        scorer="drawn" if arguments.drawn else OptinConfig.scorer,
         probes=1,  # one for every minibatch
     )
     drawn = torch.randint(shape.vocab_size, (arguments.samples, arguments.tokens)).tolist()

@@ -16,6 +16,7 @@ from ..architectures.group import Group, Groups
 from ..passes.trajectory import hidden_states
 from ..running.batch import Batch
 from ..running.forward import run_model
+from ..running.memory import at_least_single
 
 States = dict[str, Tensor]
 """What is compared, in order of execution: what every consumer (by its group's key) and every layer returned, and the
@@ -120,9 +121,7 @@ def difference(found: Tensor | None, expected: Tensor) -> float:
         return float("inf")
     if not expected.numel() or found is expected:
         return 0.0
-    found, expected = (
-        each.to(expected.device, torch.promote_types(each.dtype, torch.float32)) for each in (found, expected)
-    )
+    found, expected = (at_least_single(each.to(expected.device)) for each in (found, expected))
     off, size = float((found - expected).norm()), float(expected.norm())
     if off == 0:
         return 0.0
