@@ -17,7 +17,7 @@ quickstart: $(VENV)/installed $(VENV)/demo-installed
 test: $(VENV)/installed $(VENV)/neighbours-installed
 	$(PYTEST) --quick
 
-# With the tests that tests/slow.txt names: four times as long.
+# With the tests that tests/slow.txt names: seven times as long.
 test-all: $(VENV)/installed $(VENV)/neighbours-installed
 	$(PYTEST)
 

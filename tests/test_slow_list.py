@@ -23,6 +23,12 @@ def test_what_one_test_makes_for_others_is_left_out_with_them():
     assert slow_tests([*fixture, *case, ("z", [], "call", 5000)]) == ["x::a[1]", "x::b", "x::b[3]", "x::c[3]", "z"]
 
 
+def test_what_a_test_makes_for_others_in_less_is_not_its_own_time():
+    shared = [("x::a", ["made"], "setup", 4), ("x::a", ["made"], "call", 0.5), ("x::b", ["made"], "call", 0.5)]
+    own = [("x::c", [], "setup", 4), ("x::c", [], "call", 0.5)]
+    assert slow_tests([*shared, *own, ("z", [], "call", 5000)]) == ["x::c", "z"]
+
+
 @pytest.fixture(scope="module")
 def made():
     return 1
