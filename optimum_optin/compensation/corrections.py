@@ -20,7 +20,6 @@ from ..passes.walk import PrunedWalk, Rows
 from ..running.experts import add_to_expert, is_packed, routed, weight_of_expert
 from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
 from ..running.memory import give_back
-from ..sums.moments import precision_of
 from .ridge import Regression, add_up_regressions, solve_ridge
 
 Walks = list[PrunedWalk | None]
@@ -83,8 +82,8 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = solve_ridge(*sums, intercept, strength)
         for producer in (each for each in producers if (each.bias is not None) == intercept):
-            weight = weight_of(producer).double()
-            _add(producer, None, weight @ change, weight @ shift)
+            weight = weight_of(producer).to(change)
+            _add(producer, None, weight @ change, weight @ shift.to(weight))
     return [sums]
 
 
@@ -215,10 +214,7 @@ class _Wanted:
 
     def sums(self) -> tuple[Regression, Regression]:
         """Empty sums, to fit and held out."""
-        inputs = weight_of(self.linear).shape[1] // self.places
-        if precision_of(inputs) is not torch.float64:
-            give_back()  # such sums are large, and a run of hours has left holes between what is in use
-        sizes = inputs, self.outputs, self.linear.weight.device
+        sizes = weight_of(self.linear).shape[1] // self.places, self.outputs, self.linear.weight.device
         return Regression(*sizes), Regression(*sizes)
 
     def rows(self, walk: PrunedWalk, stop: Stop) -> Rows | None:
@@ -255,4 +251,5 @@ def _sums(
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
     add_up_regressions([each for pair in sums for each in (pair if strength is None else pair[:1])])
+    give_back()  # the passes leave holes between what is in use, and to solve takes large matrices
     return sums

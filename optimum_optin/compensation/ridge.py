@@ -132,6 +132,7 @@ class Regression:
 
     def loss(self, weight: Tensor, bias: Tensor) -> float:
         """Weighted sum over the rows of ||error - weight input - bias||^2, from the sums alone."""
+        weight = weight.double()
         bias = bias + weight @ self.inputs.shift  # the sums are of shifted inputs
         parts = zip(weight.T.split(_ROWS), self.cross.split(_ROWS), strict=True)
         loss = self.error_squares - 2 * sum((one * other).sum() for one, other in parts) - 2 * bias @ self.error_sum
@@ -167,7 +168,8 @@ def solve_ridge(
         strength: the strength, relative to the mean diagonal of the Gram matrix; `None` chooses one of `STRENGTHS`.
 
     Returns:
-        Change of the weight, shape (outputs, inputs), and of the bias, shape (outputs,); float64.
+        Change of the weight, shape (outputs, inputs), in the type of the inputs' sums, and of the bias, shape
+        (outputs,), float64.
     """
     if not held_out.count + fit.count:
         return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
@@ -177,8 +179,7 @@ def solve_ridge(
             return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
     rows = fit.merged(held_out) if held_out.count else fit
     if process_count() == 1:
-        weight, bias = _solve(rows, strength or _MIDDLING, intercept)
-        return weight.contiguous(), bias
+        return _solve(rows, strength or _MIDDLING, intercept)
     bias = torch.zeros_like(rows.error_sum)
     weight = torch.zeros_like(rows.cross.T, memory_format=torch.contiguous_format)
     mine = my_part(len(bias))
@@ -224,15 +225,15 @@ def _helpful(strength: float | None, loss: float, held_out: Regression) -> float
 
 def _solve(rows: Regression, strength: float, intercept: bool, outputs: slice = slice(None)) -> tuple[Tensor, Tensor]:
     """The change of weight and bias at a strength, for some of the outputs."""
-    mean, error_mean = rows.inputs.mean(), (rows.error_sum / rows.inputs.weight)[outputs]
-    squares = rows.inputs.squares(centred=intercept)
-    pull = strength * squares.mean().clamp_min(0) + rows.inputs.floor() + 1e-12
-    factor = rows.inputs.factor(intercept, pull)
+    factor = rows.inputs.factor(intercept, rows.inputs.damping(intercept, strength))
     weight = rows.products(intercept, outputs, factor.dtype)
     # In place, where `cholesky_solve` copies both.
     torch.linalg.solve_triangular(factor, weight, upper=False, out=weight)
     torch.linalg.solve_triangular(factor.mT, weight, upper=True, out=weight)
     del factor
-    weight = weight.T.double()
-    bias = error_mean - weight @ mean if intercept else torch.zeros_like(error_mean)
-    return weight, bias
+    weight = weight.T.to(rows.cross.dtype)
+    bias = (rows.error_sum / rows.inputs.weight)[outputs]
+    if not intercept:
+        return weight, torch.zeros_like(bias)
+    mean = rows.inputs.mean()
+    return weight, bias - torch.cat([part.double() @ mean for part in weight.split(_ROWS)])

@@ -16,6 +16,7 @@ from .symmetric import Band, SymmetricSum, whole
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
 _WIDE = 4096  # features from which on sums and factors in float64 would take more memory than many a model
+_LEAST = 1e-12  # damping where all is 0
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 
 
@@ -172,13 +173,27 @@ class Moments:
 
         return self._whole(bands(), dtype)
 
+    def damping(self, centred: bool, share: float) -> Tensor:
+        """A share of the mean diagonal of `scatter`, and its `floor`, shape (features,), float64.
+
+        Args:
+            centred: see `scatter`.
+            share: the share; may be 0.
+        """
+        spread = self.squares(centred=True)  # of merged sums, this adds all products
+        squares = spread if centred else self._about_zero(spread)
+        return share * squares.mean().clamp_min(0) + self._floor(spread) + _LEAST
+
     def floor(self) -> Tensor:
         """What to add to the diagonal of `scatter` to keep it invertible, shape (features,), float64.
 
         It is a small part of the mean square (capped by the spread, so that a far offset does not count), and what
         rounding may leave of a constant feature.
         """
-        spread = self.squares(centred=True)  # of merged sums, this adds all products
+        return self._floor(self.squares(centred=True))
+
+    def _floor(self, spread: Tensor) -> Tensor:
+        """See `floor`; of the `squares` that are centred."""
         squares = self._about_zero(spread)
         return _FLOOR * torch.minimum(squares.mean(), _FAR * spread.mean().clamp_min(0)) + _NOISE * squares
 

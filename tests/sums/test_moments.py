@@ -235,7 +235,7 @@ def test_one_product_is_that_of_all_rows(features):
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_factor_takes_the_memory_of_one_matrix(centred):
-    features = 2000  # 32 MB
+    features = 3000  # 72 MB, of which what the process does meanwhile is little
     sums = Moments(features)
     sums.add(torch.randn(50, features))
     damping = sums.squares(centred)
