@@ -287,6 +287,18 @@ def test_several_processes_that_share_a_regression_find_what_one_finds(
     assert sorted(tried) == sorted(set(tried)) and bool(tried) == (strength is None)  # none twice
 
 
+def test_a_strength_that_is_left_over_is_tried_by_all_processes(two_processes, monkeypatch):
+    monkeypatch.setattr(ridge, "STRENGTHS", STRENGTHS[-3:])
+    x = _rows(40)[0] - 2
+    sums = [_streamed(x, x[:, :3]), _streamed(x, 0.1 * x[:, :3])]  # so that the strongest pull is the best
+    expected, solve, tried = solve_ridge(*sums, False), ridge._solve, []
+    monkeypatch.setattr(ridge, "_solve", lambda *args: tried.append(args[1]) or solve(*args))
+    for found in two_processes(lambda place: solve_ridge(*sums, False)):
+        for mine, each in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, each, atol=1e-9, rtol=1e-9)
+    assert tried.count(STRENGTHS[-1]) == 4 and expected[0].any()  # twice to choose it, twice to solve for parts
+
+
 @pytest.mark.parametrize("inputs", [0, 1, 2])
 def test_few_inputs_are_fitted_like_many(inputs):
     x, errors = _rows(30)

@@ -234,6 +234,17 @@ def test_one_product_is_that_of_all_rows(features):
 
 
 @pytest.mark.parametrize("centred", [True, False])
+def test_a_damping_is_a_share_of_the_mean_diagonal_and_the_floor(centred):
+    moments = Moments(3)
+    moments.add(torch.randn(50, 3) * torch.tensor([1.0, 2.0, 3.0]) + 5.0)
+    expected = 0.1 * moments.scatter(centred).diagonal().mean() + moments.floor()
+    torch.testing.assert_close(moments.damping(centred, 0.1), expected)
+    nothing = Moments(3)
+    nothing.add(torch.zeros(50, 3))
+    assert (nothing.damping(centred, 0.1) > 0).all() and (nothing.damping(centred, 0.0) > 0).all()
+
+
+@pytest.mark.parametrize("centred", [True, False])
 def test_a_factor_takes_the_memory_of_one_matrix(centred):
     features = 3000  # 72 MB, of which what the process does meanwhile is little
     sums = Moments(features)
