@@ -29,7 +29,7 @@ _OVERLAP = 0.5  # intersection over union from which two boxes are the same
 
 
 class Place(Protocol):
-    """What must be known of a way to say where an object is; tensors are (rows, numbers), float32."""
+    """What must be known of a way to say where an object is; tensors are (rows, numbers), float32 at least."""
 
     def distances(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """The distance of each row, relative to the object's size, shape (rows,)."""

@@ -127,7 +127,7 @@ def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float
     """Let experts write what makes up for all that the stream after them lacks at the tokens that each is given.
 
     The errors of a token are those of all its experts. So one expert after the other is refitted to what is left of
-    them, and then all once more. One without tokens, or none that are held out, stays as it is.
+    them, and then all once more. One without tokens (padding is none), or none that are held out, stays as it is.
     """
     reached = [(index, walk) for index, walk in enumerate(walks) if walk is not None and walk.reach(stop)]
     found = [(index, *walk.experts_errors(stop)) for index, walk in reached]
@@ -145,7 +145,7 @@ def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float
             else:
                 (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
         add_up_regressions([fit, held_out])
-        if not (fit.count and held_out.count):
+        if not (fit.weight and held_out.weight):
             continue
         change, _ = solve_ridge(fit, held_out, False, strength)
         add_to_expert(experts, expert, change * _inverse(scale, change[:, 0])[:, None])

@@ -44,9 +44,9 @@ class Regression:
         self.error_squares = torch.zeros((), **zeros)
 
     @property
-    def count(self) -> Tensor:
-        """How many rows were added."""
-        return self.inputs.count
+    def weight(self) -> Tensor:
+        """The sum of the weights of the rows that were added; 0 if all of them are padding."""
+        return self.inputs.weight
 
     def add(self, inputs: Tensor, errors: Tensor, weights: Tensor | None = None) -> None:
         """Add rows.
@@ -163,7 +163,8 @@ def solve_ridge(
 
     Args:
         fit: rows to fit.
-        held_out: rows to choose by; if empty, a middling strength is used. Without any rows, nothing changes.
+        held_out: rows to choose by; if they have no weight, a middling strength is used. If `fit` has none either,
+            nothing changes.
         intercept: whether a bias may change.
         strength: the strength, relative to the mean diagonal of the Gram matrix; `None` chooses one of `STRENGTHS`.
 
@@ -171,13 +172,13 @@ def solve_ridge(
         Change of the weight, shape (outputs, inputs), in the type of the inputs' sums, and of the bias, shape
         (outputs,), float64.
     """
-    if not held_out.count + fit.count:
+    if not held_out.weight + fit.weight:
         return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
-    if strength is None and held_out.count and fit.count:
+    if strength is None and held_out.weight and fit.weight:
         strength = _best_strength(fit, held_out, intercept)
         if strength is None:
             return torch.zeros_like(fit.cross.T), torch.zeros_like(fit.error_sum)
-    rows = fit.merged(held_out) if held_out.count else fit
+    rows = fit.merged(held_out) if held_out.weight else fit
     if process_count() == 1:
         return _solve(rows, strength or _MIDDLING, intercept)
     bias = torch.zeros_like(rows.error_sum)

@@ -35,7 +35,7 @@ def float_products(model: nn.Module) -> Iterator[None]:
     """Take products of a model's half-precision tensors in float32, if they are on a CPU without kernels for them.
 
     Sums are those of float32, and results are rounded to the tensors' own type, as half-precision kernels do it too.
-    Of a weight, a part at a time is held in float32. Not for what times the model, since users run it without.
+    Of a linear's weight, a part at a time is held in float32. Not for what times the model, since users run it without.
     """
     slow = {parameter.dtype for parameter in model.parameters() if parameter.device.type == "cpu"} & _KERNELS.keys()
     slow = {dtype for dtype in slow if not _has_kernels(dtype)}
@@ -85,7 +85,7 @@ def _product(func, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
     step = max(1, _WIDE // max(1, len(other)))
     for start in range(0, columns, step):
         part = slice(start, start + step)
-        terms = [each.float() if each.shape[-1] == 1 else each[..., part].float() for each in added]
+        terms = [each.float() if each.dim() == 0 or each.shape[-1] == 1 else each[..., part].float() for each in added]
         result[:, part] = func(*terms, wide, other[:, part].float(), **kwargs)
     return result
 

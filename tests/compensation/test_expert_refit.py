@@ -52,17 +52,23 @@ def test_fresh_data_come_closer(name):
     assert off(pruned, model, fresh) < 0.95 * before
 
 
-def test_an_expert_without_tokens_stays_as_it_is():
+@pytest.mark.parametrize("padding", [0, 2], ids=["no tokens", "padding alone"])
+def test_an_expert_without_tokens_stays_as_it_is(padding):
     model = expert_model("mixtral")
     pruned, groups, masks = cut(model, lambda group: group.first(64))
+    batches = token_batches(10)
+    real = torch.ones_like(batches[0]["input_ids"])
+    real[:, real.shape[1] - padding :] = 0
+    chosen = torch.where(real.flatten()[:, None] == 1, torch.tensor([0, 2]), torch.tensor([1, 3]))
     for layer in (*model.model.layers, *pruned.model.layers):
         layer.mlp.gate.forward = lambda hidden: (
             torch.zeros(len(hidden), 4),
             torch.full((len(hidden), 2), 0.5),
-            torch.tensor([[0, 2]]).expand(len(hidden), 2),
+            chosen[: len(hidden)],
         )
     before = copy.deepcopy(pruned.model.layers[1].mlp.experts.down_proj.detach())
-    compensate(model, pruned, groups, calibrate(model, token_batches(10)), masks=masks)
+    calibration = calibrate(model, [batch | {"attention_mask": real} for batch in batches])
+    compensate(model, pruned, groups, calibration, masks=masks)
     after = pruned.model.layers[1].mlp.experts.down_proj.detach()
     moved = (after - before).flatten(1).abs().amax(1)
     assert moved[0] > 0 and moved[2] > 0

@@ -113,7 +113,7 @@ def test_sums_of_other_errors_are_those_of_all_rows_anew():
         strict=True,
     ):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert known.count == 40
+    assert known.inputs.count == 40
 
 
 @pytest.mark.parametrize("intercept", [True, False])
@@ -198,7 +198,10 @@ def test_a_strength_that_is_given_is_taken_and_without_a_choice_a_middling_one(i
         weight, bias = _direct(*rows, strength, intercept)
         torch.testing.assert_close(found[0], weight, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found[1], bias if intercept else torch.zeros_like(bias), atol=1e-3, rtol=1e-3)
-    assert not any(change.any() for change in solve_ridge(empty, empty, intercept))
+    padding = _streamed(*rows, torch.zeros(len(rows[0])))
+    assert all(map(torch.equal, solve_ridge(whole, padding, intercept), solve_ridge(whole, empty, intercept)))
+    for nothing in (empty, padding):
+        assert not any(change.any() for change in solve_ridge(nothing, nothing, intercept))
 
 
 def test_the_sums_of_two_are_those_of_all_rows():
@@ -210,7 +213,7 @@ def test_the_sums_of_two_are_those_of_all_rows():
     for centred in (True, False):
         for found, expected in zip(both.normal_equations(centred), whole.normal_equations(centred), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-4)
-    assert both.count == 35
+    assert both.inputs.count == 35
 
 
 @pytest.fixture
@@ -258,9 +261,9 @@ def test_sums_of_several_processes_are_those_of_all_rows(two_processes):
     found = two_processes(worked)
     weight, bias = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     for sums, known, empty in found:
-        assert not empty.count and not empty.inputs.products.packed.any()
+        assert not empty.weight and not empty.inputs.products.packed.any()
         for each, expected in ((sums, whole), (known, other_whole), (sums.merged(empty), whole)):
-            assert each.count == 35
+            assert each.inputs.count == 35
             assert each.loss(weight, bias) == pytest.approx(expected.loss(weight, bias), rel=1e-4)
             for centred in (True, False):
                 torch.testing.assert_close(each.products(centred), expected.products(centred), atol=0.1, rtol=1e-4)

@@ -45,6 +45,7 @@ MODULES = {
     "convolution": (nn.Conv2d(3, 8, 3, padding=1), (2, 3, 6, 6)),
     "attention": (Applied(attended), (2, 3, 5, 8)),
     "matrices": (Applied(lambda each: each @ each.roll(1, -1).mT), (2, 3, 5, 8)),
+    "one bias for all": (Applied(lambda each: torch.addmm(each.sum(), each, each.roll(1, -1).mT)), (6, 5)),
     "matrices and sums": (Applied(lambda each: torch.baddbmm(each, each.roll(1, -1), each)), (3, 5, 5)),
 }
 
