@@ -28,6 +28,7 @@ from .pricing.peaks import peak_bytes
 from .pricing.tensors import count_bytes, count_parameters
 from .quantities import is_share
 from .report import PruningReport, layers_of
+from .running.memory import give_back
 from .running.prepared import copy_of, set_apart
 from .scoring import Scores
 from .search.candidates import Choice
@@ -130,6 +131,7 @@ def prune_models(
         if starts and smaller:
             pruned, masks = [cuts[place][0] for place in smaller], [choices[place].masks for place in smaller]
             notes = refit(model, pruned, groups, starts, masks=masks)
+            give_back()  # between what is in use: what comes now takes a table of embeddings at once
     for (pruned, _), choice in zip(cuts, choices, strict=True):
         if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
             merge_tokens_of(pruned, choice.schedule)
