@@ -131,7 +131,7 @@ def prune_models(
         if starts and smaller:
             pruned, masks = [cuts[place][0] for place in smaller], [choices[place].masks for place in smaller]
             notes = refit(model, pruned, groups, starts, masks=masks)
-            give_back()  # between what is in use: what comes now takes a table of embeddings at once
+            give_back()  # holes that it left: the pruned model gets its own table of embeddings now
     for (pruned, _), choice in zip(cuts, choices, strict=True):
         if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
             merge_tokens_of(pruned, choice.schedule)
