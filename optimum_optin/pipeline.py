@@ -22,6 +22,7 @@ from .inputs.decoder_inputs import writes
 from .inputs.probes import probe_batch, samples_of
 from .merging.schedule import TokenSchedule
 from .passes.calibration import Calibration, dense_passes
+from .passes.half_precision import float_products
 from .passes.starts import Start
 from .pricing.macs import count_macs, total_cost
 from .pricing.peaks import peak_bytes
@@ -214,7 +215,8 @@ def report_of(
     """
     tokens = scores.tokens
     batch = probe_batch(model, tokens)
-    macs_dense, macs_pruned = count_macs(model, batch), count_macs(pruned.model, batch)
+    with float_products(model):  # a pass of each is counted
+        macs_dense, macs_pruned = count_macs(model, batch), count_macs(pruned.model, batch)
     units = total_cost(model, groups, tokens)
     return PruningReport(
         flops_requested=config.flops if is_share(config.flops) else None,

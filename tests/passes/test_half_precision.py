@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.passes import half_precision
 from optimum_optin.passes.half_precision import float_products
-from optimum_optin.pipeline import prune_model
+from optimum_optin.pipeline import prune_model, report_of
 from optimum_optin.readiness import proved_groups
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -114,12 +114,13 @@ def test_kernels_are_as_onednn_says():
 
 @pytest.mark.parametrize("no_kernels", [1 << 22], indirect=True)
 def test_no_stage_multiplies_in_half_precision(no_kernels):
-    """Scores, the search's trials, the refit, and the divergence."""
+    """Scores, the search's trials, the refit, the divergence, and the passes that are counted."""
     config = OptinConfig(flops=0.6, batch_size=8)
     pruner = OptinPruner(tiny_model().bfloat16(), config=config)
     groups = proved_groups(pruner.model, config)
     with Multiplied() as multiplied:
         scores = pruner.score(tiny_samples())
         pruned = prune_model(pruner.model, groups, scores, scores.calibration, config)
+        report_of(pruner.model, groups, pruned, scores, config, calibration=scores.calibration, base=None)
     assert torch.bfloat16 not in multiplied.dtypes
     assert next(pruned.model.parameters()).dtype == torch.bfloat16
