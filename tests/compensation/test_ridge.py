@@ -124,9 +124,9 @@ def test_sums_of_wide_linears_are_in_float32_and_give_nearly_the_same(intercept,
     fit, held_out = _streamed(x[80:], errors[80:]), _streamed(x[:80], errors[:80])
     weight, bias = solve_ridge(fit, held_out, intercept)
     assert fit.inputs.products.packed.dtype == weight.dtype == torch.float32
-    for found, exact in zip((weight.double(), bias), expected, strict=True):
+    for found, exact in zip((weight.double(), bias), expected, strict=True):  # which are float64, and so is the bias
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-3)
-        assert found.dtype == torch.float64
+    assert bias.dtype == torch.float64
 
 
 class Losses:
