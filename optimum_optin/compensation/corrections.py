@@ -30,6 +30,7 @@ Sums = tuple[Regression, Regression]
 
 _LEAST_SCALE = 1e-3  # share of the mean scale
 _SWEEPS = 2  # over the experts of a layer
+_LARGE = 1024  # inputs from which on the milliseconds to give back memory are nothing beside a pass
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
 
 
@@ -234,6 +235,7 @@ def _sums(
     """
     sums = [(fit.of_other_errors(), held_out.of_other_errors()) for fit, held_out in earlier]
     sums = sums or [each.sums() for each in wanted]
+    is_large = any(len(fit.cross) > _LARGE for fit, _ in sums)
     for index, walk in enumerate(walks):
         if walk is None:
             continue
@@ -250,6 +252,7 @@ def _sums(
                     fit.add(*(part[~is_held_out] for part in rows))
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+        if is_large:
+            give_back()  # each pass leaves holes between what is in use: they add up, and to solve takes large matrices
     add_up_regressions([each for pair in sums for each in (pair if strength is None else pair[:1])])
-    give_back()  # the passes leave holes between what is in use, and to solve takes large matrices
     return sums
