@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 SLOW = Path(__file__).with_name("slow.txt")
-_SLOW, _VERY_SLOW, _SHARED = 1 / 10_000, 1 / 2_400, 1 / 1_200
+_SLOW, _VERY_SLOW, _SHARED = 1 / 10_000, 1 / 3_000, 1 / 1_200
 
 
 def shared_fixtures(item):
