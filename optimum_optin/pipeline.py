@@ -132,7 +132,7 @@ def prune_models(
         if starts and smaller:
             pruned, masks = [cuts[place][0] for place in smaller], [choices[place].masks for place in smaller]
             notes = refit(model, pruned, groups, starts, masks=masks)
-            give_back()  # holes that it left: the pruned model gets its own table of embeddings now
+            give_back()  # holes that it left
     for (pruned, _), choice in zip(cuts, choices, strict=True):
         if choice.schedule is not None:  # after the refit, which compares dense and pruned tokens one by one
             merge_tokens_of(pruned, choice.schedule)

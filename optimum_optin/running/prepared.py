@@ -47,7 +47,9 @@ def set_apart(model: nn.Module, other: nn.Module, *, tables: bool = True) -> Non
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if id(parameter) in shared:
-                module._parameters[name] = own.setdefault(id(parameter), copy.deepcopy(parameter))
+                if id(parameter) not in own:
+                    own[id(parameter)] = copy.deepcopy(parameter)
+                module._parameters[name] = own[id(parameter)]
 
 
 def unprepare(model: nn.Module) -> None:

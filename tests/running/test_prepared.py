@@ -11,6 +11,7 @@ from accelerate import Accelerator, dispatch_model
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.state import AcceleratorState
 from decoders import generator
+from memory_taken import memory_taken
 from tiny import output_of, tiny_batch, tiny_model, tiny_samples
 from torch import nn
 from transformers import Trainer, TrainingArguments, pipeline
@@ -293,3 +294,12 @@ def test_a_copy_that_is_not_apart_holds_the_weights_of_the_model_until_it_is_set
     set_apart(copied, model)
     assert not shared()
     assert all(torch.equal(value, copied.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_tied_weights_are_copied_once():
+    """A table of embeddings is a large part of a small language model: memory has no room for two more of it."""
+    rows, columns = 40_000, 256
+    model = nn.ModuleDict({"table": nn.Embedding(rows, columns), "head": nn.Linear(columns, rows, bias=False)})
+    model["head"].weight = model["table"].weight
+    copies = [copy_of(model, apart=False) for _ in range(3)]
+    assert memory_taken(lambda: set_apart(copies.pop(), model)) < 1.5 * model["table"].weight.nbytes
