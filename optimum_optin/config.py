@@ -91,7 +91,8 @@ class OptinConfig:
         keep: group -> units that must stay, by their index in the model as it is (`--keep layers.3.heads=0,5`).
         ceilings: units that stay at most, by the same names as `floors`.
         round_to: role -> a number that what a group keeps is a multiple of, unless it keeps all its units
-            (`--round-to neurons=8`); floors are rounded up, ceilings down.
+            (`--round-to neurons=64`); floors are rounded up, ceilings down. Without one, neurons and channels go by
+            eights where a group has 256 or more, as processors multiply other widths slower; 1 leaves any number.
 
     Raises:
         ValueError: a value that does not fit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import lcm
 
@@ -10,6 +11,9 @@ from ..architectures.group import HEADS, NEURONS, Group
 from ..config import OptinConfig
 from ..storage.uniform import uniform_floors
 from .limits import Limit, levelled, numbers_of
+
+_EIGHTS = 8  # features: processors multiply matrices of other widths slower
+_MANY = 256  # units of a group from which on they go by eights: at most a 32nd at once
 
 
 def limits_of(config: OptinConfig, groups: Iterable[Group]) -> dict[str, Limit]:
@@ -40,7 +44,11 @@ def _limit(config: OptinConfig, group: Group, groups: Sequence[Group]) -> Limit:
     step = lcm(config.round_to.get(group.role, 1), group.multiple)
     if config.layout == "uniform":
         step = lcm(step, group.step)
-    return Limit(least, most, step, config.keep.get(group.key, ()), group.parts)
+    limit = Limit(least, most, step, config.keep.get(group.key, ()), group.parts)
+    if group.role in config.round_to or group.width > 1 or group.units < _MANY * group.parts:
+        return limit
+    by_eights = replace(limit, step=lcm(step, _EIGHTS * group.parts))
+    return by_eights if by_eights.numbers(group.units) else limit
 
 
 def _default_floor(config: OptinConfig, role: str) -> int:

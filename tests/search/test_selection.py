@@ -73,6 +73,29 @@ def test_units_and_multiples_reach_their_groups():
     assert limits["layers.1.heads"] == Limit(1)
 
 
+@pytest.mark.parametrize(
+    ("units", "sizes", "chosen", "step"),
+    [
+        (256, {}, {}, 8),
+        (255, {}, {}, 1),
+        (256, {"width": 64}, {}, 1),
+        (256, {"multiple": 6}, {}, 24),
+        (512, {"parts": 2}, {}, 16),
+        (510, {"parts": 2}, {}, 1),
+        (256, {}, {"round_to": {"neurons": 1}}, 1),
+        (256, {}, {"round_to": {"neurons": 64}}, 64),
+        # What the user asks for goes first.
+        (256, {}, {"floors": {"neurons": 100}, "ceilings": {"neurons": 100}}, 1),
+        (256, {}, {"floors": {"neurons": 100}, "ceilings": {"neurons": 104}}, 8),
+        (256, {}, {"exclude": ["neurons"]}, 1),
+    ],
+    ids=str,
+)
+def test_many_neurons_go_by_eights_unless_told_otherwise(units, sizes, chosen, step):
+    group = Group("layers.0", "neurons", units, cut=Cut((Consumer("a"),), ()), **{"width": 1, **sizes})
+    assert limits_of(OptinConfig(**chosen), [group])[group.key].step == step
+
+
 def test_a_uniform_layout_takes_the_largest_floor_and_the_smallest_ceiling():
     config = OptinConfig(
         floors={"layers.1.heads": 2}, ceilings={"layers.0": 3}, round_to={"neurons": 3}, layout="uniform"
