@@ -15,7 +15,7 @@ from .symmetric import Band, SymmetricSum, whole
 
 _FLOOR = 1e-5
 _FAR = 10  # an offset is far if the mean square is more than so many times the variance
-_WIDE = 4096  # features from which on sums and factors in float64 would take more memory than many a model
+_WIDE = 1024  # features from which on sums and factors in float64 take much memory and time; float32 does as well
 _LEAST = 1e-12  # damping where all is 0
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 

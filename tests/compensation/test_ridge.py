@@ -311,8 +311,9 @@ def test_few_inputs_are_fitted_like_many(inputs):
     torch.testing.assert_close(bias, shift.double(), atol=1e-3, rtol=1e-3)
 
 
-def test_a_solution_takes_half_a_matrix_for_each_of_both_sums_and_one_to_solve():
+def test_a_solution_takes_half_a_matrix_for_each_of_both_sums_and_one_to_solve(monkeypatch):
     """Beside them, numbers of inputs times outputs and a few bands; all in float64."""
+    monkeypatch.setattr("optimum_optin.sums.moments._WIDE", 4096)
     inputs, outputs = 2000, 50
     mixed = torch.randn(5, inputs)
 

@@ -171,8 +171,8 @@ def test_one_process_has_nothing_to_add_up(monkeypatch):
     assert all(torch.equal(value, before[name]) for name, value in sums.tensors().items())
 
 
-def test_sums_of_more_than_4096_features_are_in_float32():
-    assert [precision_of(features) for features in (4096, 4097)] == [torch.float64, torch.float32]
+def test_sums_of_more_than_1024_features_are_in_float32():
+    assert [precision_of(features) for features in (1024, 1025)] == [torch.float64, torch.float32]
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["float64", "float32"])
