@@ -78,7 +78,7 @@ def test_units_and_multiples_reach_their_groups():
     [
         (256, {}, {}, 8),
         (255, {}, {}, 1),
-        (256, {"width": 64}, {}, 1),
+        (256, {"width": 2}, {}, 1),
         (256, {"multiple": 6}, {}, 24),
         (512, {"parts": 2}, {}, 16),
         (510, {"parts": 2}, {}, 1),
@@ -88,12 +88,21 @@ def test_units_and_multiples_reach_their_groups():
         (256, {}, {"floors": {"neurons": 100}, "ceilings": {"neurons": 100}}, 1),
         (256, {}, {"floors": {"neurons": 100}, "ceilings": {"neurons": 104}}, 8),
         (256, {}, {"exclude": ["neurons"]}, 1),
+        # Only transformers' own classes want the group's own step.
+        (100, {"step": 4}, {}, 1),
+        (100, {"step": 4}, {"layout": "uniform"}, 4),
+        (300, {"step": 12, "config_fields": ("size",)}, {"layout": "uniform"}, 24),
     ],
     ids=str,
 )
 def test_many_neurons_go_by_eights_unless_told_otherwise(units, sizes, chosen, step):
     group = Group("layers.0", "neurons", units, cut=Cut((Consumer("a"),), ()), **{"width": 1, **sizes})
     assert limits_of(OptinConfig(**chosen), [group])[group.key].step == step
+
+
+def test_what_is_neither_heads_nor_neurons_is_not_emptied():
+    groups = [dataclasses.replace(GROUPS[0], role=role) for role in ("channels", "decoder_heads", "expert_neurons")]
+    assert [limit.least for limit in limits_of(OptinConfig(min_heads=2), groups).values()] == [1, 2, 0]
 
 
 def test_a_uniform_layout_takes_the_largest_floor_and_the_smallest_ceiling():
