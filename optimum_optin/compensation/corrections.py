@@ -20,6 +20,7 @@ from ..passes.walk import PrunedWalk, Rows
 from ..running.experts import add_to_expert, is_packed, routed, weight_of_expert
 from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
 from ..running.memory import give_back
+from ..sums.moments import is_wide
 from .ridge import Regression, add_up_regressions, solve_ridge
 
 Walks = list[PrunedWalk | None]
@@ -30,7 +31,6 @@ Sums = tuple[Regression, Regression]
 
 _LEAST_SCALE = 1e-3  # share of the mean scale
 _SWEEPS = 2  # over the experts of a layer
-_LARGE = 1024  # inputs from which on the milliseconds to give back memory are nothing beside a pass
 _HELD_OUT = 5  # every fifth batch (or token, in a single batch) chooses the strength, and whether to refit at all
 
 
@@ -235,7 +235,7 @@ def _sums(
     """
     sums = [(fit.of_other_errors(), held_out.of_other_errors()) for fit, held_out in earlier]
     sums = sums or [each.sums() for each in wanted]
-    is_large = any(len(fit.cross) > _LARGE for fit, _ in sums)
+    are_wide = any(is_wide(len(fit.cross)) for fit, _ in sums)
     for index, walk in enumerate(walks):
         if walk is None:
             continue
@@ -252,7 +252,7 @@ def _sums(
                     fit.add(*(part[~is_held_out] for part in rows))
                 else:
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
-        if is_large:
+        if are_wide:  # the milliseconds that it takes are nothing beside such a pass
             give_back()  # each pass leaves holes between what is in use: they add up, and to solve takes large matrices
     add_up_regressions([each for pair in sums for each in (pair if strength is None else pair[:1])])
     return sums

@@ -43,13 +43,11 @@ def set_apart(model: nn.Module, other: nn.Module, *, tables: bool = True) -> Non
     """
     left = set() if tables else {id(each.weight) for each in other.modules() if isinstance(each, nn.Embedding)}
     shared = {id(each) for each in other.parameters()} - left
-    own: dict[int, nn.Parameter] = {}
+    own: dict[int, Any] = {}  # what was copied is not copied again
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if id(parameter) in shared:
-                if id(parameter) not in own:
-                    own[id(parameter)] = copy.deepcopy(parameter)
-                module._parameters[name] = own[id(parameter)]
+                module._parameters[name] = copy.deepcopy(parameter, own)
 
 
 def unprepare(model: nn.Module) -> None:

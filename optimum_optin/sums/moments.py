@@ -20,9 +20,14 @@ _LEAST = 1e-12  # damping where all is 0
 _NOISE = 1e-14  # share of a feature's mean square that rounding may leave as variance of a constant
 
 
+def is_wide(features: int) -> bool:
+    """Whether sums of so many features are large."""
+    return features > _WIDE
+
+
 def precision_of(features: int) -> torch.dtype:
     """The type of sums and factors of so many features."""
-    return torch.float32 if features > _WIDE else torch.float64
+    return torch.float32 if is_wide(features) else torch.float64
 
 
 class Moments:
