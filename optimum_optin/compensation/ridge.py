@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..running.processes import add_up, everyones, my_part, process_count, process_index
 from ..sums.moments import Moments, add_up_moments, precision_of
+from ..sums.symmetric import add_product
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -61,7 +62,7 @@ class Regression:
         weights = errors.new_ones(len(inputs)) if weights is None else weights.to(errors)
         weighted = self.inputs.shifted(inputs, weights)[1] if self.knows_inputs else self.inputs.add(inputs, weights)
         for part, columns in zip(self.cross.split(_ROWS), weighted.T.split(_ROWS), strict=True):
-            part.add_(columns @ errors)
+            add_product(part, columns, errors)
         self.error_sum += weights @ errors
         self.error_squares += weights.double() @ errors.square().sum(1).double()
 

@@ -19,7 +19,6 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from torch import Tensor
 
 _PACKET = 2**20  # numbers that one message holds, if it has several tensors
-_BLOCKS = 8  # of rows that a symmetric matrix is sent in: nine sixteenths of it
 
 
 def state() -> PartialState:
@@ -117,16 +116,6 @@ def add_up(*tensors: Tensor) -> None:
             tensor.copy_(part.view(tensor.shape))
 
 
-def add_up_symmetric(*matrices: Tensor) -> None:
-    """`add_up` for matrices that are symmetric but for rounding: what is below the diagonal is not sent."""
-    if process_count() == 1:
-        return
-    add_up(*(block for matrix in matrices for block, _ in _upper(matrix)))
-    for matrix in matrices:
-        for block, below in _upper(matrix):
-            below.copy_(block[:, len(block) :].T)
-
-
 def everyones(value: float) -> list[float]:
     """Every process's number, in their order, the same on all of them."""
     if process_count() == 1:
@@ -150,14 +139,6 @@ def _packets(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
         size += tensor.numel()
     if packet:
         yield packet
-
-
-def _upper(matrix: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Views of blocks of rows from the diagonal on, and of what lies below each, whose transpose it equals."""
-    size = max(-(-len(matrix) // _BLOCKS), 1)
-    for first in range(0, len(matrix), size):
-        last = min(first + size, len(matrix))
-        yield matrix[first:last, first:], matrix[last:, first:last]
 
 
 def on_main(compute: Callable[[], Any]) -> Any:

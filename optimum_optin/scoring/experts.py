@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..passes.hooks import Passage
 from ..running.experts import neurons_of_each, routed, weight_of_expert
-from ..running.processes import add_up, add_up_symmetric
+from ..running.processes import add_up
 from ..stages.tensor_files import below, prefixed
 from ..sums.moments import Moments, add_up_moments, precision_of
-from ..sums.symmetric import gram, numbers_of
+from ..sums.symmetric import Grams, numbers_of
 from .removal import Reader, order_cost, removal_scores, root_of
 
 _UNSEEN = 1e-9  # what neurons of an expert cost that was given no token, as a share of what they might
@@ -35,14 +35,14 @@ class ExpertSums:
         self.module = module
         self.device = module.down_proj.device
         self.inputs = [Moments(neurons_of_each(module), self.device, torch.float32) for _ in range(module.num_experts)]
-        self.metrics: dict[str, Tensor] = {}
+        self.metrics = Grams(len(weight_of_expert(module, 0)), self.device)
         self.shares: dict[str, Tensor] = {}  # squares of the gradients at the tokens of each expert
 
     @staticmethod
     def size(module: nn.Module) -> int:
         """Bytes of the sums."""
         outputs, neurons = weight_of_expert(module, 0).shape
-        return 4 * (2 * outputs**2 + module.num_experts * numbers_of(neurons))
+        return 4 * (2 * numbers_of(outputs) + module.num_experts * numbers_of(neurons))
 
     def add_gradients(self, term: str, gradients: Tensor, passage: Passage, real: Tensor | None) -> None:
         """Add the gradients at the real tokens, shape (real, channels)."""
@@ -50,7 +50,7 @@ class ExpertSums:
         squares = gradients.square().sum(1, dtype=torch.float64)
         given = torch.zeros(len(chosen), self.module.num_experts + 1, dtype=torch.bool, device=chosen.device)
         given.scatter_(1, chosen.clamp(0, self.module.num_experts), True)
-        self.metrics[term] = self.metrics.get(term, 0) + gram(gradients, gradients)
+        self.metrics.add(term, gradients)
         self.shares[term] = self.shares.get(term, 0) + squares @ given[:, :-1].double()
 
     def add_inputs(self, passage: Passage, real: Tensor | None, places: Tensor | None = None) -> None:
@@ -62,21 +62,22 @@ class ExpertSums:
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for `restore`."""
-        found = {**prefixed("metrics/", self.metrics), **prefixed("shares/", self.shares)}
+        found = {**prefixed("metrics/", self.metrics.tensors()), **prefixed("shares/", self.shares)}
         for expert, moments in enumerate(self.inputs):
             found |= prefixed(f"inputs/{expert}/", moments.tensors())
         return found
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Hold the sums that `tensors` gave."""
-        self.metrics, self.shares = below("metrics/", saved), below("shares/", saved)
+        self.metrics.restore(below("metrics/", saved))
+        self.shares = below("shares/", saved)
         for expert, moments in enumerate(self.inputs):
             moments.restore(below(f"inputs/{expert}/", saved))
 
     def add_up(self) -> None:
         """Add the other processes' sums."""
         add_up_moments(self.inputs)
-        add_up_symmetric(*self.metrics.values())
+        self.metrics.add_up()
         add_up(*self.shares.values())
 
     def order_cost(self) -> float:
@@ -94,10 +95,11 @@ class ExpertSums:
             traces: what the metrics are divided by.
             shares: how much each metric counts in the order.
         """
-        metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
+        sums = {name: self.metrics.matrix(name) for name in traces}
+        metrics = [sums[name] / trace for name, trace in traces.items()]
         if not all(metric.isfinite().all() for metric in metrics):
             raise ValueError("gradients at its output are not finite")
-        whole = {name: max(float(self.metrics[name].diagonal().sum()), 1e-300) for name in traces}
+        whole = {name: max(float(each.trace()), 1e-300) for name, each in sums.items()}
         roots = [root_of(metric) for metric in metrics]
         by_expert = []
         for expert, moments in enumerate(self.inputs):

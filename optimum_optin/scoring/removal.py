@@ -109,7 +109,7 @@ class _Removal:
             place = total.argmin()[None]
             return place, costs[:, place]
         candidates = total.argsort(stable=True)[: _CANDIDATES * count]
-        parts = [part.at(candidates) for part in self.parts]
+        parts = [part.among(candidates) for part in self.parts]
         picked, paid = [], []
         for _ in range(count):
             costs = _costs(parts)
@@ -119,7 +119,7 @@ class _Removal:
             picked.append(unit)
             paid.append(costs[:, unit])
             for part in parts:
-                part.remove(candidates.new_tensor([unit]))
+                part.remove(unit)
         return candidates[picked], torch.stack(paid, dim=1)
 
     def remove(self, places: Tensor) -> None:
@@ -137,10 +137,11 @@ class _Left:
     """W and H^-1 of one reader after the refit.
 
     Args:
-        weight: R^T W for the root R of each metric, one below the other, shape (metrics * outputs, units * width).
+        weight: W^T R for the root R of each metric, side by side, shape (units * width, metrics * outputs): by rows, as
+            those of a few units are read again and again.
         inverse: H^-1, shape (units * width, units * width).
-        outputs: how many rows each metric has.
-        width: columns of a unit.
+        outputs: how many columns of `weight` each metric has.
+        width: columns of W that a unit has.
     """
 
     weight: Tensor
@@ -155,9 +156,9 @@ class _Left:
         factor = cholesky(make, _DAMPING)
         inverse = torch.cholesky_inverse(factor, out=factor)
         weight, roots = reader.weight.to(inverse), [root.to(inverse) for root in roots]
-        left = torch.cat([root.T @ weight for root in roots])[:, reader.columns]
+        left = torch.cat([weight.T @ root for root in roots], dim=1)[reader.columns]
         inverse = inverse[reader.columns, reader.columns]  # the other inputs stay, and take over as well
-        return cls(left, inverse, [root.shape[1] for root in roots], left.shape[1] // units)
+        return cls(left, inverse, [root.shape[1] for root in roots], len(left) // units)
 
     def at(self, places: Tensor) -> _Left:
         """That of some units alone, as a copy."""
@@ -165,38 +166,70 @@ class _Left:
         inverse = self.inverse.new_empty(len(columns), len(columns))
         for rows, part in zip(columns.split(_ROWS), inverse.split(_ROWS), strict=True):
             part.copy_(self.inverse[rows][:, columns])
-        return replace(self, weight=self.weight[:, columns], inverse=inverse)
+        return replace(self, weight=self.weight[columns], inverse=inverse)
+
+    def among(self, places: Tensor) -> _Few:
+        """Some units, that single ones of them are to be removed."""
+        columns = self._columns(places)
+        parts = self.weight[columns].double().split(self.outputs, dim=1)
+        inverse = self.inverse[columns[:, None], columns].double()
+        return _Few(torch.stack([part @ part.T for part in parts]), inverse, self.width)
 
     def remove(self, places: Tensor) -> None:
         """Remove S, in place: W <- W - W_S [H^-1_SS]^-1 H^-1_S:, and likewise H^-1."""
         cut = self._columns(places)
-        solved = torch.linalg.solve(self.inverse[cut][:, cut], self.inverse[cut])  # (cut, columns)
-        self.weight.addmm_(self.weight[:, cut], solved, alpha=-1)
-        self.inverse.addmm_(self.inverse[:, cut], solved, alpha=-1)
+        held = self.inverse[cut]
+        solved = torch.linalg.solve(held[:, cut], held)  # (cut, columns)
+        self.weight.addmm_(solved.T, self.weight[cut], alpha=-1)
+        self.inverse.addmm_(held.T, solved, alpha=-1)
 
     def costs(self) -> Tensor:
         """Cost of removing each unit alone: tr(W_B^T Gamma W_B [H^-1_BB]^-1), shape (metrics, units)."""
-        width, units = self.width, self.weight.shape[1] // self.width
-        parts = self.weight.split(self.outputs)
-        if width == 1:
-            apart = self.inverse.diagonal().clamp_min(torch.finfo(self.inverse.dtype).tiny)
-            return torch.stack([part.square().sum(0) for part in parts]).double() / apart
-        index = torch.arange(units, device=self.weight.device)
-        blocks = self.inverse.view(units, width, units, width)[index, :, index]  # (units, width, width)
-        columns = [part.view(-1, units, width) for part in parts]
-        grams = torch.stack([torch.einsum("oua,oub->uab", each, each) for each in columns])
-        # Removed ones are 0, or what rounding has left of that.
-        least = (1e-12 * blocks.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(blocks.dtype).tiny)
-        blocks.diagonal(dim1=1, dim2=2).add_(least)
-        # Not by `solve`: of a batch of matrices this large, it hangs, raises or errs with several threads (PyTorch
-        # issue 142815).
-        factors, failed = torch.linalg.cholesky_ex(blocks)
-        alone = blocks.diagonal(dim1=1, dim2=2).clamp_min(least).sqrt().diag_embed()
-        apart = torch.cholesky_inverse(torch.where(failed.bool()[:, None, None], alone, factors))
-        return (grams * apart).sum((2, 3)).clamp_min(0).double()
+        parts = self.weight.split(self.outputs, dim=1)
+        if self.width == 1:
+            squares = torch.stack([torch.linalg.vector_norm(part, dim=1).square() for part in parts])
+            return _single_costs(squares, self.inverse.diagonal())
+        blocks = [part.unflatten(0, (-1, self.width)) for part in parts]
+        return _block_costs(torch.stack([each @ each.mT for each in blocks]), _blocks(self.inverse, self.width))
 
     def _columns(self, places: Tensor) -> Tensor:
         return (places[:, None] * self.width + torch.arange(self.width, device=places.device)).flatten()
+
+
+@dataclass
+class _Few:
+    """What some of the units of a reader cost, while single ones of them are removed.
+
+    Products of columns are enough for that. There are few of them, so that float64, in which what is left of a product
+    may be small, takes little.
+
+    Args:
+        grams: W^T Gamma W for each metric, shape (metrics, units * width, units * width), float64.
+        inverse: H^-1, shape (units * width, units * width), float64.
+        width: columns of a unit.
+    """
+
+    grams: Tensor
+    inverse: Tensor
+    width: int
+
+    def remove(self, unit: int) -> None:
+        """Remove a unit S, in place: W <- W - W_S V for V = [H^-1_SS]^-1 H^-1_S:, and likewise H^-1."""
+        cut = slice(unit * self.width, (unit + 1) * self.width)
+        read = self.inverse[cut].clone()
+        solved = read / read[:, cut] if self.width == 1 else torch.linalg.solve(read[:, cut], read)
+        self.inverse.addmm_(read.T, solved, alpha=-1)
+        # (W - W_S V)^T Gamma (W - W_S V) = G - V^T A - A^T V
+        halves = self.grams[:, cut] - self.grams[:, cut, cut] @ solved / 2
+        solved = solved.expand_as(halves)
+        self.grams.baddbmm_(torch.cat([solved, halves], 1).mT, torch.cat([halves, solved], 1), alpha=-1)
+
+    def costs(self) -> Tensor:
+        """See `_Left.costs`."""
+        if self.width == 1:
+            return _single_costs(self.grams.diagonal(dim1=1, dim2=2), self.inverse.diagonal())
+        grams = torch.stack([_blocks(each, self.width) for each in self.grams])
+        return _block_costs(grams, _blocks(self.inverse, self.width))
 
 
 @dataclass
@@ -229,7 +262,9 @@ class _Alone:
         """That of some units alone."""
         return _Alone(self.fixed[:, places])
 
-    def remove(self, places: Tensor) -> None:
+    among = at
+
+    def remove(self, places: Tensor | int) -> None:
         """Nothing changes for the others."""
 
     def costs(self) -> Tensor:
@@ -241,9 +276,43 @@ def _is_in_blocks(reader: Reader) -> bool:
     return isinstance(reader.covariance, Tensor) and reader.covariance.dim() == 3
 
 
-def _costs(parts: Sequence[_Left | _Alone]) -> Tensor:
+def _costs(parts: Sequence[_Left | _Few | _Alone]) -> Tensor:
     """Cost of removing each unit alone, from all that read it, shape (metrics, units)."""
     return torch.stack([part.costs() for part in parts]).sum(0)
+
+
+def _single_costs(squares: Tensor, apart: Tensor) -> Tensor:
+    """Costs of units that have a column each: w^T Gamma w / [H^-1]_jj.
+
+    Args:
+        squares: w^T Gamma w, shape (metrics, units).
+        apart: diagonal of H^-1, shape (units,).
+    """
+    return squares.double().clamp_min(0) / apart.clamp_min(torch.finfo(apart.dtype).tiny)
+
+
+def _block_costs(grams: Tensor, blocks: Tensor) -> Tensor:
+    """Costs of units that have several columns: tr(W_B^T Gamma W_B [H^-1_BB]^-1), shape (metrics, units).
+
+    Args:
+        grams: W_B^T Gamma W_B, shape (metrics, units, width, width).
+        blocks: H^-1_BB, shape (units, width, width); changed in place.
+    """
+    # Removed ones are 0, or what rounding has left of that.
+    least = (1e-12 * blocks.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(blocks.dtype).tiny)
+    blocks.diagonal(dim1=1, dim2=2).add_(least)
+    # Not by `solve`: of a batch of matrices this large, it hangs, raises or errs with several threads (PyTorch
+    # issue 142815).
+    factors, failed = torch.linalg.cholesky_ex(blocks)
+    alone = blocks.diagonal(dim1=1, dim2=2).clamp_min(least).sqrt().diag_embed()
+    apart = torch.cholesky_inverse(torch.where(failed.bool()[:, None, None], alone, factors))
+    return (grams * apart).sum((2, 3)).clamp_min(0).double()
+
+
+def _blocks(matrix: Tensor, width: int) -> Tensor:
+    """The blocks along the diagonal of a matrix, as a copy, shape (blocks, width, width)."""
+    units = torch.arange(len(matrix) // width, device=matrix.device)
+    return matrix.view(len(units), width, len(units), width)[units, :, units]
 
 
 def root_of(metric: Tensor) -> Tensor:

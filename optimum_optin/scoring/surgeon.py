@@ -27,12 +27,12 @@ from ..passes.starts import DensePass, Start, real_rows, run_dense, starts_of, t
 from ..passes.trajectory import trajectory_features
 from ..running.experts import is_packed
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
-from ..running.processes import add_up, add_up_symmetric, fair_share, my_share
+from ..running.processes import add_up, fair_share, my_share
 from ..running.randomness import generators
 from ..stages.resuming import Outcome, once, resumed
 from ..stages.tensor_files import below, prefixed
 from ..sums.moments import BlockMoments, Moments, precision_of
-from ..sums.symmetric import gram, numbers_of
+from ..sums.symmetric import Grams, numbers_of
 from .experts import ExpertSums
 from .parts import parts_of, room_for
 from .registry import Scored, Terms, Totals, flattened, register_scorer, terms_of
@@ -151,7 +151,7 @@ def _size(model: nn.Module, group: Group, consumer: Consumer) -> int:
         return ExpertSums.size(module)
     outputs, features = weight_of(model.get_submodule(consumer.path)).shape
     places = places_of(model.get_submodule(consumer.path), channel_width(group, consumer))
-    return 4 * (2 * outputs**2 + (numbers_of(features) if places == 1 else 2 * features * places))
+    return 4 * (2 * numbers_of(outputs) + (numbers_of(features) if places == 1 else 2 * features * places))
 
 
 def _add_probe(
@@ -254,7 +254,7 @@ class _Sums:
         # A bias, or the mean of a batch norm, absorbs the mean of what is removed.
         self.centred = module.bias is not None or consumer.norm is not None
         self.device = module.weight.device
-        features = weight_of(module).shape[1]
+        outputs, features = weight_of(module).shape
         places = places_of(module, channel_width(group, consumer))
         # At BERT-base's width, sums in float64 would take twice the model's own memory.
         self.inputs = (
@@ -262,27 +262,27 @@ class _Sums:
             if places == 1
             else BlockMoments(features // places, places, self.device)
         )
-        self.metrics: dict[str, Tensor] = {}
+        self.metrics = Grams(outputs, self.device)
 
     def add_inputs(self, passage: Passage, real: Tensor | None, places: Tensor | None) -> None:
         self.inputs.add(_rows(rows_read(self.module, passage.input.detach(), places), real))
 
     def add_gradients(self, term: str, gradients: Tensor, passage: Passage, real: Tensor | None) -> None:
-        self.metrics[term] = self.metrics.get(term, 0) + gram(gradients, gradients)
+        self.metrics.add(term, gradients)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for `restore`."""
-        return prefixed("inputs/", self.inputs.tensors()) | prefixed("metrics/", self.metrics)
+        return prefixed("inputs/", self.inputs.tensors()) | prefixed("metrics/", self.metrics.tensors())
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Hold the sums that `tensors` gave."""
         self.inputs.restore(below("inputs/", saved))
-        self.metrics = below("metrics/", saved)
+        self.metrics.restore(below("metrics/", saved))
 
     def add_up(self) -> None:
         """Add the other processes' sums."""
         self.inputs.add_up()
-        add_up_symmetric(*self.metrics.values())
+        self.metrics.add_up()
 
     def order_cost(self) -> float:
         """About how many multiplications the order of removal takes."""
@@ -291,7 +291,7 @@ class _Sums:
 
     def reader(self, traces: Mapping[str, float], group: Group, consumer: Consumer) -> Reader:
         """What reads the units of a group, with metrics divided by their sums over all consumers."""
-        metrics = [self.metrics[name].double() / trace for name, trace in traces.items()]
+        metrics = [self.metrics.matrix(name) / trace for name, trace in traces.items()]
         if isinstance(self.inputs, Moments):
             features = len(self.inputs.total)
             covariance = partial(self.inputs.covariance, self.centred, precision_of(features))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-_BLOCK = 64  # rows that are multiplied at once
+from ..running.processes import add_up
+from ..stages.tensor_files import fill
+
+# Rows that are multiplied at once, as a share of all, and at least: of fewer, most of the time goes into reading the
+# other factor; more would compute and keep what is below the diagonal.
+_SHARE = 16
+_LEAST = 128
+_BAND = 64  # rows that are worked on at once otherwise, which takes copies
 
 Band = tuple[slice, Tensor]
 """Some rows of a symmetric matrix, and their numbers from the diagonal on, shape (rows, features - first row). Those
@@ -23,7 +30,7 @@ class SymmetricSum:
         dtype: its type.
 
     Attributes:
-        packed: all its numbers, in one row: band after band.
+        packed: all its numbers, in one row.
     """
 
     def __init__(self, features: int, device: torch.device | str, dtype: torch.dtype):
@@ -32,11 +39,9 @@ class SymmetricSum:
 
     def bands(self) -> Iterator[Band]:
         """All rows, some at a time, to be changed in place."""
-        start = 0
-        for rows in _blocks(self._features):
-            shape = rows.stop - rows.start, self._features - rows.start
-            yield rows, self.packed[start : start + shape[0] * shape[1]].view(shape)
-            start += shape[0] * shape[1]
+        for rows, strip in self._strips():
+            for some in _parts(len(strip), _BAND):
+                yield slice(rows.start + some.start, rows.start + some.stop), strip[some, some.start :]
 
     def add(self, one: Tensor, other: Tensor) -> None:
         """Add a product, computed in the type of its factors.
@@ -45,17 +50,29 @@ class SymmetricSum:
             one: shape (rows, features).
             other: `one`, with rows multiplied by any numbers.
         """
-        for rows, band in self.bands():
-            columns, rest = one[:, rows].T, other[:, rows.start :]
-            if band.dtype == one.dtype:  # in place: a product of this size is large, and gone at once
-                band.addmm_(columns, rest)
-            else:
-                band.add_(columns @ rest)
+        for rows, strip in self._strips():
+            add_product(strip, one[:, rows].T, other[:, rows.start :])
+
+    def _strips(self) -> Iterator[Band]:
+        """All rows, as they are multiplied and kept."""
+        start = 0
+        for rows in _strips_of(self._features):
+            shape = rows.stop - rows.start, self._features - rows.start
+            yield rows, self.packed[start : start + shape[0] * shape[1]].view(shape)
+            start += shape[0] * shape[1]
+
+
+def add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """Add one @ other, computed in the type of its factors, in place: a large product is no tensor of its own."""
+    if total.dtype == one.dtype:
+        total.addmm_(one, other)
+    else:
+        total.add_(one @ other)
 
 
 def numbers_of(features: int) -> int:
     """How many numbers a `SymmetricSum` keeps."""
-    return sum((rows.stop - rows.start) * (features - rows.start) for rows in _blocks(features))
+    return sum((rows.stop - rows.start) * (features - rows.start) for rows in _strips_of(features))
 
 
 def whole(bands: Iterable[Band], features: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
@@ -69,14 +86,48 @@ def whole(bands: Iterable[Band], features: int, device: torch.device | str, dtyp
     return matrix
 
 
-def gram(one: Tensor, other: Tensor) -> Tensor:
-    """one^T other; see `SymmetricSum.add`."""
-    features = one.shape[1]
-    sums = SymmetricSum(features, one.device, one.dtype)
-    sums.add(one, other)
-    return whole(sums.bands(), features, one.device, one.dtype)
+class Grams:
+    """Sums of the outer products of rows, one matrix for each name, in float32.
+
+    Args:
+        features: numbers in a row.
+        device: where to keep them.
+    """
+
+    def __init__(self, features: int, device: torch.device | str):
+        self._features, self._device = features, device
+        self._sums: dict[str, SymmetricSum] = {}
+
+    def add(self, name: str, rows: Tensor) -> None:
+        """Add rows of shape (rows, features), float32."""
+        self._of(name).add(rows, rows)
+
+    def matrix(self, name: str) -> Tensor:
+        """The sum of that name, shape (features, features), float64, as a new matrix."""
+        return whole(self._sums[name].bands(), self._features, self._device, torch.float64)
+
+    def add_up(self) -> None:
+        """Add the other processes' sums, in place."""
+        add_up(*self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for `restore`."""
+        return {name: each.packed for name, each in self._sums.items()}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Hold the sums that `tensors` gave; raises a `ValueError` if they are of other shapes."""
+        fill({name: self._of(name).packed for name in saved}, saved)
+
+    def _of(self, name: str) -> SymmetricSum:
+        if name not in self._sums:
+            self._sums[name] = SymmetricSum(self._features, self._device, torch.float32)
+        return self._sums[name]
 
 
-def _blocks(features: int) -> Iterator[slice]:
-    for first in range(0, features, _BLOCK):
-        yield slice(first, min(first + _BLOCK, features))
+def _strips_of(features: int) -> Iterator[slice]:
+    return _parts(features, max(_LEAST, features // _SHARE))
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))

@@ -27,6 +27,7 @@ from tiny import tiny_model, tiny_samples
 from test_processes import IMAGES, SCORERS, config
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.running import processes
+from optimum_optin.sums.symmetric import Grams
 from words import TEXTS, word_tokenizer
 
 torch.set_num_threads(1)
@@ -36,9 +37,11 @@ numbers, matrix = (torch.full(shape, 1.0 + state.process_index, dtype=torch.floa
 halves = torch.full((3,), 0.5)  # of another type, so in a message of its own
 processes.add_up(numbers, matrix.T, halves)
 assert numbers.eq(3).all() and matrix.eq(3).all() and halves.eq(1).all()
-symmetric = torch.arange(19.0) * torch.arange(19.0)[:, None] + state.process_index
-processes.add_up_symmetric(symmetric)
-assert torch.equal(symmetric, 2 * torch.arange(19.0) * torch.arange(19.0)[:, None] + 1)
+grams = Grams(19, "cpu")
+grams.add("some", torch.arange(38.0).view(2, 19)[state.process_index][None])
+grams.add_up()
+rows = torch.arange(38.0).view(2, 19)
+assert torch.equal(grams.matrix("some"), (rows.T @ rows).double())
 assert processes.everyones(state.process_index + 0.5) == [0.5, 1.5]
 assert processes.gathered({"of": state.process_index}) == [{"of": 0}, {"of": 1}]
 assert list(processes.fair_share([1, 2, 9, 1, 4])) == [[2], [0, 1, 3, 4]][state.process_index]
@@ -142,7 +145,6 @@ def test_a_single_process_has_all_the_work_and_changes_nothing():
     assert list(processes.my_share(5)) == [0, 1, 2, 3, 4]
     tensor = torch.arange(3.0)
     processes.add_up(tensor)
-    processes.add_up_symmetric(tensor.outer(tensor))
     assert torch.equal(tensor, torch.arange(3.0))
     assert processes.fair_share([3.0, 1.0, 2.0]) == [0, 1, 2]
     assert processes.my_part(5) == slice(0, 5)
