@@ -44,6 +44,11 @@ class ExpertSums:
         outputs, neurons = weight_of_expert(module, 0).shape
         return 4 * (2 * numbers_of(outputs) + module.num_experts * numbers_of(neurons))
 
+    def expect(self, term: str) -> None:
+        """Have sums of gradients of a term, though none may come: those of other processes will."""
+        self.metrics.expect(term)
+        self.shares.setdefault(term, torch.zeros(len(self.inputs), dtype=torch.float64, device=self.device))
+
     def add_gradients(self, term: str, gradients: Tensor, passage: Passage, real: Tensor | None) -> None:
         """Add the gradients at the real tokens, shape (real, channels)."""
         chosen = passage.others[0] if real is None else passage.others[0][real.flatten().to(self.device)]
@@ -51,7 +56,7 @@ class ExpertSums:
         given = torch.zeros(len(chosen), self.module.num_experts + 1, dtype=torch.bool, device=chosen.device)
         given.scatter_(1, chosen.clamp(0, self.module.num_experts), True)
         self.metrics.add(term, gradients)
-        self.shares[term] = self.shares.get(term, 0) + squares @ given[:, :-1].double()
+        self.shares[term] += squares @ given[:, :-1].double()
 
     def add_inputs(self, passage: Passage, real: Tensor | None, places: Tensor | None = None) -> None:
         """Add what the experts read of the real tokens."""
@@ -95,11 +100,11 @@ class ExpertSums:
             traces: what the metrics are divided by.
             shares: how much each metric counts in the order.
         """
-        sums = {name: self.metrics.matrix(name) for name in traces}
-        metrics = [sums[name] / trace for name, trace in traces.items()]
+        metrics = [self.metrics.matrix(name) / trace for name, trace in traces.items()]
         if not all(metric.isfinite().all() for metric in metrics):
             raise ValueError("gradients at its output are not finite")
-        whole = {name: max(float(each.trace()), 1e-300) for name, each in sums.items()}
+        squares = {name: float(each.trace()) * traces[name] for name, each in zip(traces, metrics, strict=True)}
+        whole = {name: max(each, 1e-300) for name, each in squares.items()}
         roots = [root_of(metric) for metric in metrics]
         by_expert = []
         for expert, moments in enumerate(self.inputs):

@@ -27,7 +27,7 @@ from ..passes.starts import DensePass, Start, real_rows, run_dense, starts_of, t
 from ..passes.trajectory import trajectory_features
 from ..running.experts import is_packed
 from ..running.linears import drawn_places, features_of, places_of, rows_read, rows_written, weight_of
-from ..running.processes import add_up, fair_share, my_share
+from ..running.processes import add_up, fair_share
 from ..running.randomness import generators
 from ..stages.resuming import Outcome, once, resumed
 from ..stages.tensor_files import below, prefixed
@@ -47,7 +47,7 @@ def score_surgeon(model: nn.Module, groups: Groups, calibration: Calibration, co
     """Costs of removal after a refit, one term for each metric, with the starts of the refit; see `register_scorer`.
 
     It takes half of `config.probes`, but at least one for every minibatch: here a probe has a gradient at every token.
-    Probe k sees batch k mod len(calibration).
+    Probe k sees batch k mod len(calibration). Beside a term of the output, half of them have one of the trajectory.
     """
     groups, calibration = groups_of(model, groups), calibration_of(model, calibration)
     consumers = consumers_by_path(groups)
@@ -98,11 +98,20 @@ def _score_part(
     gathered = _Gathered(model, part, calibration, counted=traces is None)
     streams = generators(config.seed, probes)  # the same draws for each part
     passes = share * (1 - _ORDERS)
-    for probe in resumed(my_share(probes), title, "probe", name="probes", sums=gathered, share=passes):
+    with_trajectory = [_probes_trajectory(probe, len(calibration)) for probe in range(probes)]
+    mine = fair_share([2.0 + each for each in with_trajectory])  # passes, forward and backward
+    for probe in resumed(mine, title, "probe", name="probes", sums=gathered, share=passes):
         index, generator = probe % len(calibration), streams[probe]
         batch, real = calibration.batches[index], calibration.real[index]
         ran = run_dense(model, groups, batch, real, rows=config.rows, generator=generator)
-        start = _add_probe(gathered.sums, gathered.traces, ran, config.temperature, generator)
+        start = _add_probe(
+            gathered.sums,
+            gathered.traces,
+            ran,
+            config.temperature,
+            generator,
+            with_trajectory=with_trajectory[probe],
+        )
         del ran  # or what layers returned would be in memory while orders are found
         if probe < len(calibration):
             gathered.starts[index] = start
@@ -114,7 +123,8 @@ def _score_part(
         own = tensors_of(gathered.starts)
     else:
         own = None
-    terms = _removal_terms(model, part, gathered.sums, traces, probes=probes, share=share * _ORDERS)
+    counts = {"output": probes, "trajectory": sum(with_trajectory) if "output" in traces else probes}
+    terms = _removal_terms(model, part, gathered.sums, traces, counts=counts, share=share * _ORDERS)
     return Outcome(prefixed("terms/", flattened(terms)) | prefixed("traces/", traces), own)
 
 
@@ -160,16 +170,26 @@ def _add_probe(
     ran: DensePass,
     temperature: float,
     generator: torch.Generator,
+    *,
+    with_trajectory: bool,
 ) -> Start:
     """Add the minibatch of a pass, and one probe of each term, to the sums and traces, in place; return the start of
     its walk.
+
+    Args:
+        with_trajectory: whether to probe the trajectory, if the output is probed.
     """
+    for term in ("trajectory",) if ran.output is None else ("output", "trajectory"):  # in all processes
+        traces.setdefault(term, torch.zeros((), dtype=torch.float64))
+        for each in sums.values():
+            each.expect(term)
     features = trajectory_features(ran.layers, ran.rows, ran.real, ran.groups.maps)
     functionals = {}
     if ran.output is not None:  # drawn first, as in `dense_pass`
         functionals["output"] = probe_output(ran.output.values, temperature, ran.output.kind, generator)
-    moves = [probe_manifold(each, generator) for each in features.values()]
-    functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
+    if with_trajectory or ran.output is None:
+        moves = [probe_manifold(each, generator) for each in features.values()]
+        functionals["trajectory"] = sum(move.to(moves[0].device) for move in moves)
     kept = {group.key: real_rows(group, ran.seen[_reader(group)].input, ran.real) for group in ran.groups}
     consumers = {path: group for path, (group, _) in consumers_by_path(ran.groups).items()}
     slopes, keys = {}, [group.key for group in consumers.values()]
@@ -178,7 +198,7 @@ def _add_probe(
         slopes[term] = gradients(functional, ran.written(), keys, **options)
         for (path, group), gradient in zip(consumers.items(), slopes[term], strict=True):
             rows = _rows(rows_written(ran.model.get_submodule(path), gradient), kept[group.key]).float()
-            traces[term] = traces.get(term, 0) + rows.square().sum(dtype=torch.float64).cpu()
+            traces[term] += rows.square().sum(dtype=torch.float64).cpu()
             if path in sums:
                 sums[path].add_gradients(term, rows, ran.seen[path], kept[group.key])
     for path, group in consumers.items():
@@ -187,6 +207,11 @@ def _add_probe(
         if path in sums:
             sums[path].add_inputs(passage, kept[group.key], places)
     return ran.start(slopes.get("output"), generator)
+
+
+def _probes_trajectory(probe: int, batches: int) -> bool:
+    """Whether a probe of the output has one of the trajectory beside it: every second one, and of each batch."""
+    return (probe // batches + probe % batches) % 2 == 0
 
 
 def _reader(group: Group) -> str:
@@ -200,12 +225,13 @@ def _removal_terms(
     sums: Mapping[str, _Sums | ExpertSums],
     traces: Mapping[str, Tensor],
     *,
-    probes: int,
+    counts: Mapping[str, int],
     share: float,
 ) -> Terms:
     """The costs of removal in each term, along one order for each group: by the sum of the terms, normalised to one.
 
-    In a language model, the order goes by the output alone; docs/source/experiments.mdx shows what that brings.
+    A term's trace is of as many probes as `counts` says. In a language model, the order goes by the output alone;
+    docs/source/experiments.mdx shows what that brings.
     """
     names = list(traces)
     by_output = "output" in names and predicts_next_token(model)
@@ -229,7 +255,7 @@ def _removal_terms(
         except ValueError as error:
             raise ValueError(f"{group.key} cannot be scored: {error}; check its weights and the data.") from error
         for name, score in zip(names, scores, strict=True):
-            totals.add(name, group.key, score * (traces[name] / probes))
+            totals.add(name, group.key, score * (traces[name] / counts[name]))
     return totals.means(1)
 
 
@@ -263,6 +289,10 @@ class _Sums:
             else BlockMoments(features // places, places, self.device)
         )
         self.metrics = Grams(outputs, self.device)
+
+    def expect(self, term: str) -> None:
+        """Have a sum of gradients of a term, though none may come: those of other processes will."""
+        self.metrics.expect(term)
 
     def add_inputs(self, passage: Passage, real: Tensor | None, places: Tensor | None) -> None:
         self.inputs.add(_rows(rows_read(self.module, passage.input.detach(), places), real))

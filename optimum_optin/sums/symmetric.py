@@ -10,8 +10,8 @@ from torch import Tensor
 from ..running.processes import add_up
 from ..stages.tensor_files import fill
 
-# Rows that are multiplied at once, as a share of all, and at least: of fewer, most of the time goes into reading the
-# other factor; more would compute and keep what is below the diagonal.
+# Rows that are multiplied and kept together: a 16th of all, at least 128. Fewer would take most of their time for
+# reading the other factor; more would keep more of what is below the diagonal.
 _SHARE = 16
 _LEAST = 128
 _BAND = 64  # rows that are worked on at once otherwise, which takes copies
@@ -98,9 +98,14 @@ class Grams:
         self._features, self._device = features, device
         self._sums: dict[str, SymmetricSum] = {}
 
+    def expect(self, name: str) -> None:
+        """Have a sum of that name, which is 0 if nothing is added."""
+        if name not in self._sums:
+            self._sums[name] = SymmetricSum(self._features, self._device, torch.float32)
+
     def add(self, name: str, rows: Tensor) -> None:
-        """Add rows of shape (rows, features), float32."""
-        self._of(name).add(rows, rows)
+        """Add rows of shape (rows, features), float32, to a sum that is expected."""
+        self._sums[name].add(rows, rows)
 
     def matrix(self, name: str) -> Tensor:
         """The sum of that name, shape (features, features), float64, as a new matrix."""
@@ -116,12 +121,9 @@ class Grams:
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Hold the sums that `tensors` gave; raises a `ValueError` if they are of other shapes."""
-        fill({name: self._of(name).packed for name in saved}, saved)
-
-    def _of(self, name: str) -> SymmetricSum:
-        if name not in self._sums:
-            self._sums[name] = SymmetricSum(self._features, self._device, torch.float32)
-        return self._sums[name]
+        for name in saved:
+            self.expect(name)
+        fill(self.tensors(), saved)
 
 
 def _strips_of(features: int) -> Iterator[slice]:

@@ -38,6 +38,7 @@ halves = torch.full((3,), 0.5)  # of another type, so in a message of its own
 processes.add_up(numbers, matrix.T, halves)
 assert numbers.eq(3).all() and matrix.eq(3).all() and halves.eq(1).all()
 grams = Grams(19, "cpu")
+grams.expect("some")
 grams.add("some", torch.arange(38.0).view(2, 19)[state.process_index][None])
 grams.add_up()
 rows = torch.arange(38.0).view(2, 19)

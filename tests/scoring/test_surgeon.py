@@ -45,8 +45,10 @@ def test_the_surgeon_serves_the_whole_road():
 
 
 def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch):
-    """H against a direct computation; each term's metrics have a trace of one, undone in the scores."""
-    asked, slopes = [], []
+    """H against a direct computation; each term's metrics have a trace of one, undone in the scores. Half of the probes
+    are of the trajectory, too.
+    """
+    asked, slopes, half = [], [], (0, 2, 4)  # of 3 batches, two times: the first and third, then the second
 
     def ones(readers, units, shares):
         (reader,) = readers
@@ -78,14 +80,29 @@ def test_covariances_are_of_real_tokens_and_metrics_share_one_scale(monkeypatch)
     assert all(len(values) == 1 for values in scales.values())
     assert scales["trajectory"] != scales["output"]
     masks = [batch["attention_mask"].bool() for batch in scores.calibration]
-    for number, name in enumerate(("output", "trajectory")):  # the mean of all squares over 6 probes
+    seen = [
+        (probe, name) for probe in range(6) for name in ("output", "trajectory") if name == "output" or probe in half
+    ]
+    for name, count in (("output", 6), ("trajectory", 3)):  # the mean of all squares over its probes
         squares = [
             float(slope[masks[probe % 3]].square().sum())
-            for probe, (_, found) in enumerate(slopes[number::2])
+            for (probe, term), (_, found) in zip(seen, slopes, strict=True)
             for slope in found
+            if term == name
         ]
-        assert scales[name].pop() == pytest.approx(sum(squares) / 6)
-    assert [kept for kept, _ in slopes] == [True, False] * 6, "the graph of a pass goes with its last gradients"
+        assert scales[name].pop() == pytest.approx(sum(squares) / count)
+    last = [(probe, "trajectory" if probe in half else "output") for probe in range(6)]
+    assert [kept for kept, _ in slopes] == [each not in last for each in seen], "a graph goes with its last gradients"
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 6, 12, 24, 64, 100])
+def test_half_of_the_probes_of_each_batch_are_of_the_trajectory(batches):
+    probes = range(max(64, batches))
+    seen = torch.zeros(batches, 2)
+    for probe in probes:
+        seen[probe % batches, int(surgeon._probes_trajectory(probe, batches))] += 1
+    assert (seen.diff(dim=1).abs() <= 1).all() and seen.sum(0).diff().abs() <= 2
+    assert surgeon._probes_trajectory(0, batches), "none but the first may run"
 
 
 @pytest.mark.parametrize("model_type", ["swin with padded windows", "swinv2 with padded windows"])

@@ -230,13 +230,15 @@ def test_half_of_the_numbers_are_kept(features):
 def test_grams_are_sums_of_outer_products_by_name(features):
     rows = torch.randn(2, 20, features, generator=torch.Generator().manual_seed(0))
     grams, other = Grams(features, "cpu"), Grams(features, "cpu")
+    for name in ("both", "first", "none"):
+        grams.expect(name)
     for name in ("both", "first"):
         grams.add(name, rows[0])
     grams.add("both", rows[1])
     other.restore(grams.tensors())
     expected = {"first": rows[0].double().T @ rows[0].double()}
     expected["both"] = expected["first"] + rows[1].double().T @ rows[1].double()
-    assert set(grams.tensors()) == {"both", "first"}
+    expected["none"] = torch.zeros(features, features, dtype=torch.float64)
     for name, matrix in expected.items():
         torch.testing.assert_close(grams.matrix(name), matrix, rtol=1e-5, atol=1e-4)  # of sums in float32
         assert torch.equal(grams.matrix(name), grams.matrix(name).T)
