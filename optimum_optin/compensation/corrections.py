@@ -19,7 +19,7 @@ from ..passes.joins import Join
 from ..passes.walk import PrunedWalk, Rows
 from ..running.experts import add_to_expert, is_packed, routed, weight_of_expert
 from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
-from ..running.memory import give_back
+from ..running.memory import at_least_single, give_back
 from ..sums.moments import is_wide
 from .ridge import Regression, add_up_regressions, solve_ridge
 
@@ -83,8 +83,8 @@ def _refit_linears(pruned: nn.Module, stop: Stop, walks: Walks, strength: float 
     for intercept in sorted({producer.bias is not None for producer in producers}):
         change, shift = solve_ridge(*sums, intercept, strength)
         for producer in (each for each in producers if (each.bias is not None) == intercept):
-            weight = weight_of(producer).to(change)
-            _add(producer, None, weight @ change, weight @ shift.to(weight))
+            weight = at_least_single(weight_of(producer))
+            _add(producer, None, weight @ change.to(weight), weight @ shift.to(weight))
     return [sums]
 
 
