@@ -14,7 +14,7 @@ from optimum_optin import OptinConfig, find_groups
 from optimum_optin.commands.run import run
 from optimum_optin.editing.masking import masked
 from optimum_optin.editing.surgery import rewrite
-from optimum_optin.exporting import OnnxSession, export_model
+from optimum_optin.exporting import OnnxSession, export_model, quantize_int8, to_onnx
 from optimum_optin.exporting.samples import made_up_batches, to_check_on, traced
 from optimum_optin.programs.agreement import agreement, real_part
 from optimum_optin.programs.empty import empty_values
@@ -89,6 +89,19 @@ def test_onnx_in_int8_from_the_command_line(folder, tmp_path, capsys):
     weights = [node.inputs[1].const_value.numpy() for node in products if node.inputs[1].const_value is not None]
     # Pairs of products with 255 are added in 16 bits, where 7 bits of weights cannot overflow.
     assert weights and all(abs(each.astype(int)).max() <= 64 for each in weights)
+
+
+def test_in_int8_a_large_output_costs_the_others_no_digits(tmp_path):
+    needs(*ONNX)
+    draws = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(64, 8)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(8, 64, generator=draws)).mul_(torch.tensor([1000.0] + [1.0] * 7)[:, None])
+    batch = {"input": torch.randn(32, 64, generator=draws)}
+    path = quantize_int8(to_onnx(linear, batch, tmp_path / "model.onnx"), tmp_path / "int8.onnx")
+    (found,) = OnnxSession(path, threads=1)(batch).values()
+    expected = linear(**batch).detach()
+    assert ((found - expected).norm(dim=0) / expected.norm(dim=0)).max() < 0.03
 
 
 def test_a_plain_module_as_torch_export(tmp_path):
