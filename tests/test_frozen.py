@@ -10,6 +10,7 @@ FILLED = {
     "passes.joins._Known",
     "proving.observation.Call",
     "scoring.removal._Alone",
+    "scoring.removal._Few",
     "scoring.removal._Left",
     "stages.work_folder.Clock",
     "stages.work_folder.Place",

@@ -11,17 +11,20 @@ evaluation rows. What is exported stays in --output, and is not exported again.
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import torch
-from demo_models import load_reaction_bert, load_reactions, load_sst2
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from optimum_optin import OptinConfig, OptinPruner
 from optimum_optin.exporting import OnnxSession, export_model
 from optimum_optin.timing.hardware import hardware
 from optimum_optin.timing.side_by_side import times_in_turn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from demo_models import load_reaction_bert, load_reactions, load_sst2
 
 
 def reactions(arguments):
