@@ -52,7 +52,7 @@ class OptinConfig:
             or missing, texts that are missing or empty; `"stop"` stops at the first. Half a surrogate pair in a text is
             read as U+FFFD either way.
         probes: random probes of the Gauss-Newton scorer; the surgeon takes half as many, and at least one for
-            every minibatch.
+            every minibatch; half of these probe the trajectory as well as the output, where there is one to compare.
         rows: tokens per minibatch whose pairwise similarities are the trajectory.
         temperature: temperature of the output term.
         output_weight: weight of the output term against the trajectory term, each normalised to sum
