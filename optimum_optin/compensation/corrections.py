@@ -21,7 +21,7 @@ from ..running.experts import add_to_expert, is_packed, routed, weight_of_expert
 from ..running.linears import WIDEST, add_to_weight, is_convolution, places_of, weight_of
 from ..running.memory import at_least_single, give_back
 from ..sums.moments import is_wide
-from .ridge import Regression, add_up_regressions, solve_ridge
+from .ridge import Regression, add_up_regressions, begin_together, solve_ridge
 
 Walks = list[PrunedWalk | None]
 """One walk for each batch; `None` where another process has it."""
@@ -137,6 +137,7 @@ def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float
     for expert in [*range(experts.num_experts)] * _SWEEPS:
         fit, held_out = (Regression(neurons, outputs, experts.down_proj.device) for _ in range(2))
         given = [routed(experts, read, expert) for _, read, _, _ in found]
+        begin_together([fit, held_out], next((own.inputs for own in given if len(own.inputs)), None))
         for (index, _, errors, weights), own in zip(found, given, strict=True):
             rows = own.inputs, errors[own.tokens], weights[own.tokens]
             if len(walks) == 1:
@@ -235,13 +236,17 @@ def _sums(
     """
     sums = [(fit.of_other_errors(), held_out.of_other_errors()) for fit, held_out in earlier]
     sums = sums or [each.sums() for each in wanted]
+    new = [] if earlier else list(sums)
     are_wide = any(is_wide(len(fit.cross)) for fit, _ in sums)
-    for index, walk in enumerate(walks):
+    # First those to fit, whose mean is nearer to that of all.
+    for index, walk in sorted(enumerate(walks), key=lambda place: place[0] % _HELD_OUT == 0):
         if walk is None:
             continue
         if walk.reach(stop):
             for each, (fit, held_out) in zip(wanted, sums, strict=True):
                 rows = each.rows(walk, stop)
+                if new:
+                    begin_together(new.pop(0), rows and rows[0])
                 if rows is None:
                     continue
                 if strength is not None:
@@ -254,5 +259,7 @@ def _sums(
                     (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
         if are_wide:  # the milliseconds that it takes are nothing beside such a pass
             give_back()  # each pass leaves holes between what is in use: they add up, and to solve takes large matrices
+    for pair in new:  # this process has no walk that comes by
+        begin_together(pair, None)
     add_up_regressions([each for pair in sums for each in (pair if strength is None else pair[:1])])
     return sums

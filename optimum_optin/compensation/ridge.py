@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..running.processes import add_up, everyones, my_part, process_count, process_index
-from ..sums.moments import Moments, add_up_moments, precision_of
+from ..sums.moments import Moments, precision_of
 from ..sums.symmetric import add_product
 
 # Candidates for the regularisation, relative to the mean diagonal of the Gram matrix.
@@ -86,24 +86,18 @@ class Regression:
         return other
 
     def merged(self, other: Regression) -> Regression:
-        """The sums over the rows of both, as a new object."""
+        """The sums over the rows of both, which have begun together, as a new object."""
         both = copy.copy(self)
         both.inputs = self.inputs.merged(other.inputs)
-        both.cross = self.cross + other.cross
-        both.move_cross(other.inputs.shift - both.inputs.shift, other.error_sum)
-        both.error_sum = self.error_sum + other.error_sum
-        both.error_squares = self.error_squares + other.error_squares
+        for name in ("cross", "error_sum", "error_squares"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
-    def move_cross(self, steps: Tensor, error_sum: Tensor) -> None:
-        """Take the part of `cross` that has this sum of errors about another shift, in place.
-
-        Args:
-            steps: the shift that it is about, less the other one, shape (inputs,).
-            error_sum: sum of its errors, shape (outputs,).
-        """
-        for part, step in zip(self.cross.split(_ROWS), steps.split(_ROWS), strict=True):
-            part.add_(step.outer(error_sum))
+    def sums(self) -> list[Tensor]:
+        """What rows are added to, small tensors first."""
+        inputs = self.inputs
+        of_inputs = [] if self.knows_inputs else [inputs.count, inputs.weight, inputs.total, inputs.products.packed]
+        return sorted([self.error_sum, self.error_squares, self.cross, *of_inputs], key=Tensor.numel)
 
     def normal_equations(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Weighted sums of the outer products of inputs with inputs, and of inputs with errors; float64.
@@ -141,15 +135,26 @@ class Regression:
         return float(loss + self.inputs.weight * bias.square().sum())
 
 
+def begin_together(regressions: Sequence[Regression], inputs: Tensor | None) -> None:
+    """Take sums about one shift, so that they can be merged and added up: the mean of all processes' first inputs.
+
+    Args:
+        regressions: sums of the same features, without rows yet.
+        inputs: the first inputs of this process, shape (rows, inputs); `None` if it has none.
+    """
+    first = torch.zeros(len(regressions[0].inputs.shift) + 1, dtype=torch.float64, device=regressions[0].cross.device)
+    if inputs is not None:
+        first[:-1] = inputs.sum(0, dtype=torch.float64)
+        first[-1] = len(inputs)
+    add_up(first)
+    shift = first[:-1] / first[-1].clamp_min(1)
+    for each in regressions:
+        each.inputs.begin(shift.float().double())  # exact where it is subtracted from rows in float32
+
+
 def add_up_regressions(regressions: Sequence[Regression]) -> None:
-    """Add the other processes' sums to those of several regressions, in place, in few messages."""
-    if process_count() == 1:
-        return
-    shifts = [each.inputs.shift for each in regressions]
-    add_up_moments([each.inputs for each in regressions if not each.knows_inputs])
-    for each, before in zip(regressions, shifts, strict=True):
-        each.move_cross(before - each.inputs.shift, each.error_sum)
-    add_up(*(getattr(each, name) for name in ("error_sum", "error_squares", "cross") for each in regressions))
+    """Add the other processes' sums to those of several regressions that have begun together, in place."""
+    add_up(*(tensor for each in regressions for tensor in each.sums()))
 
 
 def solve_ridge(

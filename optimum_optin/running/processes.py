@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
 
-_PACKET = 2**20  # numbers that one message holds, if it has several tensors
+_PACKET = 2**17  # numbers that one message holds, if it has several tensors: to put them together takes copies
 
 
 def state() -> PartialState:

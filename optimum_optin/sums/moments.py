@@ -57,6 +57,10 @@ class Moments:
         self.products = SymmetricSum(features, **zeros)
         self._empty = True
 
+    def begin(self, shift: Tensor) -> None:
+        """Take the sums about this shift, shape (features,), float64; for sums that have no rows yet."""
+        self.shift, self._empty = shift, False
+
     def add(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Add rows of shape (rows, features), with weights of shape (rows,); `None` gives each the weight 1.
 
@@ -94,31 +98,27 @@ class Moments:
 
     def move(self, shift: Tensor) -> None:
         """Change the shift that the sums are taken about, in place."""
-        total = self._moved_total(shift)
-        for (_, band), (_, moved) in zip(self.products.bands(), self.moved(shift), strict=True):
-            band.copy_(moved)
-        self.total, self.shift, self._empty = total.to(self.total), shift, False
-
-    def moved(self, shift: Tensor) -> Iterator[Band]:
-        """The `products` about another shift, as new tensors, float64."""
-        step, before, after = self.shift - shift, self.total.double(), self._moved_total(shift)
+        step, before = self.shift - shift, self.total.double()
+        after = before + self.weight * step
         for rows, band in self.products.bands():
-            moved, rest = band.to(torch.float64, copy=True), slice(rows.start, None)
+            rest = slice(rows.start, None)
             # Not by `addr_`, which rounds some columns in another way.
-            yield rows, moved.add_(step[rows].outer(before[rest])).add_(after[rows].outer(step[rest]))
+            moved = band.to(torch.float64, copy=True).add_(step[rows].outer(before[rest]))
+            band.copy_(moved.add_(after[rows].outer(step[rest])))
+        self.total, self.shift, self._empty = after.to(self.total), shift, False
 
     def settle(self) -> None:
         """Take the sums as they are now for all: without rows, the first that come give the shift."""
         self._empty = not self.count
 
     def merged(self, other: Moments) -> Moments:
-        """The sums over the rows of both, to be read while neither changes."""
+        """The sums over the rows of both, which are about one shift, to be read while neither changes."""
         if self._empty:
             return other
         both = copy.copy(self)
-        both.count, both.weight = self.count + other.count, self.weight + other.weight
-        both.total = self.total + other._moved_total(self.shift).to(self.total)
-        both.products = _Both(self, other)
+        for name in ("count", "weight", "total"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        both.products = _Both(self.products, other.products)
         return both
 
     def mean(self) -> Tensor:
@@ -226,25 +226,20 @@ class Moments:
         """The `squares` that are not centred, of those that are."""
         return spread + self.weight * self.mean().square()
 
-    def _moved_total(self, shift: Tensor) -> Tensor:
-        """The `total` about another shift, float64."""
-        return self.total.double() + self.weight * (self.shift - shift)
-
     def _whole(self, bands: Iterator[Band], dtype: torch.dtype) -> Tensor:
         return whole(bands, len(self.total), self.total.device, dtype)
 
 
 class _Both:
-    """The `products` of two, about the shift of the first; they are added whenever they are read."""
+    """The sum of two sums of products, which are added whenever they are read."""
 
-    def __init__(self, one: Moments, other: Moments):
+    def __init__(self, one: SymmetricSum, other: SymmetricSum):
         self._one, self._other = one, other
 
     def bands(self) -> Iterator[Band]:
         """See `SymmetricSum`; not to be changed."""
-        mine, others = self._one.products.bands(), self._other.moved(self._one.shift)
-        for (rows, band), (_, moved) in zip(mine, others, strict=True):
-            yield rows, moved.to(band).add_(band)
+        for (rows, band), (_, other) in zip(self._one.bands(), self._other.bands(), strict=True):
+            yield rows, band + other
 
 
 def add_up_moments(moments: Sequence[Moments]) -> None:

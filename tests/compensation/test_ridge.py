@@ -9,7 +9,7 @@ import torch
 from memory_taken import matrices_taken
 
 from optimum_optin.compensation import ridge
-from optimum_optin.compensation.ridge import STRENGTHS, Regression, add_up_regressions, solve_ridge
+from optimum_optin.compensation.ridge import STRENGTHS, Regression, add_up_regressions, begin_together, solve_ridge
 from optimum_optin.running import processes
 
 
@@ -23,6 +23,7 @@ def _rows(count, seed=0, inputs=6, outputs=3, noise=0.1):
 def _streamed(x, errors, weights=None):
     weights = torch.ones(len(x)) if weights is None else weights
     sums = Regression(x.shape[1], errors.shape[1])
+    sums.inputs.begin(torch.full((x.shape[1],), 2.5, dtype=torch.float64))
     for start in range(0, len(x), 7):
         part = slice(start, start + 7)
         sums.add(x[part], errors[part], weights[part])
@@ -244,29 +245,44 @@ def two_processes(monkeypatch):
     return run
 
 
-def test_sums_of_several_processes_are_those_of_all_rows(two_processes):
+@pytest.mark.parametrize("counts", [(20, 15), (20, 0)], ids=str)
+def test_sums_of_several_processes_are_those_of_all_rows(counts, two_processes):
     def worked(place):
         x, errors = rows[place]
-        sums, empty = _streamed(x, errors), Regression(6, 3)
-        add_up_regressions([sums, empty])
-        known = sums.of_other_errors()
-        known.add(x, errors**2)
+        fit, held_out = Regression(6, 3), Regression(6, 3)
+        begin_together([fit, held_out], x[:10] if len(x) else None)
+        fit.add(x[3:], errors[3:])
+        held_out.add(x[:3], errors[:3])
+        add_up_regressions([fit, held_out])
+        known = fit.of_other_errors()
+        known.add(x[3:], errors[3:] ** 2)
         add_up_regressions([known])
-        return sums, known, empty
+        return fit, known, fit.merged(held_out)
 
-    rows = [_rows(20), _rows(15, seed=1)]
+    rows = [_rows(counts[0]), _rows(counts[1], seed=1)]
     rows[1][0].sub_(7)
-    x, errors = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    whole, other_whole = _streamed(x, errors), _streamed(x, errors**2)
-    found = two_processes(worked)
+    ends = [torch.cat([part[3:] for part in parts]) for parts in zip(*rows, strict=True)]
+    expected = [_streamed(*ends), _streamed(ends[0], ends[1] ** 2), _streamed(*map(torch.cat, zip(*rows, strict=True)))]
     weight, bias = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    for sums, known, empty in found:
-        assert not empty.weight and not empty.inputs.products.packed.any()
-        for each, expected in ((sums, whole), (known, other_whole), (sums.merged(empty), whole)):
-            assert each.inputs.count == 35
-            assert each.loss(weight, bias) == pytest.approx(expected.loss(weight, bias), rel=1e-4)
+    first = torch.cat([x[:10].double() for x, _ in rows])
+    for found in two_processes(worked):
+        torch.testing.assert_close(found[0].inputs.shift, first.mean(0), rtol=1e-6, atol=1e-6)
+        for each, whole in zip(found, expected, strict=True):
+            assert each.inputs.count == whole.inputs.count and each.weight == whole.weight
+            assert each.loss(weight, bias) == pytest.approx(whole.loss(weight, bias), rel=1e-4)
             for centred in (True, False):
-                torch.testing.assert_close(each.products(centred), expected.products(centred), atol=0.1, rtol=1e-4)
+                torch.testing.assert_close(each.products(centred), whole.products(centred), atol=0.1, rtol=1e-4)
+
+
+def test_sums_that_no_process_has_rows_of_are_nothing(two_processes):
+    def worked(place):
+        sums = [Regression(6, 3), Regression(6, 3)]
+        begin_together(sums, None)
+        add_up_regressions(sums)
+        return sums
+
+    for sums in two_processes(worked):
+        assert not any(change.any() for change in solve_ridge(*sums, True))
 
 
 @pytest.mark.parametrize("strength", [None, 1e-2])

@@ -15,8 +15,10 @@ def _rows(count, offset, seed=0):
     return mixed + offset * torch.arange(1, 6)
 
 
-def _streamed(rows, weights=None, dtype=torch.float64):
+def _streamed(rows, weights=None, dtype=torch.float64, shift=None):
     moments = Moments(rows.shape[1], dtype=dtype)
+    if shift is not None:
+        moments.begin(shift)
     for start in range(0, len(rows), 7):
         part = slice(start, start + 7)
         moments.add(rows[part], None if weights is None else weights[part])
@@ -46,8 +48,8 @@ def test_streamed_sums_are_those_of_all_rows(offset, dtype):
 
 @pytest.mark.parametrize("sizes", [(30, 20), (0, 20), (30, 0)], ids=str)
 def test_merged_sums_are_those_of_both(sizes):
-    one, other = _rows(sizes[0], 1e3), _rows(sizes[1], 2e3, seed=1)
-    parts = _streamed(one), _streamed(other)
+    one, other = _rows(sizes[0], 1e3), _rows(sizes[1], 1e3 + 1, seed=1)
+    parts = [_streamed(rows, shift=1e3 * torch.arange(1, 6).double()) for rows in (one, other)]
     before = [(each.shift.clone(), _gram(each)) for each in parts]
     merged = parts[0].merged(parts[1])
     mean, centred, _ = _expected(torch.cat([one, other]), torch.ones(sum(sizes)))
@@ -117,16 +119,22 @@ def test_squares_of_a_weight_are_those_of_what_it_makes_of_all_rows(dtype):
 
 @pytest.mark.parametrize("features", [3, 261])
 def test_sums_that_are_merged_are_others(features):
-    first, second = torch.randn(2, 30, features, generator=torch.Generator().manual_seed(1)).unbind()
-    one, other = _streamed(first, dtype=torch.float32), _streamed(second + 2, dtype=torch.float32)
+    rows = torch.randn(2, 30, features, generator=torch.Generator().manual_seed(1))
+    one, other = (_streamed(each, dtype=torch.float32, shift=torch.ones(features).double()) for each in rows)
     before = [_gram(sums) for sums in (one, other)]
-    step, total = other.shift - one.shift, other.total.double()
-    moved = (before[1].double() + total.outer(step) + step.outer(total + other.weight * step)).float()
     merged = _gram(one.merged(other))
-    assert torch.equal(merged.tril(), (before[0] + moved).tril()) and torch.equal(merged, merged.T)
+    assert torch.equal(merged, before[0] + before[1])
     assert torch.equal(_gram(one), before[0]) and torch.equal(_gram(other), before[1])
-    other.move(one.shift)
-    assert torch.equal(_gram(other).tril(), moved.tril())
+
+
+@pytest.mark.parametrize("features", [3, 261])
+def test_sums_that_are_moved_are_about_another_shift(features):
+    sums = _streamed(torch.randn(30, features, generator=torch.Generator().manual_seed(1)), dtype=torch.float32)
+    before, shift = _gram(sums), sums.shift - 2
+    step, total = sums.shift - shift, sums.total.double()
+    sums.move(shift)
+    moved = (before.double() + total.outer(step) + step.outer(total + sums.weight * step)).float()
+    assert torch.equal(_gram(sums).tril(), moved.tril()) and torch.equal(sums.shift, shift)
 
 
 @pytest.mark.parametrize("centred", [True, False])
