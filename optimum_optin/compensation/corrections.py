@@ -6,7 +6,7 @@ residual stream behind it lacks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -130,8 +130,7 @@ def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float
     The errors of a token are those of all its experts. So one expert after the other is refitted to what is left of
     them, and then all once more. One without tokens (padding is none), or none that are held out, stays as it is.
     """
-    reached = [(index, walk) for index, walk in enumerate(walks) if walk is not None and walk.reach(stop)]
-    found = [(index, *walk.experts_errors(stop)) for index, walk in reached]
+    found = [(index, *walk.experts_errors(stop)) for index, walk in list(_reached(walks, stop))]
     outputs, neurons = weight_of_expert(experts, 0).shape
     scale = 1.0 if join is None or join.scale is None else join.scale
     for expert in [*range(experts.num_experts)] * _SWEEPS:
@@ -140,12 +139,7 @@ def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float
         begin_together([fit, held_out], next((own.inputs for own in given if len(own.inputs)), None))
         for (index, _, errors, weights), own in zip(found, given, strict=True):
             rows = own.inputs, errors[own.tokens], weights[own.tokens]
-            if len(walks) == 1:
-                is_held_out = own.tokens % _HELD_OUT == 0
-                held_out.add(*(part[is_held_out] for part in rows))
-                fit.add(*(part[~is_held_out] for part in rows))
-            else:
-                (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+            _add_rows((fit, held_out), rows, own.tokens, batch=index if len(walks) > 1 else None)
         add_up_regressions([fit, held_out])
         if not (fit.weight and held_out.weight):
             continue
@@ -238,28 +232,46 @@ def _sums(
     sums = sums or [each.sums() for each in wanted]
     new = [] if earlier else list(sums)
     are_wide = any(is_wide(len(fit.cross)) for fit, _ in sums)
-    # First those to fit, whose mean is nearer to that of all.
-    for index, walk in sorted(enumerate(walks), key=lambda place: place[0] % _HELD_OUT == 0):
-        if walk is None:
-            continue
-        if walk.reach(stop):
-            for each, (fit, held_out) in zip(wanted, sums, strict=True):
-                rows = each.rows(walk, stop)
-                if new:
-                    begin_together(new.pop(0), rows and rows[0])
-                if rows is None:
-                    continue
-                if strength is not None:
-                    fit.add(*rows)
-                elif len(walks) == 1:
-                    is_held_out = torch.arange(len(rows[0])) % _HELD_OUT == 0
-                    held_out.add(*(part[is_held_out] for part in rows))
-                    fit.add(*(part[~is_held_out] for part in rows))
-                else:
-                    (held_out if index % _HELD_OUT == 0 else fit).add(*rows)
+    for index, walk in _reached(walks, stop):
+        for each, pair in zip(wanted, sums, strict=True):
+            rows = each.rows(walk, stop)
+            if rows is None or not len(rows[0]):
+                continue
+            while pair in new:  # in the same order on all processes
+                begin_together(new[0], rows[0] if new[0] is pair else None)
+                del new[0]
+            if strength is not None:
+                pair[0].add(*rows)
+            else:
+                _add_rows(pair, rows, torch.arange(len(rows[0])), batch=index if len(walks) > 1 else None)
         if are_wide:  # the milliseconds that it takes are nothing beside such a pass
             give_back()  # each pass leaves holes between what is in use: they add up, and to solve takes large matrices
-    for pair in new:  # this process has no walk that comes by
+    for pair in new:  # of which this process has no rows
         begin_together(pair, None)
     add_up_regressions([each for pair in sums for each in (pair if strength is None else pair[:1])])
     return sums
+
+
+def _reached(walks: Walks, stop: Stop) -> Iterator[tuple[int, PrunedWalk]]:
+    """The walks that reach a stop, by batch; first those to fit, whose mean is nearer to that of all."""
+    for index, walk in sorted(enumerate(walks), key=lambda place: place[0] % _HELD_OUT == 0):
+        if walk is not None and walk.reach(stop):
+            yield index, walk
+
+
+def _add_rows(sums: Sums, rows: Rows, tokens: Tensor, *, batch: int | None) -> None:
+    """Add rows to those to fit, or to those that are held out.
+
+    Args:
+        sums: both sums.
+        rows: the rows.
+        tokens: which token of the batch each is of.
+        batch: which batch they are of; `None` if there is only one, of which some tokens are held out.
+    """
+    fit, held_out = sums
+    if batch is not None:
+        (held_out if batch % _HELD_OUT == 0 else fit).add(*rows)
+        return
+    is_held_out = tokens % _HELD_OUT == 0
+    held_out.add(*(part[is_held_out] for part in rows))
+    fit.add(*(part[~is_held_out] for part in rows))

@@ -169,8 +169,8 @@ def solve_ridge(
 
     Args:
         fit: rows to fit.
-        held_out: rows to choose by; if they have no weight, a middling strength is used. If `fit` has none either,
-            nothing changes.
+        held_out: rows to choose by, of sums that have begun together with `fit`; if they have no weight, a middling
+            strength is used. If `fit` has none either, nothing changes.
         intercept: whether a bias may change.
         strength: the strength, relative to the mean diagonal of the Gram matrix; `None` chooses one of `STRENGTHS`.
 

@@ -15,7 +15,7 @@ _DAMPING = 1e-2  # share of the mean diagonal of H
 _PARTS = 64  # a step removes a 64th part of the units that are left, at least one
 _CANDIDATES = 4  # and chooses them among four times as many
 _ROWS = 256  # of a matrix that are copied at once
-_NOISE = (0.0, 1e-7, 1e-6)  # shares of a metric's mean diagonal that are below what rounding leaves of sums in float32
+_NOISE = (0.0, 1e-7, 1e-6)  # shares of a metric's diagonal: as little as rounding leaves of sums in float32
 _COMPACT = 0.8  # removed units lose their places when fewer than this share are left
 
 
@@ -317,15 +317,19 @@ def _blocks(matrix: Tensor, width: int) -> Tensor:
 
 
 def root_of(metric: Tensor) -> Tensor:
-    """R with metric = R R^T, but for what rounding may have left of it where it is 0.
+    """R with metric = R R^T, but for what rounding may have left of each output.
 
-    It is 0 along the ones where a layer norm reads what is written: that takes no notice of a mean.
+    Rounding often leaves a metric a little below 0 in some direction: where a layer norm, which takes no notice of a
+    mean, reads what is written, the metric is 0 along the ones.
     """
-    mean = metric.diagonal().mean()
-    for share in _NOISE:
-        factor, failed = torch.linalg.cholesky_ex(metric + share * mean * torch.eye(len(metric)).to(metric))
+    scale = metric.diagonal().clamp_min(0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    alike = inverse[:, None] * metric * inverse
+    for noise in _NOISE:
+        alike.diagonal().fill_(1 + noise)
+        factor, failed = torch.linalg.cholesky_ex(alike)
         if not failed:
-            return factor
+            return scale[:, None] * factor
     values, vectors = torch.linalg.eigh(metric)
     return vectors * values.clamp_min(0).sqrt()
 

@@ -31,7 +31,7 @@ def precision_of(features: int) -> torch.dtype:
 
 
 class Moments:
-    """Weighted sums over rows, from each of which the mean of the first rows is subtracted.
+    """Weighted sums over rows, from each of which a shift is subtracted: the mean of the first rows, if none is given.
 
     In plain sums, the covariance of rows whose mean is a thousand times their spread would drown in rounding.
 
@@ -112,9 +112,15 @@ class Moments:
         self._empty = not self.count
 
     def merged(self, other: Moments) -> Moments:
-        """The sums over the rows of both, which are about one shift, to be read while neither changes."""
+        """The sums over the rows of both, to be read while neither changes.
+
+        Raises:
+            ValueError: they are about different shifts.
+        """
         if self._empty:
             return other
+        if not torch.equal(self.shift, other.shift):
+            raise ValueError("sums about different shifts cannot be merged: begin them together")
         both = copy.copy(self)
         for name in ("count", "weight", "total"):
             setattr(both, name, getattr(self, name) + getattr(other, name))

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -376,3 +377,28 @@ def test_processes_share_few_starts_out_by_their_samples(model_type, monkeypatch
     refit(dense, [other], groups, [first, other_second, part, other_part], STRENGTH)
     for mine, yours in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, yours, atol=1e-4, rtol=1e-3)
+
+
+def test_sums_begin_about_the_first_rows_to_fit_that_there_are(monkeypatch):
+    """Of two regressions at a stop, in the same order on every process, whichever has rows first."""
+    begun, begin = [], corrections.begin_together
+    monkeypatch.setattr(corrections, "begin_together", lambda pair, x: begun.append(x) or begin(pair, x))
+    x = 3e3 + torch.randn(6, 20, 3, generator=torch.Generator().manual_seed(0))
+    given = {"late": [x[0], None, x[2][:0], x[3], None, x[5]], "early": list(x)}
+    walks = [SimpleNamespace(reach=lambda stop: True, index=index) for index in range(6)]
+
+    def rows_of(walk, stop, *, name):
+        rows = given[name][walk.index]
+        return None if rows is None else (rows, rows[:, :2], torch.ones(len(rows)))
+
+    wanted = {name: corrections._Wanted(nn.Linear(3, 2), 2, partial(rows_of, name=name)) for name in given}
+    for names, first in ((["late"], [x[3]]), (["early"], [x[1]]), (["late", "early"], [None, x[1]])):
+        begun.clear()
+        found = corrections._sums(walks, None, [wanted[name] for name in names], None)
+        for name, seen, expected, (fit, held_out) in zip(names, begun, first, found, strict=True):
+            assert seen is None if expected is None else torch.equal(seen, expected)
+            assert torch.equal(fit.inputs.shift, held_out.inputs.shift)
+            assert torch.equal(fit.inputs.shift, torch.zeros(3) if seen is None else seen.double().mean(0).float())
+            rows = torch.cat([rows for index, rows in enumerate(given[name]) if index % 5 and rows is not None])
+            torch.testing.assert_close(fit.inputs.mean(), rows.double().mean(0), rtol=1e-7, atol=0)
+            assert held_out.weight == 40 and fit.weight == len(rows)

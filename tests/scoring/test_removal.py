@@ -252,6 +252,19 @@ def test_a_root_of_a_metric_gives_it_back_but_for_what_rounding_left_below_nothi
     torch.testing.assert_close(root_of(below) @ root_of(below).T, above)
 
 
+@pytest.mark.parametrize("rows", [20, 400], ids=["few gradients", "many"])
+def test_a_root_is_as_exact_for_outputs_of_small_gradients(rows):
+    """One output has none, others a ten-thousandth of the largest; most have no mean, as behind a layer norm."""
+    drawn = torch.Generator().manual_seed(0)
+    gradients = torch.randn(rows, 48, generator=drawn) * torch.logspace(-2, 2, 48)
+    gradients[:, 3] = 0
+    gradients[:, 10:] -= gradients[:, 10:].mean(1, keepdim=True)
+    metric = (gradients.T @ gradients).double()
+    scale = metric.diagonal().sqrt()
+    off = (root_of(metric) @ root_of(metric).T - metric).abs()
+    assert (off <= 2e-6 * scale[:, None] * scale).all()
+
+
 def test_what_is_inverted_takes_the_memory_of_one_matrix():
     """Its factor and its inverse take the place of the covariance."""
     units, drawn = 2000, torch.Generator().manual_seed(0)

@@ -127,6 +127,12 @@ def test_sums_that_are_merged_are_others(features):
     assert torch.equal(_gram(one), before[0]) and torch.equal(_gram(other), before[1])
 
 
+def test_sums_about_different_shifts_are_not_merged():
+    one, other = _streamed(_rows(20, 0.0)), _streamed(_rows(20, 1.0))
+    with pytest.raises(ValueError, match="different shifts"):
+        one.merged(other)
+
+
 @pytest.mark.parametrize("features", [3, 261])
 def test_sums_that_are_moved_are_about_another_shift(features):
     sums = _streamed(torch.randn(30, features, generator=torch.Generator().manual_seed(1)), dtype=torch.float32)
