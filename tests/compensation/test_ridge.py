@@ -334,6 +334,7 @@ def test_a_solution_takes_half_a_matrix_for_each_of_both_sums_and_one_to_solve()
 
     def solved():
         sums = Regression(inputs, outputs), Regression(inputs, outputs)
+        begin_together(sums, None)
         for each in sums:
             x = torch.randn(40, 5) @ mixed
             each.add(x, x[:, :outputs])
