@@ -130,7 +130,7 @@ def _refit_experts(experts: nn.Module, stop: Stop, walks: Walks, strength: float
     The errors of a token are those of all its experts. So one expert after the other is refitted to what is left of
     them, and then all once more. One without tokens (padding is none), or none that are held out, stays as it is.
     """
-    found = [(index, *walk.experts_errors(stop)) for index, walk in list(_reached(walks, stop))]
+    found = [(index, *walk.experts_errors(stop)) for index, walk in _reached(walks, stop)]
     outputs, neurons = weight_of_expert(experts, 0).shape
     scale = 1.0 if join is None or join.scale is None else join.scale
     for expert in [*range(experts.num_experts)] * _SWEEPS:
@@ -238,8 +238,8 @@ def _sums(
             if rows is None or not len(rows[0]):
                 continue
             while pair in new:  # in the same order on all processes
-                begin_together(new[0], rows[0] if new[0] is pair else None)
-                del new[0]
+                first = new.pop(0)
+                begin_together(first, rows[0] if first is pair else None)
             if strength is not None:
                 pair[0].add(*rows)
             else:
